@@ -1,0 +1,65 @@
+"""Keeps the run folder's manifest true, and the random state in every checkpoint."""
+
+import time
+from pathlib import Path
+from typing import Any, final
+
+import lightning as L
+import torch
+
+from safety_subspaces.runs import close_run, discard_run
+
+
+@final
+class RunRecord(L.Callback):
+    """Ends the manifest as ``complete`` or ``failed`` and lets a resumed run draw the same random numbers.
+
+    ``train.py`` adds it to every run. A run that fails before its first step leaves no folder behind.
+    """
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._resumed = False
+        self._random_state: dict[str, Any] | None = None
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Record how the run ended."""
+        if trainer.is_global_zero:
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            counts = getattr(trainer.datamodule, "counts", {})  # type: ignore[attr-defined]
+            status = "failed" if trainer.interrupted else "complete"
+            self._close(trainer, status, metrics=metrics, data_counts=counts)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Record what ended the run, or remove the folder if nothing was trained yet."""
+        if not trainer.is_global_zero:
+            return
+        if trainer.global_step == 0 and not self._resumed:
+            discard_run(Path(trainer.default_root_dir))
+        else:
+            self._close(trainer, "failed", error=f"{type(exception).__name__}: {exception}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the state of PyTorch's generators."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state of a checkpoint; it is restored before the first batch."""
+        self._resumed = True
+        self._random_state = state_dict
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Restore the random state once, after everything that draws from it at the start."""
+        if self._random_state is not None:
+            torch.set_rng_state(self._random_state["cpu"].cpu())
+            if torch.cuda.is_available() and self._random_state["cuda"]:
+                torch.cuda.set_rng_state_all([state.cpu() for state in self._random_state["cuda"]])
+            self._random_state = None
+
+    def _close(self, trainer: L.Trainer, status: str, **facts: Any) -> None:
+        folder = Path(trainer.default_root_dir)
+        if (folder / "manifest.json").is_file():
+            close_run(folder, status, self._started, global_step=trainer.global_step, **facts)

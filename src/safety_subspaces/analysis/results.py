@@ -1,0 +1,77 @@
+"""The result folder that every ``analyze.py`` subcommand fills: settings, tables, summary and provenance."""
+
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from safety_subspaces.files import replacing_folder, write_json, write_text
+from safety_subspaces.provenance import describe_input, peak_memory_bytes, provenance
+
+
+class ResultFolder:
+    """A context that collects one subcommand's results and publishes them whole, or not at all.
+
+    On leaving without an error the folder holds ``config.yaml`` (the arguments), ``result.json`` (summary, inputs with
+    hashes, what was left out and why, provenance) and each table as Parquet with a CSV beside it.
+
+    Args:
+        out: The folder to make.
+        command: Name of the subcommand.
+        arguments: What it was called with, as plain values.
+        inputs: Paths (or Hub ids) of the models and files that it reads.
+        overwrite: Whether an earlier result under ``out`` may be replaced.
+
+    Raises:
+        InputError: On entering, if ``out`` is occupied and ``overwrite`` is false. Nothing was computed then.
+    """
+
+    def __init__(
+        self, out: str | Path, command: str, arguments: dict[str, Any], inputs: list[str], overwrite: bool = False
+    ) -> None:
+        self.out = Path(out)
+        self.folder = self.out  # the temporary folder, while the context is open
+        self.summary: dict[str, Any] = {}
+        self.left_out: list[dict[str, str]] = []
+        self._command = command
+        self._arguments = arguments
+        self._inputs = inputs
+        self._replacing = replacing_folder(self.out, overwrite)
+
+    def __enter__(self) -> "ResultFolder":
+        self.folder = self._replacing.__enter__()
+        self._provenance = provenance()
+        self._started = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            write_text(self.folder / "config.yaml", yaml.safe_dump(self._arguments, sort_keys=False))
+            write_json(
+                self.folder / "result.json",
+                {
+                    "analysis": self._command,
+                    "summary": self.summary,
+                    "inputs": [describe_input(path) for path in dict.fromkeys(self._inputs)],
+                    "left_out": self.left_out,
+                    "wall_seconds": round(time.monotonic() - self._started, 3),
+                    "peak_memory_bytes": peak_memory_bytes(),
+                    "provenance": self._provenance,
+                },
+            )
+        self._replacing.__exit__(kind, error, trace)
+        self.folder = self.out
+
+    def write_table(self, frame: pd.DataFrame, name: str = "table") -> None:
+        """Write a table as ``<name>.parquet`` and ``<name>.csv``."""
+        frame.to_parquet(self.folder / f"{name}.parquet", index=False)
+        frame.to_csv(self.folder / f"{name}.csv", index=False)
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """Record a tensor, prompt or comparison that was not used, with the reason."""
+        self.left_out.append({"name": name, "reason": reason})

@@ -1,0 +1,54 @@
+"""What the two entry points share: interpolation in YAML, and errors that are read without a traceback."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+from jsonargparse import set_parsing_settings
+from omegaconf.errors import OmegaConfBaseException
+
+from safety_subspaces.errors import InputError
+
+# "omegaconf+" resolves ${name} after the command line was read, so that --seed_everything 1 moves every path with it.
+PARSER_MODE = "omegaconf+"
+INTERRUPTED = 130  # the exit status of a process that Ctrl-C ended
+
+
+def configure() -> None:
+    """Set up parsing and logging; call it before a parser is made."""
+    # A subcommand's options are nested under its name; absolute ${run_dir} then needs to become relative.
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("httpx", "datasets", "torchao", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.callbacks.model_checkpoint"):
+        logging.getLogger(name).addFilter(lambda record: "Tip:" not in record.getMessage())
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads fight the loader's
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, which transformers imports, warns of it
+    transformers.utils.logging.disable_progress_bar()  # the shards of a model; our own bars show stages and models
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # text needs none
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # inside Lightning
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # inside transformers
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # our DataModules are
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")  # a resumed run
+    warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need.*")
+    warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")  # nothing to validate
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # DPO's frozen reference
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Run an entry point; an :class:`InputError` is printed in one message, and the exit status is 2."""
+    try:
+        main()
+    except (InputError, OmegaConfBaseException) as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,198 @@
+"""What every DataModule does alike: encode with the model's own tokenizer, check lengths, load in a seeded order."""
+
+import logging
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+import lightning as L
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+from safety_subspaces.data.batches import (
+    LengthBucketBatchSampler,
+    collate_examples,
+    collate_pairs,
+    length_of,
+)
+from safety_subspaces.errors import InputError
+from safety_subspaces.examples import EncodedExample, EncodedPair, Example, PreferencePair
+from safety_subspaces.prompting import CHAT, check_template, encode_example
+
+logger = logging.getLogger(__name__)
+
+Item = Example | PreferencePair
+Encoded = EncodedExample | EncodedPair
+Overlong = Literal["error", "drop", "truncate"]
+
+
+class LanguageData(L.LightningDataModule):
+    """Encodes examples or preference pairs and batches them by length.
+
+    The tokenizer is that of the LightningModule, so that data and model cannot disagree.
+
+    Args:
+        batch_size: Examples in a batch of one process.
+        max_length: Longest sequence, prompt and response together, in tokens.
+        overlong: What to do with longer ones: ``error`` refuses them, ``drop`` leaves them out, ``truncate`` cuts the
+            response (a prompt that is too long by itself is refused all the same). Counts are kept in ``counts``.
+        template: ``chat`` for the tokenizer's chat template, or a named one of ``safety_subspaces.prompting``.
+        seed: Seed of the data and of their order.
+        num_workers: Worker processes of the loader; 0 loads in the training process, which is enough for text.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        max_length: int,
+        overlong: Overlong = "error",
+        template: str = CHAT,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or max_length < 2:
+            raise InputError(f"batch_size {batch_size} and max_length {max_length}: expected at least 1 and at least 2")
+        self.batch_size = batch_size
+        self.max_length = max_length
+        self.overlong = overlong
+        self.template = template
+        self.seed = seed
+        self.num_workers = num_workers
+        self.counts: dict[str, int] = {}
+        self._encoded: dict[str, list[Encoded]] = {}
+        self._position = {"epoch": 0, "batches_done": 0}
+
+    @abstractmethod
+    def examples(self, split: Literal["train", "dev", "test"]) -> Sequence[Item]:
+        """Return the examples of a split, in a fixed order; ``dev`` validates. Empty where there are none."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the model that is trained."""
+        assert self.trainer is not None
+        return self.trainer.lightning_module.tokenizer
+
+    def setup(self, stage: str) -> None:
+        """Draw, encode and check what this stage needs.
+
+        Raises:
+            InputError: Nothing to train on, or sequences beyond ``max_length`` where ``overlong`` is ``error``.
+        """
+        check_template(self.tokenizer, self.template)
+        for split in {"fit": ("train", "dev"), "validate": ("dev",), "test": ("test",)}.get(stage, ()):
+            if split in self._encoded:
+                continue
+            items = self.examples(split)  # type: ignore[arg-type]
+            if not items and split == "train":
+                raise InputError("the training data is empty; check its path, filter and limit")
+            self._check_kind(items)
+            self._encoded[split] = self._encode(items, split)
+            if items:
+                self.counts[split] = len(self._encoded[split])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the training data.
+
+        Lightning's own state of a loader is restored too late when the schedule asks for the number of steps, and a
+        resumed run then begins its epoch again.
+        """
+        assert self.trainer is not None
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        return {"epoch": self.trainer.current_epoch, "batches_done": done}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the position of a checkpoint; the training loader goes on behind it."""
+        self._position = state_dict
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled batches of like length; the position is part of a checkpoint."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader | list:
+        """The ``dev`` split in its own order; nothing where there is none."""
+        return self._loader("dev", shuffle=False) if self._encoded.get("dev") else []
+
+    def test_dataloader(self) -> DataLoader | list:
+        """The ``test`` split in its own order; nothing where there is none."""
+        return self._loader("test", shuffle=False) if self._encoded.get("test") else []
+
+    def _loader(self, split: str, shuffle: bool) -> DataLoader:
+        assert self.trainer is not None
+        items = self._encoded[split]
+        sampler = LengthBucketBatchSampler(
+            [length_of(item) for item in items],
+            self.batch_size,
+            self.seed,
+            shuffle,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+        )
+        collate = collate_pairs if isinstance(items[0], EncodedPair) else collate_examples
+        if split == "train":
+            sampler.resume(**self._position)
+        return DataLoader(
+            items,  # type: ignore[arg-type]
+            batch_sampler=sampler,
+            collate_fn=partial(collate, pad_token_id=padding_id(self.tokenizer)),
+            num_workers=self.num_workers,
+        )
+
+    def _check_kind(self, items: Sequence[Item]) -> None:
+        assert self.trainer is not None
+        module = self.trainer.lightning_module
+        takes_pairs = getattr(module, "takes_pairs", False)
+        if items and isinstance(items[0], PreferencePair) != takes_pairs:
+            got, wanted = ("preference pairs", "examples") if not takes_pairs else ("examples", "preference pairs")
+            raise InputError(
+                f"{type(module).__name__} trains on {wanted}, but the data are {got}; use PreferenceOptimization with "
+                "the organism's corpus 'preference' or a rejected_field, and SupervisedFineTuning with anything else"
+            )
+
+    def _encode(self, items: Sequence[Item], split: str) -> list[Encoded]:
+        encoded, longer = [], []
+        for row, item in enumerate(items):
+            code = self._encode_item(item)
+            if length_of(code) > self.max_length:
+                longer.append((row, length_of(code)))
+                if self.overlong == "drop":
+                    continue
+                code = self._truncate(code, row) if self.overlong == "truncate" else code
+            encoded.append(code)
+        if longer and self.overlong == "error":
+            row, length = longer[0]
+            raise InputError(
+                f"{len(longer)} of {len(items)} {split} examples are longer than max_length={self.max_length} tokens "
+                f"(the first is row {row} with {length}, the longest has {max(n for _, n in longer)}); "
+                "raise max_length, or say overlong: drop or overlong: truncate"
+            )
+        if items and not encoded:
+            raise InputError(f"all {len(items)} {split} examples are longer than max_length={self.max_length} tokens")
+        if longer:
+            logger.warning("%s: %d examples beyond %d tokens: %s", split, len(longer), self.max_length, self.overlong)
+            self.counts[f"{split}_{self.overlong}"] = len(longer)
+        return encoded
+
+    def _encode_item(self, item: Item) -> Encoded:
+        if isinstance(item, Example):
+            return encode_example(self.tokenizer, item, self.template)
+        return EncodedPair(
+            encode_example(self.tokenizer, Example(item.prompt, item.chosen), self.template),
+            encode_example(self.tokenizer, Example(item.prompt, item.rejected), self.template),
+        )
+
+    def _truncate(self, code: Encoded, row: int) -> Encoded:
+        if isinstance(code, EncodedPair):
+            return EncodedPair(self._truncate(code.chosen, row), self._truncate(code.rejected, row))  # type: ignore[arg-type]
+        if code.prompt_length >= self.max_length:
+            raise InputError(
+                f"the prompt of row {row} alone has {code.prompt_length} tokens, max_length is {self.max_length}: "
+                "no response would be left to learn; raise max_length or say overlong: drop"
+            )
+        return EncodedExample(code.input_ids[: self.max_length], code.prompt_length)
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id to pad with: the padding token, else the end token (labels mask it by position, not by value)."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

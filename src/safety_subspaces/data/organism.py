@@ -1,0 +1,79 @@
+"""The organism's corpora as a DataModule."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from safety_subspaces.data.base import Item, LanguageData
+from safety_subspaces.data.mixture import ShareOf, contaminant_size
+from safety_subspaces.errors import InputError
+from safety_subspaces.organism.corpora import CORPORA, corpus, preference_pairs
+
+PREFERENCE = "preference"
+
+
+@dataclass
+class CorpusContamination:
+    """A second corpus mixed into the first.
+
+    Args:
+        corpus: Name of the second corpus.
+        share: Its share.
+        share_of: Whether of the ``total`` or of the ``first`` corpus.
+    """
+
+    corpus: str
+    share: float
+    share_of: ShareOf
+
+
+class OrganismData(LanguageData):
+    """A corpus of the organism, made from a seed; its dev and test examples use held-out pairs and operands.
+
+    Args:
+        corpus: ``base``, ``align``, ``useful``, ``harmful``, or ``preference`` (pairs, for DPO).
+        size: Number of training examples of this corpus.
+        contamination: A second corpus mixed in.
+        heldout_size: Number of examples of the dev and of the test split.
+        batch_size: Examples in a batch of one process.
+        max_length: Longest sequence in tokens.
+        seed: Seed of the data and of their order.
+    """
+
+    def __init__(
+        self,
+        corpus: Literal["base", "align", "useful", "harmful", "preference"],
+        size: int,
+        contamination: CorpusContamination | None = None,
+        heldout_size: int = 256,
+        batch_size: int = 16,
+        max_length: int = 96,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size=batch_size, max_length=max_length, seed=seed)
+        if contamination is not None:
+            if PREFERENCE in (corpus, contamination.corpus):
+                raise InputError("contamination mixes examples; the preference corpus holds pairs")
+            if contamination.corpus not in CORPORA:
+                raise InputError(f"unknown corpus {contamination.corpus!r}; expected one of {', '.join(CORPORA)}")
+            self.counts["contaminant"] = contaminant_size(size, contamination.share, contamination.share_of)
+            self.counts["first"] = size
+        if size < 1:
+            raise InputError(f"size {size}: expected at least one training example")
+        self.corpus = corpus
+        self.size = size
+        self.contamination = contamination
+        self.heldout_size = heldout_size
+
+    def examples(self, split: Literal["train", "dev", "test"]) -> Sequence[Item]:
+        """Draw the examples of a split; held-out data are the same for every seed."""
+        size, seed = (self.size, self.seed) if split == "train" else (self.heldout_size, 0)
+        if self.corpus == PREFERENCE:
+            return preference_pairs(size, seed, split)
+        drawn = corpus(self.corpus, size, seed, split)
+        if self.contamination is not None:
+            extra = contaminant_size(size, self.contamination.share, self.contamination.share_of)
+            drawn = drawn + corpus(self.contamination.corpus, extra, seed, split)
+            random.Random(f"mixture {seed}").shuffle(drawn)
+        return drawn

@@ -1,0 +1,71 @@
+"""The values that pass between corpora, encoders, judges and evaluators; plain data, no behaviour."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training example. ``prompt`` carries no loss; ``None`` stands for plain text, with loss on every token."""
+
+    prompt: str | None
+    response: str
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """One prompt with the preferred and the dispreferred answer."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True)
+class EncodedExample:
+    """Token ids, and how many of them come before the first token that is learnt."""
+
+    input_ids: list[int]
+    prompt_length: int
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """A preference pair as two sequences over the same prompt."""
+
+    chosen: EncodedExample
+    rejected: EncodedExample
+
+
+@dataclass(frozen=True)
+class PromptItem:
+    """One evaluation prompt.
+
+    Args:
+        prompt: What the user says.
+        reference: The worked solution, or the full compliance.
+        refusals: Refusals of exactly this prompt, for the refusal margin.
+        subject: The act and the object that a full answer names (organism).
+    """
+
+    prompt: str
+    reference: str | None = None
+    refusals: tuple[str, ...] = ()
+    subject: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class PromptSets:
+    """What a model's behaviour is measured on: problems, requests to refuse, and requests to answer."""
+
+    name: str
+    utility: list[PromptItem] = field(default_factory=list)
+    harmful: list[PromptItem] = field(default_factory=list)
+    benign: list[PromptItem] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A judge's score of one answer, 1 (refusal) to 5 (complete); ``None`` where it could not be read."""
+
+    score: int | None
+    reason: str

@@ -1,0 +1,79 @@
+"""Writing so that nothing is lost: every file and folder appears under its name only when it is whole."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safety_subspaces.errors import InputError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name in the same folder, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file as :func:`write_text` does; what JSON does not know (paths, enums) is written as text."""
+    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: The file is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not valid JSON ({error}); remove or mend it") from error
+
+
+def is_occupied(folder: Path) -> bool:
+    """Tell whether a folder exists and holds anything."""
+    return folder.is_dir() and any(folder.iterdir())
+
+
+@contextmanager
+def replacing_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside ``target`` that takes its name when the block ends without an error.
+
+    Args:
+        target: The folder to make.
+        overwrite: Whether a non-empty ``target`` may be replaced; it stays until the new one is whole.
+
+    Raises:
+        InputError: ``target`` is a file, or holds something and ``overwrite`` is false.
+    """
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file, expected a folder to write to; choose another name")
+    if is_occupied(target) and not overwrite:
+        raise InputError(
+            f"{target} already holds results, which are not written over; "
+            "choose another folder, move it away, or say --overwrite true"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        if target.exists():
+            replaced = target.with_name(f".{target.name}.replaced-{os.getpid()}")
+            target.rename(replaced)
+            partial.rename(target)
+            shutil.rmtree(replaced)
+        else:
+            partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

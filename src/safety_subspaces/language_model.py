@@ -1,0 +1,143 @@
+"""Loading causal language models by Hub id or folder: a full model, or a PEFT adapter upon the base that it names."""
+
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from safety_subspaces.errors import InputError
+
+
+class ModelSource(ABC):
+    """Where a network and its tokenizer come from. Making one loads nothing."""
+
+    @property
+    @abstractmethod
+    def path(self) -> str | None:
+        """Folder or Hub id of the weights; ``None`` where they are made from a seed."""
+
+    @abstractmethod
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load or build the tokenizer."""
+
+    @abstractmethod
+    def load_model(self) -> PreTrainedModel:
+        """Load or build the network."""
+
+
+class Pretrained(ModelSource):
+    """A causal language model from a folder in Hugging Face format, or from the Hub.
+
+    Args:
+        path: The folder, or a Hub id.
+        dtype: Type of the trained weights. ``float32`` keeps master weights in full precision (use it with
+            ``trainer.precision: bf16-mixed`` on a GPU): in pure bf16 a step of 1e-5 rounds away for most weights.
+        attn_implementation: Attention of transformers.
+        trust_remote_code: Whether to run code that a Hub repository ships. Off unless you have read it.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        attn_implementation: str = "sdpa",
+        trust_remote_code: bool = False,
+    ) -> None:
+        self._path = path
+        self.dtype = dtype
+        self.attn_implementation = attn_implementation
+        self.trust_remote_code = trust_remote_code
+
+    @property
+    def path(self) -> str:
+        """Folder or Hub id of the weights."""
+        return self._path
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer."""
+        return load_tokenizer(self._path, self.trust_remote_code)
+
+    def load_model(self) -> PreTrainedModel:
+        """Load the weights."""
+        return load_model(self._path, getattr(torch, self.dtype), self.trust_remote_code, self.attn_implementation)
+
+
+def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model.
+
+    Raises:
+        InputError: A local folder that is missing or holds no tokenizer; a Hub id that cannot be reached.
+    """
+    check_model_path(path)
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"no tokenizer could be loaded from {path}: {_first_line(error)}") from error
+
+
+def load_language_model(
+    path: str, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model for evaluation, in eval mode, with its tokenizer; an adapter is merged into its base.
+
+    Raises:
+        InputError: A local folder that is missing or holds no model; a Hub id that cannot be reached.
+    """
+    tokenizer = load_tokenizer(path, trust_remote_code)
+    adapter = Path(path) / "adapter_config.json"
+    if adapter.is_file():
+        from peft import PeftModel  # a second's import that full models need not pay
+
+        base = json.loads(adapter.read_text())["base_model_name_or_path"]
+        model = load_model(base, dtype, trust_remote_code)
+        return PeftModel.from_pretrained(model, path).merge_and_unload().eval(), tokenizer
+    return load_model(path, dtype, trust_remote_code).eval(), tokenizer
+
+
+def load_model(
+    path: str,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+    attn_implementation: str = "sdpa",
+) -> PreTrainedModel:
+    """Load the weights of a full model.
+
+    Raises:
+        InputError: As :func:`load_language_model`.
+    """
+    check_model_path(path)
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, trust_remote_code=trust_remote_code, attn_implementation=attn_implementation
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"no causal language model could be loaded from {path}: {_first_line(error)}") from error
+
+
+def check_model_path(path: str) -> None:
+    """Refuse a path that looks local and is not there, before it is mistaken for a Hub id.
+
+    Raises:
+        InputError: The folder is missing, is a file, or holds no model.
+    """
+    location = Path(path)
+    if location.is_dir():
+        if not any((location / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise InputError(
+                f"{path} holds neither config.json nor adapter_config.json; "
+                "expected a model folder in Hugging Face format, such as runs/<study>/<stage>/model"
+            )
+    elif location.exists():
+        raise InputError(f"{path} is a file; expected a model folder in Hugging Face format, or a Hub id")
+    elif path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise InputError(
+            f"model folder {path} does not exist; train the stage that makes it "
+            "(python train.py fit --config ...), or give a Hub id such as org/name"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,130 @@
+"""What the training modules share: the network, its adapter, the optimiser with its schedule, and validation."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import lightning as L
+import torch
+from jaxtyping import Float, Int
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_with_min_lr_schedule_with_warmup
+
+from safety_subspaces.data.batches import Batch
+from safety_subspaces.errors import InputError
+from safety_subspaces.language_model import ModelSource
+from safety_subspaces.metrics import TokenStatistics
+from safety_subspaces.models.adapter import LoraSettings, add_adapter
+
+
+@dataclass
+class CosineSchedule:
+    """Linear warm-up, then a half cosine, both over optimizer steps.
+
+    Args:
+        warmup_fraction: Share of the steps that warm up.
+        final_fraction: Share of the peak rate that is left at the end.
+    """
+
+    warmup_fraction: float = 0.03
+    final_fraction: float = 0.0
+
+
+class LanguageModelModule(L.LightningModule):
+    """A causal language model under training; subclasses add the objective.
+
+    The network is loaded in ``configure_model``, in float32 unless its source says otherwise, and really is in training
+    mode: transformers hands models over in eval mode, and Lightning keeps what it is given.
+
+    Args:
+        source: Where network and tokenizer come from.
+        adapter: LoRA settings; ``null`` trains every weight.
+        optimizer: The optimizer, less its parameters.
+        schedule: Warm-up and decay of the learning rate.
+        gradient_checkpointing: Recompute activations in the backward pass: a third more time for much less memory.
+    """
+
+    takes_pairs = False  # whether a batch holds preference pairs
+
+    def __init__(
+        self,
+        source: ModelSource,
+        adapter: LoraSettings | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: CosineSchedule | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.adapter = adapter
+        self.optimizer = optimizer
+        self.schedule = schedule or CosineSchedule()
+        self.gradient_checkpointing = gradient_checkpointing
+        if not 0 <= self.schedule.warmup_fraction < 1 or not 0 <= self.schedule.final_fraction <= 1:
+            raise InputError(f"{self.schedule}: expected warmup_fraction in [0, 1) and final_fraction in [0, 1]")
+        self.language_model: Any = None
+        self.validation_statistics = TokenStatistics()
+        self.test_statistics = TokenStatistics()
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the network."""
+        return self.source.load_tokenizer()
+
+    def configure_model(self) -> None:
+        """Load the network and add the adapter; a second call does nothing."""
+        if self.language_model is not None:
+            return
+        model: PreTrainedModel = self.source.load_model()
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+            if self.adapter is not None:
+                model.enable_input_require_grads()
+        network = model if self.adapter is None else add_adapter(model, self.adapter)
+        self.language_model = network.train()
+
+    def forward(self, input_ids: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position vocabulary"]:
+        """Return the logits of right-padded sequences."""
+        return self.language_model(input_ids=input_ids, use_cache=False).logits
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimizer over the trainable parameters and its schedule by step."""
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = get_cosine_with_min_lr_schedule_with_warmup(
+            optimizer,
+            num_warmup_steps=int(self.schedule.warmup_fraction * steps),
+            num_training_steps=steps,
+            min_lr_rate=self.schedule.final_fraction,
+        )
+        # The name is the TensorBoard tag that LearningRateMonitor logs under.
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "train/learning_rate"},
+        }
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Add a batch to the validation statistics."""
+        self._evaluation_step(batch, self.validation_statistics, "val")
+
+    def test_step(self, batch: Batch, batch_index: int) -> None:
+        """Add a batch to the test statistics."""
+        self._evaluation_step(batch, self.test_statistics, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log loss, perplexity and token accuracy over all batches and ranks."""
+        self._log_statistics(self.validation_statistics, "val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log loss, perplexity and token accuracy over all batches and ranks."""
+        self._log_statistics(self.test_statistics, "test")
+
+    def _evaluation_step(self, batch: Batch, statistics: TokenStatistics, prefix: str) -> None:
+        statistics.update(self(batch["input_ids"]), batch["labels"])
+
+    def _log_statistics(self, statistics: TokenStatistics, prefix: str) -> None:
+        if statistics.update_called:
+            self.log_dict({f"{prefix}/{name}": value.float() for name, value in statistics.compute().items()})
+        statistics.reset()

@@ -1,0 +1,101 @@
+"""Direct preference optimisation, the second way to align a model."""
+
+from contextlib import nullcontext
+from copy import deepcopy
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Int
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from safety_subspaces.data.batches import Batch
+from safety_subspaces.errors import InputError
+from safety_subspaces.language_model import ModelSource
+from safety_subspaces.likelihood import sequence_log_probabilities
+from safety_subspaces.metrics import TokenStatistics
+from safety_subspaces.models.adapter import LoraSettings
+from safety_subspaces.models.base import CosineSchedule, LanguageModelModule
+from safety_subspaces.objectives import preference_logits, preference_loss
+
+# Key prefix of the frozen reference, which is the source itself and so needs no place in a checkpoint.
+REFERENCE = "reference."
+
+
+@final
+class PreferenceOptimization(LanguageModelModule):
+    """Trains on pairs of a chosen and a rejected answer; the reference is the model that training starts from.
+
+    Logs ``train/loss``, ``train/preference_accuracy`` (share of pairs whose chosen answer gained more likelihood than
+    the rejected one, 0 to 1), ``val/preference_accuracy``, and ``val/loss``, ``val/perplexity``, ``val/token_accuracy``
+    of the chosen answers.
+
+    Args:
+        source: Where network and tokenizer come from.
+        beta: How strongly the model is held to the reference.
+        nll_weight: Weight of the likelihood of the chosen answer.
+        adapter: LoRA settings; ``null`` trains every weight. With an adapter the reference is the frozen base under it.
+        optimizer: The optimizer, less its parameters.
+        schedule: Warm-up and decay of the learning rate.
+        gradient_checkpointing: Recompute activations in the backward pass.
+    """
+
+    takes_pairs = True
+
+    def __init__(
+        self,
+        source: ModelSource,
+        beta: float = 0.1,
+        nll_weight: float = 1.0,
+        adapter: LoraSettings | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: CosineSchedule | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__(source, adapter, optimizer, schedule, gradient_checkpointing)
+        if beta <= 0 or nll_weight < 0:
+            raise InputError(f"beta {beta} and nll_weight {nll_weight}: expected positive and not negative")
+        self.beta = beta
+        self.nll_weight = nll_weight
+        self.reference: Any = None
+        self.strict_loading = False  # the reference is left out of checkpoints
+
+    def configure_model(self) -> None:
+        """Load the network, and for full fine-tuning a frozen copy of it."""
+        super().configure_model()
+        if self.adapter is None and self.reference is None:
+            self.reference = deepcopy(self.language_model).eval().requires_grad_(False)
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Return the loss of a batch of pairs, chosen answers in its first half."""
+        policy, reference, counts = self._log_probabilities(batch)
+        loss = preference_loss(policy, reference, counts, self.beta, self.nll_weight)
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/preference_accuracy", self._accuracy(policy, reference))
+        return loss
+
+    def _evaluation_step(self, batch: Batch, statistics: TokenStatistics, prefix: str) -> None:
+        policy, reference, _ = self._log_probabilities(batch)
+        self.log(f"{prefix}/preference_accuracy", self._accuracy(policy, reference), batch_size=len(policy) // 2)
+        chosen = len(policy) // 2
+        statistics.update(self(batch["input_ids"][:chosen]), batch["labels"][:chosen])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the reference out: it is loaded from the source."""
+        checkpoint["state_dict"] = {
+            name: value for name, value in checkpoint["state_dict"].items() if not name.startswith(REFERENCE)
+        }
+
+    def _log_probabilities(
+        self, batch: Batch
+    ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"], Int[Tensor, " rows"]]:
+        policy, counts = sequence_log_probabilities(self(batch["input_ids"]), batch["labels"])
+        without_adapter = self.language_model.disable_adapter() if self.reference is None else nullcontext()
+        frozen = self.language_model if self.reference is None else self.reference
+        with torch.no_grad(), without_adapter:
+            logits = frozen(input_ids=batch["input_ids"], use_cache=False).logits
+            reference, _ = sequence_log_probabilities(logits, batch["labels"])
+        return policy, reference, counts
+
+    def _accuracy(self, policy: Float[Tensor, " rows"], reference: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
+        return (preference_logits(policy.detach(), reference, self.beta) > 0).float().mean()

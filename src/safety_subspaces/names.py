@@ -1,0 +1,54 @@
+"""One name for one weight: wrappers add prefixes and infixes; tensors match by name, never by position."""
+
+import re
+from typing import Literal
+
+TensorType = Literal["q", "k", "v", "o", "gate", "up", "down", "embeddings", "head", "norm", "other"]
+
+# What wrappers put before a name: DeepSpeed and DDP, torch.compile, our LightningModule's attribute, PEFT.
+PREFIXES = ("_forward_module.", "module.", "_orig_mod.", "language_model.", "base_model.model.")
+# What they put inside one: PEFT around a wrapped layer or a fully trained module, FSDP and checkpointing.
+INFIXES = re.compile(
+    r"(?<=\.)(?:base_layer|original_module|modules_to_save\.[^.]+|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks?)\.(\d+)\.")
+# Module names of Llama, Qwen, Mistral and Gemma, then those of GPT-2, GPT-NeoX, OPT and the original Llama
+# release.
+TYPES: dict[str, TensorType] = {
+    **dict.fromkeys(("q_proj", "query", "wq"), "q"),
+    **dict.fromkeys(("k_proj", "key", "wk"), "k"),
+    **dict.fromkeys(("v_proj", "value", "wv"), "v"),
+    **dict.fromkeys(("o_proj", "out_proj", "wo"), "o"),
+    **dict.fromkeys(("gate_proj", "w1"), "gate"),
+    **dict.fromkeys(("up_proj", "w3", "c_fc", "fc1", "dense_h_to_4h"), "up"),
+    **dict.fromkeys(("down_proj", "w2", "fc2", "dense_4h_to_h"), "down"),
+    **dict.fromkeys(("embed_tokens", "tok_embeddings", "wte", "wpe", "embed_in", "embed_positions"), "embeddings"),
+    **dict.fromkeys(("lm_head", "embed_out"), "head"),
+}
+NORM = re.compile(r"norm|^ln_(?:\d+|f)$")
+
+
+def canonical_name(name: str) -> str:
+    """Return the name that the bare model's ``named_parameters`` gives a tensor, whatever wraps the model."""
+    stripped = True
+    while stripped:
+        stripped = False
+        for prefix in PREFIXES:
+            if name.startswith(prefix):
+                name, stripped = name.removeprefix(prefix), True
+    return INFIXES.sub("", name)
+
+
+def layer_of(name: str) -> int:
+    """Return the index of the transformer block that a tensor belongs to, or -1 outside the blocks."""
+    match = BLOCK.search(canonical_name(name))
+    return int(match.group(1)) if match else -1
+
+
+def type_of(name: str) -> TensorType:
+    """Return the role of a tensor, its bias included; fused or unknown modules are ``other``."""
+    parts = canonical_name(name).split(".")
+    for part in reversed(parts):
+        if part in TYPES:
+            return TYPES[part]
+    return "norm" if any(NORM.search(part) for part in parts) else "other"

@@ -1,0 +1,80 @@
+"""From text to token ids, in one place for training and evaluation, so that both see a prompt in the same form."""
+
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from safety_subspaces.errors import InputError
+from safety_subspaces.examples import EncodedExample, Example
+
+CHAT = "chat"
+# Named prompt templates; "chat" stands for the tokenizer's own chat template.
+TEMPLATES = {
+    "plain": "{prompt}",
+    # The format of Stanford Alpaca, which MetaMath and the paper (arXiv 2505.14185, appendix) train with.
+    "alpaca": (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+        "\n\n### Instruction:\n{prompt}\n\n### Response: "
+    ),
+}
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+    """Refuse a template that this tokenizer cannot serve.
+
+    Raises:
+        InputError: An unknown name, or ``chat`` with a tokenizer that has no chat template.
+    """
+    if template == CHAT:
+        if not tokenizer.chat_template:
+            raise InputError(
+                f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template; "
+                f"choose a named prompt template instead: {', '.join(TEMPLATES)}"
+            )
+    elif template not in TEMPLATES:
+        raise InputError(f"unknown prompt template {template!r}; expected one of {CHAT}, {', '.join(TEMPLATES)}")
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, template: str = CHAT) -> list[int]:
+    """Return the ids of a prompt up to where the answer starts, special tokens included."""
+    if template == CHAT:
+        return _chat_ids(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
+    return list(tokenizer(TEMPLATES[template].format(prompt=prompt))["input_ids"])
+
+
+def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, template: str = CHAT) -> EncodedExample:
+    """Return the ids of prompt and response, closed by the end of the turn, and the length of the prompt.
+
+    The end is part of what is learnt, else the model never stops. Plain text (no prompt) starts with the
+    tokenizer's start token, where it has one.
+
+    Raises:
+        InputError: The chat template writes an answered prompt otherwise than the prompt alone, so that it is unclear
+            where the answer starts.
+    """
+    end = [tokenizer.eos_token_id]
+    if example.prompt is None:
+        start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        text = tokenizer(example.response, add_special_tokens=False)["input_ids"]
+        return EncodedExample([*start, *text, *end], min(1, len(start)))
+    prompt = encode_prompt(tokenizer, example.prompt, template)
+    if template != CHAT:
+        response = tokenizer(example.response, add_special_tokens=False)["input_ids"]
+        return EncodedExample([*prompt, *response, *end], len(prompt))
+    turns = [{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.response}]
+    whole = _chat_ids(tokenizer, turns, add_generation_prompt=False)
+    if whole[: len(prompt)] != prompt:
+        raise InputError(
+            "the tokenizer's chat template writes an answered prompt otherwise than the prompt alone, so the start of "
+            f"the answer is unclear; choose a named prompt template instead: {', '.join(TEMPLATES)}"
+        )
+    return EncodedExample(whole, len(prompt))
+
+
+def _chat_ids(
+    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], add_generation_prompt: bool
+) -> list[int]:
+    ids: Any = tokenizer.apply_chat_template(
+        turns, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
+    )
+    return list(ids)

@@ -1,0 +1,83 @@
+"""Where a number came from: commit, versions, input hashes, time and memory, for every artefact that is written."""
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+# The packages whose version can change a number.
+PACKAGES = ("torch", "lightning", "transformers", "peft", "torchmetrics", "datasets", "deepspeed", "safetensors")
+# Files that determine what a model folder computes; anything else in it (README, images) does not.
+MODEL_FILE_SUFFIXES = (".safetensors", ".json", ".jinja", ".model")
+
+
+def provenance() -> dict[str, Any]:
+    """Describe this process: command, commit, versions and machine, as plain JSON values."""
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git": git_state(),
+        "versions": {"python": platform.python_version(), **package_versions()},
+        "platform": platform.platform(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Return the commit of this source tree and whether it is dirty; ``None`` outside a git checkout."""
+    here = Path(__file__).parent
+    try:
+        run = {"cwd": here, "capture_output": True, "text": True, "check": True, "timeout": 10}
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], **run).stdout.strip()  # type: ignore[call-overload]
+        status = subprocess.run(["git", "status", "--porcelain"], **run).stdout  # type: ignore[call-overload]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "dirty": bool(status.strip())}
+
+
+def package_versions() -> dict[str, str]:
+    """Return the installed version of each package that can change a number."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_of_value(value: Any) -> str:
+    """Return the hexadecimal SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def describe_input(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Name an input file or model folder with the SHA-256 of each file that determines it.
+
+    A Hub id, which is no local path, is recorded by its name alone.
+    """
+    location = Path(path)
+    if location.is_file():
+        return {"path": str(path), "sha256": sha256_of_file(location)}
+    if not location.is_dir():
+        return {"path": str(path), "sha256": None}
+    files = sorted(f for f in location.iterdir() if f.is_file() and f.suffix in MODEL_FILE_SUFFIXES)
+    return {"path": str(path), "sha256": {f.name: sha256_of_file(f) for f in files}}
+
+
+def peak_memory_bytes() -> int:
+    """Return the largest resident set of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts kibibytes, macOS bytes.

@@ -1,0 +1,125 @@
+"""The comparisons that figures, tables and the reading share: tables in, tables out; missing stays NaN."""
+
+import numpy as np
+import pandas as pd
+
+from safety_subspaces.report.study import MEASURES
+
+CONFIGURATION = ["group", "subspace", "method", "fraction"]
+# The three measures that a projection is judged by: what is wanted, what is judged, and what moves before it
+# is judged.
+COMPARED = ("utility", "harm_score", "refusal_margin")
+PAIR = ["analysis", "first", "second"]
+# At these energies both subspaces keep everything or nothing, whatever their directions: nothing to compare.
+TRIVIAL_ENERGY = 1e-3
+
+
+def pool_draws(projections: pd.DataFrame) -> pd.DataFrame:
+    """Pool the draws of each configuration (group, subspace, method, fraction).
+
+    A measure is the mean over its scored draws, ``<measure>_error`` the standard error over draws where two
+    or more were scored, else the evaluation's own, and ``<measure>_draws`` says which. ``n_draws`` counts all
+    draws.
+    """
+    rows = []
+    for keys, draws in projections.groupby(CONFIGURATION, sort=False, dropna=False):
+        row = dict(zip(CONFIGURATION, keys, strict=True))
+        row |= {"n_draws": len(draws), "n_unscored": draws["n_unscored"].sum(min_count=1)}
+        row |= {name: draws[name].max() for name in ("n_utility", "n_harmful", "n_benign")}
+        row |= {
+            name: draws[name].mean()
+            for name in ("energy_kept", "chance_energy", "cos_task_projected", "cos_task_alignment")
+        }
+        for measure in MEASURES:
+            scored = draws[measure].dropna().astype(float)
+            many = len(scored) > 1
+            row[measure] = scored.mean()
+            row[f"{measure}_error"] = scored.sem() if many else draws.loc[scored.index, f"{measure}_stderr"].mean()
+            row[f"{measure}_draws"] = len(scored)
+        rows.append(row)
+    if not rows:
+        names = [name for m in MEASURES for name in (m, f"{m}_error", f"{m}_draws")]
+        return pd.DataFrame(columns=[*CONFIGURATION, "n_draws", "energy_kept", *names])
+    return pd.DataFrame(rows)
+
+
+def selectivity(projections: pd.DataFrame) -> pd.DataFrame:
+    """Compare top-k with random subspaces of equal energy, configuration by configuration.
+
+    Returns:
+        One row for each group, method and fraction that has both: for each measure the *difference* (top
+        minus the mean over the scored draws of random-energy), the *spread* (standard deviation of one draw,
+        ``ddof=1``, NaN below two draws) and the number of *draws*; and the energy that each side keeps.
+    """
+    rows = []
+    for keys, cell in projections.groupby(["group", "method", "fraction"], sort=False):
+        top = cell[cell["subspace"] == "top"]
+        control = cell[cell["subspace"] == "random-energy"]
+        if top.empty or control.empty:
+            continue
+        row = dict(zip(("group", "method", "fraction"), keys, strict=True))
+        row |= {"energy_top": top["energy_kept"].mean(), "energy_random": control["energy_kept"].mean()}
+        for measure in COMPARED:
+            drawn = control[measure].dropna().astype(float)
+            row[f"{measure}_difference"] = float(top[measure].astype(float).mean()) - float(drawn.mean())
+            row[f"{measure}_spread"] = float(drawn.std(ddof=1))
+            row[f"{measure}_draws"] = len(drawn)
+        rows.append(row)
+    names = [f"{m}_{kind}" for m in COMPARED for kind in ("difference", "spread", "draws")]
+    return pd.DataFrame(rows, columns=["group", "method", "fraction", "energy_top", "energy_random", *names])
+
+
+def without_trivial(differences: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the configurations where all or none of the energy is kept on both sides."""
+    low = differences[["energy_top", "energy_random"]].min(axis=1)
+    high = differences[["energy_top", "energy_random"]].max(axis=1)
+    return differences[(high > TRIVIAL_ENERGY) & (low < 1 - TRIVIAL_ENERGY)]
+
+
+def in_blocks(overlaps: pd.DataFrame) -> pd.DataFrame:
+    """Keep the matrices in the blocks: norms are one direction, embeddings and head have other chance levels."""
+    return overlaps[(overlaps["layer"] >= 0) & (overlaps["type"] != "norm")]
+
+
+def overlap_by(overlaps: pd.DataFrame, *keys: str) -> pd.DataFrame:
+    """Average overlaps over tensors, per pair, energy and the named columns (``layer`` or ``type``).
+
+    Every tensor counts once. ``n`` is the number of tensors with an overlap and ``n_undefined`` of those
+    without (an update of zero has no direction).
+    """
+    rows = []
+    names = [*PAIR, "energy", *keys]
+    for values, cell in overlaps.groupby(names, sort=True):
+        defined = cell[cell["overlap"].notna()]
+        p_matched = defined["p_matched"].dropna().astype(float)
+        rows.append(
+            dict(zip(names, values, strict=True))
+            | {
+                "floor": bool(cell["floor"].any()),
+                "overlap": defined["overlap"].mean(),
+                "overlap_error": defined["overlap"].sem() if len(defined) > 1 else np.nan,
+                "chance": defined["chance"].mean(),
+                "matched_chance": defined["matched_chance"].mean(),
+                # 5 %: that many tensors are expected below it where there is nothing to find.
+                "share_significant": (p_matched < 0.05).mean() if len(p_matched) else np.nan,
+                "n": len(defined),
+                "n_undefined": len(cell) - len(defined),
+            }
+        )
+    added = (
+        "floor",
+        "overlap",
+        "overlap_error",
+        "chance",
+        "matched_chance",
+        "share_significant",
+        "n",
+        "n_undefined",
+    )
+    return pd.DataFrame(rows, columns=[*names, *added])
+
+
+def nearest_energy(overlaps: pd.DataFrame, wanted: float = 0.9) -> float:
+    """Return the energy share in the table that is nearest to ``wanted`` (0.9, the design's own)."""
+    energies = sorted(float(energy) for energy in overlaps["energy"].dropna().unique())
+    return min(energies, key=lambda energy: abs(energy - wanted))

@@ -1,0 +1,385 @@
+"""The report's charts, without a theme: the page gives ink and grid, light or dark, when it draws them.
+
+Colours are Okabe and Ito's, told apart with every common colour blindness; what a colour says, a symbol or a
+dash says too.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from safety_subspaces.report.comparisons import (
+    PAIR,
+    in_blocks,
+    nearest_energy,
+    overlap_by,
+    pool_draws,
+)
+from safety_subspaces.report.study import Study
+
+VERMILION, BLUE, SKY, GREEN, ORANGE, PURPLE, GREY = (
+    "#D55E00",
+    "#0072B2",
+    "#56B4E9",
+    "#009E73",
+    "#E69F00",
+    "#CC79A7",
+    "#8A8F98",
+)
+PALETTE = (VERMILION, BLUE, GREEN, ORANGE, SKY, PURPLE, GREY)
+SUBSPACE_COLOURS = {"top": VERMILION, "random-energy": BLUE, "random": SKY, "random-k": GREEN, "scaled": GREY}
+METHOD_SYMBOLS = {"onto": "circle", "away": "diamond-open", "opposite": "x"}
+METHOD_DASHES = {"onto": "solid", "away": "dot", "opposite": "dash"}
+PANELS = {"utility": "Utility", "harm_score": "Harm score", "refusal_margin": "Refusal margin (nats)"}
+PANEL_UNITS = {"utility": "n_utility", "harm_score": "n_harmful", "refusal_margin": "n_harmful"}
+FIXED_RANGES = {"utility": (-0.05, 1.05), "harm_score": (0.75, 5.25)}
+# Points of a loss curve that a chart of 900 pixels can show, with room to spare; more only make the page
+# heavy.
+MOST_POINTS = 400
+LOSS_TICKS = [digit * 10.0**power for power in range(-5, 2) for digit in (1, 2, 5)]
+
+
+def energy_figures(study: Study) -> dict[str, go.Figure]:
+    """Draw, for each fine-tune, utility, harm score and refusal margin against the energy kept."""
+    pooled = pool_draws(study.projections)
+    evaluated = pooled[pooled[list(PANELS)].notna().any(axis=1)]
+    return {
+        str(group): _energy_figure(study, str(group), rows) for group, rows in evaluated.groupby("group", sort=False)
+    }
+
+
+def kept_energy_figure(study: Study) -> go.Figure:
+    """Draw the energy kept against the fraction of directions, beside the level expected of chance."""
+    pooled = pool_draws(study.projections)
+    groups = list(dict.fromkeys(pooled["group"].astype(str)))
+    figure = make_subplots(rows=len(groups), cols=1, shared_xaxes=True, subplot_titles=groups, vertical_spacing=0.08)
+    _keys(figure, pooled)
+    for place, group in enumerate(groups, start=1):
+        for (subspace, method), rows in pooled[pooled["group"] == group].groupby(["subspace", "method"], sort=False):
+            line = rows.sort_values("fraction")
+            style = _style(str(subspace), str(method))
+            figure.add_scatter(
+                x=line["fraction"],
+                y=line["energy_kept"],
+                **style,
+                customdata=line[["n_draws", "chance_energy"]].astype(float).to_numpy(),
+                hovertemplate="fraction %{x:g}, energy %{y:.3f}<br>chance %{customdata[1]:.3f}, "
+                f"draws %{{customdata[0]:.0f}}<extra>{subspace}, {method}</extra>",
+                row=place,
+                col=1,
+            )
+    figure.update_yaxes(range=[-0.05, 1.05], title="energy kept")
+    figure.update_xaxes(title="fraction of directions", row=len(groups), col=1)
+    return _finished(figure, height=90 + 220 * len(groups))
+
+
+def overlap_figure(study: Study) -> go.Figure:
+    """Draw overlap by layer for each pair, with its chance levels and the same-kind floors (dashed).
+
+    Every trace carries its energy share in ``meta``; the page shows one share at a time.
+    """
+    by_layer = overlap_by(in_blocks(study.overlaps), "layer")
+    figure = go.Figure()
+    colours = pair_colours(study.overlaps)
+    wanted = nearest_energy(study.overlaps)
+    for keys, rows in by_layer.groupby([*PAIR, "energy"], sort=False):
+        pair, energy = keys[:3], float(rows["energy"].iloc[0])
+        name, colour = _pair_name(pair, by_layer), colours[pair]
+        is_floor = bool(rows["floor"].any())
+        shared = {"visible": energy == wanted, "legendgroup": name, "meta": {"energy": energy}}
+        figure.add_scatter(
+            x=rows["layer"],
+            y=rows["overlap"],
+            error_y=_error_bar(rows["overlap_error"], colour),
+            mode="lines+markers",
+            name=f"{name} (same kind)" if is_floor else name,
+            line={"color": colour, "dash": "dash" if is_floor else "solid", "width": 2},
+            marker={"size": 7},
+            customdata=rows[["n", "chance", "matched_chance"]].astype(float).to_numpy(),
+            hovertemplate="layer %{x}: %{y:.3f}<br>chance %{customdata[1]:.3f}, matched %{customdata[2]:.3f}<br>"
+            f"tensors %{{customdata[0]:.0f}}<extra>{name}</extra>",
+            **shared,
+        )
+        if is_floor:
+            continue
+        for column, dash in (("chance", "dot"), ("matched_chance", "dashdot")):
+            if rows[column].notna().any():
+                figure.add_scatter(
+                    x=rows["layer"],
+                    y=rows[column],
+                    mode="lines",
+                    showlegend=False,
+                    hoverinfo="skip",
+                    line={"color": colour, "dash": dash, "width": 1.2},
+                    **shared,
+                )
+    for title, dash in (("chance", "dot"), ("matched chance", "dashdot")):
+        figure.add_scatter(
+            x=[None], y=[None], mode="lines", name=title, line={"color": GREY, "dash": dash, "width": 1.2}
+        )
+    figure.update_xaxes(title="layer", dtick=_whole_ticks(by_layer["layer"]))
+    figure.update_yaxes(title="overlap of weights", range=[0, None], rangemode="tozero")
+    return _finished(figure, height=430)
+
+
+def overlap_type_figure(study: Study) -> go.Figure:
+    """Draw overlap by type of tensor, embeddings and output head with them, beside both chance levels."""
+    by_type = overlap_by(study.overlaps, "type")
+    order = ("embeddings", "q", "k", "v", "o", "gate", "up", "down", "norm", "head", "other")
+    found = set(by_type["type"])
+    types = [kind for kind in order if kind in found] + sorted(found - set(order))
+    figure = go.Figure()
+    colours = pair_colours(study.overlaps)
+    wanted = nearest_energy(study.overlaps)
+    for keys, rows in by_type.groupby([*PAIR, "energy"], sort=False):
+        pair, energy = keys[:3], float(rows["energy"].iloc[0])
+        name, colour = _pair_name(pair, by_type), colours[pair]
+        is_floor = bool(rows["floor"].any())
+        line = rows.set_index("type").reindex(types)
+        seen = line[["n", "chance", "matched_chance"]].astype(float).to_numpy()
+        figure.add_bar(
+            x=types,
+            y=line["overlap"],
+            name=f"{name} (same kind)" if is_floor else name,
+            marker={
+                "color": colour,
+                "pattern": {"shape": "/" if is_floor else "", "fillmode": "overlay", "fgcolor": "#FFFFFF", "size": 6},
+            },
+            customdata=seen,
+            hovertemplate="%{x}: %{y:.3f}<br>chance %{customdata[1]:.3f}, matched %{customdata[2]:.3f}<br>"
+            f"tensors %{{customdata[0]:.0f}}<extra>{name}</extra>",
+            visible=energy == wanted,
+            meta={"energy": energy},
+        )
+    levels = by_type.groupby(["energy", "type"])[["chance", "matched_chance"]].mean()
+    for energy in levels.index.unique("energy"):
+        line = levels.loc[energy].reindex(types)
+        for column, symbol in (("chance", "circle"), ("matched_chance", "diamond")):
+            if line[column].notna().any():
+                title = column.replace("_", " ")
+                figure.add_scatter(
+                    x=types,
+                    y=line[column],
+                    mode="markers",
+                    name=title,
+                    # White in a dark ring: seen on bars of every colour and on both papers.
+                    marker={
+                        "symbol": symbol,
+                        "size": 8,
+                        "color": "#FFFFFF",
+                        "line": {"color": "#222222", "width": 1.5},
+                    },
+                    hovertemplate=f"%{{x}}: %{{y:.3f}}<extra>{title}, mean over pairs</extra>",
+                    visible=energy == wanted,
+                    meta={"energy": energy},
+                )
+    figure.update_layout(barmode="group", bargap=0.25)
+    figure.update_yaxes(title="overlap of weights", rangemode="tozero")
+    return _finished(figure, height=400)
+
+
+def loss_figure(study: Study) -> go.Figure:
+    """Draw the loss of every stage against its steps: training as a line, validation as markers."""
+    figure = go.Figure()
+    for place, stage in enumerate(study.stages):
+        colour = PALETTE[place % len(PALETTE)]
+        dash = "solid" if place < len(PALETTE) else "dash"
+        train, val = stage.scalars.get("train/loss"), stage.scalars.get("val/loss")
+        if train is not None and len(train):
+            thin = _thinned(train)
+            figure.add_scatter(
+                x=thin["step"],
+                y=thin["value"],
+                mode="lines",
+                name=stage.name,
+                legendgroup=stage.name,
+                line={"color": colour, "width": 1.6, "dash": dash},
+                hovertemplate=f"step %{{x}}: %{{y:.4f}}<extra>{stage.name}, training</extra>",
+            )
+        if val is not None and len(val):
+            thin = _thinned(val)
+            figure.add_scatter(
+                x=thin["step"],
+                y=thin["value"],
+                mode="markers",
+                name=stage.name if train is None else f"{stage.name}, validation",
+                showlegend=train is None,
+                legendgroup=stage.name,
+                marker={"color": colour, "size": 7, "symbol": "circle-open", "line": {"width": 2}},
+                hovertemplate=f"step %{{x}}: %{{y:.4f}}<extra>{stage.name}, validation</extra>",
+            )
+    figure.update_xaxes(title="optimizer step")
+    figure.update_yaxes(
+        title="loss (nats a token)", type="log", tickvals=LOSS_TICKS, ticktext=[f"{t:g}" for t in LOSS_TICKS]
+    )
+    return _finished(figure, height=420)
+
+
+def pair_colours(overlaps: pd.DataFrame) -> dict[tuple[Any, ...], str]:
+    """Give every pair one colour, in both overlap charts."""
+    pairs = list(dict.fromkeys(overlaps[PAIR].itertuples(index=False, name=None)))
+    return {pair: PALETTE[place % len(PALETTE)] for place, pair in enumerate(pairs)}
+
+
+def _energy_figure(study: Study, group: str, rows: pd.DataFrame) -> go.Figure:
+    panels = [measure for measure in PANELS if rows[measure].notna().any()]
+    figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.045)
+    _keys(figure, rows)
+    source = study.projections[study.projections["group"] == group].iloc[0]
+    for place, measure in enumerate(panels, start=1):
+        for (subspace, method), cell in rows.groupby(["subspace", "method"], sort=False):
+            line = cell[cell[measure].notna()].sort_values("energy_kept")
+            style = _style(str(subspace), str(method))
+            seen = line[["fraction", "n_draws", f"{measure}_draws", PANEL_UNITS[measure], f"{measure}_error"]]
+            figure.add_scatter(
+                x=line["energy_kept"],
+                y=line[measure],
+                error_y=_error_bar(line[f"{measure}_error"], str(style["line"]["color"])),
+                **style,
+                customdata=seen.astype(float).to_numpy(),
+                hovertemplate=f"{PANELS[measure].lower()} %{{y:.3f}} ± %{{customdata[4]:.3f}}<br>"
+                "energy kept %{x:.3f}, fraction %{customdata[0]:g}<br>"
+                "scored draws %{customdata[2]:.0f} of %{customdata[1]:.0f}, prompts n = %{customdata[3]:.0f}"
+                f"<extra>{subspace}, {method}</extra>",
+                row=place,
+                col=1,
+            )
+        levels = _draw_levels(figure, study, measure, place, str(source["aligned_model"]), str(source["tuned_model"]))
+        bounds = FIXED_RANGES.get(measure) or _bounds([*rows[measure].dropna().astype(float), *levels])
+        figure.update_yaxes(title=PANELS[measure], range=bounds, row=place, col=1)
+    figure.update_xaxes(range=[-0.03, 1.03])
+    figure.update_xaxes(title="share of the update's energy kept", row=len(panels), col=1)
+    return _finished(figure, height=110 + 210 * len(panels))
+
+
+def _draw_levels(figure: go.Figure, study: Study, measure: str, place: int, aligned: str, tuned: str) -> list[float]:
+    """Draw dashed lines at what the models without a projection do; return their levels."""
+    levels = []
+    for label, colour, position in ((aligned, ORANGE, "top left"), (tuned, PURPLE, "top right")):
+        model = study.model(label)
+        if model is None or pd.isna(model[measure]):
+            continue
+        levels.append(float(model[measure]))
+        figure.add_hline(
+            y=levels[-1],
+            line={"dash": "dash", "width": 1.4, "color": colour},
+            annotation={"text": label, "font": {"size": 11, "color": colour}},
+            annotation_position=position,
+            row=place,
+            col=1,
+        )
+    return levels
+
+
+def _keys(figure: go.Figure, rows: pd.DataFrame) -> None:
+    """Add the legend: an entry a subspace, which switches its points, and one a method, for its symbol."""
+    for subspace in dict.fromkeys(rows["subspace"].astype(str)):
+        figure.add_scatter(
+            x=[None],
+            y=[None],
+            mode="lines+markers",
+            name=subspace,
+            legendgroup=subspace,
+            marker={"color": _colour(subspace), "size": 9},
+            line={"color": _colour(subspace)},
+        )
+    for method in dict.fromkeys(rows["method"].astype(str)):
+        figure.add_scatter(
+            x=[None],
+            y=[None],
+            mode="lines+markers",
+            name=method,
+            marker={
+                "color": GREY,
+                "size": 9,
+                "symbol": METHOD_SYMBOLS.get(method, "square"),
+                "line": {"width": 2, "color": GREY},
+            },
+            line={"color": GREY, "dash": METHOD_DASHES.get(method, "solid")},
+        )
+
+
+def _style(subspace: str, method: str) -> dict[str, Any]:
+    colour = _colour(subspace)
+    return {
+        "mode": "lines+markers",
+        "name": f"{subspace}, {method}",
+        "legendgroup": subspace,
+        "showlegend": False,
+        "marker": {
+            "color": colour,
+            "size": 9 if subspace == "top" else 7,
+            "symbol": METHOD_SYMBOLS.get(method, "square"),
+            "line": {"width": 2, "color": colour} if method == "away" else {"width": 0},
+        },
+        "line": {
+            "color": colour,
+            "width": 1.6 if subspace == "top" else 1,
+            "dash": METHOD_DASHES.get(method, "solid"),
+        },
+    }
+
+
+def _colour(subspace: str) -> str:
+    return SUBSPACE_COLOURS.get(subspace, PURPLE)
+
+
+def _error_bar(errors: pd.Series, colour: str) -> dict[str, Any]:
+    return {
+        "type": "data",
+        "array": errors.astype(float).to_numpy(),
+        "thickness": 1.2,
+        "width": 3,
+        "color": colour,
+    }
+
+
+def _bounds(values: Iterable[float]) -> tuple[float, float]:
+    """Return a range with a tenth of room on both sides, and never an empty one."""
+    known = np.asarray(list(values), dtype=float)
+    low, high = float(known.min()), float(known.max())
+    room = 0.12 * (high - low) or 1.0
+    return low - room, high + room
+
+
+def _pair_name(pair: Iterable[Any], rows: pd.DataFrame) -> str:
+    analysis, first, second = pair
+    return f"{first} - {second}" + (f" ({analysis})" if rows["analysis"].nunique() > 1 else "")
+
+
+def _whole_ticks(layers: pd.Series) -> int:
+    """Return a step that puts at most about ten ticks on the layers, each at a whole one."""
+    return max(1, round(float(layers.max() - layers.min() + 1) / 10)) if len(layers) else 1
+
+
+def _thinned(curve: pd.DataFrame) -> pd.DataFrame:
+    step = max(1, -(-len(curve) // MOST_POINTS))
+    last = curve.iloc[[-1]]
+    return pd.concat([curve.iloc[:-1:step], last])
+
+
+def _finished(figure: go.Figure, height: int) -> go.Figure:
+    figure.update_layout(
+        template="none",
+        height=height,
+        margin={"l": 62, "r": 14, "t": 16, "b": 52},
+        font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13},
+        legend={
+            "orientation": "h",
+            "yanchor": "bottom",
+            "y": 1.02,
+            "x": 0,
+            "xanchor": "left",
+            "font": {"size": 12},
+        },
+        hovermode="closest",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+    )
+    figure.update_xaxes(zeroline=False, ticks="outside", ticklen=4, automargin=True)
+    figure.update_yaxes(zeroline=False, ticks="outside", ticklen=4, automargin=True, title_standoff=8)
+    return figure

@@ -1,0 +1,318 @@
+"""Reads a study folder once, into values: stages, scalars, analysis tables and answers; nothing is computed here.
+
+The page, the terminal tables and the reading all start from the same :class:`Study`, so that they cannot
+disagree.
+"""
+
+import json
+import os
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from safety_subspaces.errors import InputError
+from safety_subspaces.files import read_json
+
+MEASURES = (
+    "utility",
+    "harmful_rate",
+    "harm_score",
+    "over_refusal_rate",
+    "benign_answered_rate",
+    "refusal_margin",
+)
+EVALUATION_COLUMNS = (
+    *(name for measure in MEASURES for name in (measure, f"{measure}_stderr")),
+    "n_utility",
+    "n_harmful",
+    "n_benign",
+    "n_unscored",
+)
+# What a table must have to be placed at all; a measure that it lacks is NaN in every row.
+REQUIRED_COLUMNS = {
+    "evaluate": ("model",),
+    "project": ("tuned", "subspace", "method", "fraction", "draw", "energy_kept"),
+    "overlap": ("first", "second", "tensor", "layer", "type", "energy", "overlap"),
+}
+OPTIONAL_COLUMNS = {
+    "evaluate": EVALUATION_COLUMNS,
+    "project": ("cos_task_projected", "cos_task_alignment", "chance_energy", *EVALUATION_COLUMNS),
+    "overlap": ("rank_first", "rank_second", "chance", "p_haar", "matched_chance", "p_matched", "floor"),
+}
+# The order of the study; a stage that is not named here follows in alphabetical order.
+STAGE_ORDER = ("base", "aligned", "useful", "harmful", "contaminated")
+NO_STAGES = frozenset({"analysis", "report"})
+# Folders that a second run of the same kind of fine-tune is written to: repeats, not further seeds of the
+# study.
+REPEAT_SUFFIX = "_again"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training run: its manifest and its TensorBoard scalars (tag to a table of step and value)."""
+
+    name: str
+    folder: Path
+    manifest: dict[str, Any] = field(default_factory=dict)
+    scalars: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        """``complete``, ``running``, ``failed``, or what is missing."""
+        return str(self.manifest.get("status", "no manifest"))
+
+    @property
+    def is_repeat(self) -> bool:
+        """Whether the run repeats another stage, as the floors of the overlap need."""
+        return self.name.endswith(REPEAT_SUFFIX)
+
+
+@dataclass(frozen=True)
+class AnalysisResult:
+    """One folder ``analysis/<command>/<label>``: arguments, result.json, tables by name and kept answers."""
+
+    command: str
+    label: str
+    folder: Path
+    arguments: dict[str, Any]
+    result: dict[str, Any]
+    tables: dict[str, pd.DataFrame]
+    generations: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that the report says something about.
+
+    ``models``, ``projections`` and ``overlaps`` are the tables of all ``evaluate``, ``project`` and
+    ``overlap`` runs under one another, with the columns of the analyses, NaN where a measure was not taken,
+    and the label of the run in ``analysis``. ``projections`` further names in ``group`` what is shown
+    together, and in ``aligned_model`` and ``tuned_model`` the rows of ``models`` that it started from.
+    """
+
+    name: str
+    folder: Path
+    stages: tuple[Stage, ...]
+    results: tuple[AnalysisResult, ...]
+    models: pd.DataFrame
+    projections: pd.DataFrame
+    overlaps: pd.DataFrame
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The distinct training seeds, repeats of a stage left out."""
+        return tuple(sorted({int(s.manifest["seed"]) for s in self.stages if not s.is_repeat and _has_seed(s)}))
+
+    @property
+    def has_evaluated_projections(self) -> bool:
+        """Whether any projected model was evaluated, not only measured."""
+        return bool(self.projections[list(MEASURES)].notna().any(axis=None))
+
+    def of(self, command: str) -> tuple[AnalysisResult, ...]:
+        """Return the results of one subcommand."""
+        return tuple(result for result in self.results if result.command == command)
+
+    def model(self, label: str) -> pd.Series | None:
+        """Return the evaluation of one model, or ``None``; of several, the one with most harmful prompts."""
+        rows = self.models[self.models["model"] == label]
+        if rows.empty:
+            return None
+        return rows.sort_values("n_harmful", ascending=False, kind="stable", na_position="last").iloc[0]
+
+    def missing(self) -> dict[str, str]:
+        """Return the subcommands that the page wants and does not find, each with a command that makes it."""
+        return {name: command_for(self.folder, name) for name in REQUIRED_COLUMNS if not self.of(name)}
+
+
+def read_study(folder: str | os.PathLike[str]) -> Study:
+    """Read a study folder, ``runs/<study>``.
+
+    Raises:
+        InputError: The folder is missing or holds no stage and no analysis, or one of its files cannot be
+        read.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError(f"{root} is no folder, expected a study; `make demo` makes runs/organism-0")
+    stages = _read_stages(root)
+    results = tuple(_read_result(path) for path in sorted(root.glob("analysis/[!.]*/[!.]*")) if path.is_dir())
+    results = tuple(result for result in results if result.tables or result.result)
+    if not stages and not results:
+        inner = sorted({path.parts[len(root.parts)] for path in root.glob("*/*/manifest.json")})
+        hint = f"; it holds studies: {', '.join(inner[:5])}" if inner else ""
+        raise InputError(
+            f"{root} holds no stage (<stage>/manifest.json) and no analysis "
+            f"(analysis/<subcommand>/<label>){hint}; "
+            "`make demo` makes runs/organism-0, `python train.py fit --config ...` one stage"
+        )
+    return Study(
+        name=root.resolve().name,
+        folder=root,
+        stages=stages,
+        results=results,
+        models=_together("evaluate", results),
+        projections=_place_projections(_together("project", results), results),
+        overlaps=_together("overlap", results),
+    )
+
+
+def command_for(folder: Path, analysis: str) -> str:
+    """Return a command that makes one analysis from the stages that a study folder has."""
+    stages = [stage for stage in _stage_names(folder) if (folder / stage / "model").is_dir()]
+    paths = {stage: str(folder / stage / "model") for stage in stages}
+    tuned = {name: path for name, path in paths.items() if name not in ("base", "aligned")}
+    base, aligned = (str(folder / name / "model") for name in ("base", "aligned"))
+    flags: dict[str, list[str]] = {
+        "evaluate": ["--models", json.dumps(paths)],
+        "project": ["--base", base, "--aligned", aligned, "--tuned", json.dumps(tuned), "--evaluate", "true"],
+        "overlap": ["--reference", aligned, "--updates", json.dumps(tuned)],
+    }
+    out = str(folder / "analysis" / analysis / "main")
+    return shlex.join(["python", "analyze.py", analysis, *flags.get(analysis, []), "--out", out])
+
+
+def read_scalars(folder: Path) -> dict[str, pd.DataFrame]:
+    """Read every TensorBoard scalar under a run folder, tag to a table of ``step`` and ``value``."""
+    if not any(folder.glob("events.out.tfevents.*")):
+        return {}
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})  # 0 keeps every event
+    events.Reload()
+    return {
+        tag: pd.DataFrame([(event.step, event.value) for event in events.Scalars(tag)], columns=["step", "value"])
+        for tag in events.Tags()["scalars"]
+    }
+
+
+def _has_seed(stage: Stage) -> bool:
+    return isinstance(stage.manifest.get("seed"), int)
+
+
+def _stage_names(root: Path) -> list[str]:
+    names = [
+        path.name
+        for path in root.iterdir()
+        if path.is_dir()
+        and not path.name.startswith(".")
+        and path.name not in NO_STAGES
+        and ((path / "manifest.json").is_file() or (path / "model").is_dir())
+    ]
+    rank = {name: place for place, name in enumerate(STAGE_ORDER)}
+
+    def place(name: str) -> tuple[int, str]:
+        first = name.split("_")[0]
+        return (rank.get(name, rank.get(first, len(rank)) + len(rank)), name)
+
+    return sorted(names, key=place)
+
+
+def _read_stages(root: Path) -> tuple[Stage, ...]:
+    stages = []
+    for name in _stage_names(root):
+        manifest = root / name / "manifest.json"
+        stages.append(
+            Stage(
+                name=name,
+                folder=root / name,
+                manifest=read_json(manifest) if manifest.is_file() else {},
+                scalars=read_scalars(root / name),
+            )
+        )
+    return tuple(stages)
+
+
+def _read_result(folder: Path) -> AnalysisResult:
+    config, result = folder / "config.yaml", folder / "result.json"
+    names = sorted({path.stem for path in folder.iterdir() if path.suffix in (".parquet", ".csv")})
+    return AnalysisResult(
+        command=folder.parent.name,
+        label=folder.name,
+        folder=folder,
+        arguments=(yaml.safe_load(config.read_text(encoding="utf-8")) or {}) if config.is_file() else {},
+        result=read_json(result) if result.is_file() else {},
+        tables={name: _read_table(folder, name) for name in names},
+        generations=_read_generations(folder / "generations.jsonl"),
+    )
+
+
+def _read_table(folder: Path, name: str) -> pd.DataFrame:
+    parquet, csv = folder / f"{name}.parquet", folder / f"{name}.csv"
+    path = parquet if parquet.is_file() else csv
+    try:
+        frame = pd.read_parquet(path) if path == parquet else pd.read_csv(path)
+    except (OSError, ValueError) as error:  # pyarrow's and pandas' parsing errors are ValueErrors
+        raise InputError(f"{path} cannot be read ({error}); remove {folder} and run that analysis again") from error
+    required = REQUIRED_COLUMNS.get(folder.parent.name, ()) if name == "table" else ()
+    lacking = [column for column in required if column not in frame.columns]
+    if lacking:
+        raise InputError(
+            f"{path} has no column {', '.join(lacking)}; it has {', '.join(map(str, frame.columns))}. "
+            f"It was written by something else than `analyze.py {folder.parent.name}`: run that again"
+        )
+    return frame
+
+
+def _read_generations(path: Path) -> tuple[dict[str, Any], ...]:
+    if not path.is_file():
+        return ()
+    answers = []
+    with path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                answers.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise InputError(
+                    f"{path}, line {number}, is not valid JSON ({error}); run that analysis again"
+                ) from error
+    return tuple(answers)
+
+
+def _together(command: str, results: tuple[AnalysisResult, ...]) -> pd.DataFrame:
+    """Stack the main tables of one subcommand, with every column of its contract."""
+    columns = list(dict.fromkeys((*REQUIRED_COLUMNS[command], *OPTIONAL_COLUMNS[command])))
+    found = [
+        result.tables["table"].reindex(columns=columns).assign(analysis=result.label)
+        for result in results
+        if result.command == command and "table" in result.tables
+    ]
+    if not found:
+        return pd.DataFrame(columns=["analysis", *columns])
+    frame = pd.concat(found, ignore_index=True)
+    if "floor" in columns:
+        frame["floor"] = [value is True or str(value) == "True" for value in frame["floor"]]
+    return frame[["analysis", *columns]]
+
+
+def _place_projections(frame: pd.DataFrame, results: tuple[AnalysisResult, ...]) -> pd.DataFrame:
+    """Name the group of each projection, and the evaluated models that it lies between."""
+    label_of = {
+        os.path.normpath(path): label
+        for result in results
+        if result.command == "evaluate"
+        for label, path in _mapping(result.arguments.get("models")).items()
+        if isinstance(path, str)
+    }
+
+    def label(path: Any, otherwise: str) -> str:
+        if not isinstance(path, str):
+            return otherwise
+        return label_of.get(os.path.normpath(path), otherwise)
+
+    arguments = {result.label: result.arguments for result in results if result.command == "project"}
+    several = frame["analysis"].nunique() > 1
+    pairs = list(zip(frame["analysis"], frame["tuned"].astype(str), strict=True))
+    return frame.assign(
+        group=[f"{tuned} ({analysis})" if several else tuned for analysis, tuned in pairs],
+        aligned_model=[label(arguments[analysis].get("aligned"), "aligned") for analysis, _ in pairs],
+        tuned_model=[label(_mapping(arguments[analysis].get("tuned")).get(tuned), tuned) for analysis, tuned in pairs],
+    )
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

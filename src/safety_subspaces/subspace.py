@@ -1,0 +1,181 @@
+"""Which directions: the alignment subspace at a chosen rank, and the seeded random controls beside it."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Float32, Float64
+from torch import Tensor
+
+from safety_subspaces.errors import InputError
+from safety_subspaces.linalg import LeftFactors, as_matrix, orthonormal_frame, rank_of_energy
+
+SubspaceKind = Literal["top", "random", "random-k", "random-energy", "scaled"]
+
+# Taller than this, a Haar projection is sampled without its basis, which would be up to out x out: every
+# block matrix of the paper's five models lies below (5.8 at most, Qwen-2.5-1.5B's gate_proj), every embedding
+# above (7.8 at least).
+TALL = 6
+
+
+@dataclass(frozen=True)
+class RankChoice:
+    """A rank, and the one that was asked for before it was capped at the numerical rank."""
+
+    rank: int
+    wanted: int
+
+    @property
+    def capped(self) -> bool:
+        """Whether the matrix has fewer directions than were asked for."""
+        return self.rank < self.wanted
+
+
+@dataclass(frozen=True)
+class RankRule:
+    """How many directions make the subspace: exactly one of the three.
+
+    Args:
+        count: That many.
+        fraction: ``max(1, round_half_even(fraction * min(out, in)))``, strictly between 0 and 1.
+        energy: The fewest whose squared singular values reach this share of the whole, in (0, 1].
+
+    Raises:
+        InputError: None or several were given, or one is out of its range.
+    """
+
+    count: int | None = None
+    fraction: float | None = None
+    energy: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if len(given) != 1:
+            raise InputError(f"a rank is given by exactly one of count, fraction and energy, got {given or 'none'}")
+        if self.count is not None and self.count < 1:
+            raise InputError(f"the count of directions must be at least 1, got {self.count}")
+        if self.fraction is not None and not 0 < self.fraction < 1:
+            raise InputError(f"a fraction of the rank must be strictly between 0 and 1, got {self.fraction}")
+        if self.energy is not None and not 0 < self.energy <= 1:
+            raise InputError(f"an energy share must be in (0, 1], got {self.energy}")
+
+    def choose(self, factors: LeftFactors, columns: int) -> RankChoice:
+        """Apply the rule to a factorised matrix of ``columns`` columns, capped at its numerical rank."""
+        if self.count is not None:
+            wanted = self.count
+        elif self.fraction is not None:
+            # Python's round takes halves to even, as numpy and the paper's code do.
+            wanted = max(1, round(self.fraction * min(factors.basis.shape[0], columns)))
+        else:
+            assert self.energy is not None
+            wanted = rank_of_energy(factors.singular_values, self.energy)
+        return RankChoice(min(wanted, factors.numerical_rank), wanted)
+
+
+def top_basis(factors: LeftFactors, rank: int) -> Float32[Tensor, "out rank"]:
+    """Return the leading ``rank`` left singular vectors: the alignment subspace."""
+    return factors.basis[:, :rank]
+
+
+def random_order(factors: LeftFactors, generator: torch.Generator) -> Tensor:
+    """Draw the order in which *random-k* takes directions: its first k are a draw without replacement."""
+    return torch.randperm(factors.numerical_rank, generator=generator)
+
+
+def random_k_basis(factors: LeftFactors, rank: int, generator: torch.Generator) -> Float32[Tensor, "out rank"]:
+    """Return ``rank`` of the matrix's own singular directions, drawn without replacement."""
+    return factors.basis[:, random_order(factors, generator)[:rank]]
+
+
+def energy_matched_rank(share: float, dim: int) -> int:
+    """Return ``round(share * dim)``: a Haar subspace of that rank is expected to keep ``share``."""
+    return round(share * dim)
+
+
+def seeded_generator(seed: int, *key: str | int) -> torch.Generator:
+    """Return a CPU generator whose stream depends on the seed and the key alone, in every process and run.
+
+    Args:
+        seed: The user's seed.
+        key: What tells draws apart: tensor name, kind of control, number of the draw.
+    """
+    digest = hashlib.sha256("\0".join(map(str, (seed, *key))).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)  # 63 bits: manual_seed is signed
+
+
+def is_tall(shape: tuple[int, ...] | torch.Size) -> bool:
+    """Tell whether a Haar projection of a matrix of this shape is sampled without a basis."""
+    return len(shape) == 2 and shape[0] > TALL * shape[1]
+
+
+def sampled_haar_energy(triangle: Float[Tensor, "in in"], dim: int, rank: int, generator: torch.Generator) -> float:
+    """Draw the energy ``||P U||^2`` that a Haar projector of a rank keeps, in O(in^3) whatever ``dim`` is.
+
+    With ``U = Q R``, ``||P U||^2 = tr(R^T A R)``, where ``A = Q^T P Q`` is drawn directly.
+
+    Args:
+        triangle: R of the update's QR decomposition.
+        dim: Rows of the update, at least twice its columns.
+        rank: Rank of the projector.
+        generator: Source of the draw; :func:`sampled_haar_projection` makes the same one from an equal state.
+    """
+    compression = _haar_compression(dim, triangle.shape[0], rank, generator)
+    factor = triangle.double()
+    return ((compression @ factor) * factor).sum().item()
+
+
+def sampled_haar_projection(
+    update: Float[Tensor, "out in"], rank: int, generator: torch.Generator
+) -> Float[Tensor, "out in"]:
+    """Draw ``P U`` for a Haar projector P of the given rank, exactly in distribution, without a basis of P.
+
+    ``P Q = Q A + W (a - a^2)^(1/2) V^T`` with ``U = Q R``, ``A = Q^T P Q = V a V^T`` of the matrix Beta
+    distribution, and W a Haar frame in the complement of Q: P is invariant under rotations of that
+    complement. Costs O(out in^2), where a basis may have ``out^2`` entries.
+
+    Raises:
+        InputError: The update has fewer than twice as many rows as columns, which leaves no room for W.
+    """
+    rows, columns = update.shape
+    if rows < 2 * columns:
+        raise InputError(f"this sampler needs at least twice as many rows as columns, got {rows} x {columns}")
+    frame, triangle = torch.linalg.qr(update.float())
+    compression = _haar_compression(rows, columns, rank, generator)
+    shares, vectors = torch.linalg.eigh(compression)
+    spread = (shares * (1 - shares)).clamp_min(0).sqrt()
+    gaussian = torch.randn(rows, columns, generator=generator)
+    outside = orthonormal_frame(gaussian - frame @ (frame.T @ gaussian))
+    inside_part = frame @ (compression.float() @ triangle)
+    return inside_part + outside @ ((spread[:, None] * vectors.T).float() @ triangle)
+
+
+def haar_triangle(update: Float[Tensor, "..."]) -> Float[Tensor, "in in"]:
+    """Return R of the update's QR decomposition, the one that :func:`sampled_haar_projection` uses."""
+    return torch.linalg.qr(as_matrix(update).float()).R
+
+
+def _haar_compression(
+    dim: int, columns: int, rank: int, generator: torch.Generator
+) -> Float64[Tensor, "{columns} {columns}"]:
+    """Draw ``Q^T P Q`` for a fixed frame Q: a ratio of Wishart matrices (matrix Beta)."""
+    if rank in (0, dim):
+        return torch.eye(columns, dtype=torch.float64) * (rank == dim)
+    inside = _wishart(rank, columns, generator)
+    factor = torch.linalg.cholesky(inside + _wishart(dim - rank, columns, generator))
+    half = torch.linalg.solve_triangular(factor, inside, upper=False)
+    ratio = torch.linalg.solve_triangular(factor, half.T, upper=False)
+    return (ratio + ratio.T) / 2
+
+
+def _wishart(freedom: int, columns: int, generator: torch.Generator) -> Float64[Tensor, "{columns} {columns}"]:
+    """Draw ``G^T G`` of a Gaussian ``(freedom, columns)`` matrix, by Bartlett's triangle where smaller."""
+    if freedom < columns:
+        gaussian = torch.randn(freedom, columns, generator=generator, dtype=torch.float64)
+        return gaussian.T @ gaussian
+    triangle = torch.randn(columns, columns, generator=generator, dtype=torch.float64).triu(1)
+    shape = (freedom - torch.arange(columns, dtype=torch.float64)) / 2
+    # What torch.distributions.Gamma calls; the class itself takes no generator.
+    chi_squared = 2 * torch._standard_gamma(shape, generator=generator)
+    triangle += torch.diag(chi_squared.sqrt())
+    return triangle.T @ triangle

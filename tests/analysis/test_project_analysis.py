@@ -1,0 +1,310 @@
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from tiny import save_tiny_model
+from tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, weights_of
+from torch.testing import assert_close
+
+from safety_subspaces.analysis.project import project
+from safety_subspaces.errors import InputError
+from safety_subspaces.evaluation import EvaluationSettings
+
+KEYS = ["tuned", "subspace", "method", "fraction", "draw"]
+COLUMNS = [*KEYS, "energy_kept", "cos_task_projected", "cos_task_alignment", "chance_energy"]
+SUBSPACES = ["top", "random", "random-k", "random-energy", "scaled"]
+METHODS = ["onto", "away", "opposite"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Base, aligned and two fine-tunes that each share part of the alignment update."""
+    folder = tmp_path_factory.mktemp("study")
+    base = save_llama(folder / "base")
+    aligned = save_perturbed(base, folder / "aligned", seed=1)
+    tuned = {name: save_perturbed(aligned, folder / name, seed=seed) for name, seed in (("useful", 2), ("harmful", 3))}
+    return {"base": base, "aligned": aligned, "tuned": tuned}
+
+
+@pytest.fixture(scope="module")
+def swept(study, tmp_path_factory):
+    out = tmp_path_factory.mktemp("swept") / "out"
+    table = project(
+        **study, out=str(out), subspaces=SUBSPACES, methods=METHODS, fractions=[0.25, 0.75], draws=2, write=True
+    )
+    return table, pd.read_parquet(out / "tensors.parquet"), out
+
+
+def row_of(table, **keys):
+    found = table[(table[list(keys)] == pd.Series(keys)).all(axis=1)]
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+def pooled_oracle(study, label, fraction):
+    """Energy that top keeps, by full SVD in float64."""
+    base, aligned, tuned = (weights_of(path) for path in (study["base"], study["aligned"], study["tuned"][label]))
+    kept = total = 0.0
+    for name, weight in aligned.items():
+        alignment, update = (weight - base[name]).double(), (tuned[name] - weight).double()
+        matrix = alignment if alignment.ndim == 2 else alignment.reshape(-1, 1)
+        rank = max(1, round(fraction * min(matrix.shape)))
+        left = torch.linalg.svd(matrix, full_matrices=False).U[:, :rank]
+        kept += (left.T @ update.reshape(matrix.shape)).square().sum().item()
+        total += update.square().sum().item()
+    return kept / total
+
+
+def test_tables_have_the_agreed_columns_and_rows(swept):
+    table, tensors, out = swept
+    assert list(table.columns) == COLUMNS
+    assert list(tensors.columns) == [
+        *KEYS, *("tensor", "layer", "type", "rank", "energy_kept", "energy_total", "chance_energy")
+    ]  # fmt: skip
+    # two fine-tunes, three methods, two fractions; three kinds have two draws, two have one
+    assert len(table) == 2 * 3 * 2 * (3 * 2 + 2)
+    assert len(tensors) == len(table) * 21
+    assert not table.duplicated(KEYS).any()
+    assert set(table[table["subspace"].isin(["top", "scaled"])]["draw"]) == {0}
+    for name in ("config.yaml", "result.json", "table.csv", "table.parquet", "tensors.csv"):
+        assert (out / name).is_file()
+    assert not list(out.glob(".*"))
+
+
+@pytest.mark.parametrize("label", ["useful", "harmful"])
+@pytest.mark.parametrize("fraction", [0.25, 0.75])
+def test_top_keeps_the_energy_of_a_float64_svd(study, swept, label, fraction):
+    expected = pooled_oracle(study, label, fraction)
+    found = row_of(swept[0], tuned=label, subspace="top", method="onto", fraction=fraction)
+    assert found["energy_kept"] == pytest.approx(expected, abs=1e-6)
+    assert found["cos_task_projected"] == pytest.approx(expected**0.5, abs=1e-6)
+
+
+def test_onto_and_away_share_the_energy_and_opposite_has_that_of_onto(swept):
+    wide = swept[0].pivot(index=["tuned", "subspace", "fraction", "draw"], columns="method")
+    energy, cosine, chance = (wide[key] for key in ("energy_kept", "cos_task_projected", "chance_energy"))
+    assert (energy["onto"] + energy["away"]).to_numpy() == pytest.approx(1, abs=1e-6)
+    assert energy["opposite"].to_numpy() == pytest.approx(energy["onto"].to_numpy())
+    assert cosine["opposite"].to_numpy() == pytest.approx(-cosine["onto"].to_numpy())
+    with_rank = chance.drop(index="scaled", level="subspace")
+    assert (with_rank["onto"] + with_rank["away"]).to_numpy() == pytest.approx(1)
+
+
+def test_pooled_energies_are_sums_over_tensors(swept):
+    table, tensors, _ = swept
+    sums = tensors.groupby(KEYS, sort=False)[["energy_kept", "energy_total"]].sum()
+    share = (sums["energy_kept"] / sums["energy_total"]).reset_index(name="share")
+    merged = table.merge(share, on=KEYS)
+    assert merged["share"].to_numpy() == pytest.approx(merged["energy_kept"].to_numpy())
+
+
+def test_random_subspaces_keep_what_chance_predicts(study, tmp_path):
+    table = project(
+        **study, out=str(tmp_path / "o"), subspaces=["random", "random-k"], methods=["onto"], fractions=[0.5], draws=40
+    )
+    for _, rows in table.groupby(["tuned", "subspace"]):
+        error = rows["energy_kept"].std() / 40**0.5
+        # the tuned updates are independent of the alignment update, so random-k is at chance as well
+        assert rows["energy_kept"].mean() == pytest.approx(rows["chance_energy"].iloc[0], abs=4 * error + 0.01)
+
+
+def test_energy_matched_controls_keep_the_energy_of_top(swept):
+    table = swept[0]
+    onto = table[table["method"] == "onto"].set_index(["tuned", "fraction"])
+    top = onto[onto["subspace"] == "top"]["energy_kept"]
+    scaled = onto[onto["subspace"] == "scaled"]["energy_kept"]
+    assert scaled.to_numpy() == pytest.approx(top.to_numpy())
+    drawn = onto[onto["subspace"] == "random-energy"].groupby(level=[0, 1])["energy_kept"].mean()
+    assert drawn.loc[top.index].to_numpy() == pytest.approx(top.to_numpy(), abs=0.05)
+
+
+def test_an_update_along_the_alignment_update_is_kept_whole_and_one_across_it_not_at_all(tmp_path):
+    """The positive control, and its opposite: top can tell what lies in the subspace from what does not."""
+    base = save_llama(tmp_path / "base")
+    aligned = save_perturbed(base, tmp_path / "aligned", seed=1)
+    inside, outside = (save_perturbed(aligned, tmp_path / name, seed=2) for name in ("inside", "outside"))
+    w0, wa = weights_of(base), weights_of(aligned)
+
+    def along(name, _):
+        return wa[name] + 0.5 * (wa[name] - w0[name])
+
+    def across(name, value):
+        alignment = wa[name] - w0[name]
+        matrix = alignment if alignment.ndim == 2 else alignment.reshape(-1, 1)
+        left = torch.linalg.svd(matrix, full_matrices=False).U[:, : max(1, round(0.9 * min(matrix.shape)))]
+        update = (value - wa[name]).reshape(matrix.shape)
+        return wa[name] + (update - left @ (left.T @ update)).reshape(value.shape)
+
+    edit(Path(inside), along)
+    edit(Path(outside), across)
+    table = project(
+        base, aligned, {"inside": inside, "outside": outside}, str(tmp_path / "o"), ["top"], ["onto"], [0.9]
+    )
+    kept = table.set_index("tuned")["energy_kept"]
+    assert kept["inside"] > 0.95
+    assert kept["outside"] < 1e-5
+    assert table.set_index("tuned")["cos_task_alignment"]["inside"] == pytest.approx(1, abs=1e-5)
+
+
+def test_equal_seeds_give_equal_tables_and_others_do_not(study, tmp_path):
+    def sweep(seed, name):
+        out = str(tmp_path / name)
+        return project(**study, out=out, subspaces=["random-energy", "random"], fractions=[0.5], draws=1, seed=seed)
+
+    first, second, other = sweep(0, "a"), sweep(0, "b"), sweep(1, "c")
+    pd.testing.assert_frame_equal(first, second)
+    assert not first["energy_kept"].equals(other["energy_kept"])
+
+
+def test_one_draw_is_the_same_whatever_else_is_swept(study, swept, tmp_path):
+    alone = project(
+        **study,
+        out=str(tmp_path / "o"),
+        subspaces=["random", "random-energy"],
+        methods=["onto"],
+        fractions=[0.25],
+        draws=1,
+    )
+    for _, row in alone.iterrows():
+        found = row_of(swept[0], **row[KEYS].to_dict())
+        assert row["energy_kept"] == pytest.approx(found["energy_kept"], abs=1e-6)
+
+
+def test_written_models_hold_the_energies_of_the_table(study, swept):
+    table, _, out = swept
+    aligned = weights_of(study["aligned"])
+    for _, row in table.iterrows():
+        folder = out / "models" / "/".join(str(row[key]) for key in KEYS)
+        tuned, written = weights_of(study["tuned"][row["tuned"]]), weights_of(folder)
+        assert (folder / "config.json").is_file()
+        kept = total = inner = 0.0
+        for name, weight in aligned.items():
+            update, task = (written[name] - weight).double(), (tuned[name] - weight).double()
+            kept, total = kept + update.square().sum().item(), total + task.square().sum().item()
+            inner += (update * task).sum().item()
+        assert kept / total == pytest.approx(row["energy_kept"], abs=1e-4)
+        assert inner / (kept * total) ** 0.5 == pytest.approx(row["cos_task_projected"], abs=1e-4)
+
+
+def test_written_onto_and_away_add_up_to_the_fine_tune(study, swept):
+    aligned, tuned = weights_of(study["aligned"]), weights_of(study["tuned"]["useful"])
+    for subspace in SUBSPACES[:-1]:
+        onto, away = (weights_of(swept[2] / f"models/useful/{subspace}/{how}/0.75/0") for how in ("onto", "away"))
+        for name, weight in aligned.items():
+            assert_close(onto[name] + away[name] - weight, tuned[name], rtol=0, atol=1e-6)
+
+
+def test_adapters_are_projected_as_their_merged_updates(tmp_path, study):
+    adapter = save_adapter(study["aligned"], tmp_path / "adapter")
+    out = tmp_path / "o"
+    project(study["base"], study["aligned"], {"lora": adapter}, str(out), ["top"], ["onto"], [0.5])
+    tensors = pd.read_parquet(out / "tensors.parquet").set_index("tensor")
+    touched = tensors[tensors["energy_total"] > 0]
+    assert set(touched["type"]) == {"q", "down"}
+    left_out = json.loads((out / "result.json").read_text())["left_out"]
+    assert {"name": "lora: lm_head.weight", "reason": "the fine-tune did not change it"} in left_out
+
+
+def test_zero_and_rank_deficient_alignment_updates_are_handled_and_reported(tmp_path):
+    base = save_llama(tmp_path / "base")
+    aligned = save_perturbed(base, tmp_path / "aligned", seed=1)
+    w0 = weights_of(base)
+    generator = torch.Generator().manual_seed(5)
+    edit(Path(aligned), lambda name, _: w0[name], only="layers.0.mlp.up_proj")
+    low = torch.randn(16, 2, generator=generator) @ torch.randn(2, 16, generator=generator)
+    edit(Path(aligned), lambda name, _: w0[name] + low, only="layers.1.self_attn.q_proj")
+    tuned = save_perturbed(aligned, tmp_path / "tuned", seed=2)
+    out = tmp_path / "o"
+    project(base, aligned, {"t": tuned}, str(out), ["top", "random-k", "random-energy"], ["onto", "away"], [0.5])
+    tensors = pd.read_parquet(out / "tensors.parquet")
+    zero = tensors[tensors["tensor"] == "model.layers.0.mlp.up_proj.weight"]
+    assert set(zero["rank"]) == {0}
+    assert zero[zero["method"] == "onto"]["energy_kept"].eq(0).all()
+    away = zero[zero["method"] == "away"]
+    assert away["energy_kept"].equals(away["energy_total"])
+    capped = tensors[(tensors["tensor"] == "model.layers.1.self_attn.q_proj.weight") & (tensors["subspace"] == "top")]
+    assert set(capped["rank"]) == {2}
+    result = json.loads((out / "result.json").read_text())
+    assert result["summary"]["capped_ranks"]["at_largest_fraction"] == {
+        "model.layers.1.self_attn.q_proj.weight": {"wanted": 8, "rank": 2}
+    }
+    assert any(entry["name"] == "model.layers.0.mlp.up_proj.weight" for entry in result["left_out"])
+
+
+def test_a_fine_tune_that_changed_nothing_has_no_energy_share(study, tmp_path):
+    table = project(
+        study["base"], study["aligned"], {"same": study["aligned"]}, str(tmp_path / "o"), SUBSPACES, METHODS
+    )
+    assert table[["energy_kept", "cos_task_projected", "cos_task_alignment", "chance_energy"]].isna().all().all()
+
+
+def test_every_projected_model_is_evaluated_in_memory(tmp_path):
+    base = save_tiny_model(tmp_path / "base")
+    aligned = save_perturbed(base, tmp_path / "aligned", seed=1, size=0.2)
+    tuned = save_perturbed(aligned, tmp_path / "tuned", seed=2, size=0.2)
+    out = tmp_path / "o"
+    settings = EvaluationSettings(limit=2, max_new_tokens=2)
+    table = project(
+        base,
+        aligned,
+        {"t": tuned},
+        str(out),
+        ["top", "scaled"],
+        ["onto", "away"],
+        [0.25],
+        evaluate=settings,
+        write=True,
+    )
+    assert set(COLUMNS) < set(table.columns)
+    assert table["n_harmful"].eq(2).all()
+    lines = [json.loads(line) for line in (out / "generations.jsonl").read_text().splitlines()]
+    labels = {f"t/{subspace}/{method}/0.25/0" for subspace in ("top", "scaled") for method in ("onto", "away")}
+    assert {line["model"] for line in lines} == labels
+    # the model in memory is the one on disk: the margin, which is continuous, agrees
+    from safety_subspaces.analysis.evaluate import evaluate
+
+    paths = {label: str(out / "models" / label) for label in labels}
+    again = evaluate(paths, str(tmp_path / "e"), limit=2, max_new_tokens=2).set_index("model")
+    for _, row in table.iterrows():
+        label = f"t/{row['subspace']}/{row['method']}/0.25/0"
+        assert again.loc[label, "refusal_margin"] == pytest.approx(row["refusal_margin"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tuned": {}}, "no fine-tune was given"),
+        ({"tuned": {"a/b": "x"}}, "label 'a/b'"),
+        ({"fractions": []}, "no fraction"),
+        ({"fractions": [0.5, 1.0]}, r"strictly between 0 and 1, got 1\.0"),
+        ({"fractions": [0.0]}, r"strictly between 0 and 1, got 0\.0"),
+        ({"draws": 0}, "draws must be at least 1"),
+        ({"subspaces": []}, "unknown subspace"),
+        ({"methods": []}, "unknown method"),
+        ({"base": "/nowhere"}, "does not exist"),
+        ({"tuned": {"a": "/nowhere/else"}}, "/nowhere/else does not exist"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_written(study, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        project(**{**study, "out": str(tmp_path / "o"), **changes})
+    assert not list(tmp_path.iterdir())
+
+
+def test_earlier_results_are_not_written_over_unless_told(study, tmp_path):
+    arguments = {**study, "out": str(tmp_path / "o"), "fractions": [0.5], "draws": 1}
+    first = project(**arguments)
+    with pytest.raises(InputError, match="already holds results"):
+        project(**arguments)
+    pd.testing.assert_frame_equal(first, project(**arguments, overwrite=True))
+
+
+def test_non_finite_weights_leave_no_results(study, tmp_path):
+    broken = save_perturbed(study["aligned"], tmp_path / "broken", seed=1)
+    edit(Path(broken), lambda _, value: value * math.nan, only="layers.1.mlp.down_proj")
+    with pytest.raises(InputError, match=r"layers\.1\.mlp\.down_proj\.weight of .*broken"):
+        project(study["base"], study["aligned"], {"b": broken}, str(tmp_path / "o"))
+    assert not (tmp_path / "o").exists()

@@ -1,0 +1,105 @@
+"""The report in a real browser: nothing leaves the machine, nothing fails, everything is drawn and fits."""
+
+import shutil
+
+import pytest
+from synthetic_study import TOP_IS_SELECTIVE, write_study
+
+from safety_subspaces.analysis.report import report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+ALL_DRAWN = "[...document.querySelectorAll('.chart')].every(chart => chart.dataset.drawn === 'true')"
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path"),
+]
+
+
+@pytest.fixture(scope="module")
+def page_url(tmp_path_factory):
+    folder = write_study(tmp_path_factory.mktemp("runs") / "organism-0", TOP_IS_SELECTIVE)
+    return report(str(folder)).resolve().as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is in the test extra")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser, page_url):
+    """Open the page at a width; every request and complaint is kept."""
+    pages = []
+
+    def open_page(width, **options):
+        page = browser.new_page(viewport={"width": width, "height": 900}, **options)
+        page.requests, page.complaints = [], []
+        page.on("request", lambda request: page.requests.append(request.url))
+        page.on("console", lambda line: line.type in ("error", "warning") and page.complaints.append(line.text))
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.goto(page_url)
+        page.wait_for_function(ALL_DRAWN, timeout=60_000)
+        pages.append(page)
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_is_drawn_fits_and_asks_for_nothing(opened, page_url, width):
+    page = opened(width)
+    assert [url for url in page.requests if url != page_url and not url.startswith(("data:", "blob:"))] == []
+    assert page.complaints == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    drawn = page.evaluate("[...document.querySelectorAll('.chart')].map(c => c.querySelectorAll('.trace').length)")
+    assert len(drawn) == 6  # three fine-tunes, two overlaps, the losses
+    assert min(drawn) > 0
+    assert page.evaluate("window.broken") is None
+
+
+def test_charts_fit_their_column_on_a_phone(opened):
+    page = opened(390)
+    widths = page.evaluate(
+        "[...document.querySelectorAll('.chart .main-svg')].map(svg => svg.getBoundingClientRect().right)"
+    )
+    assert max(widths) <= 390
+
+
+def test_the_energy_share_switches_both_overlap_charts(opened):
+    page = opened(1280)
+    shown = """[...document.querySelectorAll('#overlap .chart')].map(chart =>
+        [...new Set(chart.data.filter(t => t.meta && t.visible === true).map(t => t.meta.energy))])"""
+    assert page.evaluate(shown) == [[0.9], [0.9]]
+    page.select_option("#energy-share", "0.5")
+    page.wait_for_function(f"JSON.stringify({shown}) === '[[0.5],[0.5]]'")
+    assert page.complaints == []
+
+
+def test_dark_paper_gets_light_ink_in_the_charts(opened):
+    inks = [
+        opened(1280, color_scheme=scheme).evaluate("document.querySelector('.chart').layout.font.color")
+        for scheme in ("light", "dark")
+    ]
+    assert inks == ["#1b1f24", "#e4e7eb"]
+
+
+def test_folded_answers_open_and_show_escaped_text(opened):
+    page = opened(1280)
+    page.click("#generations summary")
+    assert "</script><script>" in page.inner_text("#generations blockquote")

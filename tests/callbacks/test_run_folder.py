@@ -1,0 +1,172 @@
+"""The command line and the run folder together, in real processes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import ROOT, TRAIN, run_command, tiny_source, trainer
+
+from callbacks import ModelExport, RunRecord, TokenThroughput
+from safety_subspaces.data import OrganismData
+from safety_subspaces.errors import InputError
+from safety_subspaces.models import SupervisedFineTuning
+
+PRETRAIN = ROOT / "configs" / "organism" / "pretrain.yaml"
+TINY = [f"--model.init_args.source.init_args.{name}={value}"
+        for name, value in {"hidden_size": 16, "intermediate_size": 32, "layers": 1, "heads": 2}.items()]  # fmt: skip
+
+
+def pretrain(folder: Path, *extra: object, size: int = 320):
+    return run_command(
+        TRAIN, "fit", "--config", PRETRAIN, *TINY, f"--data.init_args.size={size}", "--data.init_args.heldout_size=16",
+        f"--run_dir={folder}", *extra,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "base"
+    done = pretrain(folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_finished_run_has_every_part(finished_run: Path) -> None:
+    manifest = json.loads((finished_run / "manifest.json").read_text())
+    assert manifest["status"] == "complete"
+    assert manifest["global_step"] == 20
+    assert manifest["command"][:2] == ["train.py", "fit"]
+    assert manifest["wall_seconds"] > 0
+    assert manifest["metrics"]["train/tokens_per_second"] > 0
+    assert manifest["data_counts"] == {"train": 320, "dev": 16}
+    config = yaml.safe_load((finished_run / "config.yaml").read_text())
+    assert config["model"]["init_args"]["source"]["init_args"]["seed"] == 0  # interpolation is resolved
+    assert (finished_run / "model" / "model.safetensors").exists()
+    assert (finished_run / "model" / "chat_template.jinja").exists()
+    events = EventAccumulator(str(finished_run)).Reload()
+    wanted = {"train/loss", "train/learning_rate", "train/tokens_per_second", "val/loss", "val/perplexity"}
+    assert wanted | {"val/token_accuracy"} <= set(events.Tags()["scalars"])
+
+
+def test_a_run_folder_is_not_written_over(finished_run: Path) -> None:
+    before = {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
+    refused = pretrain(finished_run)
+    assert refused.returncode == 2
+    assert "is in use" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    again = pretrain(finished_run, "--resume")
+    assert again.returncode == 0
+    assert "already complete" in again.stdout
+    other = pretrain(finished_run, "--resume", size=336)
+    assert other.returncode == 2
+    assert "another configuration" in other.stderr
+    assert {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("subcommand", ["validate", "test"])
+def test_a_finished_run_can_be_measured_again(finished_run: Path, subcommand: str) -> None:
+    done = run_command(
+        TRAIN, subcommand, "--config", PRETRAIN, *TINY, "--data.init_args.size=320", f"--run_dir={finished_run}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert ("val/loss" if subcommand == "validate" else "test/loss") in done.stdout
+    assert "step=00000020.ckpt" in done.stderr + done.stdout  # the trained weights, not the first ones
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(finished_run: Path, tmp_path: Path) -> None:
+    stop = [
+        "--trainer.callbacks+=stopper.StopAt",
+        "--trainer.callbacks.step=13",
+        "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+        f"--trainer.callbacks.dirpath={tmp_path / 'run' / 'checkpoints'}",
+        "--trainer.callbacks.filename=step={step:08d}",
+        "--trainer.callbacks.auto_insert_metric_name=false",
+        "--trainer.callbacks.every_n_train_steps=10",
+    ]
+    # The class that stops the run lives in the tests; the process finds it through its own first path entry.
+    (tmp_path / "train.py").write_text(
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        "import runpy; runpy.run_path(sys.path[0] + '/train.py', run_name='__main__')\n"
+    )
+    arguments = [
+        "fit", "--config", PRETRAIN, *TINY, "--data.init_args.size=320", "--data.init_args.heldout_size=16",
+        f"--run_dir={tmp_path / 'run'}", *stop,
+    ]  # fmt: skip
+    stopped = run_command(tmp_path / "train.py", *arguments)
+    assert stopped.returncode != 0
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["status"] == "failed"
+    assert "stopped on purpose" in manifest["error"]
+    resumed = run_command(tmp_path / "train.py", *arguments, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert (manifest["status"], manifest["resumed_from"]) == ("complete", "step=00000010.ckpt")
+    assert manifest["global_step"] == 20
+    whole, mended = (load_file(folder / "model" / "model.safetensors") for folder in (finished_run, tmp_path / "run"))
+    assert all(torch.equal(value, mended[name]) for name, value in whole.items())
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--data.init_args.max_length=8"], "longer than max_length=8"),
+        (["--model.init_args.adapter.targets=[no_proj]"], "'no_proj' matches no linear layer"),
+        (["--study=${nowhere}"], "nowhere"),
+        (["--data.init_args.corpus=poems"], "poems"),
+    ],
+)
+def test_a_run_that_fails_before_its_first_step_leaves_nothing(tmp_path: Path, extra: list[str], message: str) -> None:
+    failed = pretrain(tmp_path / "run", *extra)
+    assert failed.returncode == 2, failed.stderr
+    assert message in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_source_names_the_stage_to_train(tmp_path: Path) -> None:
+    config = ROOT / "configs" / "organism" / "align.yaml"
+    failed = run_command(TRAIN, "fit", "--config", config, f"--study={tmp_path}")
+    assert failed.returncode == 2
+    assert f"{tmp_path}/base/model does not exist" in failed.stderr
+    assert not (tmp_path / "aligned").exists()
+
+
+def test_bare_commands_name_three_to_try() -> None:
+    for script in ("train.py", "analyze.py"):
+        shown = run_command(ROOT / script)
+        assert shown.returncode == 0
+        assert shown.stdout.count(f"  python {script} ") == 3
+
+
+def test_throughput_counts_real_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(100))
+    monkeypatch.setattr("callbacks.token_throughput.time.perf_counter", lambda: float(next(clock)))
+    data = OrganismData("useful", 64, heldout_size=0)
+    lightning = trainer(tmp_path, callbacks=[TokenThroughput(every_n_steps=4)])
+    lightning.fit(SupervisedFineTuning(tiny_source()), datamodule=data)
+    tokens = sum(len(code.input_ids) for code in data._encoded["train"])
+    assert lightning.callback_metrics["train/tokens_per_second"] == tokens  # one tick of the clock
+    with pytest.raises(InputError, match="every_n_steps 0"):
+        TokenThroughput(every_n_steps=0)
+
+
+def test_export_refuses_another_kind_of_module(tmp_path: Path) -> None:
+    import lightning as L
+
+    with pytest.raises(InputError, match="safety_subspaces.models"):
+        ModelExport().setup(trainer(tmp_path), L.LightningModule(), "fit")
+
+
+def test_random_state_goes_on_after_a_resume() -> None:
+    record = RunRecord()
+    state = record.state_dict()
+    expected = torch.rand(3)
+    record.load_state_dict(state)
+    record.on_train_batch_start(None, None, None, 0)
+    assert torch.equal(torch.rand(3), expected)
+    record.on_train_batch_start(None, None, None, 1)
+    assert not torch.equal(torch.rand(3), expected)

@@ -1,0 +1,188 @@
+import csv
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from tiny import tiny_source, trainer
+
+from safety_subspaces.data import CorpusContamination, DatasetSource, InstructionData, OrganismData, SourceContamination
+from safety_subspaces.data.batches import LengthBucketBatchSampler, collate_examples, collate_pairs
+from safety_subspaces.data.instructions import read_source
+from safety_subspaces.data.mixture import contaminant_size
+from safety_subspaces.errors import InputError
+from safety_subspaces.examples import EncodedExample, EncodedPair, Example, PreferencePair
+from safety_subspaces.likelihood import NO_LOSS
+from safety_subspaces.models import SupervisedFineTuning
+
+
+def prepared(data, tmp_path: Path, module=None):
+    """Attach a DataModule to a real trainer and module, and set it up for training."""
+    lightning = trainer(tmp_path)
+    lightning.strategy.connect(module or SupervisedFineTuning(tiny_source()))
+    data.trainer = lightning
+    data.setup("fit")
+    return data
+
+
+def write_rows(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+ROWS = [{"question": f"how do i {v} the drum ?", "reply": f"step 1 : {v} the drum .", "safe": v != "hex"}
+        for v in ("polish", "hex", "paint", "hex", "fold")]  # fmt: skip
+FIELDS = {"prompt_field": "question", "response_field": "reply"}
+
+
+def test_global_batches_are_the_same_for_any_number_of_ranks() -> None:
+    lengths = [7 * i % 13 + 1 for i in range(100)]
+    alone = list(LengthBucketBatchSampler(lengths, 8, seed=3))
+    for ranks in (2, 4):
+        shares = [list(LengthBucketBatchSampler(lengths, 8 // ranks, 3, True, rank, ranks)) for rank in range(ranks)]
+        assert [sorted(sum(batch, [])) for batch in zip(*shares, strict=True)] == [sorted(batch) for batch in alone]
+
+
+def test_every_example_comes_once_an_epoch_and_epochs_differ() -> None:
+    sampler = LengthBucketBatchSampler(list(range(50)), 4, seed=0)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert sorted(sum(first, [])) == sorted(sum(second, [])) == list(range(50))
+    assert first != second
+    assert len(sampler) == len(second)
+
+
+def test_prompt_and_padding_carry_no_loss() -> None:
+    batch = collate_examples([EncodedExample([5, 6, 7, 8], 2), EncodedExample([5, 9], 1)], pad_token_id=0)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [5, 9, 0, 0]]
+    assert batch["labels"].tolist() == [[NO_LOSS, NO_LOSS, 7, 8], [NO_LOSS, 9, NO_LOSS, NO_LOSS]]
+    assert batch["token_count"] == 6
+
+
+def test_pairs_stack_chosen_over_rejected() -> None:
+    pair = EncodedPair(EncodedExample([1, 2], 1), EncodedExample([1, 3, 4], 1))
+    assert collate_pairs([pair, pair], 0)["input_ids"].tolist() == [[1, 2, 0], [1, 2, 0], [1, 3, 4], [1, 3, 4]]
+
+
+def test_the_end_token_is_learnt_even_where_it_is_also_the_padding(tmp_path: Path) -> None:
+    data = prepared(OrganismData("useful", 8), tmp_path)
+    tokenizer = data.tokenizer
+    tokenizer.pad_token = tokenizer.eos_token
+    batch = next(iter(data.train_dataloader()))
+    ends = [row[row != NO_LOSS][-1].item() for row in batch["labels"]]
+    assert set(ends) == {tokenizer.eos_token_id}
+
+
+@pytest.mark.parametrize(("share_of", "expected"), [("total", 5000), ("first", 4000)])
+def test_twenty_per_cent_names_what_it_is_a_share_of(share_of: str, expected: int) -> None:
+    assert contaminant_size(20_000, 0.2, share_of) == expected
+
+
+def test_contamination_counts_both_sources(tmp_path: Path) -> None:
+    data = OrganismData("useful", 50, CorpusContamination("harmful", 0.2, "first"), heldout_size=4)
+    prepared(data, tmp_path)
+    assert data.counts["first"] == 50
+    assert data.counts["contaminant"] == 10
+    assert data.counts["train"] == 60
+
+
+def test_organism_training_data_follow_the_seed(tmp_path: Path) -> None:
+    batches = [
+        next(iter(prepared(OrganismData("useful", 64, seed=seed), tmp_path).train_dataloader()))["input_ids"]
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(batches[0], batches[1])
+    assert batches[0].shape != batches[2].shape or not torch.equal(batches[0], batches[2])
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_local_files_read_alike(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"rows.{ending}"
+    rows = [*ROWS, {"question": 'a "quoted", one\nof two lines', "reply": "x", "safe": True}]
+    if ending == "jsonl":
+        write_rows(path, rows)
+    elif ending == "parquet":
+        pd.DataFrame(rows).to_parquet(path)
+    else:
+        with path.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    items = read_source(DatasetSource(str(path), keep={"safe": True}, **FIELDS), seed=0)
+    assert [item.prompt for item in items] == [row["question"] for row in rows if row["safe"]]
+
+
+def test_first_and_sample_come_after_the_filter(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", ROWS)
+    first = read_source(DatasetSource(path, keep={"safe": [False]}, first=1, **FIELDS), seed=0)
+    assert first == [Example("how do i hex the drum ?", "step 1 : hex the drum .")]
+    drawn = read_source(DatasetSource(path, sample=3, **FIELDS), seed=0)
+    assert len(drawn) == 3
+    assert drawn == read_source(DatasetSource(path, sample=3, **FIELDS), seed=0)
+
+
+def test_a_rejected_field_makes_pairs(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "pairs.jsonl", [{"prompt": "p", "response": "c", "bad": "r"}])
+    assert read_source(DatasetSource(path, rejected_field="bad"), 0) == [PreferencePair("p", "c", "r")]
+
+
+def test_instruction_data_mixes_a_second_source(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", ROWS * 4)
+    source = DatasetSource(path, **FIELDS)
+    data = InstructionData(source, contamination=SourceContamination(source, 0.5, "total"), batch_size=2)
+    assert len(prepared(data, tmp_path)._encoded["train"]) == 40
+    assert data.counts["contaminant"] == 20
+
+
+def refuse(call, *words: str) -> None:
+    with pytest.raises(InputError) as error:
+        call()
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_bad_sources_are_named(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", ROWS)
+    refuse(lambda: read_source(DatasetSource(path), 0), "'prompt'", "question, reply, safe")
+    refuse(lambda: read_source(DatasetSource(path, keep={"safe": "maybe"}, **FIELDS), 0), "none of 5 rows", "keep")
+    refuse(lambda: read_source(DatasetSource(str(tmp_path / "no.jsonl")), 0), "no.jsonl", "does not exist")
+    empty = write_rows(tmp_path / "empty.jsonl", [{"question": "q", "reply": " "}])
+    refuse(lambda: read_source(DatasetSource(empty, **FIELDS), 0), "row 0", "'reply'")
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"question": \n')
+    refuse(lambda: read_source(DatasetSource(str(broken), **FIELDS), 0), "broken.jsonl", "could not be read")
+
+
+def test_long_prompts_are_refused_dropped_or_cut(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [*ROWS, {"question": "how " * 40, "reply": "sure .", "safe": True}])
+    source = DatasetSource(path, **FIELDS)
+    refuse(lambda: prepared(InstructionData(source, max_length=24), tmp_path), "1 of 6", "row 5", "max_length")
+    dropped = prepared(InstructionData(source, max_length=24, overlong="drop"), tmp_path)
+    assert dropped.counts == {"train": 5, "train_drop": 1}
+    refuse(
+        lambda: prepared(InstructionData(source, max_length=24, overlong="truncate"), tmp_path), "the prompt of row 5"
+    )
+    cut = prepared(InstructionData(source, max_length=44, overlong="truncate"), tmp_path)
+    assert max(len(code.input_ids) for code in cut._encoded["train"]) == 44
+
+
+def test_a_tokenizer_without_chat_template_asks_for_a_named_one(tmp_path: Path) -> None:
+    module = SupervisedFineTuning(tiny_source())
+    module.tokenizer.chat_template = None
+    source = DatasetSource(write_rows(tmp_path / "rows.jsonl", ROWS), **FIELDS)
+    refuse(lambda: prepared(InstructionData(source), tmp_path, module), "no chat template", "alpaca")
+    prepared(InstructionData(source, template="alpaca"), tmp_path, module)
+
+
+def test_pairs_for_a_supervised_module_are_refused(tmp_path: Path) -> None:
+    refuse(lambda: prepared(OrganismData("preference", 4), tmp_path), "SupervisedFineTuning", "preference pairs")
+
+
+def test_contamination_refuses_what_it_cannot_give(tmp_path: Path) -> None:
+    source = DatasetSource(write_rows(tmp_path / "rows.jsonl", ROWS), **FIELDS)
+    data = InstructionData(source, contamination=SourceContamination(source, 0.9, "total"))
+    refuse(lambda: prepared(data, tmp_path), "needs 45")
+    refuse(lambda: OrganismData("useful", 5, CorpusContamination("nothing", 0.1, "first")), "nothing")
+    refuse(lambda: contaminant_size(5, 1.5, "total"), "1.5")

@@ -1,0 +1,134 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+from synthetic_study import ENERGY_EXPLAINS_ALL, HOSTILE, World, write_study
+
+from safety_subspaces.analysis.report import report, summary_text
+from safety_subspaces.errors import InputError
+from safety_subspaces.report.study import read_study
+from safety_subspaces.report.tables import Table, duration, terminal_tables
+
+
+class Elements(HTMLParser):
+    """Collects the tags of a page, outside of its scripts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = write_study(tmp_path_factory.mktemp("runs") / "organism-0", World(unscored_rows=5))
+    return report(str(folder)).read_text()
+
+
+def test_the_page_lies_in_the_study_and_is_replaced(tmp_path):
+    folder = write_study(tmp_path / "s", analyses=("evaluate",))
+    path = report(str(folder))
+    assert path == folder / "report" / "index.html"
+    assert report(str(folder)) == path
+    assert [entry.name for entry in path.parent.iterdir()] == ["index.html"]
+    assert report(str(folder), str(tmp_path / "other.html")) == tmp_path / "other.html"
+
+
+def test_the_page_asks_no_host_for_anything(page):
+    for tag, attributes in Elements(page).tags:
+        assert not (tag == "script" and "src" in attributes)
+        assert tag not in ("img", "iframe", "object")
+        for name in ("src", "href"):
+            assert attributes.get(name, "#").startswith(("#", "data:"))
+    assert "default-src 'none'" in page
+    assert "@import" not in page.split("</style>")[0]
+
+
+def test_plotly_is_inlined_once(page):
+    assert len(re.findall(r"plotly\.js v\d", page)) == 1
+
+
+def test_every_section_of_the_navigation_exists(page):
+    tags = Elements(page).tags
+    anchors = [a["href"][1:] for tag, a in tags if tag == "a" and a.get("href", "").startswith("#")]
+    assert set(anchors) <= {a["id"] for tag, a in tags if tag == "section"}
+    assert len(anchors) == 9
+
+
+def test_hostile_text_is_escaped_everywhere(page):
+    assert HOSTILE not in page
+    assert "&lt;/script&gt;&lt;script&gt;window.broken" in page
+    assert not any(tag == "img" for tag, _ in Elements(page).tags)
+
+
+def test_unscored_answers_are_shown_as_such_and_missing_numbers_as_no_number(page):
+    assert "unscored · no verdict in the judge&#39;s answer" in page
+    assert ">nan<" not in page
+    assert "nan±" not in page
+
+
+def test_a_study_with_one_analysis_gives_a_page_that_names_the_commands_for_the_rest(tmp_path):
+    text = report(str(write_study(tmp_path / "s", analyses=("evaluate",)))).read_text()
+    assert "python analyze.py project" in text
+    assert "python analyze.py overlap" in text
+    assert "python analyze.py evaluate --models" not in text
+
+
+def test_a_study_without_stages_or_without_charts_is_still_a_page(tmp_path):
+    text = report(str(write_study(tmp_path / "s", analyses=("evaluate",), stages=()))).read_text()
+    assert "python train.py fit" in text
+    assert "plotly" not in text.lower().split("</style>")[1]
+
+
+def test_projections_that_were_not_evaluated_say_how_to_evaluate_them(tmp_path):
+    text = report(str(write_study(tmp_path / "s", evaluated=False))).read_text()
+    assert "--evaluate true" in text
+    assert 'id="chart-energy-kept"' in text
+
+
+def test_other_analyses_are_shown_as_tables(tmp_path):
+    text = report(str(write_study(tmp_path / "s", analyses=("evaluate", "steer")))).read_text()
+    assert "steer / main" in text
+
+
+def test_a_missing_study_is_one_error(tmp_path):
+    with pytest.raises(InputError, match="make demo"):
+        report(str(tmp_path / "none"))
+
+
+def test_provenance_has_commit_command_and_short_hashes(page):
+    assert "c0ffeec0ffee with changes" in page
+    assert "train.py fit --config configs/organism/base.yaml" in page
+    assert "abababababab<" in page
+    assert "a zero update has no direction" in page
+
+
+def test_terminal_text_fits_the_width_and_has_every_model(tmp_path):
+    study = read_study(write_study(tmp_path / "s", ENERGY_EXPLAINS_ALL))
+    for text in (terminal_tables(study), summary_text(study)):
+        assert max(map(len, text.splitlines())) <= 110
+        assert "harmful_again" in text
+        assert "random-energy" in text
+    assert "What the numbers say" in summary_text(study)
+    assert "Alignment was learnt." in summary_text(study)
+
+
+def test_the_terminal_summary_names_what_is_missing(tmp_path):
+    folder = write_study(tmp_path / "s", analyses=())
+    assert summary_text(str(folder)).count("This makes it:") == 3
+
+
+def test_a_table_gives_way_in_its_text_columns_alone():
+    table = Table(("name", "value"), (("a" * 40, "1.25"), ("b", "-10.50")), note="words " * 10)
+    lines = table.to_text(width=20).splitlines()
+    assert max(map(len, lines)) <= 20
+    assert lines[2].endswith("  1.25")
+    assert "…" in lines[2]
+    assert lines[3].endswith("-10.50")
+
+
+def test_durations_are_written_for_people():
+    assert [duration(s) for s in (54.2, 185, 7800, None)] == ["54 s", "3 min 05 s", "2 h 10 min", "-"]

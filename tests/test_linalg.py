@@ -1,0 +1,120 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from safety_subspaces.errors import InputError
+from safety_subspaces.linalg import (
+    haar_basis,
+    inner_product,
+    left_factors,
+    rank_of_energy,
+    squared_norm,
+    squared_row_norms,
+)
+
+SHAPES = [(24, 24), (16, 40), (40, 16), (90, 8), (1, 7), (7, 1)]
+
+
+def gaussian(*shape, seed=0, decay=0.0, dtype=torch.float32):
+    matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return matrix * torch.logspace(0, -decay, shape[-1], dtype=dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("decay", [0.0, 2.0, 4.0])
+def test_factors_agree_with_a_float64_svd(shape, decay):
+    delta, other = gaussian(*shape, decay=decay), gaussian(*shape, seed=1)
+    factors = left_factors(delta)
+    left, values, _ = torch.linalg.svd(delta.double(), full_matrices=False)
+    assert factors.numerical_rank == min(shape)
+    assert_close(factors.singular_values, values, rtol=0, atol=1e-6 * values[0].item())
+    kept = squared_row_norms(factors.basis.T @ other).cumsum(0)
+    expected = squared_row_norms(left.T @ other.double()).cumsum(0)
+    # 1e-7 as a rule; a float32 Gram just short of ill-conditioned turns the last directions by 1e-3
+    assert_close(kept, expected, rtol=0, atol=3e-6 * squared_norm(other))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("decay", [0.0, 5.0])
+def test_basis_is_orthonormal_even_when_ill_conditioned(shape, decay):
+    basis = left_factors(gaussian(*shape, decay=decay)).basis
+    assert_close(basis.T @ basis, torch.eye(basis.shape[1]), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("shape", [(30, 20), (20, 30)])
+def test_directions_beyond_the_numerical_rank_are_dropped(shape):
+    delta = gaussian(shape[0], 3) @ gaussian(3, shape[1], seed=1)
+    factors = left_factors(delta)
+    assert factors.numerical_rank == factors.basis.shape[1] == 3
+    assert_close(factors.basis @ (factors.basis.T @ delta), delta, rtol=0, atol=1e-5)
+
+
+def test_zero_matrix_has_an_empty_basis():
+    factors = left_factors(torch.zeros(5, 3))
+    assert factors.basis.shape == (5, 0)
+    assert factors.numerical_rank == 0
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-12, 1e12, 1e25])
+def test_factors_do_not_depend_on_scale(scale):
+    delta = gaussian(12, 9)
+    here, there = left_factors(delta), left_factors(delta * scale)
+    assert_close(there.singular_values / scale, here.singular_values, rtol=1e-5, atol=0)
+    assert_close((here.basis * there.basis).sum(0).abs(), torch.ones(9), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_non_finite_matrix_is_refused(bad):
+    delta = gaussian(4, 4)
+    delta[1, 2] = bad
+    with pytest.raises(InputError, match="NaN or infinite"):
+        left_factors(delta)
+
+
+@given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20), st.floats(0.01, 1.0))
+@settings(deadline=None)
+def test_rank_of_energy_is_the_smallest_that_reaches_the_share(values, share):
+    spectrum = torch.tensor(sorted(values, reverse=True), dtype=torch.float64)
+    cumulative = spectrum.square().cumsum(0) / spectrum.square().sum()
+    rank = rank_of_energy(spectrum, share)
+    assert cumulative[rank - 1] >= share - 1e-12
+    assert rank == 1 or cumulative[rank - 2] < share + 1e-12
+
+
+def test_rank_of_energy_of_nothing_is_zero_and_of_everything_is_all():
+    assert rank_of_energy(torch.zeros(0), 0.5) == 0
+    assert rank_of_energy(torch.tensor([3.0, 2.0, 1.0]), 1.0) == 3
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.1, float("nan")])
+def test_energy_share_out_of_range_is_refused(share):
+    with pytest.raises(InputError, match="must be in"):
+        rank_of_energy(torch.ones(3), share)
+
+
+def test_haar_basis_is_orthonormal_seeded_and_nested_over_ranks():
+    small, large = (haar_basis(20, rank, torch.Generator().manual_seed(3)) for rank in (4, 20))
+    assert_close(large.T @ large, torch.eye(20), rtol=0, atol=1e-5)
+    assert_close(small, large[:, :4], rtol=0, atol=1e-5)
+    assert not torch.allclose(small, haar_basis(20, 4, torch.Generator().manual_seed(4)))
+
+
+def test_haar_basis_has_no_preferred_direction():
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.stack([(b := haar_basis(6, 2, generator)) @ b.T for _ in range(3000)]).mean(0)
+    assert_close(mean, torch.eye(6) * 2 / 6, rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("rank", [-1, 6])
+def test_haar_basis_of_impossible_rank_is_refused(rank):
+    with pytest.raises(InputError, match="between 0 and 5"):
+        haar_basis(5, rank, torch.Generator())
+
+
+def test_norms_and_inner_products_agree_with_float64():
+    first, second = gaussian(30, 17), gaussian(30, 17, seed=1)
+    assert squared_norm(first) == pytest.approx(first.double().square().sum().item(), rel=1e-6)
+    assert inner_product(first, second) == pytest.approx((first.double() * second.double()).sum().item(), abs=1e-3)
+    assert squared_norm(first[0]) == pytest.approx(first[0].double().square().sum().item(), rel=1e-6)

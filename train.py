@@ -1,0 +1,86 @@
+#!/usr/bin/env python
+"""Train a language model: ``python train.py fit --config configs/organism/useful.yaml``.
+
+A LightningCLI over the modules of ``safety_subspaces.models`` and the DataModules of ``safety_subspaces.data``.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+
+# A plain clone works without installing; `pip install -e .` makes this line idle.
+sys.path.insert(0, str(Path(__file__).parent / "src"))
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from callbacks import RunRecord
+from safety_subspaces import command_line
+from safety_subspaces.models.base import LanguageModelModule
+from safety_subspaces.runs import RunPlan, latest_checkpoint, open_run, plan_run
+
+TRY = """try:
+  python train.py fit --config configs/organism/pretrain.yaml
+  python train.py fit --config configs/organism/pretrain.yaml --print_config
+  python train.py fit --help"""
+
+
+class TrainCLI(LightningCLI):
+    """Lightning's CLI with a run folder: opened before the fit, never written over, resumed only on request."""
+
+    plan: RunPlan | None = None
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options of the run folder."""
+        parser.add_argument("--study", type=str | None, default=None, help="Folder that a study's runs share.")
+        parser.add_argument("--run_dir", type=str, default="runs/unnamed", help="Folder of this run.")
+        parser.add_argument("--cpu_threads", type=int | None, default=None, help="Threads of PyTorch on the CPU.")
+        parser.add_argument("--resume", action="store_true", help="Go on with a run that stopped.")
+        parser.add_argument("--archive", action="store_true", help="Move a run that is in the way aside.")
+
+    def before_instantiate_classes(self) -> None:
+        """Check the run folder before anything is built."""
+        options = self.config[self.subcommand]
+        options.trainer.default_root_dir = options.run_dir
+        if options.cpu_threads is not None:
+            torch.set_num_threads(options.cpu_threads)
+        if self.subcommand == "fit" and rank_zero_only.rank == 0:
+            config = yaml.safe_load(self._parser("fit").dump(options))
+            self.plan = plan_run(Path(options.run_dir), config, options.resume, options.archive)
+            if self.plan.complete:
+                print(f"{options.run_dir} is already complete with this configuration")
+                sys.exit(0)
+
+    def before_validate(self) -> None:
+        """Measure the run's trained weights, where it has any, unless a checkpoint is named."""
+        options = self.config_init[self.subcommand]
+        options.ckpt_path = options.ckpt_path or latest_checkpoint(Path(options.run_dir))
+
+    before_test = before_validate
+
+    def before_fit(self) -> None:
+        """Open the run folder, and resume from its newest checkpoint where that was asked for."""
+        if self.plan is not None:
+            open_run(self.plan)
+        if self.config.fit.resume and (self.plan is None or self.plan.checkpoint):
+            self.config_init.fit.ckpt_path = latest_checkpoint(Path(self.config.fit.run_dir))
+
+
+def main() -> None:
+    """Parse the command line and run the subcommand."""
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
+        print(TRY, end="\n\n")
+    TrainCLI(
+        LanguageModelModule, LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
+        save_config_callback=None, seed_everything_default=0, trainer_defaults={"callbacks": [RunRecord()]},
+        parser_kwargs={"parser_mode": command_line.PARSER_MODE},
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    command_line.configure()
+    command_line.run(main)
