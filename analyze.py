@@ -31,8 +31,8 @@ def main() -> None:
     result = auto_cli(COMMANDS, parser_mode=command_line.PARSER_MODE, as_positional=False)
     if isinstance(result, pd.DataFrame):
         print(result.head(40).to_string(index=False, float_format="%.4g", line_width=160))
-    elif isinstance(result, Path):
-        print(f"report: {result}")
+    else:
+        print(result)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def mode_subspace_overlap(first: LeftFactors, second: LeftFactors, energies: Seq
     Raises:
         InputError: The updates have different numbers of rows, or a share is not in (0, 1].
 
-    Source: arXiv 2505.14185, section 3; there two zero updates overlap by 1, here by nothing.
+    Source: arXiv 2505.14185; there two zero updates overlap by 1, here by nothing.
     """
     if first.basis.shape[0] != second.basis.shape[0]:
         raise InputError(

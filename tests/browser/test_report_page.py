@@ -28,7 +28,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def page_url(tmp_path_factory):
     folder = write_study(tmp_path_factory.mktemp("runs") / "organism-0", TOP_IS_SELECTIVE)
-    return report(str(folder)).resolve().as_uri()
+    return report(str(folder)).path.resolve().as_uri()
 
 
 @pytest.fixture(scope="module")

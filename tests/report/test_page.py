@@ -25,16 +25,16 @@ class Elements(HTMLParser):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = write_study(tmp_path_factory.mktemp("runs") / "organism-0", World(unscored_rows=5))
-    return report(str(folder)).read_text()
+    return report(str(folder)).path.read_text()
 
 
 def test_the_page_lies_in_the_study_and_is_replaced(tmp_path):
     folder = write_study(tmp_path / "s", analyses=("evaluate",))
-    path = report(str(folder))
+    path = report(str(folder)).path
     assert path == folder / "report" / "index.html"
-    assert report(str(folder)) == path
+    assert report(str(folder)).path == path
     assert [entry.name for entry in path.parent.iterdir()] == ["index.html"]
-    assert report(str(folder), str(tmp_path / "other.html")) == tmp_path / "other.html"
+    assert report(str(folder), str(tmp_path / "other.html")).path == tmp_path / "other.html"
 
 
 def test_the_page_asks_no_host_for_anything(page):
@@ -71,26 +71,26 @@ def test_unscored_answers_are_shown_as_such_and_missing_numbers_as_no_number(pag
 
 
 def test_a_study_with_one_analysis_gives_a_page_that_names_the_commands_for_the_rest(tmp_path):
-    text = report(str(write_study(tmp_path / "s", analyses=("evaluate",)))).read_text()
+    text = report(str(write_study(tmp_path / "s", analyses=("evaluate",)))).path.read_text()
     assert "python analyze.py project" in text
     assert "python analyze.py overlap" in text
     assert "python analyze.py evaluate --models" not in text
 
 
 def test_a_study_without_stages_or_without_charts_is_still_a_page(tmp_path):
-    text = report(str(write_study(tmp_path / "s", analyses=("evaluate",), stages=()))).read_text()
+    text = report(str(write_study(tmp_path / "s", analyses=("evaluate",), stages=()))).path.read_text()
     assert "python train.py fit" in text
     assert "plotly" not in text.lower().split("</style>")[1]
 
 
 def test_projections_that_were_not_evaluated_say_how_to_evaluate_them(tmp_path):
-    text = report(str(write_study(tmp_path / "s", evaluated=False))).read_text()
+    text = report(str(write_study(tmp_path / "s", evaluated=False))).path.read_text()
     assert "--evaluate true" in text
     assert 'id="chart-energy-kept"' in text
 
 
 def test_other_analyses_are_shown_as_tables(tmp_path):
-    text = report(str(write_study(tmp_path / "s", analyses=("evaluate", "steer")))).read_text()
+    text = report(str(write_study(tmp_path / "s", analyses=("evaluate", "steer")))).path.read_text()
     assert "steer / main" in text
 
 

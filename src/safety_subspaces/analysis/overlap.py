@@ -55,7 +55,7 @@ def overlap(
         InputError: Before anything is computed: an argument out of range, a folder that cannot be read, models of
             different shapes or vocabularies. Later: weights that are NaN or infinite.
 
-    Source: arXiv 2505.14185, section 5; the nulls and floors are ours.
+    Source: arXiv 2505.14185; the nulls and floors are ours.
     """
     arguments: dict[str, Any] = {
         **{"reference": reference, "updates": updates, "floors": [list(pair) for pair in floors]},

@@ -23,7 +23,7 @@ from safety_subspaces.subspace import RankRule, SubspaceKind
 
 SUBSPACES: tuple[SubspaceKind, ...] = ("top", "random", "random-k", "random-energy", "scaled")
 METHODS: tuple[Method, ...] = ("onto", "away", "opposite")
-# The fractions of arXiv 2505.14185, section 4, and two between: judged harm jumps where these keep .4 to .6
+# The fractions of arXiv 2505.14185, and two between: judged harm jumps where these keep .4 to .6
 # of the energy.
 FRACTIONS = (0.01, 0.1, 0.25, 0.4, 0.5, 0.75, 0.99)
 
@@ -77,7 +77,7 @@ def project(
         InputError: Before anything is computed: an argument out of range, a folder that cannot be read, models of
             different shapes or vocabularies. Later: weights that are NaN or infinite.
 
-    Source: arXiv 2505.14185, section 4.
+    Source: arXiv 2505.14185.
     """
     arguments: dict[str, Any] = {
         **{"base": base, "aligned": aligned, "tuned": tuned, "subspaces": list(subspaces), "methods": list(methods)},

@@ -2,6 +2,7 @@
 
 import logging
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
 from safety_subspaces.files import write_text
@@ -13,7 +14,18 @@ from safety_subspaces.report.tables import TERMINAL_WIDTH, terminal_tables
 log = logging.getLogger(__name__)
 
 
-def report(study: str, out: str | None = None) -> Path:
+@dataclass(frozen=True)
+class StudyReport:
+    """What ``report`` made: the page, and the same in plain text for a terminal."""
+
+    path: Path
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.text}\n\nreport: {self.path}"
+
+
+def report(study: str, out: str | None = None) -> StudyReport:
     """Write everything that a study has found to one HTML page, which opens without a network.
 
     An earlier page is replaced: it is derived from the study alone. What is missing is named on the page with
@@ -24,7 +36,7 @@ def report(study: str, out: str | None = None) -> Path:
         out: The file to write; by default report/index.html inside the study.
 
     Returns:
-        The file that was written.
+        The file that was written, and the tables and the reading as text.
 
     Raises:
         InputError: The study folder is missing, holds nothing, or holds a file that cannot be read.
@@ -32,10 +44,8 @@ def report(study: str, out: str | None = None) -> Path:
     known = read_study(study)
     target = Path(out) if out is not None else known.folder / "report" / "index.html"
     write_text(target, render(known))
-    for command in known.missing().values():
-        log.warning("the report lacks an analysis; this makes it: %s", command)
     log.info("wrote %s (%.1f MB)", target, target.stat().st_size / 1e6)
-    return target
+    return StudyReport(target, summary_text(known))
 
 
 def summary_text(study: str | Study, width: int = TERMINAL_WIDTH) -> str:
