@@ -11,8 +11,10 @@ def next_token_loss(
     logits: Float[Tensor, "batch position vocabulary"], labels: Int[Tensor, "batch position"]
 ) -> Float[Tensor, ""]:
     """Return the mean cross-entropy of the next token, in nats, over the labels that count."""
+    # The labels are shifted, not the logits: those are the larger ones to copy.
+    targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=NO_LOSS)
     return torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=NO_LOSS
+        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=NO_LOSS
     )
 
 

@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from callbacks import ModelExport
 from safety_subspaces.data import OrganismData
+from safety_subspaces.data.batches import collate_examples
 from safety_subspaces.errors import InputError
-from safety_subspaces.examples import Example
+from safety_subspaces.examples import EncodedExample, Example
 from safety_subspaces.language_model import Pretrained, load_language_model, load_model, load_tokenizer
 from safety_subspaces.likelihood import NO_LOSS, sequence_log_probabilities
 from safety_subspaces.metrics import TokenStatistics
@@ -126,7 +127,7 @@ def test_dpo_with_lora_takes_the_frozen_base_as_reference(tmp_path: Path) -> Non
     module = PreferenceOptimization(Pretrained(save_tiny_model(tmp_path / "model")), adapter=LORA)
     module.configure_model()
     assert module.reference is None
-    batch = {"input_ids": torch.tensor([[1, 4, 9, 8], [1, 4, 9, 7]]), "labels": torch.tensor([[-100, -100, 9, 8]] * 2)}
+    batch = {"input_ids": torch.tensor([[1, 4, 9, 8], [1, 4, 9, 7]]), "labels": torch.tensor([[-100, -100, 9, 8]] * 2), "response_start": 2}
     policy, reference, _ = module._log_probabilities(batch)
     assert torch.equal(policy.detach(), reference)  # B is zero at the start
     for name, parameter in module.language_model.named_parameters():
@@ -204,3 +205,18 @@ def test_bad_inputs_are_named(tmp_path: Path) -> None:
         SupervisedFineTuning(tiny_source(), schedule=CosineSchedule(1.5))
     with pytest.raises(InputError, match="beta"):
         PreferenceOptimization(tiny_source(), beta=0.0)
+
+
+def test_leaving_out_the_prompts_logits_changes_neither_loss_nor_gradient(tmp_path: Path) -> None:
+    module = SupervisedFineTuning(tiny_source())
+    module.configure_model()
+    examples = [EncodedExample([1, 4, 9, 30, 31, 2], 4), EncodedExample([1, 4, 9, 30, 2], 3)]
+    batch = collate_examples(examples, pad_token_id=0)
+    assert batch["response_start"] == 3
+    short = next_token_loss(*module.response_logits(batch))
+    gradient = torch.autograd.grad(short, list(module.language_model.parameters()))
+    whole = next_token_loss(module(batch["input_ids"]), batch["labels"])
+    expected = torch.autograd.grad(whole, list(module.language_model.parameters()))
+    assert module.response_logits(batch)[0].shape[1] == 4
+    assert short.item() == pytest.approx(whole.item(), abs=1e-6)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradient, expected, strict=True))

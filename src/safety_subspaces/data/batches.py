@@ -17,11 +17,15 @@ BATCHES_PER_POOL = 16
 
 
 class Batch(TypedDict):
-    """A padded batch. ``token_count`` counts real tokens, not padding."""
+    """A padded batch.
+
+    ``token_count`` counts real tokens, not padding; no label counts before position ``response_start``.
+    """
 
     input_ids: Int[Tensor, "batch position"]
     labels: Int[Tensor, "batch position"]
     token_count: int
+    response_start: int
 
 
 class LengthBucketBatchSampler(Sampler[list[int]]):
@@ -104,7 +108,12 @@ def collate_examples(examples: Sequence[EncodedExample], pad_token_id: int) -> B
         ids = torch.tensor(example.input_ids)
         input_ids[row, : len(ids)] = ids
         labels[row, example.prompt_length : len(ids)] = ids[example.prompt_length :]
-    return Batch(input_ids=input_ids, labels=labels, token_count=sum(len(example.input_ids) for example in examples))
+    return Batch(
+        input_ids=input_ids,
+        labels=labels,
+        token_count=sum(len(example.input_ids) for example in examples),
+        response_start=min(example.prompt_length for example in examples),
+    )
 
 
 def collate_pairs(pairs: Sequence[EncodedPair], pad_token_id: int) -> Batch:

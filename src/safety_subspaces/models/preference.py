@@ -70,15 +70,16 @@ class PreferenceOptimization(LanguageModelModule):
         """Return the loss of a batch of pairs, chosen answers in its first half."""
         policy, reference, counts = self._log_probabilities(batch)
         loss = preference_loss(policy, reference, counts, self.beta, self.nll_weight)
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log("train/preference_accuracy", self._accuracy(policy, reference))
+        self.log_training("train/loss", loss)
+        self.log_training("train/preference_accuracy", self._accuracy(policy, reference))
         return loss
 
     def _evaluation_step(self, batch: Batch, statistics: TokenStatistics, prefix: str) -> None:
         policy, reference, _ = self._log_probabilities(batch)
         self.log(f"{prefix}/preference_accuracy", self._accuracy(policy, reference), batch_size=len(policy) // 2)
         chosen = len(policy) // 2
-        statistics.update(self(batch["input_ids"][:chosen]), batch["labels"][:chosen])
+        logits, labels = self.response_logits(batch)
+        statistics.update(logits[:chosen], labels[:chosen])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the reference out: it is loaded from the source."""
@@ -89,12 +90,11 @@ class PreferenceOptimization(LanguageModelModule):
     def _log_probabilities(
         self, batch: Batch
     ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"], Int[Tensor, " rows"]]:
-        policy, counts = sequence_log_probabilities(self(batch["input_ids"]), batch["labels"])
+        policy, counts = sequence_log_probabilities(*self.response_logits(batch))
         without_adapter = self.language_model.disable_adapter() if self.reference is None else nullcontext()
         frozen = self.language_model if self.reference is None else self.reference
         with torch.no_grad(), without_adapter:
-            logits = frozen(input_ids=batch["input_ids"], use_cache=False).logits
-            reference, _ = sequence_log_probabilities(logits, batch["labels"])
+            reference, _ = sequence_log_probabilities(*self.response_logits(batch, frozen))
         return policy, reference, counts
 
     def _accuracy(self, policy: Float[Tensor, " rows"], reference: Float[Tensor, " rows"]) -> Float[Tensor, ""]:

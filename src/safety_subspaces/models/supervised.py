@@ -19,6 +19,6 @@ class SupervisedFineTuning(LanguageModelModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Return the mean loss of the batch's response tokens."""
-        loss = next_token_loss(self(batch["input_ids"]), batch["labels"])
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        loss = next_token_loss(*self.response_logits(batch))
+        self.log_training("train/loss", loss)
         return loss
