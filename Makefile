@@ -9,7 +9,9 @@ JOBS ?= 2
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 STUDY := runs/organism-$(SEED)
-export STUDY SEED
+# Two workers of two threads each are ten times slower than two of one: they wait for each other.
+OMP_NUM_THREADS ?= 1
+export STUDY SEED OMP_NUM_THREADS
 
 # Stages of the demo: name of the run folder : YAML under configs/organism : stage it starts from.
 STAGES := base:pretrain: aligned:align:base useful:useful:aligned harmful:harmful:aligned \
@@ -46,7 +48,7 @@ report: ## Write the study's report and print its tables
 	@$(PYTHON) analyze.py report --study $(STUDY)
 
 test: $(VENV)/.installed-test ## Install and run the whole suite
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest
+	$(VENV)/bin/pytest
 
 lint: $(VENV)/.installed-test ## ruff, mypy and the direction of the layers
 	$(VENV)/bin/ruff check .

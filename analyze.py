@@ -9,11 +9,11 @@ sys.path.insert(0, str(Path(__file__).parent / "src"))
 
 import pandas as pd
 from jsonargparse import auto_cli
-from safety_subspaces.analysis.overlap import overlap
-from safety_subspaces.analysis.project import project
 
 from safety_subspaces import command_line
 from safety_subspaces.analysis.evaluate import evaluate
+from safety_subspaces.analysis.overlap import overlap
+from safety_subspaces.analysis.project import project
 from safety_subspaces.analysis.report import report
 
 COMMANDS = {"project": project, "overlap": overlap, "evaluate": evaluate, "report": report}

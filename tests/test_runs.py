@@ -87,13 +87,18 @@ def test_config_hash_ignores_the_order_of_keys_and_sees_values() -> None:
     assert sha256_of_value({"a": 1}) != sha256_of_value({"a": 2})
 
 
+def _fail_while_replacing(target: Path) -> None:
+    with replacing_folder(target, overwrite=True) as folder:
+        (folder / "a").write_text("second")
+        raise OSError("disk full")
+
+
 def test_a_failed_write_leaves_the_old_file_and_folder(tmp_path: Path) -> None:
     target = tmp_path / "results"
     with replacing_folder(target) as folder:
         (folder / "a").write_text("first")
-    with pytest.raises(OSError, match="full"), replacing_folder(target, overwrite=True) as folder:
-        (folder / "a").write_text("second")
-        raise OSError("disk full")
+    with pytest.raises(OSError, match="full"):
+        _fail_while_replacing(target)
     assert (target / "a").read_text() == "first"
     assert list(tmp_path.iterdir()) == [target]
     write_text(tmp_path / "x.txt", "1")

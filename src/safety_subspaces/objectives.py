@@ -13,9 +13,7 @@ def next_token_loss(
     """Return the mean cross-entropy of the next token, in nats, over the labels that count."""
     # The labels are shifted, not the logits: those are the larger ones to copy.
     targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=NO_LOSS)
-    return torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=NO_LOSS
-    )
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=NO_LOSS)
 
 
 def preference_logits(
@@ -24,7 +22,7 @@ def preference_logits(
     """Return ``beta * [(log pi/pi_ref)(chosen) - (log pi/pi_ref)(rejected)]`` for each pair.
 
     Args:
-        policy: Log-probabilities under the trained model; chosen answers in the first half, rejected ones after.
+        policy: Log-probabilities under the trained model; chosen answers first, then the rejected.
         reference: The same under the model that training started from.
         beta: How strongly the trained model is held to the reference.
     """
@@ -41,8 +39,8 @@ def preference_loss(
 ) -> Float[Tensor, ""]:
     """Return the loss of direct preference optimisation, with a likelihood term on the chosen answer.
 
-    ``-log sigmoid(preference_logits) - nll_weight * mean log-probability of a chosen token``. Without the second term DPO
-    may lower the likelihood of both answers.
+    ``-log sigmoid(preference_logits) - nll_weight * mean log-probability of a chosen token``. Without the second
+    term DPO may lower the likelihood of both answers.
 
     Source:
         arXiv 2305.18290 (DPO), section 4; arXiv 2404.19733, section 3 (the likelihood term).

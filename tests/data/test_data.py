@@ -1,5 +1,6 @@
 import csv
 import json
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -41,7 +42,7 @@ def test_global_batches_are_the_same_for_any_number_of_ranks() -> None:
     alone = list(LengthBucketBatchSampler(lengths, 8, seed=3))
     for ranks in (2, 4):
         shares = [list(LengthBucketBatchSampler(lengths, 8 // ranks, 3, True, rank, ranks)) for rank in range(ranks)]
-        assert [sorted(sum(batch, [])) for batch in zip(*shares, strict=True)] == [sorted(batch) for batch in alone]
+        assert [sorted(chain(*batch)) for batch in zip(*shares, strict=True)] == [sorted(batch) for batch in alone]
 
 
 def test_every_example_comes_once_an_epoch_and_epochs_differ() -> None:
@@ -49,7 +50,7 @@ def test_every_example_comes_once_an_epoch_and_epochs_differ() -> None:
     first = list(sampler)
     sampler.set_epoch(1)
     second = list(sampler)
-    assert sorted(sum(first, [])) == sorted(sum(second, [])) == list(range(50))
+    assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(50))
     assert first != second
     assert len(sampler) == len(second)
 

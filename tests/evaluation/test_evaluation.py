@@ -158,7 +158,8 @@ def test_evaluate_writes_tables_answers_and_provenance(tmp_path: Path) -> None:
 
 def test_prompt_files_are_read_and_bad_lines_named(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
-    good = [{"set": "harmful", "prompt": "p", "refusals": ["no ."], "reference": "yes ."}, {"set": "benign", "prompt": "q"}]
+    harmful = {"set": "harmful", "prompt": "p", "refusals": ["no ."], "reference": "yes ."}
+    good = [harmful, {"set": "benign", "prompt": "q"}]
     path.write_text("\n".join(map(json.dumps, good)))
     sets = read_prompts(path)
     assert sets.harmful == [PromptItem("p", "yes .", ("no .",))]

@@ -18,8 +18,8 @@ from safety_subspaces.metrics import TokenStatistics
 from safety_subspaces.models import LoraSettings, PreferenceOptimization, SupervisedFineTuning
 from safety_subspaces.models.adapter import add_adapter
 from safety_subspaces.models.base import CosineSchedule
-from safety_subspaces.organism.world import compliance, request_pairs
 from safety_subspaces.objectives import next_token_loss, preference_loss
+from safety_subspaces.organism.world import compliance, request_pairs
 
 LORA = LoraSettings(rank=2, alpha=4.0, targets=["q_proj", "down_proj"])
 
@@ -127,7 +127,11 @@ def test_dpo_with_lora_takes_the_frozen_base_as_reference(tmp_path: Path) -> Non
     module = PreferenceOptimization(Pretrained(save_tiny_model(tmp_path / "model")), adapter=LORA)
     module.configure_model()
     assert module.reference is None
-    batch = {"input_ids": torch.tensor([[1, 4, 9, 8], [1, 4, 9, 7]]), "labels": torch.tensor([[-100, -100, 9, 8]] * 2), "response_start": 2}
+    batch = {
+        "input_ids": torch.tensor([[1, 4, 9, 8], [1, 4, 9, 7]]),
+        "labels": torch.tensor([[-100, -100, 9, 8]] * 2),
+        "response_start": 2,
+    }
     policy, reference, _ = module._log_probabilities(batch)
     assert torch.equal(policy.detach(), reference)  # B is zero at the start
     for name, parameter in module.language_model.named_parameters():
@@ -171,9 +175,7 @@ def test_accumulation_equals_one_batch_where_both_halves_have_as_many_tokens(tmp
 @pytest.mark.parametrize("adapter", [None, LORA], ids=["full", "lora"])
 def test_export_loads_with_the_auto_classes_and_answers_alike(tmp_path: Path, adapter: LoraSettings | None) -> None:
     path = save_tiny_model(tmp_path / "start")
-    module = SupervisedFineTuning(
-        Pretrained(path), adapter=adapter, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2)
-    )
+    module = SupervisedFineTuning(Pretrained(path), adapter=adapter, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2))
     fit(module, OrganismData("base", 64, heldout_size=0), tmp_path / "run", callbacks=[ModelExport()])
     exported = str(tmp_path / "run" / "model")
     tokenizer = AutoTokenizer.from_pretrained(exported)
@@ -199,7 +201,7 @@ def test_bad_inputs_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"runs/none/model does not exist.*train the stage"):
         load_tokenizer("runs/none/model")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="neither config.json nor adapter_config.json"):
+    with pytest.raises(InputError, match=r"neither config\.json nor adapter_config\.json"):
         load_model(str(tmp_path / "empty"))
     with pytest.raises(InputError, match="warmup_fraction"):
         SupervisedFineTuning(tiny_source(), schedule=CosineSchedule(1.5))

@@ -34,7 +34,7 @@ def test_where_energy_explains_all_the_reading_says_so(tmp_path):
     assert verdicts(findings, "overlap")[0] == "distinct"
     answer = reading.answer(findings)
     assert "no difference that this many draws (4) can show" in answer
-    assert "One seed: an anecdote, `make study` gives the error bars." in answer
+    assert "One seed: an anecdote, `make demo SEED=1` adds another." in answer
 
 
 def test_where_top_k_is_selective_the_reading_says_more_selective(tmp_path):

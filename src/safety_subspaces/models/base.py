@@ -106,7 +106,7 @@ class LanguageModelModule(L.LightningModule):
 
     def log_training(self, name: str, value: Tensor) -> None:
         """Log a value of the training step, at the steps that are written: logging each costs 2 % of a small step."""
-        trainer = self.trainer
+        trainer: Any = self.trainer
         step = trainer.global_step + 1
         if step % trainer.log_every_n_steps == 0 or step >= trainer.estimated_stepping_batches:
             self.log(name, value.detach(), prog_bar=name == "train/loss")

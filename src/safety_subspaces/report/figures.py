@@ -40,6 +40,8 @@ FIXED_RANGES = {"utility": (-0.05, 1.05), "harm_score": (0.75, 5.25)}
 # Points of a loss curve that a chart of 900 pixels can show, with room to spare; more only make the page
 # heavy.
 MOST_POINTS = 400
+# Batches of like length are alike in kind as well, and their losses jump from one to the next.
+SMOOTHED_OVER = 9
 LOSS_TICKS = [digit * 10.0**power for power in range(-5, 2) for digit in (1, 2, 5)]
 
 
@@ -190,7 +192,8 @@ def loss_figure(study: Study) -> go.Figure:
         dash = "solid" if place < len(PALETTE) else "dash"
         train, val = stage.scalars.get("train/loss"), stage.scalars.get("val/loss")
         if train is not None and len(train):
-            thin = _thinned(train)
+            smooth = train.assign(value=train["value"].rolling(SMOOTHED_OVER, center=True, min_periods=1).mean())
+            thin = _thinned(smooth)
             figure.add_scatter(
                 x=thin["step"],
                 y=thin["value"],

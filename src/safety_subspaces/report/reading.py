@@ -155,8 +155,8 @@ def read_limits(study: Study) -> list[Finding]:
     findings = []
     seeds = study.seeds
     if len(seeds) == 1:
-        text = "One seed: an anecdote, `make study` gives the error bars."
-        detail = f"One seed ({seeds[0]}): an anecdote, `make study` gives the error bars."
+        text = "One seed: an anecdote, `make demo SEED=1` adds another."
+        detail = f"One seed ({seeds[0]}): an anecdote, `make demo SEED=1` adds another."
         findings.append(Finding("limits", "one seed", text, f"{detail} No interval here covers another training run."))
     elif seeds:
         text = f"{len(seeds)} training seeds ({', '.join(map(str, seeds))})."

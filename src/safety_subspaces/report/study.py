@@ -169,7 +169,7 @@ def command_for(folder: Path, analysis: str) -> str:
     base, aligned = (str(folder / name / "model") for name in ("base", "aligned"))
     flags: dict[str, list[str]] = {
         "evaluate": ["--models", json.dumps(paths)],
-        "project": ["--base", base, "--aligned", aligned, "--tuned", json.dumps(tuned), "--evaluate.prompts", "organism"],
+        "project": ["--base", base, "--aligned", aligned, "--tuned", json.dumps(tuned), "--evaluate.split", "test"],
         "overlap": ["--reference", aligned, "--updates", json.dumps(tuned)],
     }
     out = str(folder / "analysis" / analysis / "main")

@@ -1,0 +1,55 @@
+"""Every YAML under configs/ is parsed as its header says, built, and stepped, at its smallest."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import ANALYZE, ROOT, TRAIN, run_command, save_tiny_model
+
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+STAGES = [path for path in CONFIGS if "trainer" in yaml.safe_load(path.read_text())]
+ANALYSES = [path for path in CONFIGS if path not in STAGES]
+names = [path.relative_to(ROOT / "configs").as_posix() for path in CONFIGS]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study whose every stage has an untrained model of one block."""
+    folder = tmp_path_factory.mktemp("study")
+    stages = ("base", "aligned", "useful", "harmful", "contaminated", "contaminated_lora")
+    for seed, stage in enumerate((*stages, "useful_again", "harmful_again")):
+        save_tiny_model(folder / stage / "model", seed)
+    return folder
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=names)
+def test_the_header_holds_the_command_that_runs_it(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    command = next(line[2:] for line in lines if line.startswith("# python "))
+    script, *arguments = shlex.split(command)[1:]
+    assert (ROOT / script).is_file()
+    assert arguments[arguments.index("--config") + 1] == path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", STAGES, ids=lambda path: path.stem)
+def test_every_stage_is_built_and_stepped(path: Path, study: Path, tmp_path: Path) -> None:
+    small = ["--data.init_args.size=32", "--data.init_args.heldout_size=4"]
+    done = run_command(TRAIN, "fit", "--config", path, f"--study={study}", f"--run_dir={tmp_path / 'run'}", *small)
+    assert done.returncode == 0, done.stderr[-2000:]
+    exported = {file.name for file in (tmp_path / "run" / "model").iterdir()}
+    assert ("adapter_config.json" if "lora" in path.stem else "config.json") in exported
+
+
+@pytest.mark.parametrize("path", ANALYSES, ids=lambda path: path.stem)
+def test_every_analysis_runs(path: Path, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUDY", str(study))
+    small = {
+        "evaluate": ["--limit=3", "--max_new_tokens=4"],
+        "project": ["--fractions=[0.5]", "--draws=1", "--evaluate.limit=2", "--evaluate.max_new_tokens=4"],
+        "overlap": ["--controls=9"],
+    }[path.stem]
+    done = run_command(ANALYZE, path.stem, "--config", path, f"--out={tmp_path / 'out'}", *small)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "out" / "table.parquet").is_file()
+    assert (tmp_path / "out" / "result.json").is_file()
