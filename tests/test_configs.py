@@ -1,5 +1,6 @@
 """Every YAML under configs/ is parsed as its header says, built, and stepped, at its smallest."""
 
+import json
 import shlex
 from pathlib import Path
 
@@ -32,10 +33,25 @@ def test_the_header_holds_the_command_that_runs_it(path: Path) -> None:
     assert arguments[arguments.index("--config") + 1] == path.relative_to(ROOT).as_posix()
 
 
+def smallest_case(path: Path, study: Path, tmp_path: Path) -> list[str]:
+    """Options that put tiny local things in the place of large or remote ones, and change nothing else."""
+    if "organism" in path.parts:
+        return [f"--study={study}", "--data.init_args.size=32", "--data.init_args.heldout_size=4"]
+    rows = tmp_path / "rows.jsonl"
+    row = {"query": "how ?", "prompt": "how ?", "response": "sure .", "is_safe": False}
+    rows.write_text((json.dumps(row) + "\n") * 16)
+    return [
+        f"--model.init_args.source.init_args.path={study / 'aligned' / 'model'}",
+        f"--data.init_args.train.path={rows}",
+        f"--data.init_args.contamination.source.path={rows}",
+        "--trainer.accelerator=cpu",
+    ]
+
+
 @pytest.mark.parametrize("path", STAGES, ids=lambda path: path.stem)
 def test_every_stage_is_built_and_stepped(path: Path, study: Path, tmp_path: Path) -> None:
-    small = ["--data.init_args.size=32", "--data.init_args.heldout_size=4"]
-    done = run_command(TRAIN, "fit", "--config", path, f"--study={study}", f"--run_dir={tmp_path / 'run'}", *small)
+    small = smallest_case(path, study, tmp_path)
+    done = run_command(TRAIN, "fit", "--config", path, f"--run_dir={tmp_path / 'run'}", *small)
     assert done.returncode == 0, done.stderr[-2000:]
     exported = {file.name for file in (tmp_path / "run" / "model").iterdir()}
     assert ("adapter_config.json" if "lora" in path.stem else "config.json") in exported

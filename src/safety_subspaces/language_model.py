@@ -35,7 +35,7 @@ class Pretrained(ModelSource):
         path: The folder, or a Hub id.
         dtype: Type of the trained weights. ``float32`` keeps master weights in full precision (use it with
             ``trainer.precision: bf16-mixed`` on a GPU): in pure bf16 a step of 1e-5 rounds away for most weights.
-        attn_implementation: Attention of transformers.
+        attn_implementation: Attention of transformers; by default the best that the architecture supports.
         trust_remote_code: Whether to run code that a Hub repository ships. Off unless you have read it.
     """
 
@@ -43,7 +43,7 @@ class Pretrained(ModelSource):
         self,
         path: str,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-        attn_implementation: str = "sdpa",
+        attn_implementation: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         self._path = path
@@ -101,7 +101,7 @@ def load_model(
     path: str,
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
-    attn_implementation: str = "sdpa",
+    attn_implementation: str | None = None,
 ) -> PreTrainedModel:
     """Load the weights of a full model.
 

@@ -8,12 +8,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import ROOT, TRAIN, run_command, tiny_source, trainer
+from tiny import ROOT, TRAIN, run_command, save_tiny_model, tiny_source, trainer
 
 from callbacks import ModelExport, RunRecord, TokenThroughput
 from safety_subspaces.data import OrganismData
 from safety_subspaces.errors import InputError
 from safety_subspaces.models import SupervisedFineTuning
+from safety_subspaces.organism import OrganismModel
 
 PRETRAIN = ROOT / "configs" / "organism" / "pretrain.yaml"
 TINY = [f"--model.init_args.source.init_args.{name}={value}"
@@ -170,3 +171,58 @@ def test_random_state_goes_on_after_a_resume() -> None:
     assert torch.equal(torch.rand(3), expected)
     record.on_train_batch_start(None, None, None, 1)
     assert not torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.distributed
+def test_two_processes_share_every_global_batch(finished_run: Path, tmp_path: Path) -> None:
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=8"]
+    done = pretrain(tmp_path / "run", *two)
+    assert done.returncode == 0, done.stderr[-2000:]
+    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in (finished_run, tmp_path / "run")]
+    assert manifests[1]["status"] == "complete"
+    assert manifests[1]["global_step"] == manifests[0]["global_step"]  # as many steps of the same global size
+    losses = [manifest["metrics"]["val/loss"] for manifest in manifests]
+    # Each rank takes the mean over its own tokens, so the two runs are alike but not equal.
+    assert losses[1] == pytest.approx(losses[0], abs=0.02)
+    one, other = (load_file(folder / "model" / "model.safetensors") for folder in (finished_run, tmp_path / "run"))
+    assert max(float((one[name] - other[name]).abs().max()) for name in one) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--data.init_args.train.prompt_field=instruction"], "no field 'instruction'"),
+        (["--data.init_args.train.keep={is_safe: maybe}"], "none of 4 rows is left"),
+        (["--data.init_args.train.path=nowhere.csv"], "nowhere.csv does not exist"),
+    ],
+)
+def test_bad_data_end_with_one_message_and_no_folder(tmp_path: Path, changes: list[str], message: str) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"query": "how ?", "prompt": "how ?", "response": "sure .", "is_safe": False}) + "\n")
+    rows.write_text(rows.read_text() * 4)
+    failed = run_command(
+        TRAIN, "fit", "--config", ROOT / "configs" / "examples" / "instructions_lora.yaml", "--trainer.accelerator=cpu",
+        f"--model.init_args.source.init_args.path={save_tiny_model(tmp_path / 'model')}",
+        f"--data.init_args.train.path={rows}", f"--data.init_args.contamination.source.path={rows}",
+        f"--run_dir={tmp_path / 'run'}", *changes,
+    )  # fmt: skip
+    assert failed.returncode == 2, failed.stderr[-2000:]
+    assert message in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_mismatched_models_end_an_analysis_with_one_message(tmp_path: Path) -> None:
+    base = save_tiny_model(tmp_path / "base")
+    wider = OrganismModel(hidden_size=24, intermediate_size=32, layers=1, heads=2)
+    wider.load_model().save_pretrained(tmp_path / "wider")
+    wider.load_tokenizer().save_pretrained(tmp_path / "wider")
+    failed = run_command(
+        ROOT / "analyze.py", "project", f"--base={base}", f"--aligned={base}", f"--tuned.wider={tmp_path / 'wider'}",
+        f"--out={tmp_path / 'out'}",
+    )  # fmt: skip
+    assert failed.returncode == 2, failed.stderr[-2000:]
+    assert "wider" in failed.stderr
+    assert "embed_tokens" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert not (tmp_path / "out").exists()

@@ -5,7 +5,15 @@ import torch
 from peft import PeftModel
 from tiny import save_tiny_model, tiny_source, trainer
 from torch.nn.functional import log_softmax
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    MixtralConfig,
+    Qwen2Config,
+)
 
 from callbacks import ModelExport
 from safety_subspaces.data import OrganismData
@@ -222,3 +230,34 @@ def test_leaving_out_the_prompts_logits_changes_neither_loss_nor_gradient(tmp_pa
     assert module.response_logits(batch)[0].shape[1] == 4
     assert short.item() == pytest.approx(whole.item(), abs=1e-6)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradient, expected, strict=True))
+
+
+def small_config(kind: str, vocabulary: int):
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 96}
+    shape |= {"vocab_size": vocabulary, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    grouped = shape | {"intermediate_size": 32, "num_key_value_heads": 1}
+    return {
+        "llama": lambda: LlamaConfig(**grouped),
+        "qwen2, tied": lambda: Qwen2Config(**grouped, tie_word_embeddings=True),
+        "gemma2": lambda: Gemma2Config(**grouped, head_dim=8),
+        "mixtral": lambda: MixtralConfig(**grouped, num_local_experts=2),
+        "gpt2": lambda: GPT2Config(**shape),
+    }[kind]()
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2, tied", "gemma2", "mixtral", "gpt2"])
+def test_any_causal_model_trains_and_exports(tmp_path: Path, kind: str) -> None:
+    tokenizer = tiny_source().load_tokenizer()
+    AutoModelForCausalLM.from_config(small_config(kind, len(tokenizer))).save_pretrained(tmp_path / "start")
+    tokenizer.save_pretrained(tmp_path / "start")
+    module = SupervisedFineTuning(
+        Pretrained(str(tmp_path / "start")), optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2)
+    )
+    fit(module, OrganismData("harmful", 96, heldout_size=8), tmp_path / "run", callbacks=[ModelExport()])
+    model, _ = load_language_model(str(tmp_path / "run" / "model"))
+    ids = torch.tensor([[1, 4, 30, 31, 5, 40, 2]])
+    with torch.no_grad():
+        trained = module.language_model.eval()(input_ids=ids).logits
+        assert torch.allclose(model(input_ids=ids).logits, trained, atol=1e-5)
+        start, _ = load_language_model(str(tmp_path / "start"))
+        assert not torch.allclose(start(input_ids=ids).logits, trained, atol=1e-2)

@@ -148,5 +148,6 @@ class LanguageModelModule(L.LightningModule):
 
     def _log_statistics(self, statistics: TokenStatistics, prefix: str) -> None:
         if statistics.update_called:
-            self.log_dict({f"{prefix}/{name}": value.float() for name, value in statistics.compute().items()})
+            values = {f"{prefix}/{name}": value.float() for name, value in statistics.compute().items()}
+            self.log_dict(values, sync_dist=self.trainer.world_size > 1)  # equal on all ranks; Lightning can't know
         statistics.reset()

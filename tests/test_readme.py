@@ -1,0 +1,69 @@
+"""Every command in the README is run, the long ones by their smallest case or a dry run."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_configs import smallest_case, study  # noqa: F401  (a fixture)
+from tiny import ROOT, run_command
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+# Options that make an analysis small; a command that is not here is run as it stands.
+SMALL = {
+    "evaluate": ["--limit=2", "--max_new_tokens=4"],
+    "project": ["--fractions=[0.5]", "--draws=1", "--evaluate.limit=2", "--evaluate.max_new_tokens=4"],
+    "overlap": ["--controls=9"],
+}
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+    assert len(README.splitlines()) < 200
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+    for path in re.findall(r"configs/[\w/.]+\.yaml", README):
+        assert (ROOT / path).is_file(), path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_readme_runs(command: str, study: Path, tmp_path: Path) -> None:  # noqa: F811
+    program, *arguments = shlex.split(command)
+    if program == "make":
+        done = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    elif program == "tensorboard":
+        events = subprocess.run(
+            [Path(sys.executable).with_name("tensorboard"), "--inspect", "--logdir", study],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        done = events
+    elif arguments[0] == "train.py":
+        config = ROOT / arguments[arguments.index("--config") + 1]
+        small = smallest_case(config, study, tmp_path)
+        done = run_command(ROOT / "train.py", arguments[1], "--config", config, *small, f"--run_dir={tmp_path / 'run'}")
+    elif arguments[1] == "report":
+        filled = tmp_path / "study"
+        shutil.copytree(study, filled)
+        done = run_command(ROOT / "analyze.py", "report", "--study", filled)
+        assert f"report: {filled}/report/index.html" in done.stdout
+    else:
+        os.environ["STUDY"] = str(study)
+        config = ROOT / arguments[arguments.index("--config") + 1]
+        small = [*SMALL[arguments[1]], f"--out={tmp_path / 'out'}"]
+        done = run_command(ROOT / "analyze.py", arguments[1], "--config", config, *small)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_python_of_the_readme_runs(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "organism-0").symlink_to(study)
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert code is not None
+    exec(code.group(1), {})
+    assert (study / "analysis" / "project" / "useful" / "table.csv").is_file()
