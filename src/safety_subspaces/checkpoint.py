@@ -16,13 +16,13 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from safety_subspaces.adapter_base import ADAPTER_CONFIG, adapter_base
 from safety_subspaces.errors import InputError
 from safety_subspaces.files import read_json
 from safety_subspaces.names import canonical_name
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Beside the weights, what makes a folder a model: configuration, tokenizer, chat template.
@@ -236,7 +236,7 @@ class AdapterCheckpoint(Checkpoint):
         self.folder = folder
         self.config: dict[str, Any] = read_json(folder / ADAPTER_CONFIG)
         self._refuse_unserved()
-        self.base = _open_base(path, folder, self.config.get("base_model_name_or_path"))
+        self.base = _open_base(path, folder)
         self.left_out = dict(self.base.left_out)
         if not (folder / ADAPTER_FILE).is_file():
             raise InputError(
@@ -379,14 +379,11 @@ def _resolve(path: str) -> Path:
         raise InputError(f"{path} is neither a folder here nor a model that the Hub gives: {reason}") from error
 
 
-def _open_base(path: str, folder: Path, base: str | None) -> FullCheckpoint:
-    """Open an adapter's base: a path from here, a path from the adapter's folder, or a Hub id."""
-    if not base:
-        raise InputError(f"adapter {path} names no base_model_name_or_path in {ADAPTER_CONFIG}; add the model's path")
-    beside = folder / base
-    chosen = str(beside) if not Path(base).expanduser().is_dir() and beside.is_dir() else base
+def _open_base(path: str, folder: Path) -> FullCheckpoint:
+    """Open an adapter's base."""
+    base = adapter_base(folder)
     try:
-        opened = open_checkpoint(chosen)
+        opened = open_checkpoint(base)
     except InputError as error:
         raise InputError(f"the base of adapter {path} cannot be opened: {error}") from error
     if not isinstance(opened, FullCheckpoint):

@@ -1,6 +1,5 @@
 """Loading causal language models by Hub id or folder: a full model, or a PEFT adapter upon the base that it names."""
 
-import json
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Literal
@@ -8,6 +7,7 @@ from typing import Literal
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from safety_subspaces.adapter_base import ADAPTER_CONFIG, adapter_base
 from safety_subspaces.errors import InputError
 
 
@@ -87,12 +87,15 @@ def load_language_model(
         InputError: A local folder that is missing or holds no model; a Hub id that cannot be reached.
     """
     tokenizer = load_tokenizer(path, trust_remote_code)
-    adapter = Path(path) / "adapter_config.json"
+    adapter = Path(path) / ADAPTER_CONFIG
     if adapter.is_file():
         from peft import PeftModel  # a second's import that full models need not pay
 
-        base = json.loads(adapter.read_text())["base_model_name_or_path"]
-        model = load_model(base, dtype, trust_remote_code)
+        base = adapter_base(Path(path))
+        try:
+            model = load_model(base, dtype, trust_remote_code)
+        except InputError as error:
+            raise InputError(f"the base of adapter {path} cannot be loaded: {error}") from error
         return PeftModel.from_pretrained(model, path).merge_and_unload().eval(), tokenizer
     return load_model(path, dtype, trust_remote_code).eval(), tokenizer
 

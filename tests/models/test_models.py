@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from transformers import (
 )
 
 from callbacks import ModelExport
+from safety_subspaces.checkpoint import open_checkpoint
 from safety_subspaces.data import OrganismData
 from safety_subspaces.data.batches import collate_examples
 from safety_subspaces.errors import InputError
@@ -26,6 +28,7 @@ from safety_subspaces.metrics import TokenStatistics
 from safety_subspaces.models import LoraSettings, PreferenceOptimization, SupervisedFineTuning
 from safety_subspaces.models.adapter import add_adapter
 from safety_subspaces.models.base import CosineSchedule
+from safety_subspaces.models.export import export_model
 from safety_subspaces.objectives import next_token_loss, preference_loss
 from safety_subspaces.organism.world import compliance, request_pairs
 
@@ -261,3 +264,23 @@ def test_any_causal_model_trains_and_exports(tmp_path: Path, kind: str) -> None:
         assert torch.allclose(model(input_ids=ids).logits, trained, atol=1e-5)
         start, _ = load_language_model(str(tmp_path / "start"))
         assert not torch.allclose(start(input_ids=ids).logits, trained, atol=1e-2)
+
+
+def test_an_adapter_finds_its_base_after_the_study_has_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_tiny_model(tmp_path / "runs" / "old" / "aligned" / "model")
+    module = SupervisedFineTuning(Pretrained("runs/old/aligned/model"), adapter=LORA)
+    module.configure_model()
+    for name, parameter in module.language_model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.fill_(0.1)
+    export_model(module.language_model, module.tokenizer, tmp_path / "runs" / "old" / "tuned" / "model")
+    before, _ = load_language_model("runs/old/tuned/model")
+    (tmp_path / "runs" / "old").rename(tmp_path / "elsewhere")
+    after, _ = load_language_model(str(tmp_path / "elsewhere" / "tuned" / "model"))
+    assert all(torch.equal(value, after.state_dict()[name]) for name, value in before.state_dict().items())
+    opened = open_checkpoint(str(tmp_path / "elsewhere" / "tuned" / "model"))
+    assert opened.full.folder == tmp_path / "elsewhere" / "aligned" / "model"
+    shutil.rmtree(tmp_path / "elsewhere" / "aligned")
+    with pytest.raises(InputError, match=r"base of adapter .*tuned/model cannot be loaded: model folder runs/old"):
+        load_language_model(str(tmp_path / "elsewhere" / "tuned" / "model"))
