@@ -15,8 +15,9 @@ from safety_subspaces.analysis.evaluate import evaluate
 from safety_subspaces.analysis.overlap import overlap
 from safety_subspaces.analysis.project import project
 from safety_subspaces.analysis.report import report
+from safety_subspaces.analysis.subspace import subspace
 
-COMMANDS = {"project": project, "overlap": overlap, "evaluate": evaluate, "report": report}
+COMMANDS = {"subspace": subspace, "project": project, "overlap": overlap, "evaluate": evaluate, "report": report}
 TRY = """try:
   python analyze.py evaluate --models.base runs/organism-0/base/model --out runs/organism-0/analysis/evaluate/base
   python analyze.py project --config configs/organism/analysis/project.yaml

@@ -3,6 +3,7 @@
 from callbacks.model_export import ModelExport
 from callbacks.run_record import RunRecord
 from callbacks.stage_progress import StageProgress
+from callbacks.subspace_projection import SubspaceProjection
 from callbacks.token_throughput import TokenThroughput
 
-__all__ = ["ModelExport", "RunRecord", "StageProgress", "TokenThroughput"]
+__all__ = ["ModelExport", "RunRecord", "StageProgress", "SubspaceProjection", "TokenThroughput"]

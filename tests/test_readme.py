@@ -12,6 +12,9 @@ import pytest
 from test_configs import smallest_case, study  # noqa: F401  (a fixture)
 from tiny import ROOT, run_command
 
+from safety_subspaces.analysis.subspace import subspace as make_subspace
+from safety_subspaces.subspace import RankRule
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
@@ -45,7 +48,22 @@ def test_every_command_of_the_readme_runs(command: str, study: Path, tmp_path: P
     elif arguments[0] == "train.py":
         config = ROOT / arguments[arguments.index("--config") + 1]
         small = smallest_case(config, study, tmp_path)
-        done = run_command(ROOT / "train.py", arguments[1], "--config", config, *small, f"--run_dir={tmp_path / 'run'}")
+        extra = [option for option in arguments[4:] if option.startswith("--trainer.callbacks")]
+        if extra:  # the callback's file, made by the command before
+            file = tmp_path / "s.safetensors"
+            make_subspace(
+                *(str(study / name / "model") for name in ("base", "aligned")), str(file), RankRule(fraction=0.25)
+            )
+            extra = [f"{option.split('=')[0]}={file}" if ".subspace=" in option else option for option in extra]
+        done = run_command(
+            ROOT / "train.py", arguments[1], "--config", config, *small, f"--run_dir={tmp_path / 'run'}", *extra
+        )
+    elif arguments[1] == "subspace":
+        models = [f"--{name}={study / name / 'model'}" for name in ("base", "aligned")]
+        done = run_command(
+            ROOT / "analyze.py", "subspace", *models, "--rank.fraction=0.25", f"--out={tmp_path}/s.safetensors"
+        )
+        assert (tmp_path / "s.safetensors").is_file()
     elif arguments[1] == "report":
         filled = tmp_path / "study"
         shutil.copytree(study, filled)

@@ -1,0 +1,67 @@
+"""Random subspaces in the place of the alignment subspace, for a constraint's own control run."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from safety_subspaces.checkpoint import open_checkpoint
+from safety_subspaces.compatibility import check_compatible
+from safety_subspaces.delta import update_of
+from safety_subspaces.errors import InputError
+from safety_subspaces.linalg import as_matrix, haar_basis, squared_norm
+from safety_subspaces.models.targets import Target
+from safety_subspaces.projector import Projector
+from safety_subspaces.subspace import energy_matched_rank, seeded_generator
+
+ControlKind = Literal["none", "random", "random-energy"]
+
+logger = logging.getLogger(__name__)
+
+
+def control_subspace(
+    targets: Sequence[Target], kind: ControlKind, seed: int, unconstrained: str | None = None, start: str | None = None
+) -> list[Target]:
+    """Replace each target's basis by a Haar-random one.
+
+    ``random`` has the rank of the basis it replaces. ``random-energy`` has the rank at which it is expected to keep the
+    share that the basis keeps of a finished run's update; the share that it really keeps is logged beside it.
+
+    Args:
+        targets: The constrained parameters with the bases to replace.
+        kind: ``none`` returns the targets as they are.
+        seed: Seed of the draw; a tensor's draw depends on its name, not on the others.
+        unconstrained: Model folder of the finished run (``random-energy``).
+        start: Model that both runs start from (``random-energy``).
+
+    Raises:
+        InputError: ``random-energy`` for a model that starts from no checkpoint, or folders that do not fit.
+    """
+    if kind == "none":
+        return list(targets)
+    ranks = {target.name: target.basis.shape[1] for target in targets}
+    deltas = {}
+    if kind == "random-energy":
+        if unconstrained is None or start is None:
+            raise InputError("control: random-energy compares a finished run with the checkpoint that it started from")
+        finished, first = open_checkpoint(unconstrained), open_checkpoint(start)
+        check_compatible(first, finished)
+        for target in targets:
+            delta = as_matrix(update_of(finished, first, target.name)).double().to(target.basis.device)
+            deltas[target.name] = delta.T if target.transposed else delta
+            total = squared_norm(deltas[target.name])
+            share = Projector(target.basis).energies(deltas[target.name]).sum().item() / total if total > 0 else 0.0
+            ranks[target.name] = energy_matched_rank(share, target.basis.shape[0])
+    drawn = []
+    for target in targets:
+        generator = seeded_generator(seed, target.name, kind)
+        basis = haar_basis(target.basis.shape[0], ranks[target.name], generator).to(target.basis.device)
+        drawn.append(replace(target, basis=basis))
+    if deltas:
+        whole = sum(squared_norm(delta) for delta in deltas.values())
+        kept = [
+            sum(float(Projector(target.basis).energies(deltas[target.name]).sum()) for target in chosen) / whole
+            for chosen in (targets, drawn)
+        ]
+        logger.info("random-energy: keeps %.4f of the finished run's update, the subspace %.4f", kept[1], kept[0])
+    return drawn

@@ -1,0 +1,164 @@
+"""Which trained parameters a subspace applies to: the weight itself, or the LoRA factor that carries its side."""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from safety_subspaces.errors import InputError
+from safety_subspaces.linalg import as_matrix
+from safety_subspaces.names import canonical_name, layer_of, type_of
+from safety_subspaces.subspace_file import Side, SubspaceFile
+
+logger = logging.getLogger(__name__)
+LISTED = 5  # names in an error message
+
+
+@dataclass(frozen=True)
+class Target:
+    """A parameter under a constraint, seen as a matrix whose rows the basis acts on.
+
+    Args:
+        name: Canonical name of the weight.
+        parameter: The weight; with LoRA, ``lora_B`` for a left and ``lora_A`` for a right subspace.
+        transposed: Whether the matrix is the parameter's transpose.
+        partner: The other LoRA factor; ``None`` for a weight itself.
+        basis: Orthonormal columns.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    transposed: bool
+    partner: nn.Parameter | None
+    basis: Tensor
+
+    def matrix(self, values: Float[Tensor, "..."]) -> Float[Tensor, "dim columns"]:
+        """View values of the parameter's shape as the constrained matrix; writing to it writes to them."""
+        matrix = as_matrix(values)
+        return matrix.T if self.transposed else matrix
+
+    def whole_update(self, factor: Float[Tensor, "..."]) -> Float[Tensor, "dim columns"]:
+        """Return the weight's update, up to LoRA's scale: the factor itself, or its product with the partner."""
+        matrix = self.matrix(factor)
+        if self.partner is None:
+            return matrix
+        partner = self.partner.detach().to(matrix.dtype)
+        return matrix @ (partner.T if self.transposed else partner)
+
+
+def select_names(
+    names: Iterable[str],
+    types: Sequence[str] | None = None,
+    layers: Sequence[int] | None = None,
+    patterns: Sequence[str] | None = None,
+) -> list[str]:
+    """Return the names that have one of the types, lie in one of the layers and match one of the patterns.
+
+    Raises:
+        InputError: A type, layer or pattern that no name has.
+    """
+    names = list(names)
+    filters: list[tuple[str, Sequence[Any] | None, Callable[[str, Any], bool]]] = [
+        ("type", types, lambda name, wanted: type_of(name) == wanted),
+        ("layer", layers, lambda name, wanted: layer_of(name) == wanted),
+        ("pattern", patterns, fnmatchcase),
+    ]
+    chosen = names
+    for what, wanted, matches in filters:
+        for value in wanted or ():
+            if not any(matches(name, value) for name in names):
+                raise InputError(f"{what} {value!r} matches no tensor; there are {_listed(names)}")
+        if wanted:
+            chosen = [name for name in chosen if any(matches(name, value) for value in wanted)]
+    if not chosen:
+        raise InputError(f"types {types}, layers {layers} and patterns {patterns} together match no tensor")
+    return chosen
+
+
+def find_targets(
+    network: nn.Module,
+    subspace: SubspaceFile,
+    holds_the_rest: bool,
+    types: Sequence[str] | None = None,
+    layers: Sequence[int] | None = None,
+    patterns: Sequence[str] | None = None,
+) -> list[Target]:
+    """Match a subspace file with the trained parameters of a network.
+
+    Args:
+        network: The network, with its adapter if it has one.
+        subspace: Bases by canonical name.
+        holds_the_rest: Whether a trained tensor without a basis is held where it is (*onto*: its subspace is empty).
+        types: Only these types of tensors.
+        layers: Only these blocks.
+        patterns: Only names that match one of these (``*`` stands for anything).
+
+    Raises:
+        InputError: Names or shapes that do not match (the first five), a chosen tensor that is frozen, a rank of 0 or
+            of the whole space, or nothing to constrain.
+    """
+    trained, frozen, shapes = _weights(network)
+    unknown = [name for name in subspace.bases if name not in shapes]
+    if unknown:
+        raise InputError(f"the subspace has {len(unknown)} tensors that the model lacks: {_listed(unknown)}")
+    narrowed = bool(types or layers or patterns)
+    chosen = select_names(shapes, types, layers, patterns)
+    if narrowed and (stuck := [name for name in chosen if name in frozen]):
+        raise InputError(f"frozen tensors cannot be constrained: {_listed(stuck)}; narrow types, layers or patterns")
+    targets, problems = [], []
+    for name in chosen:
+        if name not in trained or (name not in subspace.bases and not holds_the_rest):
+            continue
+        target = _target(name, trained[name], shapes[name], subspace)
+        dim, rank = target.basis.shape
+        rows = target.matrix(target.parameter).shape[0]
+        if dim != rows:
+            problems.append(f"{name} has {rows} rows on the {subspace.side}, its basis {dim}")
+        elif name in subspace.bases and rank in (0, dim) and dim > 1:
+            problems.append(f"{name} has a basis of rank {rank} in {dim} dimensions, which constrains nothing or all")
+        targets.append(target)
+    if problems:
+        raise InputError(f"the subspace does not fit the model: {_listed(problems)}")
+    if not targets:
+        raise InputError("no trained tensor has a subspace here; check the file and the model's trainable parameters")
+    return targets
+
+
+def _weights(
+    network: nn.Module,
+) -> tuple[dict[str, dict[str, nn.Parameter]], set[str], dict[str, torch.Size]]:
+    """Trained parameters by weight name (itself, or A and B), names of frozen weights, and shapes of all weights."""
+    trained: dict[str, dict[str, nn.Parameter]] = {}
+    shapes: dict[str, torch.Size] = {}
+    for stored, parameter in network.named_parameters():
+        name = canonical_name(stored)
+        weight, adapter, rest = name.partition(".lora_")
+        if adapter:
+            trained.setdefault(f"{weight}.weight", {})[rest[0]] = parameter
+            continue
+        shapes[name] = parameter.shape
+        if parameter.requires_grad:
+            trained[name] = {"weight": parameter}
+    return trained, set(shapes) - set(trained), shapes
+
+
+def _target(name: str, parameters: dict[str, nn.Parameter], shape: torch.Size, subspace: SubspaceFile) -> Target:
+    side: Side = subspace.side if len(shape) == 2 else "left"
+    transposed = side == "right"
+    if "weight" in parameters:
+        parameter, partner = parameters["weight"], None
+    else:
+        parameter, partner = (parameters["A"], parameters["B"]) if transposed else (parameters["B"], parameters["A"])
+    rows = as_matrix(torch.empty(shape, device="meta")).shape[1 if transposed else 0]
+    basis = subspace.bases.get(name, torch.zeros(rows, 0))
+    return Target(name, parameter, transposed, partner, basis.to(parameter.device, torch.float32))
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more

@@ -1,0 +1,97 @@
+"""Subspaces on disk: one ``.safetensors`` of bases and spectra by tensor name, with what they were made from."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float32, Float64
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from safety_subspaces.errors import InputError
+
+Side = Literal["left", "right"]
+BASIS, SPECTRUM = ".basis", ".singular_values"
+# Float32 bases from a float64 eigendecomposition are orthonormal to a few 1e-6; beyond this a "projection" is none.
+ORTHONORMAL_WITHIN = 1e-4
+
+
+@dataclass(frozen=True)
+class SubspaceFile:
+    """Bases by canonical tensor name.
+
+    Args:
+        bases: Orthonormal columns of each tensor's subspace: of output space (left) or input space (right).
+        spectra: Singular values of the update that each basis came from, descending.
+        side: Which space the bases are of.
+        provenance: What the file was made from, as plain values.
+    """
+
+    bases: dict[str, Float32[Tensor, "dim rank"]]
+    spectra: dict[str, Float64[Tensor, " directions"]]
+    side: Side
+    provenance: dict[str, Any]
+
+
+def write_subspace(path: Path, subspace: SubspaceFile) -> None:
+    """Write a subspace file under a temporary name, then rename it."""
+    tensors = {f"{name}{BASIS}": basis.contiguous() for name, basis in subspace.bases.items()}
+    tensors |= {f"{name}{SPECTRUM}": values.contiguous() for name, values in subspace.spectra.items()}
+    metadata = {"side": subspace.side, "provenance": json.dumps(subspace.provenance, default=str)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        save_file(tensors, partial, metadata=metadata)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_subspace(path: str) -> SubspaceFile:
+    """Read a subspace file and check its bases.
+
+    Raises:
+        InputError: No such file, no subspace file, or a basis that is not finite and orthonormal (named).
+    """
+    if not Path(path).is_file():
+        raise InputError(f"subspace file {path} does not exist; make it with python analyze.py subspace")
+    try:
+        with safe_open(path, framework="pt") as stored:
+            metadata = stored.metadata() or {}
+            tensors: Mapping[str, Tensor] = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(f"{path} is no whole safetensors file: {error}") from error
+    if metadata.get("side") not in ("left", "right"):
+        raise InputError(f"{path} is no subspace file (it names no side); make one with python analyze.py subspace")
+    bases = {name.removesuffix(BASIS): tensor for name, tensor in tensors.items() if name.endswith(BASIS)}
+    for name, basis in bases.items():
+        check_orthonormal(basis, f"{name} in {path}")
+    return SubspaceFile(
+        bases,
+        {name.removesuffix(SPECTRUM): tensor for name, tensor in tensors.items() if name.endswith(SPECTRUM)},
+        "left" if metadata["side"] == "left" else "right",
+        json.loads(metadata.get("provenance", "{}")),
+    )
+
+
+def check_orthonormal(basis: Tensor, name: str) -> None:
+    """Refuse a basis that would not project.
+
+    Raises:
+        InputError: It is not a matrix, has more columns than rows, or its columns are not orthonormal.
+    """
+    if basis.ndim != 2 or basis.shape[1] > basis.shape[0]:
+        raise InputError(f"basis of {name} has shape {tuple(basis.shape)}; expected (dim, rank) with rank at most dim")
+    working = basis.double()
+    error = (working.T @ working - torch.eye(basis.shape[1], dtype=torch.float64)).abs()
+    worst = float(error.max()) if error.numel() else 0.0
+    if not worst <= ORTHONORMAL_WITHIN:  # also where it is NaN
+        raise InputError(
+            f"basis of {name} is not orthonormal (largest deviation {worst:.2g}, allowed {ORTHONORMAL_WITHIN:g}): "
+            "projecting with it would not be a projection; make it with python analyze.py subspace"
+        )

@@ -1,0 +1,324 @@
+"""The constraint holds: measured in float64 on the trained weights, against the float32 rounding floor."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import load_file
+from stopper import StopAt
+from tiny import ROOT, TRAIN, run_command, save_tiny_model, tiny_source, trainer
+
+from callbacks import SubspaceProjection
+from safety_subspaces.analysis.subspace import subspace as make_subspace
+from safety_subspaces.constraint import MatrixConstraint, rounding_floor, schedule_strength
+from safety_subspaces.data import OrganismData
+from safety_subspaces.errors import InputError
+from safety_subspaces.language_model import Pretrained, load_model
+from safety_subspaces.linalg import haar_basis
+from safety_subspaces.models import LoraSettings, SupervisedFineTuning
+from safety_subspaces.subspace import RankRule
+from safety_subspaces.subspace_file import SubspaceFile, read_subspace, write_subspace
+
+LORA = LoraSettings(rank=3, alpha=6.0, targets=["q_proj", "down_proj"])
+FRACTION = RankRule(fraction=0.25)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A base and an aligned model of one block, unrelated."""
+    folder = tmp_path_factory.mktemp("pair")
+    return save_tiny_model(folder / "base", 1), save_tiny_model(folder / "aligned", 2)
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+
+
+def adamw(parameters):
+    return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.1)
+
+
+def train(folder: Path, aligned: str, callback: SubspaceProjection, optimizer=adamw, adapter=None, steps=20, **options):
+    module = SupervisedFineTuning(Pretrained(aligned), adapter=adapter, optimizer=optimizer)
+    data = OrganismData("harmful", 16 * steps, heldout_size=0)
+    trainer(folder, callbacks=[callback], gradient_clip_val=1.0, **options).fit(module, datamodule=data)
+    return module
+
+
+def measured_leak(module, aligned: str, bases: dict, mode: str, side: str = "left") -> tuple[float, float]:
+    """The oracle: whole weights in float64, full projectors, nothing of the callback's own."""
+    start = dict(load_model(aligned).named_parameters())
+    merged = module.language_model
+    if hasattr(merged, "merge_and_unload"):
+        scale = merged.peft_config["default"].lora_alpha / merged.peft_config["default"].r
+        factors = dict(merged.named_parameters())
+        updates = {
+            name.split("base_model.model.")[1].replace("lora_B.default.", ""): scale
+            * value.double() @ factors[name.replace("lora_B", "lora_A")].double()
+            for name, value in factors.items() if "lora_B" in name
+        }  # fmt: skip
+    else:
+        updates = {name: value.double() - start[name].double() for name, value in merged.named_parameters()}
+    leak = whole = weight = 0.0
+    for name, update in updates.items():
+        if mode == "away" and name not in bases:
+            continue  # not under the constraint
+        update = update.detach().reshape(update.shape[0], -1)
+        # The norms did not change from base to aligned: their subspace is empty.
+        basis = bases.get(name, torch.zeros(update.shape[0], 0)).double()
+        along = basis @ (basis.T @ update) if side == "left" else update @ basis @ basis.T
+        forbidden = along if mode == "away" else update - along
+        leak += float(forbidden.square().sum())
+        whole += float(update.square().sum())
+        weight += float(start[name].detach().double().square().sum())
+    return leak / whole, rounding_floor(weight**0.5, whole**0.5)
+
+
+@pytest.mark.parametrize("mode", ["away", "onto"])
+@pytest.mark.parametrize("optimizer", [sgd, adamw])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_full_training_leaks_no_more_than_rounding(pair, tmp_path: Path, mode, optimizer, accumulate) -> None:
+    base, aligned = pair
+    callback = SubspaceProjection(base=base, aligned=aligned, rank=FRACTION, mode=mode)
+    module = train(tmp_path, aligned, callback, optimizer, accumulate_grad_batches=accumulate)
+    bases = read_subspace(str(tmp_path / "constraint" / "subspace.safetensors")).bases
+    leak, floor = measured_leak(module, aligned, bases, mode)
+    assert leak <= 10 * floor
+    forbidden, whole, _ = callback.measure()
+    assert forbidden / whole <= 10 * floor
+    assert whole > 1e-3  # something was learnt
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("mode", ["away", "onto"])
+def test_lora_holds_on_either_side(pair, tmp_path: Path, side, mode) -> None:
+    base, aligned = pair
+    callback = SubspaceProjection(base=base, aligned=aligned, rank=FRACTION, mode=mode, side=side)
+    module = train(tmp_path, aligned, callback, adapter=LORA)
+    assert {target.name.split(".")[-2] for target in callback.targets} == set(LORA.targets)
+    bases = read_subspace(str(tmp_path / "constraint" / "subspace.safetensors")).bases
+    leak, _ = measured_leak(module, aligned, bases, mode, side)
+    assert leak < 1e-11  # the factor starts at zero, so there is no weight whose rounding could leak
+
+
+def test_an_unconstrained_run_is_the_positive_control(pair, tmp_path: Path) -> None:
+    base, aligned = pair
+    callback = SubspaceProjection(base=base, aligned=aligned, rank=FRACTION, mode="observe")
+    module = train(tmp_path / "a", aligned, callback)
+    bases = read_subspace(str(tmp_path / "a" / "constraint" / "subspace.safetensors")).bases
+    leak, _ = measured_leak(module, aligned, bases, "away")
+    assert leak > 0.05  # a random quarter of the directions would hold a quarter; away would remove this
+    forbidden, whole, _ = callback.measure()
+    assert forbidden / whole == pytest.approx(leak, rel=1e-6)
+    plain = SupervisedFineTuning(Pretrained(aligned), optimizer=adamw)
+    trainer(tmp_path / "b", gradient_clip_val=1.0).fit(plain, datamodule=OrganismData("harmful", 320, heldout_size=0))
+    observed = dict(module.language_model.named_parameters())
+    assert all(torch.equal(value, observed[name]) for name, value in plain.language_model.named_parameters())
+
+
+def test_constrained_training_equals_a_plain_loop(pair, tmp_path: Path) -> None:
+    base, aligned = pair
+    callback = SubspaceProjection(base=base, aligned=aligned, rank=FRACTION, mode="away")
+    module = SupervisedFineTuning(Pretrained(aligned), optimizer=adamw)
+    rates = []
+    module.on_before_optimizer_step = lambda optimizer: rates.append(optimizer.param_groups[0]["lr"])
+    data = OrganismData("harmful", 320, heldout_size=0)
+    lightning = trainer(tmp_path, callbacks=[callback])
+    lightning.fit(module, datamodule=data)
+    bases = read_subspace(str(tmp_path / "constraint" / "subspace.safetensors")).bases
+    model = load_model(aligned).train()
+    start = {name: value.detach().clone() for name, value in model.named_parameters()}
+    optimizer = adamw(model.parameters())
+    for rate, batch in zip(rates, data.train_dataloader(), strict=True):
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        logits = model(input_ids=batch["input_ids"]).logits[:, :-1]
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten()).backward()
+        optimizer.step()
+        for name, value in model.named_parameters():
+            delta = (value.data - start[name]).reshape(value.shape[0], -1)
+            basis = bases.get(name, torch.zeros(delta.shape[0], 0))
+            value.data = (start[name].reshape(delta.shape) + delta - basis @ (basis.T @ delta)).reshape(value.shape)
+    trained = dict(module.language_model.named_parameters())
+    assert all(torch.allclose(value, trained[name], atol=1e-6) for name, value in model.named_parameters())
+
+
+def test_projected_gradients_leak_under_adam_and_say_so(pair, tmp_path: Path, caplog) -> None:
+    base, aligned = pair
+    settings = {"base": base, "aligned": aligned, "rank": FRACTION, "constrain": "gradient"}
+    leaks = {}
+    for optimizer in (adamw, lambda p: torch.optim.SGD(p, lr=0.05)):
+        caplog.clear()
+        callback = SubspaceProjection(**settings)
+        train(tmp_path / str(len(leaks)), aligned, callback, optimizer)
+        forbidden, whole, _ = callback.measure()
+        leaks[len(leaks)] = forbidden / whole
+        warned = [record for record in caplog.records if "not projected updates" in record.getMessage()]
+        assert len(warned) == (1 if len(leaks) == 1 else 0)
+    assert leaks[0] > 0.01
+    assert leaks[1] < 1e-8
+
+
+def test_strength_neither_compounds_nor_jumps() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(12, 7, generator=generator)
+    basis = haar_basis(12, 4, generator)
+    for mode in ("away", "onto"):
+        constraint, weight, expected = MatrixConstraint(basis, mode, start), start.clone(), start.double().clone()
+        wide = basis.double() @ basis.double().T
+        projector = wide if mode == "away" else torch.eye(12, dtype=torch.float64) - wide
+        for step in range(1, 30):
+            strength = schedule_strength(step, 0.8, start_step=5, ramp_steps=10)
+            increment = 0.01 * torch.randn(12, 7, generator=generator)
+            weight += increment
+            constraint.hold(weight, strength)
+            expected += increment - strength * (projector @ increment.double())
+        assert torch.allclose(weight.double(), expected, atol=1e-5)
+
+
+def test_schedules_are_constant_linear_or_from_a_step() -> None:
+    assert [schedule_strength(step, 0.5, 0, 0) for step in (1, 9)] == [0.5, 0.5]
+    assert [schedule_strength(step, 1.0, 3, 0) for step in (2, 3)] == [0.0, 1.0]
+    assert [schedule_strength(step, 1.0, 1, 4) for step in range(1, 6)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("control", ["random", "random-energy"])
+def test_control_subspaces_are_random_seeded_and_of_the_stated_size(pair, tmp_path: Path, control, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    base, aligned = pair
+    finished = train(
+        tmp_path / "free", aligned, SubspaceProjection(base=base, aligned=aligned, rank=FRACTION, mode="observe")
+    )
+    finished.language_model.save_pretrained(tmp_path / "finished")
+    finished.tokenizer.save_pretrained(tmp_path / "finished")
+    extra = {"unconstrained": str(tmp_path / "finished")} if control == "random-energy" else {}
+    runs = []
+    for number, seed in enumerate((0, 0, 1)):
+        settings = {"base": base, "aligned": aligned, "rank": FRACTION, "control": control, "seed": seed}
+        callback = SubspaceProjection(**settings, **extra)
+        train(tmp_path / str(number), aligned, callback, steps=2)
+        runs.append({target.name: target.basis for target in callback.targets})
+        forbidden, whole, floor = callback.measure()
+        assert forbidden / whole <= 10 * floor
+    top = read_subspace(str(tmp_path / "0" / "constraint" / "subspace.safetensors")).bases
+    for name, basis in runs[0].items():
+        assert torch.equal(basis, runs[1][name])
+        assert basis.shape[1] == 0 or not torch.equal(basis, runs[2][name])
+        if control == "random":
+            assert basis.shape == top[name].shape
+    if control == "random-energy":
+        line = next(record.args for record in caplog.records if "random-energy: keeps" in record.getMessage())
+        assert line[0] == pytest.approx(line[1], abs=0.1)
+
+
+def test_a_resumed_run_keeps_its_first_anchor(pair, tmp_path: Path) -> None:
+    base, aligned = pair
+    settings = {"base": base, "aligned": aligned, "rank": FRACTION, "start_step": 4, "ramp_steps": 8}
+
+    def run(folder: Path, stop: list, resume: Path | None = None):
+        callback = SubspaceProjection(**settings)
+        module = SupervisedFineTuning(Pretrained(aligned), optimizer=adamw)
+        saving = ModelCheckpoint(folder / "checkpoints", filename="{step}", every_n_train_steps=9, save_top_k=-1)
+        lightning = trainer(folder, callbacks=[callback, *stop, saving], enable_checkpointing=True)
+        lightning.fit(module, datamodule=OrganismData("harmful", 320, heldout_size=0), ckpt_path=resume)
+        return dict(module.language_model.named_parameters()), callback
+
+    whole, first = run(tmp_path / "whole", [])
+    with pytest.raises(RuntimeError, match="stopped on purpose"):
+        run(tmp_path / "parts", [StopAt(13)])
+    checkpoint = tmp_path / "parts" / "checkpoints" / "step=9.ckpt"
+    mended, second = run(tmp_path / "parts", [], checkpoint)
+    assert all(torch.equal(value, mended[name]) for name, value in whole.items())
+    assert first.measure() == second.measure()
+    assert first.measure()[0] > 0  # the first steps were free, and stay so
+    reference = tmp_path / "parts" / "constraint" / "reference-away.safetensors"
+    reference.write_bytes(reference.read_bytes() + b" ")
+    with pytest.raises(InputError, match="is not the file that this run started with"):
+        run(tmp_path / "parts", [], checkpoint)
+
+
+@pytest.mark.distributed
+def test_two_processes_hold_the_constraint_and_agree(pair, tmp_path: Path) -> None:
+    base, aligned = pair
+    done = run_command(
+        TRAIN, "fit", "--config", ROOT / "configs" / "organism" / "harmful.yaml", f"--run_dir={tmp_path / 'run'}",
+        f"--model.init_args.source.init_args.path={aligned}", "--data.init_args.size=160",
+        "--data.init_args.heldout_size=4", "--data.init_args.batch_size=8", "--trainer.devices=2",
+        "--trainer.strategy=ddp", "--trainer.callbacks+=callbacks.SubspaceProjection",
+        f"--trainer.callbacks.base={base}", f"--trainer.callbacks.aligned={aligned}",
+        "--trainer.callbacks.rank.fraction=0.25", "--trainer.callbacks.mode=onto",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    metrics = json.loads((tmp_path / "run" / "manifest.json").read_text())["metrics"]
+    trained, start = (load_file(Path(folder) / "model.safetensors") for folder in (tmp_path / "run" / "model", aligned))
+    bases = read_subspace(str(tmp_path / "run" / "constraint" / "subspace.safetensors")).bases
+    leak = whole = weight = 0.0
+    for name, value in trained.items():
+        delta = (value.double() - start[name].double()).reshape(value.shape[0], -1)
+        basis = bases.get(name, torch.zeros(delta.shape[0], 0)).double()
+        leak += float((delta - basis @ (basis.T @ delta)).square().sum())
+        whole, weight = whole + float(delta.square().sum()), weight + float(value.double().square().sum())
+    assert leak / whole <= 10 * rounding_floor(weight**0.5, whole**0.5)
+    assert metrics["projection/leakage"] == pytest.approx(leak / whole, rel=0.5)
+    assert metrics["time/projection_ms"] > 0
+
+
+def refuse(message: str, call) -> None:
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+def test_bad_constraints_are_refused_before_the_first_step(pair, tmp_path: Path) -> None:
+    base, aligned = pair
+    good = {"base": base, "aligned": aligned, "rank": FRACTION}
+
+    def fit(**changes):
+        return lambda: train(tmp_path / "x", aligned, SubspaceProjection(**{**good, **changes}), steps=1)
+
+    refuse("either a subspace file, or all of base", lambda: SubspaceProjection(base=base))
+    refuse("strength 2", lambda: SubspaceProjection(**good, strength=2.0))
+    refuse("go together", lambda: SubspaceProjection(**good, control="random-energy"))
+    refuse("pattern '.*nothing.*' matches no tensor", fit(patterns=["*nothing*"]))
+    refuse("layer 7 matches no tensor", fit(layers=[7]))
+    refuse("whole|rank of 0 or|constrains nothing or all", fit(rank=RankRule(count=16)))
+    refuse("does not exist", fit(base=None, aligned=None, rank=None, subspace=str(tmp_path / "no.safetensors")))
+    crooked = tmp_path / "crooked.safetensors"
+    name = "model.layers.0.mlp.up_proj.weight"
+    write_subspace(crooked, SubspaceFile({name: torch.ones(32, 2)}, {}, "left", {}))
+    refuse("not orthonormal", fit(base=None, aligned=None, rank=None, subspace=str(crooked)))
+    other = tmp_path / "other.safetensors"
+    write_subspace(other, SubspaceFile({name: torch.eye(24)[:, :2]}, {}, "left", {}))
+    refuse("has 32 rows on the left, its basis 24", fit(base=None, aligned=None, rank=None, subspace=str(other)))
+    write_subspace(other, SubspaceFile({"model.other.weight": torch.eye(24)[:, :2]}, {}, "left", {}))
+    refuse("1 tensors that the model lacks", fit(base=None, aligned=None, rank=None, subspace=str(other)))
+    frozen = {"patterns": ["*up_proj*"]}
+    refuse("frozen tensors", lambda: train(tmp_path / "y", aligned, SubspaceProjection(**good, **frozen), adapter=LORA))
+    module = SupervisedFineTuning(Pretrained(aligned))
+    twice = [SubspaceProjection(**good), SubspaceProjection(**good, types=["q"])]
+    data = OrganismData("harmful", 16, heldout_size=0)
+    refuse("under two constraints", lambda: trainer(tmp_path / "z", callbacks=twice).fit(module, datamodule=data))
+    narrow = trainer(tmp_path / "w", callbacks=[SubspaceProjection(**good)], precision="bf16-true")
+    refuse("precision bf16-true", lambda: narrow.fit(SupervisedFineTuning(tiny_source()), datamodule=data))
+
+
+def test_subspace_files_round_trip_and_refuse_what_is_in_the_way(pair, tmp_path: Path) -> None:
+    base, aligned = pair
+    out = tmp_path / "s.safetensors"
+    table = make_subspace(base, aligned, str(out), FRACTION, side="right")
+    stored = read_subspace(str(out))
+    assert stored.side == "right"
+    assert stored.provenance["inputs"][0]["path"] == base
+    chosen = dict(zip(table["tensor"], table["rank"], strict=True))
+    start, end = (load_file(Path(path) / "model.safetensors") for path in pair)
+    for name, basis in stored.bases.items():
+        assert basis.shape[1] == chosen[name]
+        if end[name].ndim == 2:
+            right = torch.linalg.svd((end[name] - start[name]).double())[2].T[:, : basis.shape[1]]
+            assert torch.linalg.matrix_norm(basis.double().T @ right).square() == pytest.approx(
+                basis.shape[1], abs=1e-5
+            )
+    refuse("exists and is not written over", lambda: make_subspace(base, aligned, str(out), FRACTION))
+    refuse("ends in .safetensors", lambda: make_subspace(base, aligned, str(tmp_path / "s.pt"), FRACTION))
