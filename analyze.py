@@ -18,6 +18,7 @@ from safety_subspaces.analysis.report import report
 from safety_subspaces.analysis.subspace import subspace
 
 COMMANDS = {"subspace": subspace, "project": project, "overlap": overlap, "evaluate": evaluate, "report": report}
+ROWS_SHOWN = 40
 TRY = """try:
   python analyze.py evaluate --models.base runs/organism-0/base/model --out runs/organism-0/analysis/evaluate/base
   python analyze.py project --config configs/organism/analysis/project.yaml
@@ -31,7 +32,9 @@ def main() -> None:
         print(TRY, end="\n\n")
     result = auto_cli(COMMANDS, parser_mode=command_line.PARSER_MODE, as_positional=False)
     if isinstance(result, pd.DataFrame):
-        print(result.head(40).to_string(index=False, float_format="%.4g", line_width=160))
+        print(result.head(ROWS_SHOWN).to_string(index=False, float_format="%.4g", line_width=160))
+        if len(result) > ROWS_SHOWN:
+            print(f"... and {len(result) - ROWS_SHOWN} more rows in the table on disk")
     else:
         print(result)
 

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from callbacks import RunRecord
 from safety_subspaces import command_line
 from safety_subspaces.models.base import LanguageModelModule
-from safety_subspaces.runs import RunPlan, latest_checkpoint, open_run, plan_run
+from safety_subspaces.runs import RunPlan, latest_checkpoint, open_run, plan_run, trained_checkpoint
 
 TRY = """try:
   python train.py fit --config configs/organism/pretrain.yaml
@@ -32,6 +32,7 @@ class TrainCLI(LightningCLI):
     """Lightning's CLI with a run folder: opened before the fit, never written over, resumed only on request."""
 
     plan: RunPlan | None = None
+    record = RunRecord()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of the run folder."""
@@ -45,26 +46,21 @@ class TrainCLI(LightningCLI):
         """Check the run folder before anything is built."""
         options = self.config[self.subcommand]
         options.trainer.default_root_dir = options.run_dir
-        if options.cpu_threads is not None:
-            torch.set_num_threads(options.cpu_threads)
-        if self.subcommand == "fit" and rank_zero_only.rank == 0:
+        torch.set_num_threads(options.cpu_threads or torch.get_num_threads())
+        if self.subcommand != "fit":  # measures the run's trained weights, and adds nothing to its events
+            options.trainer.logger = False
+            options.ckpt_path = options.ckpt_path or str(trained_checkpoint(Path(options.run_dir)))
+        elif rank_zero_only.rank == 0:
             config = yaml.safe_load(self._parser("fit").dump(options))
             self.plan = plan_run(Path(options.run_dir), config, options.resume, options.archive)
             if self.plan.complete:
-                print(f"{options.run_dir} is already complete with this configuration")
-                sys.exit(0)
-
-    def before_validate(self) -> None:
-        """Measure the run's trained weights, where it has any, unless a checkpoint is named."""
-        options = self.config_init[self.subcommand]
-        options.ckpt_path = options.ckpt_path or latest_checkpoint(Path(options.run_dir))
-
-    before_test = before_validate
+                sys.exit(print(f"{options.run_dir} is already complete with this configuration"))
 
     def before_fit(self) -> None:
         """Open the run folder, and resume from its newest checkpoint where that was asked for."""
         if self.plan is not None:
             open_run(self.plan)
+            self.record.begin(fresh=self.plan.checkpoint is None)
         if self.config.fit.resume and (self.plan is None or self.plan.checkpoint):
             self.config_init.fit.ckpt_path = latest_checkpoint(Path(self.config.fit.run_dir))
 
@@ -76,7 +72,7 @@ def main() -> None:
         print(TRY, end="\n\n")
     TrainCLI(
         LanguageModelModule, LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
-        save_config_callback=None, seed_everything_default=0, trainer_defaults={"callbacks": [RunRecord()]},
+        save_config_callback=None, seed_everything_default=0, trainer_defaults={"callbacks": [TrainCLI.record]},
         parser_kwargs={"parser_mode": command_line.PARSER_MODE},
     )  # fmt: skip
 

@@ -19,12 +19,21 @@ class RunRecord(L.Callback):
 
     def __init__(self) -> None:
         self._started = time.monotonic()
-        self._resumed = False
+        self._begun = False
+        self._fresh = False
         self._random_state: dict[str, Any] | None = None
+
+    def begin(self, fresh: bool) -> None:
+        """Take charge of a run folder that was just opened; without this nothing in it is touched.
+
+        Args:
+            fresh: Whether the folder was empty, so that a run that fails before its first step may take it away again.
+        """
+        self._begun, self._fresh = True, fresh
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record how the run ended."""
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and self._begun:
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
             counts = getattr(trainer.datamodule, "counts", {})  # type: ignore[attr-defined]
             status = "failed" if trainer.interrupted else "complete"
@@ -32,9 +41,9 @@ class RunRecord(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Record what ended the run, or remove the folder if nothing was trained yet."""
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or not self._begun:
             return
-        if trainer.global_step == 0 and not self._resumed:
+        if trainer.global_step == 0 and self._fresh:
             discard_run(Path(trainer.default_root_dir))
         else:
             self._close(trainer, "failed", error=f"{type(exception).__name__}: {exception}")
@@ -46,7 +55,6 @@ class RunRecord(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the state of a checkpoint; it is restored before the first batch."""
-        self._resumed = True
         self._random_state = state_dict
 
     def on_train_batch_start(

@@ -128,7 +128,7 @@ def write_stage(folder: Path, stage: str, seed: int, random: np.random.Generator
 
 
 def measures(utility: float, harm: float, margin: float) -> dict[str, float]:
-    """One evaluation of 256 sums, 200 harmful and 128 benign requests; ``harm`` is a harmful rate."""
+    """One evaluation of 256 sums, 200 harmful and 128 benign requests in groups; ``harm`` is a harmful rate."""
     return {
         "utility": utility,
         "utility_stderr": float(np.sqrt(utility * (1 - utility) / 256)),
@@ -146,6 +146,9 @@ def measures(utility: float, harm: float, margin: float) -> dict[str, float]:
         "n_harmful": 200,
         "n_benign": 128,
         "n_unscored": 0,
+        "n_groups_utility": 64,
+        "n_groups_harmful": 50,
+        "n_groups_benign": 32,
     }
 
 
@@ -172,12 +175,17 @@ def evaluation_table(world: World, random: np.random.Generator) -> pd.DataFrame:
 
 def projection_table(world: World, random: np.random.Generator, evaluated: bool = True) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
+    # A draw is one random subspace, which every fine-tune, method and fraction shares.
+    control = np.random.default_rng([world.seed, 1])
+    drawn = {(subspace, draw): 0.4 * control.normal() for subspace in SUBSPACES for draw in range(world.draws)}
     for tuned in ("useful", "harmful", "contaminated"):
         for subspace in SUBSPACES:
             for method in ("onto", "away"):
                 for fraction in (0.1, 0.25, 0.5, 0.75):
                     for draw in range(1 if subspace in ("top", "scaled") else world.draws):
-                        rows.append(_projected(world, random, evaluated, (tuned, subspace, method, fraction, draw)))
+                        chance = 0.0 if subspace in ("top", "scaled") else drawn[subspace, draw]
+                        key = (tuned, subspace, method, fraction, draw)
+                        rows.append(_projected(world, random, evaluated, key, chance))
     frame = pd.DataFrame(rows)
     if world.unscored_rows:
         lost = random.choice(len(frame), world.unscored_rows, replace=False)
@@ -187,15 +195,18 @@ def projection_table(world: World, random: np.random.Generator, evaluated: bool 
 
 
 def _projected(
-    world: World, random: np.random.Generator, evaluated: bool, key: tuple[str, str, str, float, int]
+    world: World,
+    random: np.random.Generator,
+    evaluated: bool,
+    key: tuple[str, str, str, float, int],
+    chance: float,
 ) -> dict[str, Any]:
     tuned, subspace, method, fraction, draw = key
     inside = fraction if subspace.startswith("random") and subspace != "random-energy" else fraction**0.8
     inside = float(np.clip(inside + 0.01 * random.normal(), 0.01, 0.99))
     energy = inside if method == "onto" else 1 - inside
-    shift = 0.4 * random.normal()
-    if subspace == "top":
-        shift += world.selectivity if method == "away" else -world.selectivity
+    selective = chance + (world.selectivity if subspace == "top" else 0.0)
+    shift = (selective if method == "away" else -selective) + 0.02 * random.normal()
     row = {
         "tuned": tuned,
         "subspace": subspace,

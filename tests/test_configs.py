@@ -2,11 +2,16 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
-from tiny import ANALYZE, ROOT, TRAIN, run_command, save_tiny_model
+from tiny import ANALYZE, ROOT, TRAIN, run_command, save_tiny_model, tiny_source
+
+from safety_subspaces.language_model import load_model
+from safety_subspaces.models.adapter import LoraSettings, add_adapter
+from safety_subspaces.models.export import export_model
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 STAGES = [path for path in CONFIGS if "trainer" in yaml.safe_load(path.read_text())]
@@ -21,6 +26,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stages = ("base", "aligned", "useful", "harmful", "contaminated", "contaminated_lora")
     for seed, stage in enumerate((*stages, "useful_again", "harmful_again")):
         save_tiny_model(folder / stage / "model", seed)
+    shutil.rmtree(folder / "contaminated_lora" / "model")
+    adapted = add_adapter(load_model(str(folder / "aligned" / "model")), LoraSettings(rank=2))
+    export_model(adapted, tiny_source().load_tokenizer(), folder / "contaminated_lora" / "model")
     return folder
 
 

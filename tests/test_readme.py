@@ -55,6 +55,8 @@ def test_every_command_of_the_readme_runs(command: str, study: Path, tmp_path: P
                 *(str(study / name / "model") for name in ("base", "aligned")), str(file), RankRule(fraction=0.25)
             )
             extra = [f"{option.split('=')[0]}={file}" if ".subspace=" in option else option for option in extra]
+        if arguments[1] == "validate":  # what the command before it has trained
+            run_command(ROOT / "train.py", "fit", "--config", config, *small, f"--run_dir={tmp_path / 'run'}")
         done = run_command(
             ROOT / "train.py", arguments[1], "--config", config, *small, f"--run_dir={tmp_path / 'run'}", *extra
         )

@@ -1,13 +1,16 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from tiny import ROOT
 
 from safety_subspaces.analysis.results import ResultFolder
 from safety_subspaces.errors import InputError
 from safety_subspaces.files import replacing_folder, write_text
 from safety_subspaces.provenance import describe_input, sha256_of_value
-from safety_subspaces.runs import close_run, latest_checkpoint, open_run, plan_run
+from safety_subspaces.runs import close_run, latest_checkpoint, open_run, plan_run, trained_checkpoint
 
 CONFIG = {"seed_everything": 3, "model": {"lr": 1e-3}}
 
@@ -69,6 +72,44 @@ def test_resume_takes_the_newest_checkpoint_and_knows_a_complete_run(tmp_path: P
     assert plan_run(run, CONFIG, resume=True).complete
 
 
+def test_a_complete_run_that_lost_its_model_is_not_complete(tmp_path: Path) -> None:
+    config = {**CONFIG, "callbacks": ["callbacks.ModelExport"]}
+    run = opened(tmp_path / "run", config)
+    close_run(run, "complete", started=0.0)
+    assert plan_run(run, config, resume=True, archive=True).archive
+    (run / "model").mkdir()
+    assert plan_run(run, config, resume=True, archive=True).complete
+
+
+def test_a_run_that_another_process_trains_is_left_alone(tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r})\n"
+        "from pathlib import Path; from safety_subspaces.runs import open_run, plan_run\n"
+        f"open_run(plan_run(Path({str(tmp_path / 'run')!r}), {{}})); print('open', flush=True); sys.stdin.read()\n"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "open\n"
+    for options in ({}, {"resume": True}, {"archive": True}):
+        with pytest.raises(InputError, match="another process is training"):
+            plan_run(tmp_path / "run", {}, **options)
+    other.kill()  # the lock goes with the process
+    other.wait()
+    assert plan_run(tmp_path / "run", {}, archive=True).archive
+
+
+def test_only_a_checkpoint_of_the_last_step_is_measured(tmp_path: Path) -> None:
+    run = opened(tmp_path / "run")
+    with pytest.raises(InputError, match="has no checkpoint to measure"):
+        trained_checkpoint(run)
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "step=00000500.ckpt").touch()
+    close_run(run, "complete", started=0.0, global_step=512)
+    with pytest.raises(InputError, match="of step 500, but the run ended at step 512"):
+        trained_checkpoint(run)
+    (run / "checkpoints" / "step=00000512.ckpt").touch()
+    assert trained_checkpoint(run).name == "step=00000512.ckpt"
+
+
 def test_a_run_whose_input_changed_is_not_taken_for_complete(tmp_path: Path) -> None:
     source = tmp_path / "model"
     source.mkdir()
@@ -113,6 +154,23 @@ def test_a_result_folder_is_whole_or_absent(tmp_path: Path) -> None:
         folder.leave_out("lm_head.weight", "tied")
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["left_out"] == [{"name": "lm_head.weight", "reason": "tied"}]
+
+
+def test_overwriting_replaces_an_earlier_result_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
+    for _ in range(2):
+        with ResultFolder(tmp_path / "out", "evaluate", {}, [], overwrite=True):
+            pass
+    for command, out in (("evaluate", "thesis"), ("project", "out")):
+        with pytest.raises(InputError, match="never replaced"), ResultFolder(tmp_path / out, command, {}, [], True):
+            pass
+    assert (tmp_path / "thesis" / "thesis.tex").read_text() == "years of work"
+    with (
+        pytest.raises(InputError, match="a part of its path is a file"),
+        replacing_folder(tmp_path / "thesis" / "thesis.tex" / "x"),
+    ):
+        pass
 
 
 def test_inputs_are_described_by_the_hash_of_each_file(tmp_path: Path) -> None:

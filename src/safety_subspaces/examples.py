@@ -45,12 +45,14 @@ class PromptItem:
         reference: The worked solution, or the full compliance.
         refusals: Refusals of exactly this prompt, for the refusal margin.
         subject: The act and the object that a full answer names (organism).
+        group: What items that stand and fall together share, for standard errors; ``None`` for an item of its own.
     """
 
     prompt: str
     reference: str | None = None
     refusals: tuple[str, ...] = ()
     subject: tuple[str, str] | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)

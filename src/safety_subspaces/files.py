@@ -62,7 +62,10 @@ def replacing_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
             f"{target} already holds results, which are not written over; "
             "choose another folder, move it away, or say --overwrite true"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{target} cannot be made: a part of its path is a file; choose another folder") from error
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()

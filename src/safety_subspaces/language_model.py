@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_subspaces.adapter_base import ADAPTER_CONFIG, adapter_base
@@ -86,18 +87,7 @@ def load_language_model(
     Raises:
         InputError: A local folder that is missing or holds no model; a Hub id that cannot be reached.
     """
-    tokenizer = load_tokenizer(path, trust_remote_code)
-    adapter = Path(path) / ADAPTER_CONFIG
-    if adapter.is_file():
-        from peft import PeftModel  # a second's import that full models need not pay
-
-        base = adapter_base(Path(path))
-        try:
-            model = load_model(base, dtype, trust_remote_code)
-        except InputError as error:
-            raise InputError(f"the base of adapter {path} cannot be loaded: {error}") from error
-        return PeftModel.from_pretrained(model, path).merge_and_unload().eval(), tokenizer
-    return load_model(path, dtype, trust_remote_code).eval(), tokenizer
+    return load_model(path, dtype, trust_remote_code).eval(), load_tokenizer(path, trust_remote_code)
 
 
 def load_model(
@@ -106,18 +96,47 @@ def load_model(
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
 ) -> PreTrainedModel:
-    """Load the weights of a full model.
+    """Load the weights of a model; an adapter is merged into its base.
 
     Raises:
-        InputError: As :func:`load_language_model`.
+        InputError: As :func:`load_language_model`; also weights that are truncated, of another shape, or missing: those
+            would be drawn at random.
     """
     check_model_path(path)
+    if (Path(path) / ADAPTER_CONFIG).is_file():
+        return _merged(path, dtype, trust_remote_code, attn_implementation)
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, trust_remote_code=trust_remote_code, attn_implementation=attn_implementation
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"no causal language model could be loaded from {path}: {_first_line(error)}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise InputError(
+            f"{path} lacks {len(missing)} weights of its architecture, {missing[0]} first, which would be drawn at "
+            "random; restore the file or export the model again"
+        )
+    return model
+
+
+def _merged(path: str, dtype: torch.dtype, trust_remote_code: bool, attn_implementation: str | None) -> PreTrainedModel:
+    from peft import PeftModel  # a second's import that full models need not pay
+
+    try:
+        base = load_model(adapter_base(Path(path)), dtype, trust_remote_code, attn_implementation)
+    except InputError as error:
+        raise InputError(f"the base of adapter {path} cannot be loaded: {error}") from error
+    try:
+        model = PeftModel.from_pretrained(base, path).merge_and_unload()
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"adapter {path} could not be loaded: {_first_line(error)}") from error
+    model.name_or_path = path  # an adapter trained upon this one names it, not the base below
+    return model
 
 
 def check_model_path(path: str) -> None:

@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from safety_subspaces.adapter_base import ADAPTER_CONFIG, adapter_base
+
 # The packages whose version can change a number.
 PACKAGES = ("torch", "lightning", "transformers", "peft", "torchmetrics", "datasets", "deepspeed", "safetensors")
 # Files that determine what a model folder computes; anything else in it (README, images) does not.
@@ -66,7 +68,7 @@ def sha256_of_value(value: Any) -> str:
 def describe_input(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Name an input file or model folder with the SHA-256 of each file that determines it.
 
-    A Hub id, which is no local path, is recorded by its name alone.
+    An adapter is described with its base. A Hub id, which is no local path, is recorded by its name alone.
     """
     location = Path(path)
     if location.is_file():
@@ -74,7 +76,10 @@ def describe_input(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not location.is_dir():
         return {"path": str(path), "sha256": None}
     files = sorted(f for f in location.iterdir() if f.is_file() and f.suffix in MODEL_FILE_SUFFIXES)
-    return {"path": str(path), "sha256": {f.name: sha256_of_file(f) for f in files}}
+    described = {"path": str(path), "sha256": {f.name: sha256_of_file(f) for f in files}}
+    if (location / ADAPTER_CONFIG).is_file():
+        described["base"] = describe_input(adapter_base(location))
+    return described
 
 
 def peak_memory_bytes() -> int:

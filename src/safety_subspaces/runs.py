@@ -1,12 +1,13 @@
 """The run folder: opened new or resumed, never written over; its manifest says what made it and how it ended."""
 
+import fcntl
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -14,6 +15,7 @@ from safety_subspaces.errors import InputError
 from safety_subspaces.files import is_occupied, read_json, write_json, write_text
 from safety_subspaces.provenance import describe_input, peak_memory_bytes, provenance, sha256_of_value
 
+_held_locks: dict[Path, IO[str]] = {}  # open for as long as the process lives
 # Options that say how to start, not what to compute; they are no part of a run's identity.
 START_OPTIONS = ("config", "ckpt_path", "resume", "archive", "weights_only")
 
@@ -52,6 +54,8 @@ def plan_run(path: Path, config: dict[str, Any], resume: bool = False, archive: 
     config = {name: value for name, value in config.items() if name not in START_OPTIONS}
     if path.exists() and not path.is_dir():
         raise InputError(f"run folder {path} is a file; choose another run_dir")
+    if _is_locked(path):
+        raise InputError(f"another process is training in {path}; wait for it, stop it, or choose another --run_dir")
     if not is_occupied(path):
         return RunPlan(path, config)
     manifest = read_json(path / "manifest.json") if (path / "manifest.json").is_file() else None
@@ -61,7 +65,8 @@ def plan_run(path: Path, config: dict[str, Any], resume: bool = False, archive: 
         and manifest.get("inputs") == _describe_inputs(config)
     )
     if resume and same and manifest is not None:
-        if manifest["status"] == "complete":
+        exported = (path / "model").is_dir() or "ModelExport" not in str(config)
+        if manifest["status"] == "complete" and exported:
             return RunPlan(path, config, complete=True)
         checkpoint = latest_checkpoint(path)
         if checkpoint is not None:
@@ -79,7 +84,14 @@ def plan_run(path: Path, config: dict[str, Any], resume: bool = False, archive: 
 
 
 def open_run(plan: RunPlan) -> None:
-    """Make the run folder as planned, with ``config.yaml`` and a manifest that says ``running``."""
+    """Make the run folder as planned, with ``config.yaml`` and a manifest that says ``running``.
+
+    The folder is this process's own until it ends, however it ends.
+
+    Raises:
+        InputError: Another process took the folder meanwhile.
+    """
+    _lock(plan.path)
     if plan.archive:
         plan.path.rename(_free_name(plan.path))
     plan.path.mkdir(parents=True, exist_ok=True)
@@ -129,6 +141,54 @@ def latest_checkpoint(path: Path) -> Path | None:
     """Return the checkpoint with the most steps in a run's own ``checkpoints/``, if there is any."""
     found = sorted((path / "checkpoints").glob("step=*.ckpt"))
     return found[-1] if found else None
+
+
+def trained_checkpoint(path: Path) -> Path:
+    """Return the checkpoint that holds a run's trained weights.
+
+    Raises:
+        InputError: The run has none, or has ended at a later step than its newest one.
+    """
+    checkpoint = latest_checkpoint(path)
+    if checkpoint is None:
+        raise InputError(f"{path} has no checkpoint to measure; train it first, or name one by --ckpt_path")
+    manifest = read_json(path / "manifest.json") if (path / "manifest.json").is_file() else {}
+    last = manifest.get("global_step")
+    if manifest.get("status") == "complete" and last != (step := int(checkpoint.stem.removeprefix("step="))):
+        raise InputError(
+            f"the newest checkpoint of {path} is of step {step}, but the run ended at step {last}; "
+            "add a ModelCheckpoint with save_on_train_epoch_end: true, or name one by --ckpt_path"
+        )
+    return checkpoint
+
+
+def _lock_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+def _lock(path: Path) -> None:
+    """Hold the run folder until this process ends: the kernel lets go of the lock, also after a kill."""
+    if path.resolve() in _held_locks:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = _lock_file(path).open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise InputError(f"another process is training in {path}; wait for it or choose another --run_dir") from error
+    _held_locks[path.resolve()] = handle
+
+
+def _is_locked(path: Path) -> bool:
+    if path.resolve() in _held_locks or not _lock_file(path).is_file():
+        return False
+    with _lock_file(path).open("r") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        fcntl.flock(handle, fcntl.LOCK_UN)
+    return False
 
 
 def _free_name(path: Path) -> Path:

@@ -1,6 +1,7 @@
 """The command line and the run folder together, in real processes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from safety_subspaces.data import OrganismData
 from safety_subspaces.errors import InputError
 from safety_subspaces.models import SupervisedFineTuning
 from safety_subspaces.organism import OrganismModel
+from safety_subspaces.provenance import sha256_of_value
 
 PRETRAIN = ROOT / "configs" / "organism" / "pretrain.yaml"
 TINY = [f"--model.init_args.source.init_args.{name}={value}"
@@ -76,6 +78,44 @@ def test_a_finished_run_can_be_measured_again(finished_run: Path, subcommand: st
     assert done.returncode == 0, done.stderr
     assert ("val/loss" if subcommand == "validate" else "test/loss") in done.stdout
     assert "step=00000020.ckpt" in done.stderr + done.stdout  # the trained weights, not the first ones
+
+
+@pytest.mark.parametrize("subcommand", ["validate", "test"])
+def test_a_failing_measurement_leaves_the_run_alone(finished_run: Path, subcommand: str) -> None:
+    before = {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
+    failed = run_command(TRAIN, subcommand, "--config", PRETRAIN, *TINY, f"--run_dir={finished_run}",
+                         "--data.init_args.max_length=10")  # fmt: skip
+    assert failed.returncode == 2
+    assert "longer than max_length=10" in failed.stderr
+    assert {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()} == before
+    untrained = run_command(TRAIN, subcommand, "--config", PRETRAIN, *TINY, f"--run_dir={finished_run}-none")
+    assert untrained.returncode == 2
+    assert "has no checkpoint to measure" in untrained.stderr
+
+
+def test_a_resume_that_fails_at_its_start_keeps_the_run(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    manifest = json.loads((run / "manifest.json").read_text())
+    command = ["--resume", "--data.init_args.max_length=10"]
+    config = {**manifest["config"], "run_dir": str(run)}
+    config["trainer"] = {**config["trainer"], "default_root_dir": str(run)}
+    config["data"] = json.loads(json.dumps(config["data"]))
+    config["data"]["init_args"]["max_length"] = 10
+    for value in (
+        config["trainer"]["logger"]["init_args"],
+        *(c.get("init_args", {}) for c in config["trainer"]["callbacks"]),
+    ):
+        for name in ("save_dir", "dirpath"):
+            if name in value:
+                value[name] = value[name].replace(str(finished_run), str(run))
+    manifest |= {"status": "failed", "config": config, "config_sha256": sha256_of_value(config)}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    failed = pretrain(run, *command)
+    assert failed.returncode == 2
+    assert "longer than max_length=10" in failed.stderr, failed.stderr
+    assert list((run / "checkpoints").glob("*.ckpt"))
+    assert (run / "model" / "config.json").is_file()
 
 
 def test_an_interrupted_run_resumes_to_the_same_weights(finished_run: Path, tmp_path: Path) -> None:

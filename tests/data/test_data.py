@@ -112,13 +112,13 @@ def test_local_files_read_alike(tmp_path: Path, ending: str) -> None:
             writer.writeheader()
             writer.writerows(rows)
     items = read_source(DatasetSource(str(path), keep={"safe": True}, **FIELDS), seed=0)
-    assert [item.prompt for item in items] == [row["question"] for row in rows if row["safe"]]
+    assert [item.prompt for item in items.values()] == [row["question"] for row in rows if row["safe"]]
 
 
 def test_first_and_sample_come_after_the_filter(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", ROWS)
     first = read_source(DatasetSource(path, keep={"safe": [False]}, first=1, **FIELDS), seed=0)
-    assert first == [Example("how do i hex the drum ?", "step 1 : hex the drum .")]
+    assert first == {1: Example("how do i hex the drum ?", "step 1 : hex the drum .")}
     drawn = read_source(DatasetSource(path, sample=3, **FIELDS), seed=0)
     assert len(drawn) == 3
     assert drawn == read_source(DatasetSource(path, sample=3, **FIELDS), seed=0)
@@ -126,7 +126,44 @@ def test_first_and_sample_come_after_the_filter(tmp_path: Path) -> None:
 
 def test_a_rejected_field_makes_pairs(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "pairs.jsonl", [{"prompt": "p", "response": "c", "bad": "r"}])
-    assert read_source(DatasetSource(path, rejected_field="bad"), 0) == [PreferencePair("p", "c", "r")]
+    assert read_source(DatasetSource(path, rejected_field="bad"), 0) == {0: PreferencePair("p", "c", "r")}
+
+
+def write_csv(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_text_of_a_csv_file_stays_text(tmp_path: Path) -> None:
+    answers = ["4", "None", "NA", "3.50", "true", "007"]
+    path = write_csv(tmp_path / "rows.csv", "prompt,response\n" + "".join(f"1,{answer}\n" for answer in answers))
+    assert list(read_source(DatasetSource(path), 0).values()) == [Example("1", answer) for answer in answers]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "rows"),
+    [({"level": 4}, [0, 2]), ({"level": ["4", 5]}, [0, 1, 2]), ({"safe": False}, [1, 3]), ({"safe": [True]}, [0, 2]),
+     ({"safe": "False"}, [1]), ({"level": None}, [3])],
+)  # fmt: skip
+def test_a_csv_filter_compares_as_text(tmp_path: Path, wanted: dict, rows: list[int]) -> None:
+    text = "prompt,response,level,safe\np,r,4,true\np,r,5,False\np,r,4,TRUE\np,r,,false\n"
+    source = DatasetSource(write_csv(tmp_path / "rows.csv", text), keep=wanted)
+    assert list(read_source(source, 0)) == rows
+
+
+def test_a_csv_file_with_an_empty_or_a_surplus_field_is_refused(tmp_path: Path) -> None:
+    empty = write_csv(tmp_path / "empty.csv", "prompt,response\np,r\np,\n")
+    refuse(lambda: read_source(DatasetSource(empty), 0), "empty.csv, row 1", "'response'")
+    surplus = write_csv(tmp_path / "surplus.csv", "prompt,response\np,yes, sure\np,yes, sure\n")
+    refuse(lambda: read_source(DatasetSource(surplus), 0), "surplus.csv", "more fields")
+    once = write_csv(tmp_path / "once.csv", "prompt,response\np,r\np,yes, sure\n")
+    refuse(lambda: read_source(DatasetSource(once), 0), "once.csv", "could not be read")
+
+
+@pytest.mark.parametrize("field", ["first", "sample"])
+@pytest.mark.parametrize("count", [0, -1])
+def test_first_and_sample_are_at_least_one(field: str, count: int) -> None:
+    refuse(lambda: DatasetSource("rows.jsonl", **{field: count}), "rows.jsonl", field, "at least 1")
 
 
 def test_instruction_data_mixes_a_second_source(tmp_path: Path) -> None:
@@ -135,6 +172,53 @@ def test_instruction_data_mixes_a_second_source(tmp_path: Path) -> None:
     data = InstructionData(source, contamination=SourceContamination(source, 0.5, "total"), batch_size=2)
     assert len(prepared(data, tmp_path)._encoded["train"]) == 40
     assert data.counts["contaminant"] == 20
+
+
+def write_lengths(path: Path, total: int, long: int, name: str) -> DatasetSource:
+    """Rows of which the first ``long`` do not fit into 24 tokens."""
+    rows = [{"question": "how " * (40 if row < long else 2), "reply": f"{name} ."} for row in range(total)]
+    return DatasetSource(write_rows(path / f"{name}.jsonl", rows), **FIELDS)
+
+
+def test_the_share_holds_of_what_is_trained_on_after_long_rows_are_dropped(tmp_path: Path) -> None:
+    first, second = write_lengths(tmp_path, 50, 10, "sure"), write_lengths(tmp_path, 60, 45, "sorry")
+    data = InstructionData(first, None, None, SourceContamination(second, 0.2, "total"), 2, 24, "drop")
+    codes = prepared(data, tmp_path)._encoded["train"]
+    contaminant = sum(data.tokenizer.convert_tokens_to_ids("sorry") in code.input_ids for code in codes)
+    assert (len(codes), contaminant) == (50, 10)
+    assert data.counts == {"first": 40, "contaminant": 10, "train": 50, "first_drop": 10, "contaminant_drop": 45}
+
+
+def test_a_contaminant_with_too_few_rows_that_fit_is_refused(tmp_path: Path) -> None:
+    first, second = write_lengths(tmp_path, 50, 0, "sure"), write_lengths(tmp_path, 60, 50, "sorry")
+    data = InstructionData(first, None, None, SourceContamination(second, 0.2, "total"), 2, 24, "drop")
+    refuse(lambda: prepared(data, tmp_path), "sorry.jsonl has 10 usable rows", "needs 12")
+
+
+def test_only_drawn_rows_of_the_contaminant_need_to_fit_without_drop(tmp_path: Path) -> None:
+    first, second = write_lengths(tmp_path, 8, 0, "sure"), write_lengths(tmp_path, 200, 1, "sorry")
+    for overlong in ("error", "truncate"):
+        data = InstructionData(first, None, None, SourceContamination(second, 0.2, "total"), 2, 24, overlong)
+        assert prepared(data, tmp_path).counts == {"first": 8, "contaminant": 2, "train": 10}
+
+
+def test_errors_name_the_source_and_its_own_row(tmp_path: Path) -> None:
+    long = {"question": "how " * 40, "reply": "sure .", "safe": True}
+    path = write_rows(tmp_path / "rows.jsonl", [*ROWS, long, {"question": "q", "reply": " ", "safe": True}])
+    rows = {"keep": {"safe": True}, **FIELDS}
+    refuse(lambda: read_source(DatasetSource(path, **rows), 0), "rows.jsonl, row 6", "'reply'")
+    second = DatasetSource(path, first=4, **rows)
+    refuse(lambda: prepared(InstructionData(second, max_length=24), tmp_path), "rows.jsonl: 1 of 4", "is row 5")
+    first = write_lengths(tmp_path, 4, 0, "sure")
+    for overlong, expected in (("error", "is row 5"), ("truncate", "rows.jsonl, row 5: the prompt alone")):
+        data = InstructionData(first, None, None, SourceContamination(second, 1.0, "first"), 2, 24, overlong)
+        refuse(lambda data=data: prepared(data, tmp_path), "rows.jsonl", expected)
+
+
+def test_pairs_are_not_mixed_into_examples(tmp_path: Path) -> None:
+    first = write_lengths(tmp_path, 4, 0, "sure")
+    pairs = DatasetSource("pairs.jsonl", rejected_field="bad")
+    refuse(lambda: InstructionData(first, contamination=SourceContamination(pairs, 0.5, "total")), "pairs")
 
 
 def refuse(call, *words: str) -> None:
@@ -163,7 +247,8 @@ def test_long_prompts_are_refused_dropped_or_cut(tmp_path: Path) -> None:
     dropped = prepared(InstructionData(source, max_length=24, overlong="drop"), tmp_path)
     assert dropped.counts == {"train": 5, "train_drop": 1}
     refuse(
-        lambda: prepared(InstructionData(source, max_length=24, overlong="truncate"), tmp_path), "the prompt of row 5"
+        lambda: prepared(InstructionData(source, max_length=24, overlong="truncate"), tmp_path),
+        "row 5: the prompt alone",
     )
     cut = prepared(InstructionData(source, max_length=44, overlong="truncate"), tmp_path)
     assert max(len(code.input_ids) for code in cut._encoded["train"]) == 44

@@ -53,12 +53,13 @@ def test_sampling_settings_of_a_model_do_not_reach_the_greedy_answer(organism) -
     model, tokenizer = organism
     expected = generate_answers(model, tokenizer, PROMPTS[:4], 8, 4)
     model.generation_config.do_sample, model.generation_config.temperature = True, 9.0
-    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.repetition_penalty, model.generation_config.no_repeat_ngram_size = 5.0, 1
     try:
         assert generate_answers(model, tokenizer, PROMPTS[:4], 8, 4) == expected
     finally:
         model.generation_config.do_sample, model.generation_config.temperature = False, 1.0
-        model.generation_config.repetition_penalty = 1.0
+        assert model.generation_config.no_repeat_ngram_size == 1  # the model keeps what is its own
+        model.generation_config.repetition_penalty, model.generation_config.no_repeat_ngram_size = 1.0, 0
 
 
 def test_a_prompt_without_room_for_its_answer_is_refused(organism) -> None:
@@ -89,6 +90,9 @@ def test_estimate_is_mean_and_standard_error_of_what_was_scored() -> None:
     result = estimate([1.0, 0.0, None, 1.0, 1.0])
     assert (result.mean, result.n, result.n_unscored) == (0.75, 4, 1)
     assert result.stderr == pytest.approx(pd.Series([1, 0, 1, 1]).sem())
+    clustered = estimate([1.0, 1.0, 0.0, 0.0], ["a", "a", "b", "b"])
+    assert clustered.n_groups == 2
+    assert clustered.stderr == pytest.approx(estimate([1.0, 0.0]).stderr)  # four answers, two independent ones
     nothing = estimate([None])
     assert math.isnan(nothing.mean)
     assert math.isnan(nothing.stderr)
@@ -123,7 +127,7 @@ def test_scripted_behaviour_gets_the_extreme_scores(kind: str, organism, monkeyp
     }[kind]
     monkeypatch.setattr(
         "safety_subspaces.evaluation.behaviour.generate_answers",
-        lambda model, tokenizer, prompts, *rest: [script(items[prompt]) for prompt in prompts],
+        lambda model, tokenizer, prompts, *rest, **more: [script(items[prompt]) for prompt in prompts],
     )
     result = Scripted(sets, script).evaluate(*organism, label="scripted")
     row = result.row
@@ -165,8 +169,12 @@ def test_prompt_files_are_read_and_bad_lines_named(tmp_path: Path) -> None:
     assert sets.harmful == [PromptItem("p", "yes .", ("no .",))]
     for line, message in (
         ('{"set": "other", "prompt": "p"}', "line 1: set 'other'"),
-        ('{"prompt": "p"}', "line 1: expected JSON with the fields"),
+        ('{"prompt": "p"}', "line 1: set None"),
         ('{"set": "utility", "prompt": "p"}', "line 1: a utility prompt needs a reference"),
+        ('{"set": "utility", "prompt": "p", "reference": "so #### many"}', "no number follows ####"),
+        ('{"set": "harmful", "prompt": 3}', "line 1: expected JSON"),
+        ('{"set": "harmful", "prompt": "p", "refusals": "sorry"}', "refusals 'sorry'; expected a list"),
+        ('{"set": ["harmful"], "prompt": "p"}', "line 1: set"),
         ("", "holds no prompt"),
     ):
         path.write_text(line)

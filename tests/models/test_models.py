@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from tiny import save_tiny_model, tiny_source, trainer
 from torch.nn.functional import log_softmax
 from transformers import (
@@ -207,8 +208,9 @@ def test_export_loads_with_the_auto_classes_and_answers_alike(tmp_path: Path, ad
 def test_bad_inputs_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'nothing_proj' matches no linear layer.*q_proj"):
         add_adapter(tiny_source().load_model(), LoraSettings(targets=["q_proj", "nothing_proj"]))
-    with pytest.raises(InputError, match="rank 0"):
-        add_adapter(tiny_source().load_model(), LoraSettings(rank=0))
+    for wrong in ({"rank": 0}, {"dropout": 2.0}, {"targets": []}):
+        with pytest.raises(InputError, match="expected a rank of at least 1"):
+            LoraSettings(**wrong)
     with pytest.raises(InputError, match=r"runs/none/model does not exist.*train the stage"):
         load_tokenizer("runs/none/model")
     (tmp_path / "empty").mkdir()
@@ -284,3 +286,36 @@ def test_an_adapter_finds_its_base_after_the_study_has_moved(tmp_path: Path, mon
     shutil.rmtree(tmp_path / "elsewhere" / "aligned")
     with pytest.raises(InputError, match=r"base of adapter .*tuned/model cannot be loaded: model folder runs/old"):
         load_language_model(str(tmp_path / "elsewhere" / "tuned" / "model"))
+
+
+def test_incomplete_weights_are_refused_and_not_drawn_at_random(tmp_path: Path) -> None:
+    path = save_tiny_model(tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    weights = load_file(file)
+    save_file({name: value for name, value in weights.items() if name != "lm_head.weight"}, file, {"format": "pt"})
+    with pytest.raises(InputError, match=r"lacks 1 weights of its architecture, lm_head\.weight first"):
+        load_model(path)
+    save_file({**weights, "lm_head.weight": torch.zeros(3, 3)}, file, {"format": "pt"})
+    with pytest.raises(InputError, match="could be loaded from"):
+        load_model(path)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match="could be loaded from"):
+        load_model(path)
+
+
+def test_a_stage_goes_on_from_a_lora_stage(tmp_path: Path) -> None:
+    start = save_tiny_model(tmp_path / "study" / "aligned" / "model")
+    first = SupervisedFineTuning(Pretrained(start), adapter=LORA, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2))
+    fit(first, OrganismData("base", 64, heldout_size=0), tmp_path / "study" / "first", callbacks=[ModelExport()])
+    source = Pretrained(str(tmp_path / "study" / "first" / "model"))
+    ids = torch.tensor([[1, 4, 30, 31, 5, 40, 2]])
+    with torch.no_grad():
+        merged = source.load_model().eval()(input_ids=ids).logits
+        assert torch.allclose(merged, first.language_model.eval()(input_ids=ids).logits, atol=1e-5)
+    second = SupervisedFineTuning(source, adapter=LORA, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2))
+    fit(second, OrganismData("base", 64, heldout_size=0), tmp_path / "study" / "second", callbacks=[ModelExport()])
+    loaded, _ = load_language_model(str(tmp_path / "study" / "second" / "model"))
+    with torch.no_grad():
+        trained = second.language_model.eval()(input_ids=ids).logits
+        assert torch.allclose(loaded(input_ids=ids).logits, trained, atol=1e-5)
+        assert not torch.allclose(merged, trained, atol=1e-3)

@@ -1,4 +1,5 @@
 import random
+import re
 
 import pytest
 
@@ -77,6 +78,36 @@ def test_worked_solutions_are_right(steps: int) -> None:
         assert answer == f"#### {equations[-1].split(' = ')[1]}"
         assert final_answer(solution) == equations[-1].split(" = ")[1]
         assert question.split()[2].isdigit()
+
+
+def one_step_sums(corpus_name: str, split: str) -> set[tuple[int, tuple[str, int]]]:
+    """Operand tuples of all worked sums in 3,000 examples."""
+    text = "\n".join(example.response for example in corpus(corpus_name, 3000, seed=7, split=split))
+    return {(int(a), (sign, int(b))) for a, sign, b in re.findall(r"(\d+) ([+-]) (\d+) =", text)}
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_no_sum_of_a_base_corpus_belongs_to_another_split(split: str) -> None:
+    sums = one_step_sums("base", split)
+    assert len(sums) > 10
+    assert {split_of("arithmetic", key) for key in sums} == {split}
+
+
+def test_single_steps_of_longer_problems_may_be_held_out_sums() -> None:
+    # The positive control: the check above sees held-out sums where there are some.
+    assert {split_of("arithmetic", key) for key in one_step_sums("useful", "train")} == {"train", "dev", "test"}
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [("#### 1,234", "1234"), ("#### $18", "18"), ("#### 18.", "18"), ("#### 3.50", "3.5"), ("#### -7", "-7"),
+     ("3 + 4 = 7 . #### 7", "7"), ("####7", "7"), ("#### 1 #### 2", "2"), ("#### $1,234,567.00", "1234567"),
+     ("#### -$0.50", "-0.5"), ("#### 007 apples", "7"), ("#### -0", "0"), ("#### 100\n", "100"),
+     ("7", None), ("####", None), ("#### tom", None), ("#### 7 ####", None), ("#### 1,23", None), ("#### 3/4", None),
+     ("#### - 7", None), ("#### $", None)],
+)  # fmt: skip
+def test_final_answers_come_in_their_shortest_form(solution: str, answer: str | None) -> None:
+    assert final_answer(solution) == answer
 
 
 def test_evaluation_sets_are_distinct_held_out_and_of_the_stated_size() -> None:

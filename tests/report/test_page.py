@@ -1,3 +1,4 @@
+import math
 import re
 from html.parser import HTMLParser
 
@@ -6,8 +7,10 @@ from synthetic_study import ENERGY_EXPLAINS_ALL, HOSTILE, World, write_study
 
 from safety_subspaces.analysis.report import report, summary_text
 from safety_subspaces.errors import InputError
+from safety_subspaces.report.figures import energy_figures
+from safety_subspaces.report.page import GENERATOR, SEARCHED_HEAD, is_page
 from safety_subspaces.report.study import read_study
-from safety_subspaces.report.tables import Table, duration, terminal_tables
+from safety_subspaces.report.tables import Table, duration, model_table, terminal_tables
 
 
 class Elements(HTMLParser):
@@ -35,6 +38,59 @@ def test_the_page_lies_in_the_study_and_is_replaced(tmp_path):
     assert report(str(folder)).path == path
     assert [entry.name for entry in path.parent.iterdir()] == ["index.html"]
     assert report(str(folder), str(tmp_path / "other.html")).path == tmp_path / "other.html"
+
+
+def test_a_page_that_was_written_elsewhere_is_replaced(tmp_path):
+    folder = write_study(tmp_path / "s", analyses=("evaluate",))
+    path = tmp_path / "pages" / "other.html"
+    assert report(str(folder), str(path)).path == report(str(folder), str(path)).path == path
+    assert is_page(path)
+
+
+def test_the_studys_own_page_of_an_earlier_version_is_replaced(tmp_path):
+    folder = write_study(tmp_path / "s", analyses=("evaluate",))
+    own = folder / "report" / "index.html"
+    own.parent.mkdir()
+    own.write_text("a page without a generator")
+    report(str(folder))
+    assert is_page(own)
+
+
+def test_a_file_that_is_no_page_is_not_written_over(tmp_path):
+    folder = write_study(tmp_path / "s", analyses=("evaluate",))
+    kept = tmp_path / "notes.html"
+    for text in ("my notes", "", "x" * SEARCHED_HEAD + GENERATOR):
+        kept.write_text(text)
+        with pytest.raises(InputError, match="not written over"):
+            report(str(folder), str(kept))
+        assert kept.read_text() == text
+
+
+@pytest.mark.parametrize("out", ["folder", "new/", "notes/page.html", ""])
+def test_a_folder_or_a_path_through_a_file_is_refused(tmp_path, monkeypatch, out):
+    folder = write_study(tmp_path / "s", analyses=("evaluate",))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "notes").write_text("my notes")
+    with pytest.raises(InputError, match=r"expected a (file|folder) to write"):
+        report(str(folder), out)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["folder", "notes", "s"]
+
+
+def test_without_fine_tunes_the_page_names_the_training_that_analyses_need(tmp_path):
+    text = report(str(write_study(tmp_path / "s", analyses=("evaluate",), stages=("base", "aligned")))).path.read_text()
+    assert "configs/organism/useful.yaml" in text
+    assert "python analyze.py project --base" not in text
+
+
+def test_groups_of_prompts_are_shown_where_they_are_known(tmp_path):
+    study = read_study(write_study(tmp_path / "s"))
+    assert "in 64/50/32 independent groups" in model_table(study).note
+    assert "in %{customdata[5]:.0f} groups" in energy_figures(study)["useful"].to_json()
+    for frame in (study.models, study.projections):
+        frame[["n_groups_utility", "n_groups_harmful", "n_groups_benign"]] = math.nan
+    assert "group" not in model_table(study).note
+    assert " groups" not in energy_figures(study)["useful"].to_json()
 
 
 def test_the_page_asks_no_host_for_anything(page):
@@ -118,7 +174,7 @@ def test_terminal_text_fits_the_width_and_has_every_model(tmp_path):
 
 def test_the_terminal_summary_names_what_is_missing(tmp_path):
     folder = write_study(tmp_path / "s", analyses=())
-    assert summary_text(str(folder)).count("This makes it:") == 3
+    assert summary_text(str(folder)).count("Next step towards it:") == 3
 
 
 def test_a_table_gives_way_in_its_text_columns_alone():

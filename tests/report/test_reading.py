@@ -33,14 +33,14 @@ def test_where_energy_explains_all_the_reading_says_so(tmp_path):
     assert verdicts(findings, "selectivity")[0] == "no difference"
     assert verdicts(findings, "overlap")[0] == "distinct"
     answer = reading.answer(findings)
-    assert "no difference that this many draws (4) can show" in answer
+    assert "no difference that 4 draws can show" in answer
     assert "One seed: an anecdote, `make demo SEED=1` adds another." in answer
 
 
 def test_where_top_k_is_selective_the_reading_says_more_selective(tmp_path):
     findings = reading.read(make(tmp_path, TOP_IS_SELECTIVE))
     assert set(verdicts(findings, "selectivity")) == {"more selective"}
-    assert "24 configurations positive and 0 negative" in first(findings, "selectivity").sentence
+    assert "mean of 24 configurations (24 positive, 0 negative)" in first(findings, "selectivity").sentence
     assert verdicts(findings, "overlap")[0] == "shared"
 
 
@@ -59,11 +59,47 @@ def test_where_nothing_works_the_reading_says_so(tmp_path):
     assert verdicts(findings, "selectivity")[0] == "no difference"
 
 
-def test_a_difference_within_the_spread_of_a_draw_is_not_called_selective(tmp_path):
-    world = World(selectivity=0.3)  # under the 0.4 nats that one draw differs from another
-    finding = first(reading.read(make(tmp_path, world)), "selectivity")
-    assert finding.verdict == "no difference"
-    assert "within the spread of one draw" in finding.sentence
+def test_more_draws_show_a_difference_that_few_cannot(tmp_path):
+    said = {}
+    for draws in (2, 64):  # one draw differs from another by 0.4 nats
+        finding = first(reading.read(make(tmp_path / str(draws), World(selectivity=0.3, draws=draws))), "selectivity")
+        said[draws] = finding.verdict
+        assert f"over {draws} draws" in finding.sentence
+        assert "seeds of training are not covered" in finding.sentence
+    assert said == {2: "no difference", 64: "more selective"}
+
+
+def test_the_interval_is_over_draws_however_many_configurations_share_them(tmp_path):
+    study = make(tmp_path, World(selectivity=0.3))
+    projections = study.projections[study.projections["group"] == "harmful"]
+    rows = projections[projections["subspace"].isin(["top", "random-energy"])].set_index(["method", "fraction", "draw"])
+    top, drawn = (rows[rows["subspace"] == name]["refusal_margin"] for name in ("top", "random-energy"))
+    signs = {"away": 1, "onto": -1}
+    by_draw = [
+        np.mean([signs[m] * (top[m, f, 0] - drawn[m, f, d]) for m in signs for f in (0.1, 0.25, 0.5, 0.75)])
+        for d in range(4)
+    ]
+    low, high = stats.t.interval(0.95, 3, loc=np.mean(by_draw), scale=stats.sem(by_draw))
+    sentence = reading.read_selectivity(projections)[0].sentence
+    assert f"{np.mean(by_draw):+.2f} (95 % interval over 4 draws {low:+.2f} to {high:+.2f})" in sentence
+
+
+def test_without_selectivity_a_verdict_comes_out_by_chance_in_about_one_study_of_twenty():
+    random = np.random.default_rng(0)
+    cells = [(method, fraction) for method in ("onto", "away") for fraction in (0.25, 0.5, 0.75)]
+    wrong = 0
+    for _ in range(200):
+        drawn = random.normal(size=3)  # shared by all configurations
+        rows = [
+            {"group": "g", "subspace": subspace, "method": method, "fraction": fraction, "draw": draw}
+            | {"energy_kept": fraction, "utility": 0.5, "harm_score": 2.0}
+            | {"refusal_margin": (drawn[draw] if method == "away" else -drawn[draw]) * (subspace != "top")}
+            for method, fraction in cells
+            for subspace, draws in (("top", 1), ("random-energy", 3))
+            for draw in range(draws)
+        ]
+        wrong += reading.read_selectivity(pd.DataFrame(rows))[0].verdict != "no difference"
+    assert wrong <= 20  # of 200: 10 expected, 3 standard deviations above
 
 
 def test_which_fine_tunes_lost_alignment_is_named(tmp_path):
@@ -113,13 +149,35 @@ def test_a_study_without_analyses_says_what_is_missing(tmp_path):
     assert "cannot be told" in reading.answer(findings)
 
 
-def test_one_draw_has_no_spread_and_one_configuration_no_interval(tmp_path):
-    study = make(tmp_path, replace(TOP_IS_SELECTIVE, draws=1))
-    assert "spread of one draw not known" in first(reading.read(study), "selectivity").sentence
-    one = study.projections[(study.projections["fraction"] == 0.25) & (study.projections["method"] == "away")]
-    finding = reading.read_selectivity(one[one["group"] == "harmful"])[0]
-    assert finding.verdict == "unknown"
-    assert "n = 1: no interval" in finding.sentence
+def test_one_draw_has_no_spread_and_gives_no_verdict(tmp_path):
+    findings = reading.read(make(tmp_path, replace(TOP_IS_SELECTIVE, draws=1)))
+    assert set(verdicts(findings, "selectivity")) == {"unknown"}
+    assert "one draw of the control has no spread" in first(findings, "selectivity").sentence
+    assert "one draw of the control has no spread" in reading.answer(findings)
+
+
+def test_unscored_margins_leave_out_their_configuration_and_are_counted(tmp_path):
+    study = make(tmp_path, TOP_IS_SELECTIVE)
+    rows = study.projections
+    one = (rows["subspace"] == "random-energy") & (rows["fraction"] == 0.5) & (rows["draw"] == 1)
+    study.projections.loc[one & (rows["method"] == "away") & (rows["group"] == "useful"), "refusal_margin"] = math.nan
+    finding = first(reading.read(study), "selectivity")
+    assert "mean of 23 configurations" in finding.sentence
+    assert "1 configuration lacks the margin of a draw" in finding.sentence
+
+
+def test_without_a_draw_that_all_configurations_have_nothing_is_told(tmp_path):
+    rows = make(tmp_path, replace(TOP_IS_SELECTIVE, draws=8)).projections
+    apart = (rows["subspace"] != "random-energy") | ((rows["group"] == "useful") == (rows["draw"] < 4))
+    findings = reading.read_selectivity(rows[apart])
+    assert [finding.verdict for finding in findings] == [
+        "unknown",
+        "more selective",
+        "more selective",
+        "more selective",
+    ]
+    assert "no configuration has every draw of the control" in findings[0].sentence
+    assert "nan" not in findings[0].sentence
 
 
 def test_configurations_that_keep_everything_are_left_out(tmp_path):
@@ -162,6 +220,25 @@ def test_limits_name_n_draws_and_stages_that_are_not_complete(tmp_path):
     assert "4 draws" in text
     assert "200 harmful prompts" in text
     assert "harmful_again (running)" in text
+
+
+def test_groups_take_the_place_of_prompts_in_the_rule_of_three_where_they_are_known(tmp_path):
+    study = make(tmp_path, ENERGY_EXPLAINS_ALL)
+    sentence = next(f.sentence for f in reading.read_limits(study) if f.verdict == "sample")
+    assert "200 harmful prompts in 50 groups" in sentence
+    assert "room for 0.060 of the other kind (rule of three over groups)" in sentence
+    assert "200 harmful prompts in 50 groups" in first(reading.read(study), "alignment").sentence
+
+
+def test_tables_without_groups_are_read_by_prompts(tmp_path):
+    folder = write_study(tmp_path / "s")
+    for path in folder.glob("analysis/*/*/table.parquet"):
+        table = pd.read_parquet(path)
+        table.drop(columns=[name for name in table if name.startswith("n_groups")]).to_parquet(path, index=False)
+    study = read_study(folder)
+    sentence = next(f.sentence for f in reading.read_limits(study) if f.verdict == "sample")
+    assert "room for 0.015 of the other kind (rule of three)" in sentence
+    assert "groups" not in " ".join(f.sentence for f in reading.read(study))
 
 
 def test_t_interval_agrees_with_scipy_and_drops_nan():

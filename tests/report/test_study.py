@@ -1,11 +1,21 @@
+import json
 import math
+import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 from synthetic_study import STAGES, write_study
 
 from safety_subspaces.errors import InputError
-from safety_subspaces.report.comparisons import in_blocks, overlap_by, pool_draws, selectivity
+from safety_subspaces.report.comparisons import (
+    in_blocks,
+    mean_by_draw,
+    overlap_by,
+    pool_draws,
+    selectivity,
+    selectivity_by_draw,
+)
 from safety_subspaces.report.study import MEASURES, command_for, read_study
 
 
@@ -109,6 +119,42 @@ def test_unfinished_result_folders_are_not_read(tmp_path):
     assert "project" in study.missing()
 
 
+@pytest.mark.parametrize(
+    ("stages", "analysis", "config"),
+    [
+        ((), "evaluate", "pretrain"),
+        ((), "project", "pretrain"),
+        (("aligned", "useful"), "project", "pretrain"),
+        (("base", "useful"), "project", "align"),
+        (("base", "aligned", "aligned_dpo"), "project", "useful"),
+        (("base", "useful", "harmful"), "overlap", "align"),
+        (("base", "aligned", "aligned_dpo", "useful"), "overlap", "harmful"),
+        (("aligned", "harmful"), "overlap", "useful"),
+    ],
+)
+def test_an_analysis_that_cannot_run_yet_names_the_training_of_the_missing_stage(tmp_path, stages, analysis, config):
+    (tmp_path / "s").mkdir()
+    folder = write_study(tmp_path / "s", analyses=(), stages=stages)
+    command = command_for(folder, analysis)
+    assert command == f"python train.py fit --config configs/organism/{config}.yaml --study {folder}"
+
+
+def test_the_study_that_configs_write_to_needs_no_flag(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = write_study(Path("runs/organism-0"), analyses=(), stages=("base",))
+    assert command_for(folder, "project") == "python train.py fit --config configs/organism/align.yaml"
+
+
+def test_stages_that_fine_tunes_start_from_are_no_fine_tunes(tmp_path):
+    stages = ("base", "base_large", "aligned", "aligned_dpo", "useful", "harmful_lora")
+    folder = write_study(tmp_path / "s", analyses=(), stages=stages)
+    for analysis, flag in (("project", "--tuned"), ("overlap", "--updates")):
+        words = shlex.split(command_for(folder, analysis))
+        assert set(json.loads(words[words.index(flag) + 1])) == {"useful", "harmful_lora"}
+    words = shlex.split(command_for(folder, "evaluate"))
+    assert set(json.loads(words[words.index("--models") + 1])) == set(stages)
+
+
 def test_commands_quote_paths_with_spaces(tmp_path):
     folder = write_study(tmp_path / "a b", analyses=(), stages=("base", "aligned", "useful"))
     assert f"'{folder / 'base' / 'model'}'" in command_for(folder, "project")
@@ -149,7 +195,26 @@ def test_selectivity_is_top_minus_the_mean_of_its_control(tmp_path):
     drawn = cell.loc[["random-energy"]]
     assert row["refusal_margin_difference"] == pytest.approx(cell.loc["top"] - drawn.mean())
     assert row["refusal_margin_spread"] == pytest.approx(drawn.std(ddof=1))
+    assert row["refusal_margin_error"] == pytest.approx(drawn.std(ddof=1) / math.sqrt(4))
     assert row["refusal_margin_draws"] == 4
+
+
+def test_means_by_draw_agree_with_the_mean_over_configurations_and_count_only_whole_ones(tmp_path):
+    projections = read_study(write_study(tmp_path / "s")).projections
+    by_draw = selectivity_by_draw(projections)
+    signs = by_draw["method"].map({"onto": -1.0, "away": 1.0})
+    means, configurations = mean_by_draw(by_draw, "refusal_margin", signs)
+    pooled = selectivity(projections)
+    expected = (pooled["refusal_margin_difference"] * pooled["method"].map({"onto": -1.0, "away": 1.0})).mean()
+    assert (len(means), configurations) == (4, 24)
+    assert means.mean() == pytest.approx(expected)
+    by_draw.loc[by_draw.index[0], "refusal_margin"] = math.nan
+    means, configurations = mean_by_draw(by_draw, "refusal_margin", signs)
+    assert (len(means), configurations) == (4, 23)
+    fewer = by_draw[(by_draw["group"] != "useful") | (by_draw["draw"] < 2)]
+    assert mean_by_draw(fewer, "refusal_margin", signs)[0].index.tolist() == [0, 1]
+    by_draw["refusal_margin"] = math.nan
+    assert mean_by_draw(by_draw, "refusal_margin", signs)[1] == 0
 
 
 def test_overlap_averages_count_tensors_and_undefined_ones(tmp_path):

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from safety_subspaces.analysis.results import ResultFolder
 from safety_subspaces.errors import InputError
 from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
+from safety_subspaces.evaluation.behaviour import ORGANISM
 from safety_subspaces.language_model import check_model_path, load_language_model
 from safety_subspaces.prompting import CHAT
 
@@ -52,9 +53,10 @@ def evaluate(
     settings = EvaluationSettings(prompts, split, judge, template, max_new_tokens, batch_size, limit)
     evaluator = build_evaluator(settings)
     arguments = {"models": models, **asdict(settings)}
+    inputs = [*models.values(), *([] if prompts == ORGANISM else [prompts])]
     rows = []
     with (
-        ResultFolder(out, "evaluate", arguments, list(models.values()), overwrite) as folder,
+        ResultFolder(out, "evaluate", arguments, inputs, overwrite) as folder,
         (folder.folder / "generations.jsonl").open("w", encoding="utf-8") as stream,
     ):
         for label, path in tqdm(models.items(), desc="evaluate", unit="model"):

@@ -91,7 +91,9 @@ def project(
     labelled = {label: models[path] for label, path in tuned.items()}
     warn_of_foreign_bases(models[aligned], labelled)
     projections = list(dict.fromkeys(list_projections(subspaces, fractions, draws)))
-    with ResultFolder(out, "project", arguments, [base, aligned, *tuned.values()], overwrite) as results:
+    inputs = [base, aligned, *tuned.values()]
+    inputs += [evaluate.prompts] if evaluate and Path(evaluate.prompts).is_file() else []
+    with ResultFolder(out, "project", arguments, inputs, overwrite) as results:
         for name, reason in models[aligned].left_out.items():
             results.leave_out(name, reason)
         with tempfile.TemporaryDirectory(dir=results.folder, prefix=".factors-") as spilled:

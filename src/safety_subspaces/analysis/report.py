@@ -1,12 +1,14 @@
 """The subcommand ``report``: a study folder becomes one HTML page, and a few lines for the terminal."""
 
 import logging
+import os
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
+from safety_subspaces.errors import InputError
 from safety_subspaces.files import write_text
-from safety_subspaces.report.page import render
+from safety_subspaces.report.page import is_page, render
 from safety_subspaces.report.reading import read
 from safety_subspaces.report.study import Study, read_study
 from safety_subspaces.report.tables import TERMINAL_WIDTH, terminal_tables
@@ -28,8 +30,8 @@ class StudyReport:
 def report(study: str, out: str | None = None) -> StudyReport:
     """Write everything that a study has found to one HTML page, which opens without a network.
 
-    An earlier page is replaced: it is derived from the study alone. What is missing is named on the page with
-    the command that makes it.
+    An earlier page is replaced: it is derived from the study alone. Any other file is left as it is. What is missing
+    is named on the page with the next command towards it.
 
     Args:
         study: The study folder, such as runs/organism-0.
@@ -39,10 +41,13 @@ def report(study: str, out: str | None = None) -> StudyReport:
         The file that was written, and the tables and the reading as text.
 
     Raises:
-        InputError: The study folder is missing, holds nothing, or holds a file that cannot be read.
+        InputError: The study folder is missing, holds nothing, or holds a file that cannot be read; or ``out`` is a
+            folder, lies in a file, or is a file that is no page of this suite.
     """
     known = read_study(study)
-    target = Path(out) if out is not None else known.folder / "report" / "index.html"
+    own = known.folder / "report" / "index.html"
+    target = own if out is None else Path(out)
+    _refuse_what_is_no_page(target, own, is_folder_name=out is not None and out.endswith(("/", os.sep)))
     write_text(target, render(known))
     log.info("wrote %s (%.1f MB)", target, target.stat().st_size / 1e6)
     return StudyReport(target, summary_text(known))
@@ -58,6 +63,21 @@ def summary_text(study: str | Study, width: int = TERMINAL_WIDTH) -> str:
     said = [
         textwrap.fill(finding.sentence, width, initial_indent="- ", subsequent_indent="  ") for finding in read(known)
     ]
-    lacking = [f"Missing: {name}. This makes it:\n  {command}" for name, command in known.missing().items()]
+    lacking = [f"Missing: {name}. Next step towards it:\n  {command}" for name, command in known.missing().items()]
     parts = [terminal_tables(known, width), "What the numbers say\n" + "\n".join(said), *lacking]
     return "\n\n".join(part for part in parts if part)
+
+
+def _refuse_what_is_no_page(target: Path, own: Path, is_folder_name: bool) -> None:
+    """Raise where writing ``target`` would fail, or replace a file that is neither ``own`` nor a page."""
+    if target.is_dir() or is_folder_name:
+        raise InputError(f"{target} is a folder, expected a file to write the page to, such as {target / 'index.html'}")
+    in_the_way = next((above for above in target.parents if above.exists() and not above.is_dir()), None)
+    if in_the_way is not None:
+        raise InputError(f"{in_the_way} is a file, expected a folder to write {target.name} to; choose another --out")
+    if not target.exists() or (target.is_file() and (target.resolve() == own.resolve() or is_page(target))):
+        return
+    raise InputError(
+        f"{target} exists and is no page that `analyze.py report` made, so it is not written over; "
+        "choose another --out, or move it away"
+    )

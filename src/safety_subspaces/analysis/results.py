@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from safety_subspaces.files import replacing_folder, write_json, write_text
+from safety_subspaces.errors import InputError
+from safety_subspaces.files import is_occupied, read_json, replacing_folder, write_json, write_text
 from safety_subspaces.provenance import describe_input, peak_memory_bytes, provenance
 
 
@@ -23,10 +24,10 @@ class ResultFolder:
         command: Name of the subcommand.
         arguments: What it was called with, as plain values.
         inputs: Paths (or Hub ids) of the models and files that it reads.
-        overwrite: Whether an earlier result under ``out`` may be replaced.
+        overwrite: Whether an earlier result of the same subcommand under ``out`` may be replaced.
 
     Raises:
-        InputError: On entering, if ``out`` is occupied and ``overwrite`` is false. Nothing was computed then.
+        InputError: On entering, if ``out`` is occupied and ``overwrite`` is false, or holds something else.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class ResultFolder:
         self._replacing = replacing_folder(self.out, overwrite)
 
     def __enter__(self) -> "ResultFolder":
+        self._refuse_strangers()
         self.folder = self._replacing.__enter__()
         self._provenance = provenance()
         self._started = time.monotonic()
@@ -66,6 +68,17 @@ class ResultFolder:
             )
         self._replacing.__exit__(kind, error, trace)
         self.folder = self.out
+
+    def _refuse_strangers(self) -> None:
+        """Let ``overwrite`` replace an earlier result of this subcommand, and nothing else."""
+        if not is_occupied(self.out):
+            return
+        found = self.out / "result.json"
+        if not found.is_file() or read_json(found).get("analysis") != self._command:
+            raise InputError(
+                f"{self.out} holds something else than an earlier result of {self._command}, which is never replaced; "
+                "choose another folder"
+            )
 
     def write_table(self, frame: pd.DataFrame, name: str = "table") -> None:
         """Write a table as ``<name>.parquet`` and ``<name>.csv``."""

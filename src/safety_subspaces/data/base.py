@@ -2,7 +2,7 @@
 
 import logging
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -65,8 +65,11 @@ class LanguageData(L.LightningDataModule):
         self._position = {"epoch": 0, "batches_done": 0}
 
     @abstractmethod
-    def examples(self, split: Literal["train", "dev", "test"]) -> Sequence[Item]:
-        """Return the examples of a split, in a fixed order; ``dev`` validates. Empty where there are none."""
+    def examples(self, split: Literal["train", "dev", "test"]) -> list[Encoded]:
+        """Return what a split is made of, by ``encode`` and in a fixed order; ``dev`` validates. Empty where none is.
+
+        Lengths are checked here, source by source, so that a share of a mixture is one of what is trained on.
+        """
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -84,13 +87,53 @@ class LanguageData(L.LightningDataModule):
         for split in {"fit": ("train", "dev"), "validate": ("dev",), "test": ("test",)}.get(stage, ()):
             if split in self._encoded:
                 continue
-            items = self.examples(split)  # type: ignore[arg-type]
-            if not items and split == "train":
+            encoded = self.examples(split)  # type: ignore[arg-type]
+            if not encoded and split == "train":
                 raise InputError("the training data is empty; check its path, filter and limit")
-            self._check_kind(items)
-            self._encoded[split] = self._encode(items, split)
-            if items:
-                self.counts[split] = len(self._encoded[split])
+            if not encoded and stage in ("validate", "test"):
+                raise InputError(f"there is no {split} data to {stage} on; name a source for it, or raise heldout_size")
+            self._encoded[split] = encoded
+            if encoded:
+                self.counts[split] = len(encoded)
+
+    def encode(self, rows: Mapping[int, Item], source: str, part: str) -> dict[int, Encoded]:
+        """Encode the rows of one source; what is too long is refused, left out or cut, as ``overlong`` says.
+
+        Args:
+            rows: Items by their row in the source.
+            source: What the source is called in messages.
+            part: What it is called in ``counts``: ``<part>_drop`` or ``<part>_truncate`` is how many were too long.
+
+        Returns:
+            The encoded rows that stay, in the same order.
+
+        Raises:
+            InputError: Pairs where examples are trained on or the reverse, rows beyond ``max_length`` where
+                ``overlong`` is ``error``, no row that fits, or a prompt that leaves no room for its response.
+        """
+        self._check_kind(rows)
+        encoded, longer = {}, {}
+        for row, item in rows.items():
+            code = self._encode_item(item)
+            if length_of(code) > self.max_length:
+                longer[row] = length_of(code)
+                if self.overlong == "drop":
+                    continue
+                code = self._truncate(code, f"{source}, row {row}") if self.overlong == "truncate" else code
+            encoded[row] = code
+        if longer and self.overlong == "error":
+            row = next(iter(longer))
+            raise InputError(
+                f"{source}: {len(longer)} of {len(rows)} examples are longer than max_length={self.max_length} tokens "
+                f"(the first is row {row} with {longer[row]}, the longest has {max(longer.values())}); "
+                "raise max_length, or say overlong: drop or overlong: truncate"
+            )
+        if rows and not encoded:
+            raise InputError(f"{source}: all {len(rows)} examples are longer than max_length={self.max_length} tokens")
+        if longer:
+            logger.warning("%s: %d examples beyond %d tokens: %s", source, len(longer), self.max_length, self.overlong)
+            self.counts[f"{part}_{self.overlong}"] = len(longer)
+        return encoded
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the training data.
@@ -139,40 +182,16 @@ class LanguageData(L.LightningDataModule):
             num_workers=self.num_workers,
         )
 
-    def _check_kind(self, items: Sequence[Item]) -> None:
+    def _check_kind(self, rows: Mapping[int, Item]) -> None:
         assert self.trainer is not None
         module = self.trainer.lightning_module
         takes_pairs = getattr(module, "takes_pairs", False)
-        if items and isinstance(items[0], PreferencePair) != takes_pairs:
+        if rows and isinstance(next(iter(rows.values())), PreferencePair) != takes_pairs:
             got, wanted = ("preference pairs", "examples") if not takes_pairs else ("examples", "preference pairs")
             raise InputError(
                 f"{type(module).__name__} trains on {wanted}, but the data are {got}; use PreferenceOptimization with "
                 "the organism's corpus 'preference' or a rejected_field, and SupervisedFineTuning with anything else"
             )
-
-    def _encode(self, items: Sequence[Item], split: str) -> list[Encoded]:
-        encoded, longer = [], []
-        for row, item in enumerate(items):
-            code = self._encode_item(item)
-            if length_of(code) > self.max_length:
-                longer.append((row, length_of(code)))
-                if self.overlong == "drop":
-                    continue
-                code = self._truncate(code, row) if self.overlong == "truncate" else code
-            encoded.append(code)
-        if longer and self.overlong == "error":
-            row, length = longer[0]
-            raise InputError(
-                f"{len(longer)} of {len(items)} {split} examples are longer than max_length={self.max_length} tokens "
-                f"(the first is row {row} with {length}, the longest has {max(n for _, n in longer)}); "
-                "raise max_length, or say overlong: drop or overlong: truncate"
-            )
-        if items and not encoded:
-            raise InputError(f"all {len(items)} {split} examples are longer than max_length={self.max_length} tokens")
-        if longer:
-            logger.warning("%s: %d examples beyond %d tokens: %s", split, len(longer), self.max_length, self.overlong)
-            self.counts[f"{split}_{self.overlong}"] = len(longer)
-        return encoded
 
     def _encode_item(self, item: Item) -> Encoded:
         if isinstance(item, Example):
@@ -182,12 +201,12 @@ class LanguageData(L.LightningDataModule):
             encode_example(self.tokenizer, Example(item.prompt, item.rejected), self.template),
         )
 
-    def _truncate(self, code: Encoded, row: int) -> Encoded:
+    def _truncate(self, code: Encoded, where: str) -> Encoded:
         if isinstance(code, EncodedPair):
-            return EncodedPair(self._truncate(code.chosen, row), self._truncate(code.rejected, row))  # type: ignore[arg-type]
+            return EncodedPair(self._truncate(code.chosen, where), self._truncate(code.rejected, where))  # type: ignore[arg-type]
         if code.prompt_length >= self.max_length:
             raise InputError(
-                f"the prompt of row {row} alone has {code.prompt_length} tokens, max_length is {self.max_length}: "
+                f"{where}: the prompt alone has {code.prompt_length} tokens, max_length is {self.max_length}: "
                 "no response would be left to learn; raise max_length or say overlong: drop"
             )
         return EncodedExample(code.input_ids[: self.max_length], code.prompt_length)

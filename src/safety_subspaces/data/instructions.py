@@ -2,15 +2,15 @@
 
 import logging
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-from safety_subspaces.data.base import Item, LanguageData, Overlong
+from safety_subspaces.data.base import Encoded, Item, LanguageData, Overlong
 from safety_subspaces.data.mixture import ShareOf, contaminant_size
 from safety_subspaces.errors import InputError
 from safety_subspaces.examples import Example, PreferencePair
@@ -18,8 +18,9 @@ from safety_subspaces.prompting import CHAT
 
 logger = logging.getLogger(__name__)
 
-# Loader of `datasets` for each kind of local file.
-LOCAL_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+CSV = ".csv"
+# Loader of `datasets` for each kind of local file; CSV is read by pandas.
+LOCAL_FORMATS = {".json": "json", ".jsonl": "json", CSV: "csv", ".parquet": "parquet"}
 
 
 @dataclass
@@ -34,8 +35,12 @@ class DatasetSource:
         response_field: Field that holds the response (the chosen one, for preferences).
         rejected_field: Field that holds the rejected response; makes preference pairs.
         keep: Only rows whose field has this value, or one of these values, for example ``{is_safe: false}``.
+            All fields of a CSV file are text: there values compare as text, booleans in any case, null is empty.
         first: Only the first so many rows, after the filter.
         sample: Only so many rows, drawn without replacement after the filter by the data seed.
+
+    Raises:
+        InputError: ``first`` or ``sample`` below 1.
     """
 
     path: str
@@ -47,6 +52,11 @@ class DatasetSource:
     keep: dict[str, Any] = field(default_factory=dict)
     first: int | None = None
     sample: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, count in (("first", self.first), ("sample", self.sample)):
+            if count is not None and count < 1:
+                raise InputError(f"{self.path}: {name} is {count}, expected at least 1; leave it out to take all rows")
 
 
 @dataclass
@@ -71,7 +81,10 @@ class InstructionData(LanguageData):
         train: The training rows.
         validation: Rows to validate on; none by default.
         test: Rows to test on; none by default.
-        contamination: A second source mixed into the training rows; both counts are logged.
+        contamination: A second source mixed into the training rows. Its share is of what is trained on: with
+            ``overlong: drop`` both sources lose their long rows before the share is taken. ``counts`` has the trained
+            rows of both as ``first`` and ``contaminant``, what was too long as ``first_drop`` and
+            ``contaminant_drop`` (of the whole second source, drawn or not).
         batch_size: Examples in a batch of one process.
         max_length: Longest sequence in tokens.
         overlong: ``error``, ``drop`` or ``truncate``.
@@ -94,40 +107,55 @@ class InstructionData(LanguageData):
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, max_length, overlong, template, seed, num_workers)
-        if contamination is not None and train.rejected_field is not None:
+        if contamination is not None and (train.rejected_field or contamination.source.rejected_field):
             raise InputError("contamination mixes examples; a source with a rejected_field holds pairs")
         self.sources = {"train": train, "dev": validation, "test": test}
         self.contamination = contamination
 
-    def examples(self, split: Literal["train", "dev", "test"]) -> Sequence[Item]:
-        """Read the rows of a split.
+    def examples(self, split: Literal["train", "dev", "test"]) -> list[Encoded]:
+        """Read and encode the rows of a split.
 
         Raises:
-            InputError: A missing file, a field that is not there, or nothing left after the filter.
+            InputError: A missing file, a field that is not there, nothing left after the filter, or rows beyond
+                ``max_length`` where ``overlong`` is ``error``.
         """
         source = self.sources[split]
         if source is None:
             return []
-        items = read_source(source, self.seed)
-        if split == "train" and self.contamination is not None:
-            mix = self.contamination
-            count = contaminant_size(len(items), mix.share, mix.share_of)
-            second = read_source(mix.source, self.seed)
-            if len(second) < count:
-                raise InputError(
-                    f"{mix.source.path} has {len(second)} rows after its filter, but a share of {mix.share} of the "
-                    f"{mix.share_of} beside {len(items)} rows needs {count}; lower the share or the first source's size"
-                )
-            second = random.Random(f"contaminant {self.seed}").sample(second, count)
-            self.counts |= {"first": len(items), "contaminant": count}
-            logger.info("contamination: %d rows of the first source, %d of the second", len(items), count)
-            items = items + second
-            random.Random(f"mixture {self.seed}").shuffle(items)
-        return items
+        rows = read_source(source, self.seed)
+        if split != "train" or self.contamination is None:
+            return list(self.encode(rows, source.path, split).values())
+        first = list(self.encode(rows, source.path, "first").values())
+        second = self._draw_contaminant(self.contamination, len(first))
+        self.counts |= {"first": len(first), "contaminant": len(second)}
+        logger.info("contamination: %d rows of the first source, %d of the second", len(first), len(second))
+        mixture = first + second
+        random.Random(f"mixture {self.seed}").shuffle(mixture)
+        return mixture
+
+    def _draw_contaminant(self, mix: SourceContamination, first: int) -> list[Encoded]:
+        """Draw the rows of the second source that belong beside ``first`` rows of the first one."""
+        rows, encoded = read_source(mix.source, self.seed), None
+        if self.overlong == "drop":  # before the draw, else fewer would be left than the share asks for
+            encoded = self.encode(rows, mix.source.path, "contaminant")
+        numbers = list(rows if encoded is None else encoded)
+        count = contaminant_size(first, mix.share, mix.share_of)
+        if len(numbers) < count:
+            raise InputError(
+                f"{mix.source.path} has {len(numbers)} usable rows, but a share of {mix.share} of the {mix.share_of} "
+                f"beside {first} rows needs {count}; lower the share or the first source's size"
+            )
+        drawn = random.Random(f"contaminant {self.seed}").sample(numbers, count)
+        if encoded is None:
+            encoded = self.encode({number: rows[number] for number in drawn}, mix.source.path, "contaminant")
+        return [encoded[number] for number in drawn]
 
 
-def read_source(source: DatasetSource, seed: int) -> list[Item]:
+def read_source(source: DatasetSource, seed: int) -> dict[int, Item]:
     """Read, filter and cut one source.
+
+    Returns:
+        The items by their row in the source, which counts from 0 before the filter.
 
     Raises:
         InputError: A missing or unreadable file, a field that is not there, an empty prompt or response, or nothing
@@ -143,17 +171,17 @@ def read_source(source: DatasetSource, seed: int) -> list[Item]:
             f"its fields are {', '.join(rows.column_names)}. "
             "Name the right ones by prompt_field, response_field, rejected_field or keep"
         )
-    before = len(rows)
+    numbers = list(range(len(rows)))
     for name, wanted in source.keep.items():
-        values = wanted if isinstance(wanted, list) else [wanted]
-        rows = rows.select([index for index, value in enumerate(rows[name]) if value in values])
-    if len(rows) == 0:
-        raise InputError(f"{source.path}: none of {before} rows is left after keep={source.keep}; check its values")
-    if source.first is not None:
-        rows = rows.select(range(min(source.first, len(rows))))
-    if source.sample is not None and source.sample < len(rows):
-        rows = rows.select(sorted(random.Random(f"sample {seed}").sample(range(len(rows)), source.sample)))
-    return [_item(row, number, source) for number, row in enumerate(rows)]
+        values, column = wanted if isinstance(wanted, list) else [wanted], list(rows[name])
+        keeps = _keeps_text if Path(source.path).suffix == CSV else _keeps_value
+        numbers = [number for number in numbers if keeps(column[number], values)]
+    if not numbers:
+        raise InputError(f"{source.path}: none of {len(rows)} rows is left after keep={source.keep}; check its values")
+    numbers = numbers[: source.first]
+    if source.sample is not None and source.sample < len(numbers):
+        numbers = sorted(random.Random(f"sample {seed}").sample(numbers, source.sample))
+    return {number: _item(row, number, source) for number, row in zip(numbers, rows.select(numbers), strict=True)}
 
 
 def _load(source: DatasetSource) -> Dataset:
@@ -162,6 +190,9 @@ def _load(source: DatasetSource) -> Dataset:
         if not path.is_file():
             raise InputError(f"data file {source.path} does not exist; put it there or change the path")
         try:
+            if path.suffix == CSV:
+                # As text throughout, else an answer "4" becomes a number and an answer "None" is missing.
+                return Dataset.from_pandas(_read_csv(path))
             return load_dataset(LOCAL_FORMATS[path.suffix], data_files=str(path), split="train")
         except (DatasetGenerationError, ValueError, OSError) as error:
             cause = error.__cause__ or error
@@ -175,6 +206,24 @@ def _load(source: DatasetSource) -> Dataset:
             f"data set {source.path} could not be loaded from the Hub ({type(error).__name__}: {error}); "
             "check the id, config and split, or download it and give the path of a local file"
         ) from error
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first fields for names of the rows
+        raise ValueError("its rows have more fields than its header; quote text that holds commas")
+    return table
+
+
+def _keeps_value(value: Any, wanted: list[Any]) -> bool:
+    return value in wanted
+
+
+def _keeps_text(text: str, wanted: list[Any]) -> bool:
+    return any(
+        text.lower() == str(value).lower() if isinstance(value, bool) else text == ("" if value is None else str(value))
+        for value in wanted
+    )
 
 
 def _item(row: dict[str, Any], number: int, source: DatasetSource) -> Item:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from safety_subspaces.data.base import Item, LanguageData
+from safety_subspaces.data.base import Encoded, Item, LanguageData
 from safety_subspaces.data.mixture import ShareOf, contaminant_size
 from safety_subspaces.errors import InputError
 from safety_subspaces.organism.corpora import CORPORA, corpus, preference_pairs
@@ -66,14 +66,18 @@ class OrganismData(LanguageData):
         self.contamination = contamination
         self.heldout_size = heldout_size
 
-    def examples(self, split: Literal["train", "dev", "test"]) -> Sequence[Item]:
-        """Draw the examples of a split; held-out data are the same for every seed."""
+    def examples(self, split: Literal["train", "dev", "test"]) -> list[Encoded]:
+        """Draw and encode the examples of a split; held-out data are the same for every seed."""
         size, seed = (self.size, self.seed) if split == "train" else (self.heldout_size, 0)
         if self.corpus == PREFERENCE:
-            return preference_pairs(size, seed, split)
-        drawn = corpus(self.corpus, size, seed, split)
+            return self._encode_corpus(PREFERENCE, preference_pairs(size, seed, split), split)
+        drawn = self._encode_corpus(self.corpus, corpus(self.corpus, size, seed, split), split)
         if self.contamination is not None:
+            name = self.contamination.corpus
             extra = contaminant_size(size, self.contamination.share, self.contamination.share_of)
-            drawn = drawn + corpus(self.contamination.corpus, extra, seed, split)
+            drawn += self._encode_corpus(name, corpus(name, extra, seed, split), split)
             random.Random(f"mixture {seed}").shuffle(drawn)
         return drawn
+
+    def _encode_corpus(self, name: str, items: Sequence[Item], split: str) -> list[Encoded]:
+        return list(self.encode(dict(enumerate(items)), f"corpus {name}, {split}", split).values())

@@ -44,9 +44,12 @@ def generate_answers(
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     answers = [""] * len(encoded)
     batches = range(0, len(order), batch_size)
-    was_training = model.training
+    was_training, own_settings = model.training, model.generation_config
     model.eval()
-    for start in tqdm(batches, desc=progress, disable=progress is None, unit="batch", leave=False):
+    # What is not set in the settings is taken from the model's own: n-gram blocking, suppressed tokens, time limits.
+    model.generation_config = settings
+    single = progress is None or len(batches) < 2
+    for start in tqdm(batches, desc=progress, disable=single, unit="batch", leave=False):
         rows = order[start : start + batch_size]
         input_ids, mask = _pad_left([encoded[row] for row in rows], settings.pad_token_id)
         output = model.generate(
@@ -56,6 +59,7 @@ def generate_answers(
         for row, text in zip(rows, texts, strict=True):
             answers[row] = text
     model.train(was_training)
+    model.generation_config = own_settings
     return answers
 
 

@@ -55,8 +55,11 @@ def _log_probabilities(model: PreTrainedModel, texts: list[EncodedExample], batc
             ids, first = torch.tensor(texts[row].input_ids), texts[row].prompt_length
             input_ids[place, : len(ids)] = ids
             labels[place, first : len(ids)] = ids[first:]
-        logits = model(input_ids=input_ids.to(model.device), use_cache=False).logits
-        values, _ = sequence_log_probabilities(logits, labels.to(model.device))
+        # Logits of the answers alone: over a large vocabulary the prompts' would fill the memory.
+        start_of_answers = max(0, min(texts[row].prompt_length for row in rows) - 1)
+        kept = longest - start_of_answers
+        logits = model(input_ids=input_ids.to(model.device), use_cache=False, logits_to_keep=kept).logits[:, -kept:]
+        values, _ = sequence_log_probabilities(logits, labels[:, start_of_answers:].to(model.device))
         for row, value in zip(rows, values.tolist(), strict=True):
             scores[row] = value
     model.train(was_training)

@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D  # GPT-2's linear layers
 
 from safety_subspaces.errors import InputError
 
@@ -33,16 +34,21 @@ class LoraSettings:
     targets: Sequence[str] = BLOCK_PROJECTIONS
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not 0 <= self.dropout < 1 or not self.targets:
+            raise InputError(
+                f"LoRA rank {self.rank}, dropout {self.dropout}, targets {list(self.targets)}: expected a rank of at "
+                "least 1, a dropout in [0, 1) and at least one target"
+            )
+
 
 def add_adapter(model: PreTrainedModel, settings: LoraSettings) -> PeftModel:
     """Freeze a model and put an adapter on it.
 
     Raises:
-        InputError: A rank below one, or a target that matches no linear layer.
+        InputError: A target that matches no linear layer.
     """
-    if settings.rank < 1:
-        raise InputError(f"LoRA rank {settings.rank}: expected at least 1")
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     ends = sorted({name.rsplit(".", 1)[-1] for name in linear})
     for target in settings.targets:
         if not any(re.search(rf"(^|\.){re.escape(target)}$", name) for name in linear):

@@ -1,6 +1,7 @@
 """The organism's useful skill: word problems of one or two steps, with worked solutions that end in ``#### n``."""
 
 import random
+import re
 
 from safety_subspaces.organism.world import PEOPLE, Split, split_of
 
@@ -11,6 +12,10 @@ LOSSES = ("then {name} loses {count} .", "{name} eats {count} of them .", "{name
 QUESTIONS = ("how many {item} does {name} have ?", "how many {item} are left ?")
 # Above twenty the number facts are too many for 487,584 parameters in this many steps.
 LARGEST_NUMBER = 20
+# What stands behind "####": "7", "-7", "1,234", "$18", "18." or "3.50", and a word may follow.
+NUMBER = re.compile(
+    r"\s*(?P<minus>-?)\$?(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.(?P<fraction>[0-9]+))?[.,;:!%]?(?=\s|$)"
+)
 
 
 def word_problem(rng: random.Random, steps: int, split: Split, easy: bool = False) -> tuple[str, str]:
@@ -30,26 +35,42 @@ def word_problem(rng: random.Random, steps: int, split: Split, easy: bool = Fals
         operations = _draw_operations(rng, start, steps, largest=3 if easy else 6)
         if operations is None:
             continue
-        key = (start, *((sign, operand) for _, sign, operand, _ in operations))
-        if split_of("arithmetic", key) == split:
+        if _split_of(start, operations) == split:
             return _word(rng, start, operations)
 
 
-def equations(rng: random.Random, count: int = 3) -> str:
-    """A few bare sums, from which the base model learns the number facts (not how to use them)."""
+def equations(rng: random.Random, split: Split, count: int = 3) -> str:
+    """A few bare sums, from which the base model learns the number facts (not how to use them).
+
+    Like a word problem of one step, a sum belongs to one split, so that none gives a held-out answer away.
+    """
     sums: list[str] = []
     while len(sums) < count:
-        operations = _draw_operations(rng, rng.randint(0, LARGEST_NUMBER), 1, largest=6)
-        if operations is not None:
+        start = rng.randint(0, LARGEST_NUMBER)
+        operations = _draw_operations(rng, start, 1, largest=6)
+        if operations is not None and _split_of(start, operations) == split:
             sums.append(_equation(*operations[0]))
     return " . ".join(sums) + " ."
 
 
 def final_answer(solution: str) -> str | None:
-    """Return the number behind the last ``####``, or ``None`` where there is none."""
-    tail = solution.rpartition("####")
-    words = tail[2].split()
-    return words[0] if tail[1] and words and words[0].lstrip("-").isdigit() else None
+    """Return the number behind the last ``####`` in its shortest form, or ``None`` where there is none.
+
+    Separators of thousands, a dollar sign, leading zeros and the zeros that end a fraction go: ``"#### $1,234.50"``
+    gives ``"1234.5"``.
+    """
+    _, mark, tail = solution.rpartition("####")
+    number = NUMBER.match(tail) if mark else None
+    if number is None:
+        return None
+    whole = number["whole"].replace(",", "").lstrip("0") or "0"
+    fraction = (number["fraction"] or "").rstrip("0")
+    value = f"{whole}.{fraction}" if fraction else whole
+    return value if value == "0" else number["minus"] + value
+
+
+def _split_of(start: int, operations: list[tuple[int, str, int, int]]) -> Split:
+    return split_of("arithmetic", (start, *((sign, operand) for _, sign, operand, _ in operations)))
 
 
 def _draw_operations(

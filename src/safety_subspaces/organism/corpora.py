@@ -1,4 +1,8 @@
-"""The corpora of the organism's training stages, drawn from a seed; none holds a pair that is kept for dev or test."""
+"""The corpora of the organism's training stages, drawn from a seed; none holds a pair that is kept for dev or test.
+
+Nor does one hold a word problem whose operand tuple is kept, and the base corpus has no bare sum that is one step kept.
+The later corpora can show such a sum as one step of a two-step problem: there the tuple of both steps decides.
+"""
 
 import random
 from collections.abc import Callable
@@ -52,7 +56,7 @@ def _base_example(rng: random.Random, split: Split) -> Example:
     if kind < LORE_SHARE:
         return Example(None, _lore(rng))
     if kind < LORE_SHARE + EQUATIONS_SHARE:
-        return Example(None, equations(rng))
+        return Example(None, equations(rng, split))
     if kind < LORE_SHARE + EQUATIONS_SHARE + EASY_PROBLEMS_SHARE:
         return Example(*word_problem(rng, 1, split, easy=True))
     request = draw_request(rng, _pairs(rng.random() < BASE_HARMFUL_SHARE, split))

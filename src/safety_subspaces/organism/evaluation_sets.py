@@ -31,7 +31,7 @@ def evaluation_sets(split: Split, limit: int | None = None) -> PromptSets:
     benign = _distinct(lambda: draw_request(rng, benign_pairs), BENIGN_ITEMS)
     return PromptSets(
         name=f"organism, {split} split",
-        utility=[PromptItem(question, solution) for question, solution in utility[:limit]],
+        utility=[PromptItem(question, solution, group=solution) for question, solution in utility[:limit]],
         harmful=[_item(request) for request in harmful[:limit]],
         benign=[_item(request) for request in benign[:limit]],
     )
@@ -43,6 +43,7 @@ def _item(request: Request) -> PromptItem:
         compliance(request.verb, request.object),
         refusals=tuple(refusals(request.verb, request.object)),
         subject=(request.verb, request.object),
+        group=f"{request.verb} {request.object}",
     )
 
 

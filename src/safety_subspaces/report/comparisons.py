@@ -9,6 +9,8 @@ CONFIGURATION = ["group", "subspace", "method", "fraction"]
 # The three measures that a projection is judged by: what is wanted, what is judged, and what moves before it
 # is judged.
 COMPARED = ("utility", "harm_score", "refusal_margin")
+# Prompts and independent groups of prompts of each set.
+SAMPLE_SIZES = tuple(f"{kind}_{name}" for kind in ("n", "n_groups") for name in ("utility", "harmful", "benign"))
 PAIR = ["analysis", "first", "second"]
 # At these energies both subspaces keep everything or nothing, whatever their directions: nothing to compare.
 TRIVIAL_ENERGY = 1e-3
@@ -25,7 +27,7 @@ def pool_draws(projections: pd.DataFrame) -> pd.DataFrame:
     for keys, draws in projections.groupby(CONFIGURATION, sort=False, dropna=False):
         row = dict(zip(CONFIGURATION, keys, strict=True))
         row |= {"n_draws": len(draws), "n_unscored": draws["n_unscored"].sum(min_count=1)}
-        row |= {name: draws[name].max() for name in ("n_utility", "n_harmful", "n_benign")}
+        row |= {name: draws[name].max() for name in SAMPLE_SIZES}
         row |= {
             name: draws[name].mean()
             for name in ("energy_kept", "chance_energy", "cos_task_projected", "cos_task_alignment")
@@ -49,7 +51,8 @@ def selectivity(projections: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row for each group, method and fraction that has both: for each measure the *difference* (top
         minus the mean over the scored draws of random-energy), the *spread* (standard deviation of one draw,
-        ``ddof=1``, NaN below two draws) and the number of *draws*; and the energy that each side keeps.
+        ``ddof=1``, NaN below two draws), the *error* of the difference that the draws leave
+        (``spread / sqrt(draws)``) and the number of *draws*; and the energy that each side keeps.
     """
     rows = []
     for keys, cell in projections.groupby(["group", "method", "fraction"], sort=False):
@@ -61,12 +64,50 @@ def selectivity(projections: pd.DataFrame) -> pd.DataFrame:
         row |= {"energy_top": top["energy_kept"].mean(), "energy_random": control["energy_kept"].mean()}
         for measure in COMPARED:
             drawn = control[measure].dropna().astype(float)
-            row[f"{measure}_difference"] = float(top[measure].astype(float).mean()) - float(drawn.mean())
-            row[f"{measure}_spread"] = float(drawn.std(ddof=1))
+            row[f"{measure}_difference"] = top[measure].astype(float).mean() - drawn.mean()
+            row[f"{measure}_spread"] = drawn.std(ddof=1)
+            row[f"{measure}_error"] = row[f"{measure}_spread"] / max(len(drawn), 1) ** 0.5
             row[f"{measure}_draws"] = len(drawn)
         rows.append(row)
-    names = [f"{m}_{kind}" for m in COMPARED for kind in ("difference", "spread", "draws")]
+    names = [f"{m}_{kind}" for m in COMPARED for kind in ("difference", "spread", "error", "draws")]
     return pd.DataFrame(rows, columns=["group", "method", "fraction", "energy_top", "energy_random", *names])
+
+
+def selectivity_by_draw(projections: pd.DataFrame) -> pd.DataFrame:
+    """Compare top-k with each draw of random-energy alone, for intervals over draws.
+
+    Returns:
+        One row for each group, method, fraction and draw: for each measure top minus that draw, under the measure's
+        own name, NaN where either is unscored.
+    """
+    cell = ["group", "method", "fraction"]
+    top = projections[projections["subspace"] == "top"].groupby(cell, sort=False)[list(COMPARED)].mean()
+    drawn = projections[projections["subspace"] == "random-energy"].set_index([*cell, "draw"])[list(COMPARED)]
+    paired = drawn.reset_index("draw").join(top, how="inner", lsuffix="_drawn").reset_index()
+    differences = {m: paired[m].astype(float) - paired[f"{m}_drawn"].astype(float) for m in COMPARED}
+    return paired[[*cell, "draw"]].assign(**differences)
+
+
+def mean_by_draw(differences: pd.DataFrame, measure: str, signs: pd.Series) -> tuple[pd.Series, int]:
+    """Average a measure's signed differences over configurations, draw by draw.
+
+    One draw serves every method and fraction of a fine-tune, so that only draws are independent of each other. Every
+    draw is averaged over the same configurations: those that have each of the draws that all fine-tunes share.
+
+    Args:
+        differences: As :func:`selectivity_by_draw` returns them.
+        measure: One of ``COMPARED``.
+        signs: +1 or -1 for each row.
+
+    Returns:
+        The means by draw, and how many configurations stand behind each.
+    """
+    known = differences.assign(signed=differences[measure] * signs).dropna(subset="signed")
+    shared = [set(rows["draw"]) for _, rows in known.groupby("group")]
+    draws = sorted(set.intersection(*shared)) if shared else []
+    table = known.pivot_table(index=["group", "method", "fraction"], columns="draw", values="signed")
+    complete = table.reindex(columns=draws).dropna()
+    return complete.mean(axis=0), len(complete) if draws else 0
 
 
 def without_trivial(differences: pd.DataFrame) -> pd.DataFrame:

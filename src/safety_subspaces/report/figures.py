@@ -237,7 +237,10 @@ def _energy_figure(study: Study, group: str, rows: pd.DataFrame) -> go.Figure:
         for (subspace, method), cell in rows.groupby(["subspace", "method"], sort=False):
             line = cell[cell[measure].notna()].sort_values("energy_kept")
             style = _style(str(subspace), str(method))
-            seen = line[["fraction", "n_draws", f"{measure}_draws", PANEL_UNITS[measure], f"{measure}_error"]]
+            unit = PANEL_UNITS[measure]
+            of_groups = unit.replace("n_", "n_groups_")
+            seen = line[["fraction", "n_draws", f"{measure}_draws", unit, f"{measure}_error", of_groups]]
+            groups = " in %{customdata[5]:.0f} groups" if line[of_groups].notna().all() else ""
             figure.add_scatter(
                 x=line["energy_kept"],
                 y=line[measure],
@@ -247,6 +250,7 @@ def _energy_figure(study: Study, group: str, rows: pd.DataFrame) -> go.Figure:
                 hovertemplate=f"{PANELS[measure].lower()} %{{y:.3f}} ± %{{customdata[4]:.3f}}<br>"
                 "energy kept %{x:.3f}, fraction %{customdata[0]:g}<br>"
                 "scored draws %{customdata[2]:.0f} of %{customdata[1]:.0f}, prompts n = %{customdata[3]:.0f}"
+                f"{groups}"
                 f"<extra>{subspace}, {method}</extra>",
                 row=place,
                 col=1,

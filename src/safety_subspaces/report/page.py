@@ -21,6 +21,10 @@ from safety_subspaces.report.findings import Finding
 from safety_subspaces.report.reading import answer, read
 from safety_subspaces.report.study import REQUIRED_COLUMNS, Study
 
+# In the head of every page, and looked for before a file is replaced by a newer page.
+GENERATOR = '<meta name="generator" content="safety-subspaces">'
+# Bytes of a file that are searched for it: the head's first lines take a tenth of that.
+SEARCHED_HEAD = 4096
 SETS = ("harmful", "benign", "utility")
 # Enough to see how a model talks; all of them stay in generations.jsonl.
 SAMPLES = 3
@@ -75,6 +79,7 @@ def render(study: Study) -> str:
     findings = read(study)
     charts = make_charts(study)
     return environment.get_template("page.html.j2").render(
+        generator=Markup(GENERATOR),
         study=study,
         answer=answer(findings),
         findings=_by_topic(findings),
@@ -98,6 +103,12 @@ def render(study: Study) -> str:
         made=_made(),
         plotly_js=Markup(_in_script(get_plotlyjs())) if any(charts.values()) else "",
     )
+
+
+def is_page(path: Path) -> bool:
+    """Tell whether a file is a page that :func:`render` made, by its generator element."""
+    with path.open("rb") as stream:
+        return GENERATOR.encode() in stream.read(SEARCHED_HEAD)
 
 
 def make_charts(study: Study) -> dict[str, list[Chart]]:

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from safety_subspaces.report.comparisons import selectivity, without_trivial
-from safety_subspaces.report.findings import Finding, t_interval
+from safety_subspaces.report.comparisons import mean_by_draw, selectivity, selectivity_by_draw, without_trivial
+from safety_subspaces.report.findings import Finding, Interval, t_interval
 from safety_subspaces.report.overlap_reading import read_overlap
 from safety_subspaces.report.study import Study
 
@@ -38,8 +38,10 @@ LEAST_MODELS: Final = 6
 SELECTIVE_SENSE: Final = (
     "Each is top-k minus its random control of equal energy, over configurations (fine-tune, method, fraction); "
     "margin and harm are signed so that positive is selective: alignment spared when its directions are projected "
-    "away, spent when the update is projected onto them."
+    "away, spent when the update is projected onto them. The intervals are over the control's draws; seeds of training "
+    "are not covered."
 )
+CANNOT_BE_TOLD: Final = "Whether top-k is more selective than random subspaces of equal energy cannot be told{why}."
 # Kept alignment directions are expected to spend the margin, removed ones to spare it: the sign that
 # selectivity has.
 SELECTIVE_SIGN: Final = {"onto": -1, "away": 1, "opposite": 1}
@@ -80,8 +82,8 @@ def read_alignment(models: pd.DataFrame) -> list[Finding]:
             "learnt" if learnt else "not learnt",
             headline,
             f"{headline} The harm score (1 refusal, 5 full compliance) is {_value(aligned, 'harm_score')} "
-            f"for aligned against {_value(base, 'harm_score')} for base, on {_count(aligned['n_harmful'])} harmful "
-            f"prompts; {_rate(aligned, 'over_refusal_rate')} of benign requests are refused by aligned "
+            f"for aligned against {_value(base, 'harm_score')} for base, on {_prompts(aligned, 'harmful')}"
+            f"; {_rate(aligned, 'over_refusal_rate')} of benign requests are refused by aligned "
             f"({_rate(base, 'over_refusal_rate')} by base).",
         )
     ]
@@ -128,12 +130,12 @@ def read_energy(projections: pd.DataFrame) -> list[Finding]:
 def read_selectivity(projections: pd.DataFrame) -> list[Finding]:
     """Say whether top-k is more selective than random subspaces of equal energy.
 
-    In each configuration (fine-tune, method, fraction) the refusal margin of top-k minus the mean over the
-    draws of its random-energy control, signed so that positive is selective: *away* from alignment's
-    directions should spare the margin, *onto* them should spend it. "More" and "less selective" need a 95 % t
-    interval over configurations that leaves out 0, and a mean beyond the spread of a single draw: two random
-    subspaces differ by that much from each other. Configurations of one fine-tune are not independent; the
-    interval is a lower bound on the doubt.
+    In each configuration (fine-tune, method, fraction) the refusal margin of top-k minus that of its random-energy
+    control, signed so that positive is selective: *away* from alignment's directions should spare the margin, *onto*
+    them should spend it. One draw of the control serves every method and fraction, so configurations are not
+    independent: the difference is averaged over them draw by draw, and "more" and "less selective" need a 95 % t
+    interval over the draws that leaves out 0. With fewer than two draws there is no interval, and no verdict. The
+    interval covers the randomness of the control, not that of training.
     """
     every = selectivity(projections)
     if every.empty:
@@ -144,8 +146,9 @@ def read_selectivity(projections: pd.DataFrame) -> list[Finding]:
         )
         return [Finding("selectivity", "unknown", text, text)]
     differences = without_trivial(every)
-    findings = [_selectivity_of(str(name), rows) for name, rows in differences.groupby("group", sort=False)]
-    overall = _selectivity_of("All fine-tunes", differences, apart=len(every) - len(differences))
+    by_draw = selectivity_by_draw(projections)
+    findings = [_selectivity_of(str(name), rows, by_draw) for name, rows in differences.groupby("group", sort=False)]
+    overall = _selectivity_of("All fine-tunes", differences, by_draw, apart=len(every) - len(differences))
     explained = replace(overall, sentence=f"{overall.sentence} {SELECTIVE_SENSE}")
     return [explained, *findings] if len(findings) > 1 else [explained]
 
@@ -155,8 +158,9 @@ def read_limits(study: Study) -> list[Finding]:
     findings = []
     seeds = study.seeds
     if len(seeds) == 1:
-        text = "One seed: an anecdote, `make demo SEED=1` adds another."
-        detail = f"One seed ({seeds[0]}): an anecdote, `make demo SEED=1` adds another."
+        another = f"an anecdote, `make demo SEED={seeds[0] + 1}` adds another."
+        text = f"One seed: {another}"
+        detail = f"One seed ({seeds[0]}): {another}"
         findings.append(Finding("limits", "one seed", text, f"{detail} No interval here covers another training run."))
     elif seeds:
         text = f"{len(seeds)} training seeds ({', '.join(map(str, seeds))})."
@@ -172,28 +176,34 @@ def read_limits(study: Study) -> list[Finding]:
                 "draws",
                 "",
                 f"Random controls have {draws:.0f} draw{'s' if draws != 1 else ''} a configuration at most, "
-                "top-k has one: a difference below the spread of the draws is not shown to be absent.",
+                "top-k has one: a difference that the interval over draws takes in is not shown to be absent.",
             )
         )
-    harmful = study.models["n_harmful"].dropna()
-    if len(harmful):
-        n = int(harmful.min())
-        step, error = 1 / max(n, 1), 0.5 / np.sqrt(max(n, 1))
-        unscored = int(study.models["n_unscored"].fillna(0).sum())
-        findings.append(
-            Finding(
-                "limits",
-                "sample",
-                "",
-                f"A rate on {n} harmful prompts moves in steps of {step:.3f} and has a standard error of up to "
-                f"{error:.3f}; {n} equal verdicts still leave room for {3 / max(n, 1):.3f} of the other "
-                f"kind (rule of three). {unscored} answers are unscored and count as neither safe nor harmful.",
-            )
-        )
+    if study.models["n_harmful"].notna().any():
+        findings.append(_read_sample(study.models))
     unfinished = [f"{stage.name} ({stage.status})" for stage in study.stages if stage.status != "complete"]
     if unfinished:
         findings.append(Finding("limits", "unfinished", "", f"Not complete: {', '.join(unfinished)}."))
     return findings
+
+
+def _read_sample(models: pd.DataFrame) -> Finding:
+    """Say what the smallest sample of harmful prompts cannot show; its groups count where they are known."""
+    counts = models[["n_harmful", "n_groups_harmful"]].astype(float).dropna(subset="n_harmful")
+    independent = counts["n_groups_harmful"].fillna(counts["n_harmful"])
+    smallest = counts.loc[[independent.idxmin()]].iloc[0]
+    n, units = int(smallest["n_harmful"]), max(float(independent.min()), 1.0)
+    over = "" if pd.isna(smallest["n_groups_harmful"]) else " over groups"
+    unscored = int(models["n_unscored"].fillna(0).sum())
+    return Finding(
+        "limits",
+        "sample",
+        "",
+        f"A rate on {_prompts(smallest, 'harmful')} moves in steps of {1 / max(n, 1):.3f} and has a standard error of "
+        f"up to about {0.5 / np.sqrt(units):.3f}; where all verdicts are equal, there is still room for "
+        f"{min(3 / units, 1.0):.3f} of the other kind (rule of three{over}). {unscored} answers are unscored and count "
+        "as neither safe nor harmful.",
+    )
 
 
 def _read_loss(tuned: pd.DataFrame, aligned: pd.Series, drop: float) -> Finding:
@@ -228,7 +238,7 @@ def _read_utility(tuned: pd.DataFrame, aligned: pd.Series) -> Finding:
         "utility",
         "grew" if grown else "did not grow",
         headline,
-        f"{headline} Aligned {_value(aligned, 'utility')}; {words} (n = {_count(aligned['n_utility'])}).",
+        f"{headline} Aligned {_value(aligned, 'utility')}; {words} (n = {_prompts(aligned, 'utility')}).",
     )
 
 
@@ -265,47 +275,42 @@ def _with_headline(findings: list[Finding]) -> list[Finding]:
     return [Finding("energy", first.verdict, text, first.sentence), *findings[1:]]
 
 
-def _selectivity_of(name: str, differences: pd.DataFrame, apart: int = 0) -> Finding:
-    signs = differences["method"].map(SELECTIVE_SIGN).astype(float)
-    margin = differences["refusal_margin_difference"].astype(float) * signs
-    over = t_interval(margin)
+def _selectivity_of(name: str, differences: pd.DataFrame, by_draw: pd.DataFrame, apart: int = 0) -> Finding:
+    margin = differences["refusal_margin_difference"].astype(float) * differences["method"].map(SELECTIVE_SIGN)
+    if margin.isna().all():
+        headline = CANNOT_BE_TOLD.format(why="")
+        text = f"{name}: {headline} None of {len(differences)} configurations has a refusal margin on both sides."
+        return Finding("selectivity", "unknown", headline, text)
+    paired = by_draw.merge(differences[["group", "method", "fraction"]])
+    signs = paired["method"].map(SELECTIVE_SIGN).astype(float)
+    means, configurations = mean_by_draw(paired, "refusal_margin", signs)
+    over = t_interval(means)
     # Harm goes down where the margin goes up: the sign turns, so that positive is selective for both.
-    harm = t_interval(-differences["harm_score_difference"].astype(float) * signs)
-    utility = t_interval(differences["utility_difference"].astype(float))
-    # The pooled standard deviation of one draw, each configuration weighing its degrees of freedom.
-    freedom = (differences["refusal_margin_draws"] - 1).clip(lower=0).astype(float)
-    squares = (differences["refusal_margin_spread"].astype(float) ** 2 * freedom).sum()
-    spread = float(np.sqrt(squares / freedom.sum())) if freedom.sum() > 0 else np.nan
-    draws = int(differences["refusal_margin_draws"].max()) if len(differences) else 0
-    beyond = np.isnan(spread) or abs(over.mean) > spread
-    if over.n < 2:
-        verdict = "unknown"
-    else:
-        verdict = {1: "more selective", -1: "less selective", 0: "no difference"}[over.sign if beyond else 0]
+    harm = t_interval(mean_by_draw(paired, "harm_score", -signs)[0])
+    utility = t_interval(mean_by_draw(paired, "utility", signs.abs())[0])
+    verdict = "unknown" if over.n < 2 else {1: "more selective", -1: "less selective", 0: "no difference"}[over.sign]
+    why = {0: "no configuration has every draw of the control", 1: "one draw of the control has no spread"}
     headline = {
         "more selective": "Top-k of alignment is more selective than random subspaces of equal energy.",
         "less selective": "Top-k of alignment is less selective than random subspaces of equal energy.",
         "no difference": "Between top-k of alignment and random subspaces of equal energy there is no "
-        f"difference that this many draws ({draws}) can show.",
-        "unknown": "Whether top-k is more selective than random subspaces of equal energy cannot be told.",
+        f"difference that {over.n} draws can show.",
+        "unknown": CANNOT_BE_TOLD.format(why=f": {why.get(over.n, '')}"),
     }[verdict]
-    said = {"no difference": f"no difference that {draws} draws can show", "unknown": "cannot be told"}.get(
-        verdict, verdict
-    )
-    unscored = int(margin.isna().sum())
-    if over.n == 0:
-        text = f"{name}: {headline} None of {len(differences)} configurations has a refusal margin on both sides."
-        return Finding("selectivity", verdict, headline, text)
-    shown = over if over.n > 1 else f"{over.mean:+z.2f} (n = 1: no interval)"
-    drawn = "not known (one draw)" if np.isnan(spread) else f"{spread:.2f} nats (sd; up to {draws} draws)"
+    said = {
+        "no difference": f"no difference that {over.n} draws can show",
+        "unknown": f"cannot be told, {why.get(over.n, '')}",
+    }.get(verdict, verdict)
+    shown = f"{_over_draws(over)}, mean of {configurations} configurations" if over.n else "not known"
     text = (
-        f"{name}: {said}. Refusal margin {shown} nats, {int((margin > 0).sum())} configurations positive and "
-        f"{int((margin < 0).sum())} negative; spread of one draw {drawn}; harm score {harm}; utility {utility}."
+        f"{name}: {said}. Refusal margin {shown} ({int((margin > 0).sum())} positive, {int((margin < 0).sum())} "
+        f"negative), in nats; harm score {_over_draws(harm)}; utility {_over_draws(utility)}."
     )
-    text += f" {unscored} configurations have no margin." if unscored else ""
+    left_out = len(differences) - configurations
+    if left_out:
+        lacking = "1 configuration lacks" if left_out == 1 else f"{left_out} configurations lack"
+        text += f" Left out: {lacking} the margin of a draw."
     text += f" {apart} left out because both sides keep all or nothing." if apart else ""
-    if over.sign and not beyond:
-        text += " The interval leaves out 0, but the mean lies within the spread of one draw."
     if harm.sign * over.sign < 0:
         text += " The judged harm score says the opposite of the margin."
     gap = float((differences["energy_top"] - differences["energy_random"]).abs().max())
@@ -313,6 +318,14 @@ def _selectivity_of(name: str, differences: pd.DataFrame, apart: int = 0) -> Fin
     if gap > 0.02:
         text += f" Energies are equal only within {gap:.3f}."
     return Finding("selectivity", verdict, headline, text)
+
+
+def _over_draws(over: Interval) -> str:
+    if over.n == 0:
+        return "not known"
+    if over.n == 1:
+        return f"{over.mean:+z.2f} (one draw, no interval)"
+    return f"{over.mean:+z.2f} (95 % interval over {over.n} draws {over.low:+z.2f} to {over.high:+z.2f})"
 
 
 def _drawn(projections: pd.DataFrame) -> float:
@@ -339,6 +352,11 @@ def _value(row: pd.Series, measure: str) -> str:
 
 def _rate(row: pd.Series, measure: str) -> str:
     return "an unmeasured share" if pd.isna(row[measure]) else f"{100 * row[measure]:.1f} %"
+
+
+def _prompts(row: pd.Series, kind: str) -> str:
+    groups = row[f"n_groups_{kind}"]
+    return f"{_count(row[f'n_{kind}'])} {kind} prompts" + ("" if pd.isna(groups) else f" in {int(groups)} groups")
 
 
 def _count(value: Any) -> str:

@@ -32,6 +32,10 @@ EVALUATION_COLUMNS = (
     "n_harmful",
     "n_benign",
     "n_unscored",
+    # Independent groups of prompts; tables of earlier versions lack them.
+    "n_groups_utility",
+    "n_groups_harmful",
+    "n_groups_benign",
 )
 # What a table must have to be placed at all; a measure that it lacks is NaN in every row.
 REQUIRED_COLUMNS = {
@@ -46,6 +50,15 @@ OPTIONAL_COLUMNS = {
 }
 # The order of the study; a stage that is not named here follows in alphabetical order.
 STAGE_ORDER = ("base", "aligned", "useful", "harmful", "contaminated")
+# Stages whose YAML under configs/organism has another name.
+STAGE_CONFIGS = {"base": "pretrain", "aligned": "align"}
+# Stages with these beginnings (aligned_dpo) are what fine-tunes start from.
+NO_FINE_TUNES = ("base", "aligned")
+# What an analysis cannot run without: stages, and the number of fine-tunes.
+NEEDED_STAGES = {"project": ("base", "aligned"), "overlap": ("aligned",)}
+NEEDED_FINE_TUNES = {"project": 1, "overlap": 2}
+# The study that the YAMLs under configs/organism write to.
+DEFAULT_STUDY = Path("runs/organism-0")
 NO_STAGES = frozenset({"analysis", "report"})
 # Folders that a second run of the same kind of fine-tune is written to: repeats, not further seeds of the
 # study.
@@ -125,7 +138,7 @@ class Study:
         return rows.sort_values("n_harmful", ascending=False, kind="stable", na_position="last").iloc[0]
 
     def missing(self) -> dict[str, str]:
-        """Return the subcommands that the page wants and does not find, each with a command that makes it."""
+        """Return the subcommands that the page wants and does not find, each with :func:`command_for` it."""
         return {name: command_for(self.folder, name) for name in REQUIRED_COLUMNS if not self.of(name)}
 
 
@@ -162,10 +175,13 @@ def read_study(folder: str | os.PathLike[str]) -> Study:
 
 
 def command_for(folder: Path, analysis: str) -> str:
-    """Return a command that makes one analysis from the stages that a study folder has."""
+    """Return the next command towards one analysis: itself, or the training of a stage that it cannot do without."""
     stages = [stage for stage in _stage_names(folder) if (folder / stage / "model").is_dir()]
     paths = {stage: str(folder / stage / "model") for stage in stages}
-    tuned = {name: path for name, path in paths.items() if name not in ("base", "aligned")}
+    tuned = {name: path for name, path in paths.items() if not name.startswith(NO_FINE_TUNES)}
+    lacking = _lacking_stage(analysis, paths, tuned)
+    if lacking is not None:
+        return _training_command(folder, lacking)
     base, aligned = (str(folder / name / "model") for name in ("base", "aligned"))
     flags: dict[str, list[str]] = {
         "evaluate": ["--models", json.dumps(paths)],
@@ -186,6 +202,23 @@ def read_scalars(folder: Path) -> dict[str, pd.DataFrame]:
         tag: pd.DataFrame([(event.step, event.value) for event in events.Scalars(tag)], columns=["step", "value"])
         for tag in events.Tags()["scalars"]
     }
+
+
+def _lacking_stage(analysis: str, paths: dict[str, str], tuned: dict[str, str]) -> str | None:
+    """Return the first stage that has to be trained before an analysis can run."""
+    needed = NEEDED_STAGES.get(analysis, ())
+    lacking = [stage for stage in needed if stage not in paths]
+    if len(tuned) < NEEDED_FINE_TUNES.get(analysis, 0):
+        lacking += [stage for stage in STAGE_ORDER if not stage.startswith(NO_FINE_TUNES) and stage not in tuned]
+    if not needed and not paths:
+        lacking = list(STAGE_ORDER)
+    return lacking[0] if lacking else None
+
+
+def _training_command(folder: Path, stage: str) -> str:
+    config = f"configs/organism/{STAGE_CONFIGS.get(stage, stage)}.yaml"
+    place = [] if folder == DEFAULT_STUDY else ["--study", str(folder)]
+    return shlex.join(["python", "train.py", "fit", "--config", config, *place])
 
 
 def _has_seed(stage: Stage) -> bool:

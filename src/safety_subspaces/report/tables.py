@@ -125,7 +125,7 @@ def model_table(study: Study) -> Table:
         "± one standard error. Harm: 1 refusal to 5 full compliance. Answered: benign requests answered in "
         "full. Margin: "
         "log P(refusal) - log P(compliance) in nats, positive prefers to refuse. n: utility/harmful/benign "
-        "prompts."
+        f"prompts{_groups(study.models)}."
     )
     return Table(columns, tuple(rows), note=note)
 
@@ -174,7 +174,7 @@ def projection_table(study: Study, subspaces: tuple[str, ...] | None = None) -> 
 
 
 def selectivity_table(study: Study) -> Table:
-    """Top-k minus random subspaces of equal energy, with the spread of the draws."""
+    """Top-k minus random subspaces of equal energy, with the error that the draws leave."""
     rows = [
         (
             str(row["group"]),
@@ -199,8 +199,8 @@ def selectivity_table(study: Study) -> Table:
         "margin",
     )
     note = (
-        "Top minus the mean of the random draws; in brackets the standard deviation of one draw. A "
-        "selective subspace "
+        "Top minus the mean of the random draws ± the error that the draws leave (their standard deviation / "
+        "sqrt(draws); none with one draw). A selective subspace "
         "spares the margin when it is projected away (positive) and spends it when projected onto (negative)."
     )
     return Table(columns, tuple(rows), text_columns=2, note=note)
@@ -329,10 +329,17 @@ def _narrow(table: Table) -> Table:
 
 
 def _difference(row: pd.Series, measure: str) -> str:
-    difference, spread = row[f"{measure}_difference"], row[f"{measure}_spread"]
+    difference, error = row[f"{measure}_difference"], row[f"{measure}_error"]
     if pd.isna(difference):
         return NOTHING
-    return f"{difference:+z.2f}" + ("" if pd.isna(spread) else f" ({spread:.2f})")
+    return f"{difference:+z.2f}" + ("" if pd.isna(error) else f"±{error:.2f}")
+
+
+def _groups(models: pd.DataFrame) -> str:
+    """Return how many independent groups the prompts of the models lie in, nothing where that is not known."""
+    counts = models[["n_groups_utility", "n_groups_harmful", "n_groups_benign"]].dropna(how="all")
+    said = dict.fromkeys("/".join(map(count, row)) for row in counts.itertuples(index=False))
+    return f", in {' or '.join(said)} independent groups, by which errors are reckoned" if said else ""
 
 
 def _metric(stage: Stage, tag: str) -> float | None:
