@@ -169,7 +169,8 @@ def test_learning_rate_warms_up_and_falls_to_its_end(tmp_path: Path) -> None:
 class EqualLengths(OrganismData):
     def examples(self, split):
         pairs = request_pairs(True, "train")[:8] if split == "train" else []
-        return [Example(f"how do i {verb} the {relic} ?", compliance(verb, relic)) for verb, relic in pairs]
+        items = [Example(f"how do i {verb} the {relic} ?", compliance(verb, relic)) for verb, relic in pairs]
+        return list(self.encode(dict(enumerate(items)), "requests", split).values())
 
 
 def test_accumulation_equals_one_batch_where_both_halves_have_as_many_tokens(tmp_path: Path) -> None:
