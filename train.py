@@ -1,8 +1,5 @@
 #!/usr/bin/env python
-"""Train a language model: ``python train.py fit --config configs/organism/useful.yaml``.
-
-A LightningCLI over the modules of ``safety_subspaces.models`` and the DataModules of ``safety_subspaces.data``.
-"""
+"""Train a language model: ``python train.py fit --config configs/organism/useful.yaml``; a LightningCLI."""
 
 import sys
 from pathlib import Path
