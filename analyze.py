@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Analyse checkpoints: ``python analyze.py project --help``. Each subcommand is a typed function, for notebooks too."""
 
 import sys

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Train a language model: ``python train.py fit --config configs/organism/useful.yaml``; a LightningCLI."""
 
 import sys
@@ -51,7 +50,8 @@ class TrainCLI(LightningCLI):
             config = yaml.safe_load(self._parser("fit").dump(options))
             self.plan = plan_run(Path(options.run_dir), config, options.resume, options.archive)
             if self.plan.complete:
-                sys.exit(print(f"{options.run_dir} is already complete with this configuration"))
+                print(f"{options.run_dir} is already complete with this configuration")
+                sys.exit()
 
     def before_fit(self) -> None:
         """Open the run folder, and resume from its newest checkpoint where that was asked for."""
