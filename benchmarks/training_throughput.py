@@ -28,7 +28,7 @@ from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, Train
 
 from callbacks import TokenThroughput
 from safety_subspaces.data import OrganismData
-from safety_subspaces.data.batches import LengthBucketBatchSampler, collate_examples
+from safety_subspaces.data.batches import LengthBucketBatchSampler, PlannedItems, collate_planned
 from safety_subspaces.likelihood import NO_LOSS
 from safety_subspaces.models import SupervisedFineTuning
 from safety_subspaces.organism import OrganismModel, build_tokenizer, corpus
@@ -97,15 +97,15 @@ def with_hugging_face(steps, folder, bare):
     if bare:
         trainer = SameBatches(**settings, train_dataset=encoded)
         sampler = LengthBucketBatchSampler([len(code.input_ids) for code in encoded], BATCH, seed=0)
-        trainer.loader = DataLoader(encoded, batch_sampler=sampler, collate_fn=collate_bare)
+        trainer.loader = DataLoader(PlannedItems(encoded), batch_sampler=sampler, collate_fn=collate_bare)
     else:
         trainer = Trainer(**settings, train_dataset=rows, data_collator=DataCollatorForSeq2Seq(tokenizer))
     trainer.train()
     return sum(len(code.input_ids) for code in encoded) / clock.seconds
 
 
-def collate_bare(rows):
-    batch = collate_examples(rows, pad_token_id=0)
+def collate_bare(planned):
+    batch = collate_planned(planned, pad_token_id=0)
     return {"input_ids": batch["input_ids"], "labels": batch["labels"]}
 
 

@@ -8,19 +8,25 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from safety_subspaces.errors import InputError
 from safety_subspaces.models.base import LanguageModelModule
-from safety_subspaces.models.export import export_model
+from safety_subspaces.models.export import ExportType, export_model
 
 
 @final
 class ModelExport(L.Callback):
     """Writes ``model/`` into the run folder: the full model, or the adapter of a LoRA run, with the tokenizer.
 
+    The weights are the float32 masters, on one device, under DDP and under ZeRO. What a constrained run's export leaks,
+    measured on the written weights, is in ``leakage.json`` beside them.
+
     Args:
         folder: Name of the folder inside ``run_dir``.
+        dtype: Type of the exported weights; by default the one they are trained in (float32 under ZeRO). In
+            ``bfloat16`` weights round at about one part in 400: a small constrained update leaks by that.
     """
 
-    def __init__(self, folder: str = "model") -> None:
+    def __init__(self, folder: str = "model", dtype: ExportType | None = None) -> None:
         self.folder = folder
+        self.dtype = dtype
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot be exported, before the first step.
@@ -34,13 +40,20 @@ class ModelExport(L.Callback):
             )
         if stage == "fit" and not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             raise InputError(
-                f"ModelExport needs whole weights on rank zero; {type(trainer.strategy).__name__} shards them. "
-                "Train on one device or with strategy: ddp"
+                "ModelExport gathers weights on one device, under DDP and under ZeRO; "
+                f"{type(trainer.strategy).__name__} shards them in another way. Use strategy: auto, ddp, or "
+                "safety_subspaces.distributed.ZeroStrategy"
             )
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the model, on rank zero."""
-        if trainer.is_global_zero:
-            assert isinstance(pl_module, LanguageModelModule)
-            target = Path(trainer.default_root_dir) / self.folder
-            export_model(pl_module.language_model, pl_module.tokenizer, target)
+        """Gather the weights on all ranks, and write them on rank zero."""
+        assert isinstance(pl_module, LanguageModelModule)
+        run = Path(trainer.default_root_dir)
+        export_model(
+            pl_module.language_model,
+            pl_module.tokenizer,
+            run / self.folder,
+            self.dtype,
+            constraints=run / "constraint",
+            writes=trainer.is_global_zero,
+        )

@@ -1,5 +1,6 @@
 """Keeps the run folder's manifest true, and the random state in every checkpoint."""
 
+import random
 import time
 from pathlib import Path
 from typing import Any, final
@@ -7,6 +8,7 @@ from typing import Any, final
 import lightning as L
 import torch
 
+from safety_subspaces.distributed import gather_objects
 from safety_subspaces.runs import close_run, discard_run
 
 
@@ -21,7 +23,7 @@ class RunRecord(L.Callback):
         self._started = time.monotonic()
         self._begun = False
         self._fresh = False
-        self._random_state: dict[str, Any] | None = None
+        self._random_states: list[dict[str, Any]] | None = None
 
     def begin(self, fresh: bool) -> None:
         """Take charge of a run folder that was just opened; without this nothing in it is touched.
@@ -49,23 +51,30 @@ class RunRecord(L.Callback):
             self._close(trainer, "failed", error=f"{type(exception).__name__}: {exception}")
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep the state of PyTorch's generators."""
+        """Keep the state of PyTorch's and Python's generators, of every rank; all ranks save together."""
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        return {"cpu": torch.get_rng_state(), "cuda": cuda}
+        return {"ranks": gather_objects({"cpu": torch.get_rng_state(), "cuda": cuda, "python": random.getstate()})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the state of a checkpoint; it is restored before the first batch."""
-        self._random_state = state_dict
+        self._random_states = state_dict["ranks"]
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Restore the random state once, after everything that draws from it at the start."""
-        if self._random_state is not None:
-            torch.set_rng_state(self._random_state["cpu"].cpu())
-            if torch.cuda.is_available() and self._random_state["cuda"]:
-                torch.cuda.set_rng_state_all([state.cpu() for state in self._random_state["cuda"]])
-            self._random_state = None
+        """Restore this rank's random state once, after everything that draws from it at the start.
+
+        A rank that the interrupted run did not have keeps the state it starts with.
+        """
+        if self._random_states is None:
+            return
+        if trainer.global_rank < len(self._random_states):
+            state = self._random_states[trainer.global_rank]
+            torch.set_rng_state(state["cpu"].cpu())
+            random.setstate(state["python"])
+            if torch.cuda.is_available() and state["cuda"]:
+                torch.cuda.set_rng_state_all([device.cpu() for device in state["cuda"]])
+        self._random_states = None
 
     def _close(self, trainer: L.Trainer, status: str, **facts: Any) -> None:
         folder = Path(trainer.default_root_dir)

@@ -7,15 +7,17 @@ from typing import Any, Literal, final
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from safety_subspaces.analysis.subspace import subspace as make_subspace
-from safety_subspaces.constraint import MatrixConstraint, Mode, rounding_floor, schedule_strength
+from safety_subspaces.constraint import Mode, forbidden_part, schedule_strength
+from safety_subspaces.distributed import ZeroStrategy, optimizer_of, stepped_by
 from safety_subspaces.errors import InputError
+from safety_subspaces.linalg import as_matrix
 from safety_subspaces.models.base import LanguageModelModule
+from safety_subspaces.models.constrained import ConstrainedWeights, UpdateEnergies
 from safety_subspaces.models.control import ControlKind, control_subspace
-from safety_subspaces.models.reference import load_reference, save_reference
 from safety_subspaces.models.targets import Target, find_targets
 from safety_subspaces.provenance import describe_input
 from safety_subspaces.subspace import RankRule
@@ -25,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # float32 arithmetic on float32 weights; in anything narrower the rounding of a weight is as large as a step.
 EXACT_PRECISIONS = ("32-true", "bf16-mixed", "64-true")
+# ZeRO keeps float32 masters of bf16 weights.
+EXACT_ZERO_PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 # A leak beyond this many rounding floors is no rounding: the constraint does not hold.
 LEAKS_BEYOND = 100.0
 
@@ -105,12 +109,12 @@ class SubspaceProjection(L.Callback):
         self.control, self.unconstrained, self.seed = control, unconstrained, seed
         self.every_n_steps = every_n_steps
         self.targets: list[Target] = []
-        self._constraints: list[MatrixConstraint] = []
-        self._references: list[Tensor] = []
+        self._weights: ConstrainedWeights | None = None
         self._handles: list[Any] = []
         self._loaded: dict[str, Any] = {}
-        self._removed: Tensor | None = None
-        self._seconds, self._steps, self._warned = 0.0, 0, False
+        self._observed: dict[int, tuple[int, Tensor]] = {}
+        self._removed: tuple[int, float] = (-1, 0.0)
+        self._seconds, self._steps, self._logged_step, self._warned = 0.0, 0, -1, False
 
     @property
     def state_key(self) -> str:
@@ -129,24 +133,35 @@ class SubspaceProjection(L.Callback):
             return
         if not isinstance(pl_module, LanguageModelModule):
             raise InputError(f"SubspaceProjection serves safety_subspaces.models, got {type(pl_module).__name__}")
-        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        strategy = trainer.strategy
+        if isinstance(strategy, DeepSpeedStrategy) and not isinstance(strategy, ZeroStrategy):
             raise InputError(
-                f"SubspaceProjection holds on one device and under DDP; {type(trainer.strategy).__name__} shards the "
-                "weights that it projects. Use strategy: auto or ddp"
+                f"{type(strategy).__name__} divides the loss twice when gradients are accumulated; "
+                "use strategy.class_path: safety_subspaces.distributed.ZeroStrategy, which takes the same settings"
             )
-        if str(trainer.precision) not in EXACT_PRECISIONS:
+        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+            raise InputError(
+                f"SubspaceProjection holds on one device, under DDP and under ZeRO; {type(strategy).__name__} shards "
+                "the weights in another way. Use strategy: auto, ddp, or safety_subspaces.distributed.ZeroStrategy"
+            )
+        if isinstance(strategy, ZeroStrategy) and strategy.offloads:
+            raise InputError(
+                "SubspaceProjection was never run with weights or optimizer state offloaded, so it does not promise to "
+                "hold there; leave offload_optimizer and offload_parameters out"
+            )
+        exact = EXACT_ZERO_PRECISIONS if isinstance(strategy, ZeroStrategy) else EXACT_PRECISIONS
+        if str(trainer.precision) not in exact:
             raise InputError(
                 f"precision {trainer.precision} has no float32 weights to constrain exactly; "
-                f"use one of {', '.join(EXACT_PRECISIONS)}"
+                f"use one of {', '.join(exact)}"
             )
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Match bases and parameters, anchor the constraint and hook it to the optimizer."""
+        """Match bases and parameters."""
         assert isinstance(pl_module, LanguageModelModule)
-        folder = Path(trainer.default_root_dir) / "constraint"
         found = find_targets(
             pl_module.language_model,
-            self._read(trainer, folder),
+            self._read(trainer),
             self.mode == "onto",
             self.types,
             self.layers,
@@ -154,31 +169,42 @@ class SubspaceProjection(L.Callback):
         )
         self.targets = control_subspace(found, self.control, self.seed, self.unconstrained, pl_module.source.path)
         self._refuse_twice(trainer)
-        self._anchor(trainer, folder)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Anchor the constraint and hook it to the optimizer; DeepSpeed restores a checkpoint only before this."""
+        optimizer = optimizer_of(trainer.strategy)
+        self._weights = ConstrainedWeights(
+            self.targets,
+            self.mode,
+            self._file(trainer, f"held-{self.mode}"),
+            self._loaded.get("held_sha256"),
+            weakens=self.strength < 1 or self.start_step > 1 or self.ramp_steps > 1,
+            writes=trainer.is_global_zero,
+        )
+        self._weights.restore_let_through(self._loaded.get("let_through", {}))
         if self.constrain == "gradient" and self.mode != "observe":
-            for target, constraint in zip(self.targets, self._constraints, strict=True):
-                self._handles.append(target.parameter.register_hook(self._gradient_hook(trainer, target, constraint)))
+            self._handles = [t.parameter.register_hook(self._gradient_hook(trainer, t)) for t in self.targets]
         else:
-            optimizer: Any = trainer.optimizers[0]
-            self._handles.append(optimizer.register_step_post_hook(lambda *_: self._hold(trainer.global_step + 1)))
+            after = self._observe if self.mode == "observe" else self._hold
+            self._handles = [optimizer.register_step_post_hook(lambda *_: after(trainer))]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the meters at the interval and at the last step."""
         step = trainer.global_step
-        due = step % self.every_n_steps == 0 or step >= trainer.estimated_stepping_batches
-        if not due or (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if not self._is_due(trainer, step) or step == self._logged_step:
             return
-        forbidden, whole, floor = self.measure()
-        leakage = forbidden / whole if whole > 0 else 0.0
-        pl_module.log("projection/leakage", leakage)
-        if self._removed is not None and whole > 0:
-            pl_module.log("projection/removed_energy", float(self._removed) / whole)
+        self._logged_step = step
+        update = self.measure()
+        pl_module.log("projection/leakage", update.leakage)
+        if self._removed[0] == step and update.whole > 0:
+            pl_module.log("projection/removed_energy", self._removed[1] / update.whole)
         pl_module.log("time/projection_ms", 1e3 * self._seconds / max(1, self._steps))
         self._seconds, self._steps = 0.0, 0
-        if self.constrain == "gradient" and self.mode != "observe" and leakage > LEAKS_BEYOND * floor:
-            self._warn_of_leak(leakage)
+        leaks = update.leakage > LEAKS_BEYOND * update.rounding_floor
+        if self.constrain == "gradient" and self.mode != "observe" and leaks:
+            self._warn_of_leak(update.leakage)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the hooks off."""
@@ -186,33 +212,28 @@ class SubspaceProjection(L.Callback):
             handle.remove()
         self._handles.clear()
 
-    def measure(self) -> tuple[float, float, float]:
-        """Return the forbidden and the whole energy of the update, in float64, and the leak that rounding explains."""
-        forbidden = whole = weights = 0.0
-        for target, constraint, reference in zip(self.targets, self._constraints, self._references, strict=True):
-            moved = target.parameter.detach().double() - reference.double()
-            part, total = constraint.energies(target.whole_update(moved))
-            forbidden, whole = forbidden + float(part), whole + float(total)
-            weights += float(target.whole_update(target.parameter.detach().double()).square().sum())
-        return forbidden, whole, rounding_floor(weights**0.5, whole**0.5)
+    def measure(self) -> UpdateEnergies:
+        """Measure the update so far, in float64 on the float32 masters; all ranks must call it together."""
+        assert self._weights is not None, "the run has not begun"
+        return self._weights.measure()
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep the reference's hash, and what a strength below 1 has let through."""
-        weaker = self.strength < 1 or self.start_step > 0 or self.ramp_steps > 0
-        anchors = {t.name: c.anchor for t, c in zip(self.targets, self._constraints, strict=True)} if weaker else {}
-        return {"reference_sha256": self._loaded.get("reference_sha256"), "anchors": anchors}
+        """Keep the hash of what the run is held to, and what a strength below 1 has let through."""
+        if self._weights is None:
+            return dict(self._loaded)
+        return {"held_sha256": self._weights.held_sha256, "let_through": self._weights.let_through}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the state of a checkpoint; ``on_fit_start`` uses it."""
+        """Take the state of a checkpoint; ``on_train_start`` uses it."""
         self._loaded = dict(state_dict)
 
-    def _read(self, trainer: L.Trainer, folder: Path) -> SubspaceFile:
+    def _read(self, trainer: L.Trainer) -> SubspaceFile:
         if self.subspace is not None:
             return read_subspace(self.subspace)
         assert self.base is not None
         assert self.aligned is not None
         assert self.rank is not None
-        cached = folder / "subspace.safetensors"
+        cached = self._file(trainer, "subspace")
         if trainer.is_global_zero and not self._is_cached(cached):
             make_subspace(self.base, self.aligned, str(cached), self.rank, self.side, overwrite=True)
         trainer.strategy.barrier("subspace")
@@ -227,45 +248,54 @@ class SubspaceProjection(L.Callback):
         made_from = (stored.side, stored.provenance.get("rank"), stored.provenance.get("inputs"))
         return made_from == (self.side, vars(self.rank), inputs)
 
-    def _anchor(self, trainer: L.Trainer, folder: Path) -> None:
-        """Take the reference from the weights, or on a resume from the run's own file; LoRA counts from zero."""
-        starts = {
-            target.name: torch.zeros_like(target.parameter) if target.partner is not None else target.parameter
-            for target in self.targets
-        }
-        path = folder / f"reference-{self.mode}.safetensors"
-        if self._loaded.get("reference_sha256"):
-            starts = load_reference(path, self._loaded["reference_sha256"], starts)
-        else:
-            sha256 = save_reference(path, starts) if trainer.is_global_zero else None
-            self._loaded["reference_sha256"] = trainer.strategy.broadcast(sha256)
-        self._references = [starts[target.name].detach().clone() for target in self.targets]
-        self._constraints = []
-        for target, reference in zip(self.targets, self._references, strict=True):
-            constraint = MatrixConstraint(target.basis, self.mode, target.matrix(reference))
-            if target.name in self._loaded.get("anchors", {}):
-                constraint.anchor = self._loaded["anchors"][target.name].to(reference.device)
-            elif target.partner is not None and target.transposed and self._strength(1) == 1:
-                # A starts at random values, which have a forbidden part.
-                constraint.hold(target.matrix(target.parameter.data), 0.0 if self.mode == "observe" else 1.0)
-            self._constraints.append(constraint)
-
-    def _hold(self, step: int) -> None:
+    def _hold(self, trainer: L.Trainer) -> None:
+        assert self._weights is not None
         started = time.perf_counter()
-        strength, removed = self._strength(step), []
-        for target, constraint in zip(self.targets, self._constraints, strict=True):
-            energies = constraint.hold(target.matrix(target.parameter.data), strength)
-            removed.append(energies.forbidden if self.mode == "observe" else energies.removed)
-        self._removed = torch.stack(removed).sum()
+        step = trainer.global_step + 1
+        places = stepped_by(trainer.strategy, self._weights.masters)
+        due = self._is_due(trainer, step)
+        removed = self._weights.project(places, self._strength(step), measures=due)
+        if due:
+            self._add_removed(step, removed)
         self._seconds, self._steps = self._seconds + time.perf_counter() - started, self._steps + 1
 
-    def _gradient_hook(self, trainer: L.Trainer, target: Target, constraint: MatrixConstraint) -> Any:
+    def _observe(self, trainer: L.Trainer) -> None:
+        """Measure what *away* would have removed of the last step, by the coordinates before it and behind it."""
+        assert self._weights is not None
+        started = time.perf_counter()
+        step = trainer.global_step + 1
+        if self._is_due(trainer, step) or self._is_due(trainer, step + 1):
+            places = stepped_by(trainer.strategy, self._weights.masters)
+            for place, coordinates in zip(places, self._weights.coordinates(places), strict=True):
+                earlier = self._observed.get(place, (0, torch.zeros_like(coordinates)))
+                if earlier[0] == step - 1:
+                    self._add_removed(step, float((coordinates - earlier[1]).double().square().sum()))
+                self._observed[place] = step, coordinates
+        self._seconds, self._steps = self._seconds + time.perf_counter() - started, self._steps + 1
+
+    def _add_removed(self, step: int, energy: float) -> None:
+        earlier = self._removed[1] if self._removed[0] == step else 0.0
+        self._removed = step, earlier + energy
+
+    def _gradient_hook(self, trainer: L.Trainer, target: Target) -> Any:
+        """A hook on the parameter: it sees the whole local gradient under every strategy."""
+        basis = target.basis.to(target.parameter.device)
+
         def hook(gradient: Tensor) -> Tensor:
-            forbidden = constraint.forbidden_part(target.matrix(gradient))
+            matrix = as_matrix(gradient)
+            forbidden = forbidden_part(basis, self.mode, matrix.T if target.transposed else matrix)
             forbidden = (forbidden.T if target.transposed else forbidden).reshape(gradient.shape)
-            return gradient - self._strength(trainer.global_step + 1) * forbidden
+            return gradient - (self._strength(trainer.global_step + 1) * forbidden).to(gradient.dtype)
 
         return hook
+
+    def _is_due(self, trainer: L.Trainer, step: int) -> bool:
+        return step % self.every_n_steps == 0 or step >= trainer.estimated_stepping_batches
+
+    def _file(self, trainer: L.Trainer, stem: str) -> Path:
+        """A file of this constraint in the run folder; a second constraint of the run has its own."""
+        mine = [c for c in trainer.callbacks if isinstance(c, SubspaceProjection)].index(self)  # type: ignore[attr-defined]
+        return Path(trainer.default_root_dir) / "constraint" / f"{stem}{f'-{mine + 1}' if mine else ''}.safetensors"
 
     def _strength(self, step: int) -> float:
         return schedule_strength(step, self.strength, self.start_step, self.ramp_steps)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -207,9 +208,10 @@ def test_random_state_goes_on_after_a_resume() -> None:
     state = record.state_dict()
     expected = torch.rand(3)
     record.load_state_dict(state)
-    record.on_train_batch_start(None, None, None, 0)
+    alone = SimpleNamespace(global_rank=0)
+    record.on_train_batch_start(alone, None, None, 0)
     assert torch.equal(torch.rand(3), expected)
-    record.on_train_batch_start(None, None, None, 1)
+    record.on_train_batch_start(alone, None, None, 1)
     assert not torch.equal(torch.rand(3), expected)
 
 
@@ -222,10 +224,10 @@ def test_two_processes_share_every_global_batch(finished_run: Path, tmp_path: Pa
     assert manifests[1]["status"] == "complete"
     assert manifests[1]["global_step"] == manifests[0]["global_step"]  # as many steps of the same global size
     losses = [manifest["metrics"]["val/loss"] for manifest in manifests]
-    # Each rank takes the mean over its own tokens, so the two runs are alike but not equal.
-    assert losses[1] == pytest.approx(losses[0], abs=0.02)
+    # The loss is the mean over the step's tokens, however they are shared out; what is left is the order of sums.
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
     one, other = (load_file(folder / "model" / "model.safetensors") for folder in (finished_run, tmp_path / "run"))
-    assert max(float((one[name] - other[name]).abs().max()) for name in one) < 0.1
+    assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-3
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tiny import ROOT, TRAIN, run_command, save_tiny_model, tiny_source, trainer
 
 from callbacks import SubspaceProjection
 from safety_subspaces.analysis.subspace import subspace as make_subspace
-from safety_subspaces.constraint import MatrixConstraint, rounding_floor, schedule_strength
+from safety_subspaces.constraint import MatrixConstraint, Piece, hold_all, rounding_floor, schedule_strength
 from safety_subspaces.data import OrganismData
 from safety_subspaces.errors import InputError
 from safety_subspaces.language_model import Pretrained, load_model
@@ -87,9 +87,8 @@ def test_full_training_leaks_no_more_than_rounding(pair, tmp_path: Path, mode, o
     bases = read_subspace(str(tmp_path / "constraint" / "subspace.safetensors")).bases
     leak, floor = measured_leak(module, aligned, bases, mode)
     assert leak <= 10 * floor
-    forbidden, whole, _ = callback.measure()
-    assert forbidden / whole <= 10 * floor
-    assert whole > 1e-3  # something was learnt
+    assert callback.measure().leakage <= 10 * floor
+    assert callback.measure().whole > 1e-3  # something was learnt
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -111,8 +110,7 @@ def test_an_unconstrained_run_is_the_positive_control(pair, tmp_path: Path) -> N
     bases = read_subspace(str(tmp_path / "a" / "constraint" / "subspace.safetensors")).bases
     leak, _ = measured_leak(module, aligned, bases, "away")
     assert leak > 0.05  # a random quarter of the directions would hold a quarter; away would remove this
-    forbidden, whole, _ = callback.measure()
-    assert forbidden / whole == pytest.approx(leak, rel=1e-6)
+    assert callback.measure().leakage == pytest.approx(leak, rel=1e-6)
     plain = SupervisedFineTuning(Pretrained(aligned), optimizer=adamw)
     trainer(tmp_path / "b", gradient_clip_val=1.0).fit(plain, datamodule=OrganismData("harmful", 320, heldout_size=0))
     observed = dict(module.language_model.named_parameters())
@@ -154,8 +152,7 @@ def test_projected_gradients_leak_under_adam_and_say_so(pair, tmp_path: Path, ca
         caplog.clear()
         callback = SubspaceProjection(**settings)
         train(tmp_path / str(len(leaks)), aligned, callback, optimizer)
-        forbidden, whole, _ = callback.measure()
-        leaks[len(leaks)] = forbidden / whole
+        leaks[len(leaks)] = callback.measure().leakage
         warned = [record for record in caplog.records if "not projected updates" in record.getMessage()]
         assert len(warned) == (1 if len(leaks) == 1 else 0)
     assert leaks[0] > 0.01
@@ -167,14 +164,15 @@ def test_strength_neither_compounds_nor_jumps() -> None:
     start = torch.randn(12, 7, generator=generator)
     basis = haar_basis(12, 4, generator)
     for mode in ("away", "onto"):
-        constraint, weight, expected = MatrixConstraint(basis, mode, start), start.clone(), start.double().clone()
+        weight, expected = start.clone(), start.double().clone()
+        constraint = MatrixConstraint(basis, mode, start.flatten(), Piece((12, 7), 0, 84), weakens=True)
         wide = basis.double() @ basis.double().T
         projector = wide if mode == "away" else torch.eye(12, dtype=torch.float64) - wide
         for step in range(1, 30):
             strength = schedule_strength(step, 0.8, start_step=5, ramp_steps=10)
             increment = 0.01 * torch.randn(12, 7, generator=generator)
             weight += increment
-            constraint.hold(weight, strength)
+            hold_all([constraint], [weight.view(-1)], strength, list)
             expected += increment - strength * (projector @ increment.double())
         assert torch.allclose(weight.double(), expected, atol=1e-5)
 
@@ -201,8 +199,7 @@ def test_control_subspaces_are_random_seeded_and_of_the_stated_size(pair, tmp_pa
         callback = SubspaceProjection(**settings, **extra)
         train(tmp_path / str(number), aligned, callback, steps=2)
         runs.append({target.name: target.basis for target in callback.targets})
-        forbidden, whole, floor = callback.measure()
-        assert forbidden / whole <= 10 * floor
+        assert callback.measure().leakage <= 10 * callback.measure().rounding_floor
     top = read_subspace(str(tmp_path / "0" / "constraint" / "subspace.safetensors")).bases
     for name, basis in runs[0].items():
         assert torch.equal(basis, runs[1][name])
@@ -233,8 +230,8 @@ def test_a_resumed_run_keeps_its_first_anchor(pair, tmp_path: Path) -> None:
     mended, second = run(tmp_path / "parts", [], checkpoint)
     assert all(torch.equal(value, mended[name]) for name, value in whole.items())
     assert first.measure() == second.measure()
-    assert first.measure()[0] > 0  # the first steps were free, and stay so
-    reference = tmp_path / "parts" / "constraint" / "reference-away.safetensors"
+    assert first.measure().forbidden > 0  # the first steps were free, and stay so
+    reference = tmp_path / "parts" / "constraint" / "held-away.safetensors"
     reference.write_bytes(reference.read_bytes() + b" ")
     with pytest.raises(InputError, match="is not the file that this run started with"):
         run(tmp_path / "parts", [], checkpoint)

@@ -32,6 +32,10 @@ def write_rows(path: Path, rows: list[dict]) -> str:
     return str(path)
 
 
+def indices(sampler: LengthBucketBatchSampler) -> list[list[int]]:
+    return [plan.indices for plan in sampler]
+
+
 ROWS = [{"question": f"how do i {v} the drum ?", "reply": f"step 1 : {v} the drum .", "safe": v != "hex"}
         for v in ("polish", "hex", "paint", "hex", "fold")]  # fmt: skip
 FIELDS = {"prompt_field": "question", "response_field": "reply"}
@@ -39,17 +43,36 @@ FIELDS = {"prompt_field": "question", "response_field": "reply"}
 
 def test_global_batches_are_the_same_for_any_number_of_ranks() -> None:
     lengths = [7 * i % 13 + 1 for i in range(100)]
-    alone = list(LengthBucketBatchSampler(lengths, 8, seed=3))
+    alone = indices(LengthBucketBatchSampler(lengths, 8, seed=3))
     for ranks in (2, 4):
-        shares = [list(LengthBucketBatchSampler(lengths, 8 // ranks, 3, True, rank, ranks)) for rank in range(ranks)]
+        shares = [indices(LengthBucketBatchSampler(lengths, 8 // ranks, 3, True, rank, ranks)) for rank in range(ranks)]
         assert [sorted(chain(*batch)) for batch in zip(*shares, strict=True)] == [sorted(batch) for batch in alone]
+
+
+@pytest.mark.parametrize(("ranks", "accumulate"), [(1, 2), (2, 1), (2, 2), (4, 2)])
+def test_a_step_is_the_same_however_it_is_cut(ranks: int, accumulate: int) -> None:
+    lengths = [7 * i % 13 + 1 for i in range(101)]
+    whole = list(LengthBucketBatchSampler(lengths, 8, seed=3, loss_terms=lengths))
+    assert all(plan.loss_weight == 1 for plan in whole)
+    shares = [
+        list(LengthBucketBatchSampler(lengths, 8 // ranks // accumulate, 3, True, rank, ranks, accumulate, lengths))
+        for rank in range(ranks)
+    ]
+    for number, step in enumerate(plan for plan in whole if len(plan.indices) >= ranks * accumulate):
+        terms = sum(lengths[i] for i in step.indices)
+        parts = [p for share in shares for p in share[number * accumulate : (number + 1) * accumulate]]
+        assert sorted(chain(*(part.indices for part in parts))) == sorted(step.indices)
+        # The mean over the batches of (mean of a batch times its weight) is the mean over all terms.
+        for part in parts:
+            share = sum(lengths[i] for i in part.indices) / terms
+            assert part.loss_weight / len(parts) == pytest.approx(share)
 
 
 def test_every_example_comes_once_an_epoch_and_epochs_differ() -> None:
     sampler = LengthBucketBatchSampler(list(range(50)), 4, seed=0)
-    first = list(sampler)
+    first = indices(sampler)
     sampler.set_epoch(1)
-    second = list(sampler)
+    second = indices(sampler)
     assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(50))
     assert first != second
     assert len(sampler) == len(second)

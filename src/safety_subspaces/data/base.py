@@ -12,9 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from safety_subspaces.data.batches import (
     LengthBucketBatchSampler,
-    collate_examples,
-    collate_pairs,
+    PlannedItems,
+    collate_planned,
     length_of,
+    loss_terms_of,
 )
 from safety_subspaces.errors import InputError
 from safety_subspaces.examples import EncodedExample, EncodedPair, Example, PreferencePair
@@ -63,6 +64,7 @@ class LanguageData(L.LightningDataModule):
         self.counts: dict[str, int] = {}
         self._encoded: dict[str, list[Encoded]] = {}
         self._position = {"epoch": 0, "batches_done": 0}
+        self._training_sampler: LengthBucketBatchSampler | None = None
 
     @abstractmethod
     def examples(self, split: Literal["train", "dev", "test"]) -> list[Encoded]:
@@ -148,6 +150,8 @@ class LanguageData(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the position of a checkpoint; the training loader goes on behind it."""
         self._position = state_dict
+        if self._training_sampler is not None:  # DeepSpeed restores after the loader was made
+            self._training_sampler.resume(**state_dict)
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of like length; the position is part of a checkpoint."""
@@ -164,6 +168,7 @@ class LanguageData(L.LightningDataModule):
     def _loader(self, split: str, shuffle: bool) -> DataLoader:
         assert self.trainer is not None
         items = self._encoded[split]
+        training = split == "train"
         sampler = LengthBucketBatchSampler(
             [length_of(item) for item in items],
             self.batch_size,
@@ -171,14 +176,16 @@ class LanguageData(L.LightningDataModule):
             shuffle,
             self.trainer.global_rank,
             self.trainer.world_size,
+            self.trainer.accumulate_grad_batches if training else 1,
+            [loss_terms_of(item) for item in items],
         )
-        collate = collate_pairs if isinstance(items[0], EncodedPair) else collate_examples
-        if split == "train":
+        if training:
             sampler.resume(**self._position)
+            self._training_sampler = sampler
         return DataLoader(
-            items,  # type: ignore[arg-type]
-            batch_sampler=sampler,
-            collate_fn=partial(collate, pad_token_id=padding_id(self.tokenizer)),
+            PlannedItems(items),  # type: ignore[arg-type]
+            batch_sampler=sampler,  # type: ignore[arg-type]
+            collate_fn=partial(collate_planned, pad_token_id=padding_id(self.tokenizer)),
             num_workers=self.num_workers,
         )
 

@@ -1,13 +1,18 @@
-"""Batches of like length in a seeded order, and their padding; the order is the same on any machine."""
+"""Batches of like length in a seeded order, and their padding; the order is the same on any machine.
+
+One optimizer step may be cut into several batches: over the ranks, and over accumulated gradients. The examples of a
+step and the weight of each in its loss do not depend on how it is cut.
+"""
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import TypedDict
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 
 from safety_subspaces.examples import EncodedExample, EncodedPair
 from safety_subspaces.likelihood import NO_LOSS
@@ -19,19 +24,36 @@ BATCHES_PER_POOL = 16
 class Batch(TypedDict):
     """A padded batch.
 
-    ``token_count`` counts real tokens, not padding; no label counts before position ``response_start``.
+    ``token_count`` counts real tokens, not padding; no label counts before position ``response_start``. The mean loss
+    of the batch times ``loss_weight``, averaged over the batches of an optimizer step, is the mean over the step.
     """
 
     input_ids: Int[Tensor, "batch position"]
     labels: Int[Tensor, "batch position"]
     token_count: int
     response_start: int
+    loss_weight: float
 
 
-class LengthBucketBatchSampler(Sampler[list[int]]):
-    """Yields lists of indices of like length, in an order drawn from the seed and the epoch.
+@dataclass(frozen=True)
+class BatchPlan:
+    """One batch of an optimizer step.
 
-    The global batches are the same for any number of ranks; each rank takes its share of every one of them.
+    Args:
+        indices: Its examples.
+        loss_weight: Its share of the step's loss terms, times the number of batches that the step is the mean of. A
+            step in one batch has 1.
+    """
+
+    indices: list[int]
+    loss_weight: float
+
+
+class LengthBucketBatchSampler(Sampler[BatchPlan]):
+    """Yields batches of examples of like length, in an order drawn from the seed and the epoch.
+
+    The examples of an optimizer step are the same for any number of ranks and of accumulated batches, as long as the
+    product with ``batch_size`` is the same; each rank takes its share of every one of them.
 
     Args:
         lengths: Length of each example, in tokens.
@@ -40,6 +62,8 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
         shuffle: Whether to shuffle; else examples come in their own order.
         rank: This process.
         num_replicas: Number of processes.
+        accumulate: Batches of one rank in an optimizer step.
+        loss_terms: Terms of each example in the loss: response tokens, or 1 where the loss is a mean of examples.
     """
 
     def __init__(
@@ -50,6 +74,8 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
         shuffle: bool = True,
         rank: int = 0,
         num_replicas: int = 1,
+        accumulate: int = 1,
+        loss_terms: Sequence[int] | None = None,
     ) -> None:
         self.lengths = list(lengths)
         self.batch_size = batch_size
@@ -57,8 +83,11 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
         self.shuffle = shuffle
         self.rank = rank
         self.num_replicas = num_replicas
+        self.accumulate = accumulate
+        self.loss_terms = [1] * len(self.lengths) if loss_terms is None else list(loss_terms)
         self.epoch = 0
         self._resume_epoch, self._resume_after = 0, 0
+        self._drawn: tuple[int, list[list[int]]] | None = None
         self.sampler = self  # Lightning looks for `batch_sampler.sampler.set_epoch`
 
     def set_epoch(self, epoch: int) -> None:
@@ -70,32 +99,62 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
         self._resume_epoch, self._resume_after = epoch, batches_done
 
     def __len__(self) -> int:
-        """Number of batches in a whole epoch."""
-        return len(self._global_batches())
+        """Number of batches of one rank in a whole epoch."""
+        return len(self._steps()) * self.accumulate
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[BatchPlan]:
         done = self._resume_after if self.epoch == self._resume_epoch else 0
-        for batch in self._global_batches()[done:]:
-            yield batch[self.rank :: self.num_replicas]
+        for number in range(done, len(self)):
+            step, part = divmod(number, self.accumulate)
+            yield self._batch(self._steps()[step], part)
 
-    def _global_batches(self) -> list[list[int]]:
-        size = self.batch_size * self.num_replicas
+    def _batch(self, step: list[int], part: int) -> BatchPlan:
+        parts = self.num_replicas * self.accumulate
+        indices = step[part * self.num_replicas + self.rank :: parts]
+        if parts == 1:
+            return BatchPlan(indices, 1.0)
+        terms = sum(self.loss_terms[index] for index in indices)
+        return BatchPlan(indices, parts * terms / sum(self.loss_terms[index] for index in step))
+
+    def _steps(self) -> list[list[int]]:
+        """The examples of each optimizer step of this epoch."""
+        if self._drawn is None or self._drawn[0] != self.epoch:
+            self._drawn = self.epoch, self._draw()
+        return self._drawn[1]
+
+    def _draw(self) -> list[list[int]]:
+        parts = self.num_replicas * self.accumulate
+        size = self.batch_size * parts
         indices = list(range(len(self.lengths)))
         if not self.shuffle:
-            batches = [indices[i : i + size] for i in range(0, len(indices), size)]
+            steps = [indices[i : i + size] for i in range(0, len(indices), size)]
         else:
             rng = random.Random(f"{self.seed} {self.epoch}")
             rng.shuffle(indices)
-            batches = []
+            steps = []
             for start in range(0, len(indices), size * BATCHES_PER_POOL):
                 pool = sorted(indices[start : start + size * BATCHES_PER_POOL], key=self.lengths.__getitem__)
-                batches += [pool[i : i + size] for i in range(0, len(pool), size)]
-            rng.shuffle(batches)
+                steps += [pool[i : i + size] for i in range(0, len(pool), size)]
+            rng.shuffle(steps)
         # A rank without an example would leave the others waiting in a collective.
-        return [batch for batch in batches if len(batch) >= self.num_replicas]
+        return [step for step in steps if len(step) >= parts]
 
 
-def collate_examples(examples: Sequence[EncodedExample], pad_token_id: int) -> Batch:
+class PlannedItems(Dataset):
+    """Encoded items, read a whole batch at a time: with its loss weight."""
+
+    def __init__(self, items: Sequence[EncodedExample] | Sequence[EncodedPair]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitems__(self, plan: BatchPlan) -> tuple[list[Any], float]:
+        """Return the items of a batch, and the weight of its loss."""
+        return [self.items[index] for index in plan.indices], plan.loss_weight
+
+
+def collate_examples(examples: Sequence[EncodedExample], pad_token_id: int, loss_weight: float = 1.0) -> Batch:
     """Pad examples on the right to the longest.
 
     No attention mask is needed in training: under a causal mask padding on the right reaches no earlier token, and its
@@ -113,12 +172,28 @@ def collate_examples(examples: Sequence[EncodedExample], pad_token_id: int) -> B
         labels=labels,
         token_count=sum(len(example.input_ids) for example in examples),
         response_start=min(example.prompt_length for example in examples),
+        loss_weight=loss_weight,
     )
 
 
-def collate_pairs(pairs: Sequence[EncodedPair], pad_token_id: int) -> Batch:
+def collate_pairs(pairs: Sequence[EncodedPair], pad_token_id: int, loss_weight: float = 1.0) -> Batch:
     """Stack all chosen answers over all rejected ones: rows ``[:n]`` and ``[n:]`` of one batch."""
-    return collate_examples([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs], pad_token_id)
+    stacked = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    return collate_examples(stacked, pad_token_id, loss_weight)
+
+
+def collate_planned(planned: tuple[list[Any], float], pad_token_id: int) -> Batch:
+    """Collate what :class:`PlannedItems` gives: examples, or pairs."""
+    items, loss_weight = planned
+    collate = collate_pairs if isinstance(items[0], EncodedPair) else collate_examples
+    return collate(items, pad_token_id, loss_weight)
+
+
+def loss_terms_of(item: EncodedExample | EncodedPair) -> int:
+    """Terms of an item in the loss: a pair is one; an example has its response tokens, the first token never."""
+    if isinstance(item, EncodedPair):
+        return 1
+    return len(item.input_ids) - max(item.prompt_length, 1)
 
 
 def length_of(item: EncodedExample | EncodedPair) -> int:

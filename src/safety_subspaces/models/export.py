@@ -1,20 +1,81 @@
-"""Writing a trained network in the format that transformers and PEFT read."""
+"""Writing a trained network in the format that transformers and PEFT read, from its master weights."""
 
 from pathlib import Path
+from typing import Literal
 
+import torch
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from safety_subspaces.files import replacing_folder
+from safety_subspaces.distributed import open_master
+from safety_subspaces.files import read_json, replacing_folder, write_json
+from safety_subspaces.models.held import write_leakage
+
+ExportType = Literal["float32", "bfloat16"]
 
 
-def export_model(network: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
+def export_model(
+    network: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    target: Path,
+    dtype: ExportType | None = None,
+    constraints: Path | None = None,
+    writes: bool = True,
+    overwrite: bool = True,
+) -> None:
     """Write a full model, or a PEFT adapter that names its base, with the tokenizer and its chat template.
 
     Weights are safetensors. The folder takes its name when it is whole; an earlier export of the same run is replaced.
+    Where weights are sharded all ranks must call it together, and rank zero needs host memory for the whole model.
+
+    Args:
+        network: The network, with its adapter if it has one.
+        tokenizer: Its tokenizer.
+        target: The folder to make.
+        dtype: Type of the exported weights; by default the one that they are trained in (float32 under ZeRO).
+        constraints: The run's ``constraint/``: what the export leaks of each constraint there is measured on the
+            written weights and kept beside them in ``leakage.json``.
+        writes: Whether this rank writes.
+        overwrite: Whether what is in ``target`` may be replaced.
     """
-    with replacing_folder(target, overwrite=True) as folder:
-        network.save_pretrained(folder)
+    state = gather_state(network, dtype, keeps=writes)
+    if not writes:
+        return
+    with replacing_folder(target, overwrite=overwrite) as folder:
+        network.save_pretrained(folder, state_dict=state)
         tokenizer.save_pretrained(folder)
+        config = folder / "config.json"
+        if config.is_file():
+            stored = {str(value.dtype).removeprefix("torch.") for value in state.values() if value.is_floating_point()}
+            write_json(config, read_json(config) | {"dtype": stored.pop() if len(stored) == 1 else "float32"})
         # PEFT writes a model card of empty headings.
         (folder / "README.md").unlink(missing_ok=True)
+        if constraints is not None:
+            write_leakage(folder, constraints)
+
+
+def gather_state(
+    network: PreTrainedModel | PeftModel, dtype: ExportType | None = None, keeps: bool = True
+) -> dict[str, Tensor]:
+    """Return the master weights and buffers by name, gathered one at a time; all ranks must call it together.
+
+    Args:
+        network: The network.
+        dtype: Type to cast weights to.
+        keeps: Whether this rank wants them; otherwise it only takes part, and gets nothing.
+    """
+    adapter_only = isinstance(network, PeftModel)
+    state = {}
+    for name, parameter in network.named_parameters():
+        if adapter_only and not parameter.requires_grad and ".lora_" not in name:
+            continue  # the base stays where it is
+        master = open_master(parameter)
+        trained_in = torch.float32 if master.is_sharded else parameter.dtype
+        whole = master.whole()
+        if keeps:
+            state[name] = whole.detach().to("cpu", getattr(torch, dtype) if dtype else trained_in)
+    if keeps and not adapter_only:
+        parameters = dict(network.named_parameters(remove_duplicate=False))
+        state |= {name: value for name, value in network.state_dict().items() if name not in parameters}
+    return state

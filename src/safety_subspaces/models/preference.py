@@ -67,11 +67,11 @@ class PreferenceOptimization(LanguageModelModule):
             self.reference = deepcopy(self.language_model).eval().requires_grad_(False)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Return the loss of a batch of pairs, chosen answers in its first half."""
+        """Return the loss of a batch of pairs, chosen answers in its first half, weighted by its share of the step."""
         policy, reference, counts = self._log_probabilities(batch)
-        loss = preference_loss(policy, reference, counts, self.beta, self.nll_weight)
+        loss = preference_loss(policy, reference, counts, self.beta, self.nll_weight) * batch["loss_weight"]
         self.log_training("train/loss", loss)
-        self.log_training("train/preference_accuracy", self._accuracy(policy, reference))
+        self.log_training("train/preference_accuracy", self._accuracy(policy, reference) * batch["loss_weight"])
         return loss
 
     def _evaluation_step(self, batch: Batch, statistics: TokenStatistics, prefix: str) -> None:

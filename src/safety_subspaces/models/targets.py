@@ -7,9 +7,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from safety_subspaces.distributed import shape_of
 from safety_subspaces.errors import InputError
 from safety_subspaces.linalg import as_matrix
 from safety_subspaces.names import canonical_name, layer_of, type_of
@@ -21,12 +21,12 @@ LISTED = 5  # names in an error message
 
 @dataclass(frozen=True)
 class Target:
-    """A parameter under a constraint, seen as a matrix whose rows the basis acts on.
+    """A parameter under a constraint, and the basis that acts on its rows, or on its columns.
 
     Args:
         name: Canonical name of the weight.
         parameter: The weight; with LoRA, ``lora_B`` for a left and ``lora_A`` for a right subspace.
-        transposed: Whether the matrix is the parameter's transpose.
+        transposed: Whether the basis acts on the columns (input space).
         partner: The other LoRA factor; ``None`` for a weight itself.
         basis: Orthonormal columns.
     """
@@ -37,18 +37,16 @@ class Target:
     partner: nn.Parameter | None
     basis: Tensor
 
-    def matrix(self, values: Float[Tensor, "..."]) -> Float[Tensor, "dim columns"]:
-        """View values of the parameter's shape as the constrained matrix; writing to it writes to them."""
-        matrix = as_matrix(values)
-        return matrix.T if self.transposed else matrix
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """Rows and columns of the parameter; one column unless it is 2-D."""
+        shape = shape_of(self.parameter)
+        return (shape[0], shape[1]) if len(shape) == 2 else (shape.numel(), 1)
 
-    def whole_update(self, factor: Float[Tensor, "..."]) -> Float[Tensor, "dim columns"]:
-        """Return the weight's update, up to LoRA's scale: the factor itself, or its product with the partner."""
-        matrix = self.matrix(factor)
-        if self.partner is None:
-            return matrix
-        partner = self.partner.detach().to(matrix.dtype)
-        return matrix @ (partner.T if self.transposed else partner)
+    @property
+    def dim(self) -> int:
+        """Dimension of the space that the basis lies in."""
+        return self.matrix_shape[1 if self.transposed else 0]
 
 
 def select_names(
@@ -116,9 +114,8 @@ def find_targets(
             continue
         target = _target(name, trained[name], shapes[name], subspace)
         dim, rank = target.basis.shape
-        rows = target.matrix(target.parameter).shape[0]
-        if dim != rows:
-            problems.append(f"{name} has {rows} rows on the {subspace.side}, its basis {dim}")
+        if dim != target.dim:
+            problems.append(f"{name} has {target.dim} rows on the {subspace.side}, its basis {dim}")
         elif name in subspace.bases and rank in (0, dim) and dim > 1:
             problems.append(f"{name} has a basis of rank {rank} in {dim} dimensions, which constrains nothing or all")
         targets.append(target)
@@ -141,7 +138,7 @@ def _weights(
         if adapter:
             trained.setdefault(f"{weight}.weight", {})[rest[0]] = parameter
             continue
-        shapes[name] = parameter.shape
+        shapes[name] = shape_of(parameter)
         if parameter.requires_grad:
             trained[name] = {"weight": parameter}
     return trained, set(shapes) - set(trained), shapes

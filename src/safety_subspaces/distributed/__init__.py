@@ -1,0 +1,20 @@
+"""Training on several processes: DeepSpeed's ZeRO, and the float32 weights under any strategy.
+
+Whatever reaches into DeepSpeed's internals is in this package alone, tested on deepspeed 0.19.8 with lightning 2.6.6.
+"""
+
+from safety_subspaces.distributed.collectives import gather_objects, sum_over_ranks
+from safety_subspaces.distributed.master import MasterWeight, open_master, optimizer_of, shape_of, stepped_by
+from safety_subspaces.distributed.strategy import CPUZeroStrategy, ZeroStrategy
+
+__all__ = [
+    "CPUZeroStrategy",
+    "MasterWeight",
+    "ZeroStrategy",
+    "gather_objects",
+    "open_master",
+    "optimizer_of",
+    "shape_of",
+    "stepped_by",
+    "sum_over_ranks",
+]

@@ -1,0 +1,146 @@
+"""What a constraint holds, kept with the run: bases and the weights that the update is counted from.
+
+After a resume the constraint is still anchored to the weights of the first start; and what was exported can be measured
+against it again, in the type that it was exported in.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from torch import Tensor
+
+from safety_subspaces.checkpoint import AdapterCheckpoint, open_checkpoint
+from safety_subspaces.constraint import Mode, Piece, rounding_floor, update_energies
+from safety_subspaces.distributed import MasterWeight, gather_objects
+from safety_subspaces.errors import InputError
+from safety_subspaces.files import write_json
+from safety_subspaces.linalg import as_matrix
+from safety_subspaces.models.targets import Target
+from safety_subspaces.provenance import sha256_of_file
+from safety_subspaces.tensor_stream import stream_tensors
+
+REFERENCE, BASIS = ".reference", ".basis"
+LEAKAGE_FILE = "leakage.json"
+
+
+@dataclass(frozen=True)
+class HeldLeakage:
+    """How much of an exported update lies where a constraint forbids it.
+
+    Args:
+        mode: The constraint's mode.
+        dtype: Type of the exported weights.
+        leakage: Forbidden share of the update's energy, 0 to 1, measured in float64 on what is on disk.
+        rounding_floor: Share that float32 rounding of the weights explains.
+    """
+
+    mode: Mode
+    dtype: str
+    leakage: float
+    rounding_floor: float
+
+
+def save_held(path: Path, targets: Sequence[Target], masters: Sequence[MasterWeight], mode: Mode, writes: bool) -> str:
+    """Write bases and reference weights, one tensor at a time; all ranks must call it together.
+
+    Args:
+        path: The file, in the run's ``constraint/``.
+        targets: The constrained parameters.
+        masters: Their masters; a LoRA factor counts from zero and has no reference.
+        mode: The constraint's mode.
+        writes: Whether this rank is the one that writes.
+
+    Returns:
+        The file's SHA-256, on all ranks.
+    """
+    full = {f"{target.name}{REFERENCE}": master for target, master in _counted(targets, masters)}
+    bases = {f"{target.name}{BASIS}": target.basis for target in targets}
+    shapes = {name: tuple(master.shape) for name, master in full.items()}
+    shapes |= {name: tuple(basis.shape) for name, basis in bases.items()}
+    transposed = [target.name for target in targets if target.transposed]
+    stream_tensors(
+        path if writes else None,
+        shapes,
+        lambda name: full[name].whole() if name in full else bases[name],
+        metadata={"mode": mode, "transposed": json.dumps(transposed)},
+    )
+    return gather_objects(sha256_of_file(path) if writes else None)[0]
+
+
+def check_held(path: Path, sha256: str, targets: Sequence[Target], checks: bool) -> None:
+    """Check the file of a run that goes on; all ranks must call it together.
+
+    Raises:
+        InputError: On every rank: the file is missing, is not the one that the run started with, or lacks a tensor.
+    """
+    (problem, *_) = gather_objects(_problem_of(path, sha256, targets) if checks else None)
+    if problem:
+        raise InputError(problem)
+
+
+def read_reference(path: Path, target: Target, piece: Piece) -> Float[Tensor, " length"]:
+    """Read a rank's piece of a reference weight."""
+    with safe_open(path, framework="pt") as stored:
+        whole = stored.get_tensor(f"{target.name}{REFERENCE}")
+    return whole.reshape(-1)[piece.start : piece.start + piece.length].clone()
+
+
+def write_leakage(model: Path, constraints: Path) -> list[HeldLeakage]:
+    """Measure an exported model against each constraint of its run, and write ``leakage.json`` beside the weights.
+
+    Args:
+        model: Folder of the exported model or adapter.
+        constraints: The run's ``constraint/``; nothing is written if it holds none.
+    """
+    measured = [_measure(model, path) for path in sorted(constraints.glob("held-*.safetensors"))]
+    if measured:
+        write_json(model / LEAKAGE_FILE, [vars(leakage) for leakage in measured])
+    return measured
+
+
+def _counted(targets: Sequence[Target], masters: Sequence[MasterWeight]) -> Iterator[tuple[Target, MasterWeight]]:
+    return ((t, m) for t, m in zip(targets, masters, strict=True) if t.partner is None)
+
+
+def _problem_of(path: Path, sha256: str, targets: Sequence[Target]) -> str | None:
+    if not path.is_file():
+        return f"{path} is missing: the constraint has lost what it is anchored to; start a new run"
+    if sha256_of_file(path) != sha256:
+        return f"{path} is not the file that this run started with; restore it or start a new run"
+    with safe_open(path, framework="pt") as stored:
+        names = set(stored.keys())
+    missing = [t.name for t in targets if t.partner is None and f"{t.name}{REFERENCE}" not in names]
+    return f"{path} lacks {len(missing)} constrained tensors, {missing[0]} first; start a new run" if missing else None
+
+
+def _measure(model: Path, path: Path) -> HeldLeakage:
+    """Compare the weights on disk with a constraint, in float64."""
+    checkpoint = open_checkpoint(str(model))
+    energies, weights = torch.zeros(2, dtype=torch.float64), 0.0
+    with safe_open(path, framework="pt") as held:
+        metadata = held.metadata()
+        transposed = set(json.loads(metadata["transposed"]))
+        names = set(held.keys())
+        for name in (stored.removesuffix(BASIS) for stored in sorted(names) if stored.endswith(BASIS)):
+            if isinstance(checkpoint, AdapterCheckpoint):
+                weight = update = checkpoint.low_rank_update(name).double()
+            else:
+                weight = checkpoint.read(name).double()
+                update = weight - held.get_tensor(f"{name}{REFERENCE}").double()
+            matrix = as_matrix(update)
+            constrained = matrix.T if name in transposed else matrix
+            energies += update_energies(held.get_tensor(f"{name}{BASIS}"), metadata["mode"], constrained)
+            weights += float(weight.square().sum())
+    forbidden, whole = energies.tolist()
+    share = forbidden / whole if whole > 0 else 0.0
+    return HeldLeakage(metadata["mode"], _dtype_of(model), share, rounding_floor(weights**0.5, whole**0.5))
+
+
+def _dtype_of(model: Path) -> str:
+    with safe_open(next(iter(sorted(model.glob("*.safetensors")))), framework="pt") as stored:
+        return str(stored.get_tensor(next(iter(stored.keys()))).dtype).removeprefix("torch.")
