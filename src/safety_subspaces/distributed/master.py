@@ -142,20 +142,20 @@ class PartitionedMaster(MasterWeight):
 
     def whole(self) -> Float[Tensor, "..."]:
         """Gather the master; a frozen parameter has none, and is gathered as it is."""
+        import deepspeed
         from deepspeed.utils import safe_get_full_fp32_param
-        from deepspeed.zero import GatheredParameters
 
         if self.parameter.requires_grad:
             return safe_get_full_fp32_param(self.parameter).detach().view(self.shape)
-        with GatheredParameters([self.parameter]):
+        with deepspeed.zero.GatheredParameters([self.parameter]):
             return self.parameter.detach().float().clone()
 
     def publish(self) -> None:
         """Gather the working weight, fill it and cut it again."""
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
         whole = self.whole()
-        with GatheredParameters([self.parameter], modifier_rank=0):
+        with deepspeed.zero.GatheredParameters([self.parameter], modifier_rank=0):
             self.parameter.data.copy_(whole)
 
 
