@@ -11,12 +11,16 @@ from jsonargparse import auto_cli
 
 from safety_subspaces import command_line
 from safety_subspaces.analysis.evaluate import evaluate
+from safety_subspaces.analysis.export import export
 from safety_subspaces.analysis.overlap import overlap
 from safety_subspaces.analysis.project import project
 from safety_subspaces.analysis.report import report
 from safety_subspaces.analysis.subspace import subspace
 
-COMMANDS = {"subspace": subspace, "project": project, "overlap": overlap, "evaluate": evaluate, "report": report}
+COMMANDS = {
+    "subspace": subspace, "project": project, "overlap": overlap, "evaluate": evaluate, "export": export,
+    "report": report,
+}  # fmt: skip
 ROWS_SHOWN = 40
 TRY = """try:
   python analyze.py evaluate --models.base runs/organism-0/base/model --out runs/organism-0/analysis/evaluate/base

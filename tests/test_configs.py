@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from safety_subspaces.models.adapter import LoraSettings, add_adapter
 from safety_subspaces.models.export import export_model
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-STAGES = [path for path in CONFIGS if "trainer" in yaml.safe_load(path.read_text())]
-ANALYSES = [path for path in CONFIGS if path not in STAGES]
+# Laid over a stage's YAML: where it runs, not what.
+OVERLAYS = [path for path in CONFIGS if path.parent.name == "deepspeed"]
+STAGES = [path for path in CONFIGS if "trainer" in yaml.safe_load(path.read_text()) and path not in OVERLAYS]
+ANALYSES = [path for path in CONFIGS if path not in STAGES + OVERLAYS]
 names = [path.relative_to(ROOT / "configs").as_posix() for path in CONFIGS]
 
 
@@ -38,7 +41,9 @@ def test_the_header_holds_the_command_that_runs_it(path: Path) -> None:
     command = next(line[2:] for line in lines if line.startswith("# python "))
     script, *arguments = shlex.split(command)[1:]
     assert (ROOT / script).is_file()
-    assert arguments[arguments.index("--config") + 1] == path.relative_to(ROOT).as_posix()
+    named = [value for option, value in pairwise(arguments) if option == "--config"]
+    assert named[-1] == path.relative_to(ROOT).as_posix()
+    assert all((ROOT / config).is_file() for config in named)
 
 
 def smallest_case(path: Path, study: Path, tmp_path: Path) -> list[str]:
@@ -63,6 +68,30 @@ def test_every_stage_is_built_and_stepped(path: Path, study: Path, tmp_path: Pat
     assert done.returncode == 0, done.stderr[-2000:]
     exported = {file.name for file in (tmp_path / "run" / "model").iterdir()}
     assert ("adapter_config.json" if "lora" in path.stem else "config.json") in exported
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
+def test_every_overlay_trains_or_says_what_it_lacks(path: Path, study: Path, tmp_path: Path) -> None:
+    stage = ROOT / "configs" / "organism" / "harmful.yaml"
+    layers = ["--config", stage, "--config", path, f"--run_dir={tmp_path / 'run'}"]
+    here = []
+    if path.stem.startswith("gpu8"):
+        shown = run_command(TRAIN, "fit", *layers, "--print_config")
+        assert shown.returncode == 0, shown.stderr[-2000:]
+        trainer = yaml.safe_load(shown.stdout)["trainer"]
+        assert (trainer["accelerator"], trainer["devices"], trainer["precision"]) == ("gpu", 8, "bf16-mixed")
+        if "offload" in path.stem:  # compiles its optimizer for minutes, and wants a GPU to come back to
+            return
+        # The same engine, stage and precision on two processes of the CPU.
+        cpu = "safety_subspaces.distributed.CPUZeroStrategy"
+        here = [
+            "--trainer.accelerator=cpu", "--trainer.devices=2", f"--trainer.strategy={cpu}",
+            f"--trainer.strategy.init_args.stage={trainer['strategy']['init_args']['stage']}",
+        ]  # fmt: skip
+    done = run_command(TRAIN, "fit", *layers, *smallest_case(stage, study, tmp_path), *here)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
 
 
 @pytest.mark.parametrize("path", ANALYSES, ids=lambda path: path.stem)

@@ -16,6 +16,8 @@ from safety_subspaces.errors import InputError
 
 # "omegaconf+" resolves ${name} after the command line was read, so that --seed_everything 1 moves every path with it.
 PARSER_MODE = "omegaconf+"
+# What gloo and NCCL say on the ranks that are left.
+LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
 INTERRUPTED = 130  # the exit status of a process that Ctrl-C ended
 
 
@@ -41,14 +43,26 @@ def configure() -> None:
     warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")  # nothing to validate
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # DPO's frozen reference
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")  # what DeepSpeed calls
 
 
 def run(main: Callable[[], Any]) -> None:
     """Run an entry point; an :class:`InputError` is printed in one message, and the exit status is 2."""
     try:
         main()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()  # else its threads abort the interpreter at its end
     except (InputError, OmegaConfBaseException) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except RuntimeError as error:
+        if not any(text in str(error) for text in LOST_RANK):
+            raise
+        print(  # noqa: T201
+            f"error: another rank of this run has ended ({str(error).splitlines()[0]}). Its own message is above if it "
+            "left one; a rank that was killed may have run out of memory. Go on from the last checkpoint with --resume",
+            file=sys.stderr,
+        )
+        sys.exit(1)

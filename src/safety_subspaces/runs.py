@@ -138,9 +138,14 @@ def discard_run(path: Path) -> None:
 
 
 def latest_checkpoint(path: Path) -> Path | None:
-    """Return the checkpoint with the most steps in a run's own ``checkpoints/``, if there is any."""
-    found = sorted((path / "checkpoints").glob("step=*.ckpt"))
+    """Return the whole checkpoint with the most steps in a run's own ``checkpoints/``, if there is any."""
+    found = sorted(filter(is_whole_checkpoint, (path / "checkpoints").glob("step=*.ckpt")))
     return found[-1] if found else None
+
+
+def is_whole_checkpoint(path: Path) -> bool:
+    """Tell whether a checkpoint was written to its end: a folder of DeepSpeed's then has its file ``latest``."""
+    return path.is_file() or (path / "latest").is_file()
 
 
 def trained_checkpoint(path: Path) -> Path:

@@ -3,22 +3,26 @@
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
 from safetensors.torch import load_file
 from stopper import StopAt
 from tiny import ROOT, TRAIN, run_command, save_tiny_model, tiny_source, trainer
 
-from callbacks import SubspaceProjection
+from callbacks import ModelExport, SubspaceProjection
 from safety_subspaces.analysis.subspace import subspace as make_subspace
 from safety_subspaces.constraint import MatrixConstraint, Piece, hold_all, rounding_floor, schedule_strength
 from safety_subspaces.data import OrganismData
+from safety_subspaces.distributed import CPUZeroStrategy, ZeroStrategy
 from safety_subspaces.errors import InputError
 from safety_subspaces.language_model import Pretrained, load_model
 from safety_subspaces.linalg import haar_basis
 from safety_subspaces.models import LoraSettings, SupervisedFineTuning
+from safety_subspaces.organism import OrganismModel
 from safety_subspaces.subspace import RankRule
 from safety_subspaces.subspace_file import SubspaceFile, read_subspace, write_subspace
 
@@ -299,6 +303,65 @@ def test_bad_constraints_are_refused_before_the_first_step(pair, tmp_path: Path)
     refuse("under two constraints", lambda: trainer(tmp_path / "z", callbacks=twice).fit(module, datamodule=data))
     narrow = trainer(tmp_path / "w", callbacks=[SubspaceProjection(**good)], precision="bf16-true")
     refuse("precision bf16-true", lambda: narrow.fit(SupervisedFineTuning(tiny_source()), datamodule=data))
+
+
+def test_strategies_and_precisions_that_cannot_be_held_are_refused(pair, tmp_path: Path) -> None:
+    base, aligned = pair
+    callback = SubspaceProjection(base=base, aligned=aligned, rank=FRACTION)
+    module = SupervisedFineTuning(Pretrained(aligned))
+
+    def setup(strategy, precision="32-true"):
+        return lambda: callback.setup(SimpleNamespace(strategy=strategy, precision=precision), module, "fit")
+
+    setup(CPUZeroStrategy(2), "bf16-true")()  # held there: float32 masters
+    refuse("divides the loss twice", setup(DeepSpeedStrategy(stage=2)))
+    refuse("offload", setup(ZeroStrategy(3, offload_optimizer=True)))
+    refuse("offload", setup(ZeroStrategy(3, offload_parameters=True)))
+    refuse("shards the weights in another way", setup(FSDPStrategy()))
+    refuse("precision 16-mixed", setup(SingleDeviceStrategy(), "16-mixed"))
+    refuse("precision 16-true", setup(SingleDeviceStrategy(), "16-true"))
+    refuse("precision 16-mixed", setup(CPUZeroStrategy(2), "16-mixed"))
+    refuse("ZeRO stage 0", lambda: ZeroStrategy(0))
+    refuse("ModelExport gathers", lambda: ModelExport().setup(SimpleNamespace(strategy=FSDPStrategy()), module, "fit"))
+
+
+def test_models_and_constraints_that_contradict_each_other_are_refused(pair, tmp_path: Path) -> None:
+    base, aligned = pair
+    good = {"base": base, "aligned": aligned, "rank": FRACTION}
+    wider = save_wider_model(tmp_path / "wider")
+    data = OrganismData("harmful", 16, heldout_size=0)
+    refuse("wider", lambda: train(tmp_path / "a", aligned, SubspaceProjection(**{**good, "base": wider}), steps=1))
+    # Bases of another model, both of its checkpoints alike, do not fit the one that is trained.
+    foreign = SubspaceProjection(base=save_wider_model(tmp_path / "more", seed=1), aligned=wider, rank=FRACTION)
+    refuse("does not fit the model: .*rows on the left", lambda: train(tmp_path / "b", aligned, foreign, steps=1))
+    both = [SubspaceProjection(**good, mode="away"), SubspaceProjection(**good, mode="onto")]
+    module = SupervisedFineTuning(Pretrained(aligned))
+    refuse("under two constraints", lambda: trainer(tmp_path / "c", callbacks=both).fit(module, datamodule=data))
+    watching = [SubspaceProjection(**good, mode="away"), SubspaceProjection(**good, mode="observe")]
+    trainer(tmp_path / "d", callbacks=watching).fit(SupervisedFineTuning(Pretrained(aligned)), datamodule=data)
+    assert watching[1].measure().leakage == pytest.approx(watching[0].measure().leakage, rel=1e-6)
+
+
+def save_wider_model(folder: Path, seed: int = 0) -> str:
+    source = OrganismModel(seed=seed, hidden_size=24, intermediate_size=32, layers=1, heads=2)
+    source.load_model().save_pretrained(folder)
+    source.load_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def test_two_constraints_on_different_tensors_keep_their_own_files(pair, tmp_path: Path) -> None:
+    base, aligned = pair
+    good = {"base": base, "aligned": aligned, "rank": FRACTION}
+    both = [SubspaceProjection(**good, types=["q"]), SubspaceProjection(**good, types=["v", "up"], mode="onto")]
+    data = OrganismData("harmful", 160, heldout_size=0)
+    module = SupervisedFineTuning(Pretrained(aligned), optimizer=adamw)
+    trainer(tmp_path, callbacks=[*both, ModelExport()]).fit(module, datamodule=data)
+    leaks = json.loads((tmp_path / "model" / "leakage.json").read_text())
+    assert {leak["mode"] for leak in leaks} == {"away", "onto"}
+    for callback, leak in zip(both, leaks, strict=True):
+        assert callback.mode == leak["mode"]
+        assert leak["leakage"] == pytest.approx(callback.measure().leakage, rel=1e-6)
+        assert leak["leakage"] <= 10 * leak["rounding_floor"]
 
 
 def test_subspace_files_round_trip_and_refuse_what_is_in_the_way(pair, tmp_path: Path) -> None:

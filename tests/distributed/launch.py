@@ -51,7 +51,7 @@ def wait(process: subprocess.Popen[str], timeout: float) -> Finished:
     return Finished(process.returncode, output, time.monotonic() - began)
 
 
-def run_worker(folder: Path, cases: list[dict], devices: int, timeout: float = 300) -> list[dict]:
+def run_worker(folder: Path, cases: list[dict], devices: int, timeout: float = 900) -> list[dict]:
     """Train every case in one launch of ``worker.py``, and return what it measured."""
     plan = folder / "cases.json"
     plan.write_text(json.dumps({"devices": devices, "cases": cases}))

@@ -29,6 +29,11 @@ BF16 = [
         ("zero3", "bf16-true", True, "away"),
     )
 ]  # fmt: skip
+GRADIENT = [
+    {"kind": kind, "optimizer": "plain_sgd", "lora": False, "mode": mode, "clip": None,
+     "schedule": {"constrain": "gradient"}}
+    for kind, mode in (("ddp", "onto"), ("zero2", "away"), ("zero3", "onto"))
+]  # fmt: skip
 FOUR = [
     {"kind": kind, "optimizer": "adamw", "lora": False, "mode": mode, "side": side, "accumulate": 1}
     for kind, mode, side in (("zero1", "onto", "right"), ("zero3", "onto", "left"), ("zero3", "away", "right"))
@@ -56,7 +61,7 @@ def launched(factory: pytest.TempPathFactory, cases: list[dict], devices: int) -
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
-    return launched(tmp_path_factory, [*CASES, *BF16, *INTERRUPTED], 2)
+    return launched(tmp_path_factory, [*CASES, *BF16, *INTERRUPTED, *GRADIENT], 2)
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +152,14 @@ def test_an_interrupted_run_ends_in_the_same_weights(two, number: int) -> None:
     assert result["same_measure"]
     if INTERRUPTED[number]["schedule"]:
         assert result["forbidden"] > 0  # what the weaker steps let through is still there
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("number", range(len(GRADIENT)), ids=[named(case) for case in GRADIENT])
+def test_projected_gradients_hold_under_plain_sgd(two, number: int) -> None:
+    result = two[1][len(CASES) + len(BF16) + len(INTERRUPTED) + number]
+    assert result["agree"]
+    assert result["leakage"] < 1e-9  # a hook that missed the sharded gradient would leak a quarter or more
 
 
 @pytest.mark.distributed

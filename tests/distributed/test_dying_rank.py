@@ -1,0 +1,54 @@
+"""A rank that dies ends the run within a minute, with an error and a manifest that says so."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from launch import ROOT, start, wait
+from tiny import TRAIN, save_tiny_model
+
+# The longest that the other ranks may live on.
+A_MINUTE = 60.0
+
+
+def children_of(pid: int) -> list[int]:
+    """Processes that a process started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_for_training(folder: Path, process, seconds: float = 240) -> None:
+    """Wait until the run writes checkpoints: all ranks then are in the middle of the training."""
+    began = time.monotonic()
+    while not list((folder / "checkpoints").glob("*.ckpt")):
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert time.monotonic() - began < seconds, "training did not start"
+        time.sleep(0.5)
+
+
+@pytest.mark.distributed
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the other rank in /proc")
+@pytest.mark.parametrize("strategy", ["cpu_zero3", "ddp"])
+def test_a_killed_rank_ends_the_run(tmp_path: Path, strategy: str) -> None:
+    model, run = save_tiny_model(tmp_path / "model"), tmp_path / "run"
+    chosen = ["--trainer.strategy=ddp", "--trainer.devices=2"]
+    if strategy != "ddp":
+        chosen = ["--config", ROOT / "configs" / "deepspeed" / f"{strategy}.yaml"]
+    process = start(
+        TRAIN, "fit", "--config", ROOT / "configs" / "organism" / "harmful.yaml", *chosen, f"--run_dir={run}",
+        f"--model.init_args.source.init_args.path={model}", "--data.init_args.size=40000",
+        "--data.init_args.heldout_size=0", "--data.init_args.batch_size=8",
+    )  # fmt: skip
+    try:
+        wait_for_training(run, process)
+        others = [pid for pid in children_of(process.pid) if "train.py" in Path(f"/proc/{pid}/cmdline").read_text()]
+        assert len(others) == 1
+        os.kill(others[0], signal.SIGKILL)
+    finally:
+        done = wait(process, A_MINUTE)
+    assert "without finishing" not in done.output
+    assert done.returncode != 0
+    assert "error: another rank of this run has ended" in done.output
+    assert json.loads((run / "manifest.json").read_text())["status"] == "failed"
