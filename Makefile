@@ -4,31 +4,56 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 SEED ?= 0
+# `make study`: seeds of training, and ranks of the constraint as fractions of the whole.
+SEEDS ?= 0 1 2
+FRACTIONS ?= 0.1 0.25 0.5
+RUNS ?= runs
 # Workers that train and analyse side by side, one thread each: two threads hardly help one worker.
 JOBS ?= 2
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
-STUDY := runs/organism-$(SEED)
 # Two workers of two threads each are ten times slower than two of one: they wait for each other.
 OMP_NUM_THREADS ?= 1
-export STUDY SEED OMP_NUM_THREADS
+export OMP_NUM_THREADS
 
-# Stages of the demo: name of the run folder : YAML under configs/organism : stage it starts from.
+# Stages: name of the run folder : YAML under configs/organism : stage it starts from : fraction of its constraint.
 STAGES := base:pretrain: aligned:align:base useful:useful:aligned harmful:harmful:aligned \
 	contaminated:contaminated:aligned contaminated_lora:contaminated_lora:aligned \
 	useful_again:useful:aligned harmful_again:harmful:aligned
-# A second seed of the same kind of fine-tune is the floor that overlaps are read against.
-FLAGS_useful_again := --data.init_args.seed $(shell echo $$((1000 + $(SEED))))
-FLAGS_harmful_again := $(FLAGS_useful_again)
+# Contaminated fine-tuning under a constraint: name and YAML : stage it needs. At the demo's fraction a run has this
+# name, at another one the fraction is in it: contaminated_away-r0.1.
+CONSTRAINED := contaminated_away:aligned contaminated_onto:aligned contaminated_away_random:aligned \
+	contaminated_away_random_energy:contaminated
+DEMO_FRACTION := 0.25
+# Analyses: subcommand : label of the result : YAML under configs/organism/analysis (: fraction).
+ANALYSES := evaluate:models:evaluate project:contaminated:project overlap:weights:overlap
+CONSTRAINED_ANALYSES := evaluate:constrained:constrained project:constrained:constrained_energy
+# Options; $(1) is the seed. A second seed of the same kind of fine-tune is the floor that overlaps are read against.
+FLAGS_useful_again = --data.init_args.seed $(shell echo $$((1000 + $(1))))
+FLAGS_harmful_again = $(FLAGS_useful_again)
+FLAGS_project = --seed $(1)
+FLAGS_overlap = --seed $(1)
 
-# A stage is complete when its model is there; the folder gets its name in one step.
-model = $(STUDY)/$(1)/model/tokenizer_config.json
+comma := ,
+empty :=
+space := $(empty) $(empty)
 part = $(word $(2),$(subst :, ,$(1)))
-STAGE_MODELS := $(foreach stage,$(STAGES),$(call model,$(call part,$(stage),1)))
-ANALYSES := $(STUDY)/analysis/evaluate/models/result.json $(STUDY)/analysis/project/contaminated/result.json \
-	$(STUDY)/analysis/overlap/weights/result.json
+study = $(RUNS)/organism-$(1)
+# 0.10 and .1 are one fraction and one folder.
+fractions := $(shell LC_ALL=C printf '%g ' $(FRACTIONS))
+suffix_of = $(if $(filter-out $(DEMO_FRACTION),$(1)),-r$(1))
+# A stage is complete when its model is there; the folder gets its name in one step.
+model = $(call study,$(1))/$(2)/model/tokenizer_config.json
+result = $(call study,$(1))/analysis/$(call part,$(2),1)/$(call part,$(2),2)/result.json
+# $(1) fraction: the same lists with the fraction in names and at the end.
+constrained_at = $(foreach stage,$(CONSTRAINED),$(call part,$(stage),1)$(call suffix_of,$(1)):$(stage):$(1))
+constrained_analyses_at = $(foreach analysis,$(CONSTRAINED_ANALYSES),\
+	$(call part,$(analysis),1):$(call part,$(analysis),2)$(call suffix_of,$(1)):$(call part,$(analysis),3):$(1))
+# $(1) seed, $(2) list: the files that show that it is done.
+models = $(foreach stage,$(2),$(call model,$(1),$(call part,$(stage),1)))
+results = $(foreach analysis,$(2),$(call result,$(1),$(analysis)))
 
-.PHONY: help install demo stages analyses report test lint format clean-study
+.PHONY: help install demo stages analyses report study study-analyses test lint format
 
 help: ## What this Makefile can do
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -40,12 +65,21 @@ demo: install ## Train, project, evaluate and report on the embedded organism (S
 	@$(MAKE) --no-print-directory -j$(JOBS) analyses
 	@$(MAKE) --no-print-directory report
 
-stages: $(STAGE_MODELS)
+stages: $(call models,$(SEED),$(STAGES) $(call constrained_at,$(DEMO_FRACTION)))
 
-analyses: $(ANALYSES)
+analyses: $(call results,$(SEED),$(ANALYSES) $(call constrained_analyses_at,$(DEMO_FRACTION)))
 
 report: ## Write the study's report and print its tables
-	@$(PYTHON) analyze.py report --study $(STUDY)
+	@$(PYTHON) analyze.py report --study $(call study,$(SEED))
+
+study: install ## The demo for several seeds and ranks, and one report over them (SEEDS="0 1 2" FRACTIONS="0.1 0.25 0.5")
+	@$(MAKE) --no-print-directory -j$(JOBS) study-analyses
+	@for seed in $(SEEDS); do $(MAKE) --no-print-directory report SEED=$$seed > /dev/null; done
+	@$(PYTHON) analyze.py report --out $(RUNS)/study/report/index.html \
+		--study '[$(subst $(space),$(comma),$(strip $(foreach seed,$(SEEDS),$(call study,$(seed)))))]'
+
+study-analyses: $(foreach seed,$(SEEDS),$(call results,$(seed),\
+	$(ANALYSES) $(foreach fraction,$(fractions),$(call constrained_analyses_at,$(fraction)))))
 
 test: $(VENV)/.installed-test ## Install and run the whole suite
 	$(VENV)/bin/pytest
@@ -71,21 +105,32 @@ $(VENV)/.installed-test: requirements.txt pyproject.toml | $(PYTHON)
 	$(PYTHON) -m pip install -e '.[test]'
 	@touch $@ $(VENV)/.installed
 
-# $(1) stage:yaml:source
+# $(1) seed, $(2) stage
 define stage_rule
-$(call model,$(call part,$(1),1)): configs/organism/$(call part,$(1),2).yaml $(if $(call part,$(1),3),$(call model,$(call part,$(1),3)))
-	@echo "training $(call part,$(1),1)"
-	@$(PYTHON) train.py fit --config $$< --seed_everything $(SEED) --run_dir $(STUDY)/$(call part,$(1),1) \
-		--resume --archive $(FLAGS_$(call part,$(1),1))
+$(call models,$(1),$(2)): configs/organism/$(call part,$(2),2).yaml \
+		$(if $(call part,$(2),3),$(call model,$(1),$(call part,$(2),3)))
+	@echo "training $(call part,$(2),1), seed $(1)"
+	@$(if $(call part,$(2),4),FRACTION=$(call part,$(2),4)) $(PYTHON) train.py fit --config $$< --seed_everything $(1) \
+		--study $(call study,$(1)) --run_dir $(call study,$(1))/$(call part,$(2),1) \
+		--resume --archive $(FLAGS_$(call part,$(2),1))
 	@touch $$@
 endef
-$(foreach stage,$(STAGES),$(eval $(call stage_rule,$(stage))))
 
-$(STUDY)/analysis/evaluate/models/result.json: configs/organism/analysis/evaluate.yaml $(STAGE_MODELS)
-	@$(PYTHON) analyze.py evaluate --config $< --overwrite true > /dev/null
+# $(1) seed, $(2) analysis, $(3) stages that it reads
+define analysis_rule
+$(call results,$(1),$(2)): configs/organism/analysis/$(call part,$(2),3).yaml $(call models,$(1),$(3))
+	@STUDY=$(call study,$(1)) $(if $(call part,$(2),4),FRACTION=$(call part,$(2),4) SUFFIX=$(call suffix_of,$(call part,$(2),4))) \
+		$(PYTHON) analyze.py $(call part,$(2),1) --config $$< --out $$(@D) $(FLAGS_$(call part,$(2),1)) --overwrite true > /dev/null
+endef
 
-$(STUDY)/analysis/project/contaminated/result.json: configs/organism/analysis/project.yaml $(STAGE_MODELS)
-	@$(PYTHON) analyze.py project --config $< --seed $(SEED) --overwrite true > /dev/null
+# $(1) seed, $(2) fraction
+define constrained_rules
+$(foreach stage,$(call constrained_at,$(2)),$(eval $(call stage_rule,$(1),$(stage))))
+$(foreach analysis,$(call constrained_analyses_at,$(2)),$(eval \
+	$(call analysis_rule,$(1),$(analysis),contaminated $(call constrained_at,$(2)))))
+endef
 
-$(STUDY)/analysis/overlap/weights/result.json: configs/organism/analysis/overlap.yaml $(STAGE_MODELS)
-	@$(PYTHON) analyze.py overlap --config $< --seed $(SEED) --overwrite true > /dev/null
+$(foreach seed,$(sort $(SEED) $(SEEDS)),\
+	$(foreach stage,$(STAGES),$(eval $(call stage_rule,$(seed),$(stage))))\
+	$(foreach analysis,$(ANALYSES),$(eval $(call analysis_rule,$(seed),$(analysis),$(STAGES))))\
+	$(foreach fraction,$(sort $(DEMO_FRACTION) $(fractions)),$(call constrained_rules,$(seed),$(fraction))))

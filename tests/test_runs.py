@@ -110,11 +110,12 @@ def test_only_a_checkpoint_of_the_last_step_is_measured(tmp_path: Path) -> None:
     assert trained_checkpoint(run).name == "step=00000512.ckpt"
 
 
-def test_a_run_whose_input_changed_is_not_taken_for_complete(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["path", "base", "aligned", "unconstrained", "subspace"])
+def test_a_run_whose_input_changed_is_not_taken_for_complete(tmp_path: Path, name: str) -> None:
     source = tmp_path / "model"
     source.mkdir()
     (source / "config.json").write_text("{}")
-    config = {**CONFIG, "source": {"path": str(source)}}
+    config = {**CONFIG, "callbacks": [{"init_args": {name: str(source)}}]}
     run = opened(tmp_path / "run", config)
     close_run(run, "complete", started=0.0)
     assert plan_run(run, config, resume=True).complete

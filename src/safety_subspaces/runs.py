@@ -18,6 +18,8 @@ from safety_subspaces.provenance import describe_input, peak_memory_bytes, prove
 _held_locks: dict[Path, IO[str]] = {}  # open for as long as the process lives
 # Options that say how to start, not what to compute; they are no part of a run's identity.
 START_OPTIONS = ("config", "ckpt_path", "resume", "archive", "weights_only")
+# Settings that name what a run reads: its source and data, and what a constraint is made of.
+INPUT_NAMES = ("path", "base", "aligned", "unconstrained", "subspace")
 
 
 @dataclass(frozen=True)
@@ -209,10 +211,10 @@ def _describe_inputs(config: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _local_paths(config: Any) -> Iterator[str]:
-    """Every value named ``path`` in a configuration that exists on this disk: the run's inputs."""
+    """Every value under a name of ``INPUT_NAMES`` that exists on this disk: the run's inputs."""
     children = config.items() if isinstance(config, dict) else enumerate(config)
     for name, value in children:
         if isinstance(value, dict | list):
             yield from _local_paths(value)
-        elif name == "path" and isinstance(value, str) and Path(value).exists():
+        elif name in INPUT_NAMES and isinstance(value, str) and Path(value).exists():
             yield value
