@@ -106,4 +106,4 @@ def test_a_stage_without_events_is_no_curve(tmp_path):
     for path in (folder / "aligned").glob("events*"):
         path.unlink()
     shutil.rmtree(folder / "base" / "model")
-    assert {trace.name for trace in figures.loss_figure(read_study(folder)).data} == {"base", "base, validation"}
+    assert {trace.name for trace in figures.loss_figure(read_study(folder).stages).data} == {"base", "base, validation"}

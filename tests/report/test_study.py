@@ -16,7 +16,8 @@ from safety_subspaces.report.comparisons import (
     selectivity,
     selectivity_by_draw,
 )
-from safety_subspaces.report.study import MEASURES, command_for, read_study
+from safety_subspaces.report.next_step import command_for
+from safety_subspaces.report.study import MEASURES, read_study
 
 
 def test_reads_every_stage_with_its_scalars_and_every_table(tmp_path):

@@ -1,17 +1,27 @@
-"""The report's charts, without a theme: the page gives ink and grid, light or dark, when it draws them.
+"""The report's charts of projections, overlaps and training; what they share is in :mod:`chart_style`."""
 
-Colours are Okabe and Ito's, told apart with every common colour blindness; what a colour says, a symbol or a
-dash says too.
-"""
-
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from safety_subspaces.report.chart_style import (
+    FIXED_RANGES,
+    GREY,
+    METHOD_DASHES,
+    METHOD_SYMBOLS,
+    ORANGE,
+    PALETTE,
+    PANEL_UNITS,
+    PANELS,
+    PURPLE,
+    bounds_of,
+    error_bar,
+    finished,
+    subspace_colour,
+)
 from safety_subspaces.report.comparisons import (
     PAIR,
     in_blocks,
@@ -19,24 +29,8 @@ from safety_subspaces.report.comparisons import (
     overlap_by,
     pool_draws,
 )
-from safety_subspaces.report.study import Study
+from safety_subspaces.report.study import Stage, Study
 
-VERMILION, BLUE, SKY, GREEN, ORANGE, PURPLE, GREY = (
-    "#D55E00",
-    "#0072B2",
-    "#56B4E9",
-    "#009E73",
-    "#E69F00",
-    "#CC79A7",
-    "#8A8F98",
-)
-PALETTE = (VERMILION, BLUE, GREEN, ORANGE, SKY, PURPLE, GREY)
-SUBSPACE_COLOURS = {"top": VERMILION, "random-energy": BLUE, "random": SKY, "random-k": GREEN, "scaled": GREY}
-METHOD_SYMBOLS = {"onto": "circle", "away": "diamond-open", "opposite": "x"}
-METHOD_DASHES = {"onto": "solid", "away": "dot", "opposite": "dash"}
-PANELS = {"utility": "Utility", "harm_score": "Harm score", "refusal_margin": "Refusal margin (nats)"}
-PANEL_UNITS = {"utility": "n_utility", "harm_score": "n_harmful", "refusal_margin": "n_harmful"}
-FIXED_RANGES = {"utility": (-0.05, 1.05), "harm_score": (0.75, 5.25)}
 # Points of a loss curve that a chart of 900 pixels can show, with room to spare; more only make the page
 # heavy.
 MOST_POINTS = 400
@@ -76,7 +70,7 @@ def kept_energy_figure(study: Study) -> go.Figure:
             )
     figure.update_yaxes(range=[-0.05, 1.05], title="energy kept")
     figure.update_xaxes(title="fraction of directions", row=len(groups), col=1)
-    return _finished(figure, height=90 + 220 * len(groups))
+    return finished(figure, height=90 + 220 * len(groups))
 
 
 def overlap_figure(study: Study) -> go.Figure:
@@ -96,7 +90,7 @@ def overlap_figure(study: Study) -> go.Figure:
         figure.add_scatter(
             x=rows["layer"],
             y=rows["overlap"],
-            error_y=_error_bar(rows["overlap_error"], colour),
+            error_y=error_bar(rows["overlap_error"], colour),
             mode="lines+markers",
             name=f"{name} (same kind)" if is_floor else name,
             line={"color": colour, "dash": "dash" if is_floor else "solid", "width": 2},
@@ -125,7 +119,7 @@ def overlap_figure(study: Study) -> go.Figure:
         )
     figure.update_xaxes(title="layer", dtick=_whole_ticks(by_layer["layer"]))
     figure.update_yaxes(title="overlap of weights", range=[0, None], rangemode="tozero")
-    return _finished(figure, height=430)
+    return finished(figure, height=430)
 
 
 def overlap_type_figure(study: Study) -> go.Figure:
@@ -181,13 +175,13 @@ def overlap_type_figure(study: Study) -> go.Figure:
                 )
     figure.update_layout(barmode="group", bargap=0.25)
     figure.update_yaxes(title="overlap of weights", rangemode="tozero")
-    return _finished(figure, height=400)
+    return finished(figure, height=400)
 
 
-def loss_figure(study: Study) -> go.Figure:
+def loss_figure(stages: Sequence[Stage]) -> go.Figure:
     """Draw the loss of every stage against its steps: training as a line, validation as markers."""
     figure = go.Figure()
-    for place, stage in enumerate(study.stages):
+    for place, stage in enumerate(stages):
         colour = PALETTE[place % len(PALETTE)]
         dash = "solid" if place < len(PALETTE) else "dash"
         train, val = stage.scalars.get("train/loss"), stage.scalars.get("val/loss")
@@ -219,7 +213,7 @@ def loss_figure(study: Study) -> go.Figure:
     figure.update_yaxes(
         title="loss (nats a token)", type="log", tickvals=LOSS_TICKS, ticktext=[f"{t:g}" for t in LOSS_TICKS]
     )
-    return _finished(figure, height=420)
+    return finished(figure, height=420)
 
 
 def pair_colours(overlaps: pd.DataFrame) -> dict[tuple[Any, ...], str]:
@@ -244,7 +238,7 @@ def _energy_figure(study: Study, group: str, rows: pd.DataFrame) -> go.Figure:
             figure.add_scatter(
                 x=line["energy_kept"],
                 y=line[measure],
-                error_y=_error_bar(line[f"{measure}_error"], str(style["line"]["color"])),
+                error_y=error_bar(line[f"{measure}_error"], str(style["line"]["color"])),
                 **style,
                 customdata=seen.astype(float).to_numpy(),
                 hovertemplate=f"{PANELS[measure].lower()} %{{y:.3f}} ± %{{customdata[4]:.3f}}<br>"
@@ -256,11 +250,11 @@ def _energy_figure(study: Study, group: str, rows: pd.DataFrame) -> go.Figure:
                 col=1,
             )
         levels = _draw_levels(figure, study, measure, place, str(source["aligned_model"]), str(source["tuned_model"]))
-        bounds = FIXED_RANGES.get(measure) or _bounds([*rows[measure].dropna().astype(float), *levels])
+        bounds = FIXED_RANGES.get(measure) or bounds_of([*rows[measure].dropna().astype(float), *levels])
         figure.update_yaxes(title=PANELS[measure], range=bounds, row=place, col=1)
     figure.update_xaxes(range=[-0.03, 1.03])
     figure.update_xaxes(title="share of the update's energy kept", row=len(panels), col=1)
-    return _finished(figure, height=110 + 210 * len(panels))
+    return finished(figure, height=110 + 210 * len(panels))
 
 
 def _draw_levels(figure: go.Figure, study: Study, measure: str, place: int, aligned: str, tuned: str) -> list[float]:
@@ -291,8 +285,8 @@ def _keys(figure: go.Figure, rows: pd.DataFrame) -> None:
             mode="lines+markers",
             name=subspace,
             legendgroup=subspace,
-            marker={"color": _colour(subspace), "size": 9},
-            line={"color": _colour(subspace)},
+            marker={"color": subspace_colour(subspace), "size": 9},
+            line={"color": subspace_colour(subspace)},
         )
     for method in dict.fromkeys(rows["method"].astype(str)):
         figure.add_scatter(
@@ -311,7 +305,7 @@ def _keys(figure: go.Figure, rows: pd.DataFrame) -> None:
 
 
 def _style(subspace: str, method: str) -> dict[str, Any]:
-    colour = _colour(subspace)
+    colour = subspace_colour(subspace)
     return {
         "mode": "lines+markers",
         "name": f"{subspace}, {method}",
@@ -331,28 +325,6 @@ def _style(subspace: str, method: str) -> dict[str, Any]:
     }
 
 
-def _colour(subspace: str) -> str:
-    return SUBSPACE_COLOURS.get(subspace, PURPLE)
-
-
-def _error_bar(errors: pd.Series, colour: str) -> dict[str, Any]:
-    return {
-        "type": "data",
-        "array": errors.astype(float).to_numpy(),
-        "thickness": 1.2,
-        "width": 3,
-        "color": colour,
-    }
-
-
-def _bounds(values: Iterable[float]) -> tuple[float, float]:
-    """Return a range with a tenth of room on both sides, and never an empty one."""
-    known = np.asarray(list(values), dtype=float)
-    low, high = float(known.min()), float(known.max())
-    room = 0.12 * (high - low) or 1.0
-    return low - room, high + room
-
-
 def _pair_name(pair: Iterable[Any], rows: pd.DataFrame) -> str:
     analysis, first, second = pair
     return f"{first} - {second}" + (f" ({analysis})" if rows["analysis"].nunique() > 1 else "")
@@ -367,26 +339,3 @@ def _thinned(curve: pd.DataFrame) -> pd.DataFrame:
     step = max(1, -(-len(curve) // MOST_POINTS))
     last = curve.iloc[[-1]]
     return pd.concat([curve.iloc[:-1:step], last])
-
-
-def _finished(figure: go.Figure, height: int) -> go.Figure:
-    figure.update_layout(
-        template="none",
-        height=height,
-        margin={"l": 62, "r": 14, "t": 16, "b": 52},
-        font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13},
-        legend={
-            "orientation": "h",
-            "yanchor": "bottom",
-            "y": 1.02,
-            "x": 0,
-            "xanchor": "left",
-            "font": {"size": 12},
-        },
-        hovermode="closest",
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-    )
-    figure.update_xaxes(zeroline=False, ticks="outside", ticklen=4, automargin=True)
-    figure.update_yaxes(zeroline=False, ticks="outside", ticklen=4, automargin=True, title_standoff=8)
-    return figure

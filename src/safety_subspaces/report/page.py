@@ -128,7 +128,7 @@ def make_charts(study: Study) -> dict[str, list[Chart]]:
         charts["overlap"].append(_chart("overlap-type", "By type of tensor", label, figures.overlap_type_figure(study)))
     if any("train/loss" in stage.scalars or "val/loss" in stage.scalars for stage in study.stages):
         label = "Loss of each stage against its optimizer steps"
-        charts["training"].append(_chart("loss", "", label, figures.loss_figure(study)))
+        charts["training"].append(_chart("loss", "", label, figures.loss_figure(study.stages)))
     return charts
 
 

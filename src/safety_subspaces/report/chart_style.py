@@ -1,0 +1,77 @@
+"""What every chart shares: colours, symbols, panels, error bars and the layout, without a theme.
+
+Colours are Okabe and Ito's, told apart with every common colour blindness; what a colour says, a symbol or a dash says
+too. The page gives ink and grid, light or dark, when it draws them.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+VERMILION, BLUE, SKY, GREEN, ORANGE, PURPLE, GREY = (
+    "#D55E00",
+    "#0072B2",
+    "#56B4E9",
+    "#009E73",
+    "#E69F00",
+    "#CC79A7",
+    "#8A8F98",
+)
+PALETTE = (VERMILION, BLUE, GREEN, ORANGE, SKY, PURPLE, GREY)
+SUBSPACE_COLOURS = {"top": VERMILION, "random-energy": BLUE, "random": SKY, "random-k": GREEN, "scaled": GREY}
+METHOD_SYMBOLS = {"onto": "circle", "away": "diamond-open", "opposite": "x"}
+METHOD_DASHES = {"onto": "solid", "away": "dot", "opposite": "dash"}
+PANELS = {"utility": "Utility", "harm_score": "Harm score", "refusal_margin": "Refusal margin (nats)"}
+PANEL_UNITS = {"utility": "n_utility", "harm_score": "n_harmful", "refusal_margin": "n_harmful"}
+FIXED_RANGES = {"utility": (-0.05, 1.05), "harm_score": (0.75, 5.25)}
+
+
+def subspace_colour(subspace: str) -> str:
+    """Return the colour of a kind of subspace, the same in every chart."""
+    return SUBSPACE_COLOURS.get(subspace, PURPLE)
+
+
+def error_bar(errors: pd.Series, colour: str) -> dict[str, Any]:
+    """Return bars of one standard error, or half an interval, to both sides."""
+    return {
+        "type": "data",
+        "array": errors.astype(float).to_numpy(),
+        "thickness": 1.2,
+        "width": 3,
+        "color": colour,
+    }
+
+
+def bounds_of(values: Iterable[float]) -> tuple[float, float]:
+    """Return a range with a tenth of room on both sides, and never an empty one."""
+    known = np.asarray(list(values), dtype=float)
+    low, high = float(known.min()), float(known.max())
+    room = 0.12 * (high - low) or 1.0
+    return low - room, high + room
+
+
+def finished(figure: go.Figure, height: int) -> go.Figure:
+    """Give a chart the margins, legend and axes that all have."""
+    figure.update_layout(
+        template="none",
+        height=height,
+        margin={"l": 62, "r": 14, "t": 16, "b": 52},
+        font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13},
+        legend={
+            "orientation": "h",
+            "yanchor": "bottom",
+            "y": 1.02,
+            "x": 0,
+            "xanchor": "left",
+            "font": {"size": 12},
+        },
+        hovermode="closest",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+    )
+    figure.update_xaxes(zeroline=False, ticks="outside", ticklen=4, automargin=True)
+    figure.update_yaxes(zeroline=False, ticks="outside", ticklen=4, automargin=True, title_standoff=8)
+    return figure

@@ -1,0 +1,43 @@
+"""How a number is said in a sentence: with its error, and with the prompts behind it; missing is said to be missing."""
+
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+# Two-sided 95 %, the field's habit.
+Z: Final = 1.96
+
+
+def row_of(rows: pd.DataFrame, label: str) -> pd.Series:
+    """Return the row of a label as a series, the first where there are several."""
+    return rows.loc[[label]].iloc[0]
+
+
+def joint_error(first: pd.Series, second: pd.Series, measure: str) -> float:
+    """Return the standard error of a difference of two models; an error that is missing counts as none."""
+    errors = [float(row[f"{measure}_stderr"]) for row in (first, second)]
+    return float(np.sqrt(np.nansum(np.square(errors))))
+
+
+def value_words(row: pd.Series, measure: str) -> str:
+    """Return a measure with its standard error, ``0.97 ± 0.01``."""
+    if pd.isna(row[measure]):
+        return "not measured"
+    error = row[f"{measure}_stderr"]
+    return f"{row[measure]:.2f}" + ("" if pd.isna(error) else f" ± {error:.2f}")
+
+
+def rate_words(row: pd.Series, measure: str) -> str:
+    """Return a rate in per cent."""
+    return "an unmeasured share" if pd.isna(row[measure]) else f"{100 * row[measure]:.1f} %"
+
+
+def prompt_words(row: pd.Series, kind: str) -> str:
+    """Return how many prompts of a kind stand behind a row, and in how many independent groups."""
+    groups = row[f"n_groups_{kind}"]
+    return f"{_count(row[f'n_{kind}'])} {kind} prompts" + ("" if pd.isna(groups) else f" in {int(groups)} groups")
+
+
+def _count(value: Any) -> str:
+    return "an unknown number of" if pd.isna(value) else f"{int(value)}"
