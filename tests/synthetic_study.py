@@ -1,5 +1,4 @@
-"""Writes a whole study folder with seeded, made-up numbers, so that every conclusion of the report can be "
-"provoked."""
+"""Writes a whole study folder with seeded, made-up numbers, so that every conclusion of the report can be provoked."""
 
 import json
 from dataclasses import dataclass, replace
@@ -116,7 +115,10 @@ def write_stage(folder: Path, stage: str, seed: int, random: np.random.Generator
     manifest = {
         "status": "complete" if stage != "harmful_again" else "running",
         **provenance(["train.py", "fit", "--config", f"configs/organism/{stage}.yaml"]),
-        "config": {"data": {"init_args": {"batch_size": 16}}, "trainer": {"accumulate_grad_batches": 1}},
+        "config": {
+            "data": {"init_args": {"batch_size": 16, "corpus": stage}},
+            "trainer": {"accumulate_grad_batches": 1},
+        },
         "seed": seed + (100 if stage.endswith("_again") else 0),
         "inputs": [{"path": "model", "sha256": "cd" * 32}],
         "wall_seconds": steps / 20,

@@ -6,6 +6,7 @@ import shutil
 from itertools import pairwise
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from tiny import ANALYZE, ROOT, TRAIN, run_command, save_tiny_model, tiny_source
@@ -26,7 +27,8 @@ names = [path.relative_to(ROOT / "configs").as_posix() for path in CONFIGS]
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study whose every stage has an untrained model of one block."""
     folder = tmp_path_factory.mktemp("study")
-    stages = ("base", "aligned", "useful", "harmful", "contaminated", "contaminated_lora")
+    held = tuple(path.stem for path in STAGES if path.stem.startswith(("contaminated_away", "contaminated_onto")))
+    stages = ("base", "aligned", "useful", "harmful", "contaminated", "contaminated_lora", *held)
     for seed, stage in enumerate((*stages, "useful_again", "harmful_again")):
         save_tiny_model(folder / stage / "model", seed)
     shutil.rmtree(folder / "contaminated_lora" / "model")
@@ -97,12 +99,42 @@ def test_every_overlay_trains_or_says_what_it_lacks(path: Path, study: Path, tmp
 @pytest.mark.parametrize("path", ANALYSES, ids=lambda path: path.stem)
 def test_every_analysis_runs(path: Path, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STUDY", str(study))
+    command = next(line.split()[3] for line in path.read_text().splitlines() if line.startswith("# python "))
+    behaviour = ["--limit=3", "--max_new_tokens=4"]
     small = {
-        "evaluate": ["--limit=3", "--max_new_tokens=4"],
+        "evaluate": behaviour,
+        "constrained": behaviour,
         "project": ["--fractions=[0.5]", "--draws=1", "--evaluate.limit=2", "--evaluate.max_new_tokens=4"],
+        "constrained_energy": [],
         "overlap": ["--controls=9"],
     }[path.stem]
-    done = run_command(ANALYZE, path.stem, "--config", path, f"--out={tmp_path / 'out'}", *small)
+    done = run_command(ANALYZE, command, "--config", path, f"--out={tmp_path / 'out'}", *small)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "out" / "table.parquet").is_file()
     assert (tmp_path / "out" / "result.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in STAGES if "FRACTION" in path.read_text()], ids=lambda path: path.stem
+)
+def test_a_fraction_from_the_environment_is_the_constraints_rank(
+    path: Path, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FRACTION", "0.5")
+    small = smallest_case(path, study, tmp_path)
+    done = run_command(TRAIN, "fit", "--config", path, f"--run_dir={tmp_path / 'run'}", *small)
+    assert done.returncode == 0, done.stderr[-2000:]
+    callbacks = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["trainer"]["callbacks"]
+    (settings,) = [entry["init_args"] for entry in callbacks if "SubspaceProjection" in entry["class_path"]]
+    assert settings["rank"]["fraction"] == 0.5
+
+
+def test_the_energies_of_a_fraction_are_measured_at_it(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"STUDY": str(study), "FRACTION": "0.5", "SUFFIX": ""}.items():
+        monkeypatch.setenv(name, value)
+    config = ROOT / "configs" / "organism" / "analysis" / "constrained_energy.yaml"
+    done = run_command(ANALYZE, "project", "--config", config, f"--out={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert set(pd.read_csv(tmp_path / "out" / "table.csv")["fraction"]) == {0.5}

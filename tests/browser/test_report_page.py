@@ -1,9 +1,10 @@
 """The report in a real browser: nothing leaves the machine, nothing fails, everything is drawn and fits."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
-from synthetic_study import TOP_IS_SELECTIVE, write_study
+from synthetic_constrained import NOTHING_HOLDS, Held, write_constrained_study, write_seeds
 
 from safety_subspaces.analysis.report import report
 
@@ -27,8 +28,15 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def page_url(tmp_path_factory):
-    folder = write_study(tmp_path_factory.mktemp("runs") / "organism-0", TOP_IS_SELECTIVE)
+    held = Held(fractions=(0.1, 0.25, 0.5), seed_noise=0.5)
+    folder = write_constrained_study(tmp_path_factory.mktemp("runs") / "organism-0", held)
     return report(str(folder)).path.resolve().as_uri()
+
+
+@pytest.fixture(scope="module")
+def seeds_url(tmp_path_factory):
+    held = replace(NOTHING_HOLDS, fractions=(0.1, 0.25, 0.5), seed_noise=0.5)
+    return report(write_seeds(tmp_path_factory.mktemp("runs"), held)).path.resolve().as_uri()
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +53,13 @@ def opened(browser, page_url):
     """Open the page at a width; every request and complaint is kept."""
     pages = []
 
-    def open_page(width, **options):
+    def open_page(width, url=page_url, **options):
         page = browser.new_page(viewport={"width": width, "height": 900}, **options)
         page.requests, page.complaints = [], []
         page.on("request", lambda request: page.requests.append(request.url))
         page.on("console", lambda line: line.type in ("error", "warning") and page.complaints.append(line.text))
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.goto(page_url)
+        page.goto(url)
         page.wait_for_function(ALL_DRAWN, timeout=60_000)
         pages.append(page)
         return page
@@ -68,7 +76,7 @@ def test_the_page_is_drawn_fits_and_asks_for_nothing(opened, page_url, width):
     assert page.complaints == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     drawn = page.evaluate("[...document.querySelectorAll('.chart')].map(c => c.querySelectorAll('.trace').length)")
-    assert len(drawn) == 6  # three fine-tunes, two overlaps, the losses
+    assert len(drawn) == 8  # the constraint, three fine-tunes, two overlaps, losses without and with a constraint
     assert min(drawn) > 0
     assert page.evaluate("window.broken") is None
 
@@ -103,3 +111,23 @@ def test_folded_answers_open_and_show_escaped_text(opened):
     page = opened(1280)
     page.click("#generations summary")
     assert "</script><script>" in page.inner_text("#generations blockquote")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_over_seeds_is_drawn_fits_and_asks_for_nothing(opened, seeds_url, width):
+    page = opened(width, url=seeds_url)
+    assert [url for url in page.requests if url != seeds_url and not url.startswith(("data:", "blob:"))] == []
+    assert page.complaints == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("document.querySelectorAll('.chart').length") == 1
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_legend_of_the_constraint_does_not_lie_on_the_chart(opened, width):
+    page = opened(width)
+    legend, plot = (
+        page.evaluate(f"document.querySelector('#chart-constraint {part}').getBoundingClientRect().toJSON()")
+        for part in (".legend", ".draglayer .xy .nsewdrag")
+    )
+    assert legend["bottom"] <= plot["top"] + 1
+    assert legend["right"] <= width

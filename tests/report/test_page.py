@@ -8,7 +8,7 @@ from synthetic_study import ENERGY_EXPLAINS_ALL, HOSTILE, World, write_study
 from safety_subspaces.analysis.report import report, summary_text
 from safety_subspaces.errors import InputError
 from safety_subspaces.report.figures import energy_figures
-from safety_subspaces.report.page import GENERATOR, SEARCHED_HEAD, is_page
+from safety_subspaces.report.page_parts import GENERATOR, SEARCHED_HEAD, is_page
 from safety_subspaces.report.study import read_study
 from safety_subspaces.report.tables import Table, duration, model_table, terminal_tables
 
@@ -111,7 +111,7 @@ def test_every_section_of_the_navigation_exists(page):
     tags = Elements(page).tags
     anchors = [a["href"][1:] for tag, a in tags if tag == "a" and a.get("href", "").startswith("#")]
     assert set(anchors) <= {a["id"] for tag, a in tags if tag == "section"}
-    assert len(anchors) == 9
+    assert len(anchors) == 10
 
 
 def test_hostile_text_is_escaped_everywhere(page):

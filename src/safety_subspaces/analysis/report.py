@@ -4,11 +4,23 @@ import logging
 import os
 import textwrap
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from safety_subspaces.errors import InputError
 from safety_subspaces.files import write_text
-from safety_subspaces.report.page import is_page, render
+from safety_subspaces.report.across_page import render_across
+from safety_subspaces.report.across_reading import read_across
+from safety_subspaces.report.across_seeds import Seeds, default_page, read_seeds
+from safety_subspaces.report.across_tables import (
+    constrained_across_table,
+    differences_across_table,
+    models_across_table,
+)
+from safety_subspaces.report.constrained_tables import constrained_table
+from safety_subspaces.report.findings import Finding
+from safety_subspaces.report.page import render
+from safety_subspaces.report.page_parts import is_page
 from safety_subspaces.report.reading import read
 from safety_subspaces.report.study import Study, read_study
 from safety_subspaces.report.tables import TERMINAL_WIDTH, terminal_tables
@@ -27,30 +39,38 @@ class StudyReport:
         return f"{self.text}\n\nreport: {self.path}"
 
 
-def report(study: str, out: str | None = None) -> StudyReport:
+def report(study: list[str] | str, out: str | None = None) -> StudyReport:
     """Write everything that a study has found to one HTML page, which opens without a network.
 
-    An earlier page is replaced: it is derived from the study alone. Any other file is left as it is. What is missing
-    is named on the page with the next command towards it.
+    Several studies that differ in their seed give one page of means and intervals over seeds. An earlier page is
+    replaced: it is derived from the studies alone. Any other file is left as it is. What is missing is named on a
+    study's page with the next command towards it.
 
     Args:
-        study: The study folder, such as runs/organism-0.
-        out: The file to write; by default report/index.html inside the study.
+        study: The study folder, such as runs/organism-0; or a list of them, one a seed:
+            '[runs/organism-0,runs/organism-1]'.
+        out: The file to write; by default report/index.html inside the study, of several in a folder "study" beside
+            them.
 
     Returns:
         The file that was written, and the tables and the reading as text.
 
     Raises:
-        InputError: The study folder is missing, holds nothing, or holds a file that cannot be read; or ``out`` is a
-            folder, lies in a file, or is a file that is no page of this suite.
+        InputError: A study folder is missing, holds nothing, or holds a file that cannot be read; two studies of one
+            seed; or ``out`` is a folder, lies in a file, or is a file that is no page of this suite.
     """
-    known = read_study(study)
-    own = known.folder / "report" / "index.html"
+    folders = [study] if isinstance(study, str) else study
+    if len(folders) == 1:
+        known = read_study(folders[0])
+        own, html, text = known.folder / "report" / "index.html", partial(render, known), partial(summary_text, known)
+    else:
+        seeds = read_seeds(folders)
+        own, html, text = default_page(folders), partial(render_across, seeds), partial(across_text, seeds)
     target = own if out is None else Path(out)
     _refuse_what_is_no_page(target, own, is_folder_name=out is not None and out.endswith(("/", os.sep)))
-    write_text(target, render(known))
+    write_text(target, html())
     log.info("wrote %s (%.1f MB)", target, target.stat().st_size / 1e6)
-    return StudyReport(target, summary_text(known))
+    return StudyReport(target, text())
 
 
 def summary_text(study: str | Study, width: int = TERMINAL_WIDTH) -> str:
@@ -60,12 +80,28 @@ def summary_text(study: str | Study, width: int = TERMINAL_WIDTH) -> str:
         InputError: As :func:`report`.
     """
     known = read_study(study) if isinstance(study, str) else study
-    said = [
-        textwrap.fill(finding.sentence, width, initial_indent="- ", subsequent_indent="  ") for finding in read(known)
-    ]
     lacking = [f"Missing: {name}. Next step towards it:\n  {command}" for name, command in known.missing().items()]
-    parts = [terminal_tables(known, width), "What the numbers say\n" + "\n".join(said), *lacking]
+    constrained = ""
+    if len(known.constrained):
+        constrained = "Training under a constraint\n" + constrained_table(known).without("n").to_text(width)
+    parts = [terminal_tables(known, width), constrained, _said(read(known), width), *lacking]
     return "\n\n".join(part for part in parts if part)
+
+
+def across_text(seeds: Seeds, width: int = TERMINAL_WIDTH) -> str:
+    """Return what a terminal shows of several studies: the tables over seeds, then what they say."""
+    tables = {
+        "Models, across seeds": models_across_table(seeds),
+        "Training under a constraint, across seeds": constrained_across_table(seeds).without("seeds"),
+        "Beside the runs of the same seed": differences_across_table(seeds),
+    }
+    parts = [f"{title}\n{table.to_text(width)}" for title, table in tables.items() if table.rows]
+    return "\n\n".join([*parts, _said(read_across(seeds), width)])
+
+
+def _said(findings: list[Finding], width: int) -> str:
+    said = [textwrap.fill(f.sentence, width, initial_indent="- ", subsequent_indent="  ") for f in findings]
+    return "What the numbers say\n" + "\n".join(said)
 
 
 def _refuse_what_is_no_page(target: Path, own: Path, is_folder_name: bool) -> None:

@@ -55,6 +55,16 @@ def command_for(folder: Path, analysis: str) -> str:
     return shlex.join(["python", "analyze.py", analysis, *flags.get(analysis, []), "--out", out])
 
 
+def constraint_command(folder: Path, held: list[str]) -> str:
+    """Return the next command towards runs under a constraint: evaluate those there are, or train one."""
+    trained = {name: str(folder / name / "model") for name in held if (folder / name / "model").is_dir()}
+    if trained:
+        out = str(folder / "analysis" / "evaluate" / "constrained")
+        return shlex.join(["python", "analyze.py", "evaluate", "--models", json.dumps(trained), "--out", out])
+    lacking = [name for name in ("base", "aligned") if not (folder / name / "model").is_dir()]
+    return _training_command(folder, lacking[0] if lacking else "contaminated_away")
+
+
 def _lacking_stage(analysis: str, paths: dict[str, str], tuned: dict[str, str]) -> str | None:
     """Return the first stage that has to be trained before an analysis can run."""
     needed = NEEDED_STAGES.get(analysis, ())

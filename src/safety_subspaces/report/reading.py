@@ -12,6 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from safety_subspaces.report.comparisons import mean_by_draw, selectivity, selectivity_by_draw, without_trivial
+from safety_subspaces.report.constrained_reading import read_constrained
 from safety_subspaces.report.findings import Finding, Interval, t_interval
 from safety_subspaces.report.overlap_reading import read_overlap
 from safety_subspaces.report.study import Study
@@ -53,6 +54,7 @@ def read(study: Study) -> list[Finding]:
     """Return every finding of a study, in the order of the page."""
     return [
         *read_alignment(study.models),
+        *read_constrained(study),
         *read_energy(study.projections),
         *read_selectivity(study.projections),
         *read_overlap(study.overlaps),

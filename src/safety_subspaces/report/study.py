@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from safety_subspaces.errors import InputError
 from safety_subspaces.files import read_json
+from safety_subspaces.report.constraint import Constraint, read_constraint
 from safety_subspaces.report.next_step import command_for, stage_names
 
 MEASURES = (
@@ -72,6 +73,19 @@ class Stage:
         """Whether the run repeats another stage, as the floors of the overlap need."""
         return self.name.endswith(REPEAT_SUFFIX)
 
+    @property
+    def constraint(self) -> Constraint | None:
+        """What the run's update was held to, if it was."""
+        return read_constraint(self.manifest.get("config") or {})
+
+    def metric(self, tag: str) -> float | None:
+        """Return the manifest's final value, else the last one of TensorBoard."""
+        value = (self.manifest.get("metrics") or {}).get(tag)
+        if value is not None:
+            return float(value)
+        scalars = self.scalars.get(tag)
+        return None if scalars is None or scalars.empty else float(scalars["value"].iloc[-1])
+
 
 @dataclass(frozen=True)
 class AnalysisResult:
@@ -94,6 +108,10 @@ class Study:
     ``overlap`` runs under one another, with the columns of the analyses, NaN where a measure was not taken,
     and the label of the run in ``analysis``. ``projections`` further names in ``group`` what is shown
     together, and in ``aligned_model`` and ``tuned_model`` the rows of ``models`` that it started from.
+
+    Runs under a constraint stand apart: their evaluations in ``constrained``, and in ``energies`` how much of their
+    updates lies in the alignment subspace (projections that were measured and not evaluated). The column ``stage``
+    names the stage of this study that was evaluated or measured, empty for any other model.
     """
 
     name: str
@@ -103,6 +121,8 @@ class Study:
     models: pd.DataFrame
     projections: pd.DataFrame
     overlaps: pd.DataFrame
+    constrained: pd.DataFrame
+    energies: pd.DataFrame
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -151,14 +171,23 @@ def read_study(folder: str | os.PathLike[str]) -> Study:
             f"(analysis/<subcommand>/<label>){hint}; "
             "`make demo` makes runs/organism-0, `python train.py fit --config ...` one stage"
         )
+    held = {stage.name for stage in stages if stage.constraint is not None}
+    names = {stage.name for stage in stages}
+    models = _with_stages(_together("evaluate", results), results, "model", "models", root, names)
+    projections = _with_stages(_together("project", results), results, "tuned", "tuned", root, names)
+    measured = projections.groupby("analysis")[list(MEASURES)].count().sum(axis=1).eq(0)
+    of_held = projections.groupby("analysis")["stage"].agg(lambda found: not held.isdisjoint(found)).astype(bool)
+    apart = projections["analysis"].isin(measured.index[measured & of_held])
     return Study(
         name=root.resolve().name,
         folder=root,
         stages=stages,
         results=results,
-        models=_together("evaluate", results),
-        projections=_place_projections(_together("project", results), results),
+        models=models[~models["stage"].isin(held)].reset_index(drop=True),
+        projections=_place_projections(projections[~apart].reset_index(drop=True), results),
         overlaps=_together("overlap", results),
+        constrained=models[models["stage"].isin(held)].reset_index(drop=True),
+        energies=projections[apart].reset_index(drop=True),
     )
 
 
@@ -280,6 +309,24 @@ def _place_projections(frame: pd.DataFrame, results: tuple[AnalysisResult, ...])
         aligned_model=[label(arguments[analysis].get("aligned"), "aligned") for analysis, _ in pairs],
         tuned_model=[label(_mapping(arguments[analysis].get("tuned")).get(tuned), tuned) for analysis, tuned in pairs],
     )
+
+
+def _with_stages(
+    frame: pd.DataFrame, results: tuple[AnalysisResult, ...], label: str, argument: str, root: Path, names: set[str]
+) -> pd.DataFrame:
+    """Name the stage of this study behind each row's label, wherever the study has moved since."""
+    command = "evaluate" if argument == "models" else "project"
+    paths = {r.label: _mapping(r.arguments.get(argument)) for r in results if r.command == command}
+    study = root.resolve().name
+
+    def stage(analysis: str, name: str) -> str:
+        path = paths.get(analysis, {}).get(name)
+        place = Path(path).parts[-3:] if isinstance(path, str) else ()
+        is_own = len(place) == 3 and place[0] == study and place[1] in names and place[2] == "model"
+        return place[1] if is_own else ""
+
+    pairs = zip(frame["analysis"].astype(str), frame[label].astype(str), strict=True)
+    return frame.assign(stage=[stage(analysis, name) for analysis, name in pairs])
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -49,6 +49,13 @@ class Table:
         lines += [self._line(row, sizes) for row in self.rows]
         return "\n".join([*lines, *textwrap.wrap(self.note, width)])
 
+    def without(self, *names: str) -> "Table":
+        """Return the table without some columns, where a terminal has no room for them."""
+        kept = [place for place, name in enumerate(self.columns) if name not in names]
+        text_columns = sum(place < self.text_columns for place in kept)
+        rows = tuple(tuple(row[place] for place in kept) for row in self.rows)
+        return Table(tuple(self.columns[place] for place in kept), rows, text_columns, self.note)
+
     def _line(self, cells: Iterable[str], sizes: list[int]) -> str:
         words = []
         for place, (cell, size) in enumerate(zip(cells, sizes, strict=True)):
@@ -67,9 +74,9 @@ def stage_table(study: Study) -> Table:
             count(stage.manifest.get("global_step")),
             count(examples_seen(stage)),
             duration(stage.manifest.get("wall_seconds")),
-            count(_metric(stage, "train/tokens_per_second")),
-            number(_metric(stage, "train/loss"), 3),
-            number(_metric(stage, "val/loss"), 3),
+            count(stage.metric("train/tokens_per_second")),
+            number(stage.metric("train/loss"), 3),
+            number(stage.metric("val/loss"), 3),
             memory(stage.manifest.get("peak_memory_bytes")),
         )
         for stage in study.stages
@@ -267,7 +274,7 @@ def terminal_tables(study: Study, width: int = TERMINAL_WIDTH) -> str:
         if len(table.rows) > TERMINAL_ROWS:
             title += " (top-k and its control of equal energy; the page has every subspace)"
             table = projection_table(study, COMPARED_SUBSPACES)
-        parts.append(f"{title}\n" + _narrow(table).to_text(width))
+        parts.append(f"{title}\n" + table.without("chance", "harmful", "unscored").to_text(width))
     return "\n\n".join(parts)
 
 
@@ -317,17 +324,6 @@ def memory(size: Any) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
-def _narrow(table: Table) -> Table:
-    """Leave out the columns of the projections that a terminal has no room for."""
-    dropped = {"chance", "harmful", "unscored"}
-    kept = [place for place, name in enumerate(table.columns) if name not in dropped]
-
-    def only(cells: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(cells[place] for place in kept)
-
-    return Table(only(table.columns), tuple(map(only, table.rows)), table.text_columns, table.note)
-
-
 def _difference(row: pd.Series, measure: str) -> str:
     difference, error = row[f"{measure}_difference"], row[f"{measure}_error"]
     if pd.isna(difference):
@@ -340,15 +336,6 @@ def _groups(models: pd.DataFrame) -> str:
     counts = models[["n_groups_utility", "n_groups_harmful", "n_groups_benign"]].dropna(how="all")
     said = dict.fromkeys("/".join(map(count, row)) for row in counts.itertuples(index=False))
     return f", in {' or '.join(said)} independent groups, by which errors are reckoned" if said else ""
-
-
-def _metric(stage: Stage, tag: str) -> float | None:
-    """Return the manifest's final value, else the last one of TensorBoard."""
-    value = (stage.manifest.get("metrics") or {}).get(tag)
-    if value is not None:
-        return float(value)
-    scalars = stage.scalars.get(tag)
-    return None if scalars is None or scalars.empty else float(scalars["value"].iloc[-1])
 
 
 def _find(config: Any, name: str) -> Any:

@@ -1,0 +1,142 @@
+"""Several studies that differ in their seed alone: means with t intervals over seeds, and differences seed by seed.
+
+Tables in, tables out; missing stays NaN. A seed is the unit: whatever one seed has several of (ranks) is averaged
+within it before anything is said over seeds.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from safety_subspaces.errors import InputError
+from safety_subspaces.report.comparisons import COMPARED
+from safety_subspaces.report.constrained import CONFIGURATION, OTHERS, compare_runs, constrained_runs
+from safety_subspaces.report.findings import t_interval
+from safety_subspaces.report.study import Study, read_study
+
+MEASURED = ("utility", "harm_score", "over_refusal_rate", "refusal_margin")
+# Stands in the column of ranks where a seed's difference is the mean over all of them.
+ALL_RANKS = "all"
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Studies of one experiment, each with a seed of its own."""
+
+    studies: tuple[Study, ...]
+
+    @property
+    def seeds(self) -> tuple[str, ...]:
+        """What each study is called: its seed, or its folder where that is not known."""
+        return tuple(_label(study) for study in self.studies)
+
+    @cached_property
+    def models(self) -> pd.DataFrame:
+        """Every model of every study, a row a seed: one evaluation of each label."""
+        frames = []
+        for study in self.studies:
+            rows = [study.model(str(label)) for label in dict.fromkeys(study.models["model"])]
+            frames.append(pd.DataFrame([row for row in rows if row is not None]).assign(seed=_label(study)))
+        return pd.concat(frames, ignore_index=True)
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """Every run under a constraint and its twin without one, as :func:`constrained_runs` has them, with a seed."""
+        return pd.concat([constrained_runs(s).assign(seed=_label(s)) for s in self.studies], ignore_index=True)
+
+    @cached_property
+    def differences(self) -> pd.DataFrame:
+        """The differences of :func:`compare_runs` with a seed; with the rank ``all``, their means over ranks."""
+        every = pd.concat([compare_runs(s).assign(seed=_label(s)) for s in self.studies], ignore_index=True)
+        frame = pd.concat([every, _over_ranks(every)], ignore_index=True)
+        place = {other: place for place, other in enumerate(OTHERS)}
+        by = ["fine_tune", "constraint", "details", "other"]
+        return frame.sort_values(by, key=lambda c: c.map(place) if c.name == "other" else c, kind="stable")
+
+
+def read_seeds(folders: Sequence[str]) -> Seeds:
+    """Read the studies of several seeds.
+
+    Raises:
+        InputError: No folder, one that is no study, or two studies of one seed: a repeated seed is no second run.
+    """
+    if not folders:
+        raise InputError("no study given; say --study FOLDER, or a list of folders that differ in their seed")
+    places: dict[str, str] = {}
+    studies = []
+    for folder in folders:
+        study = read_study(folder)
+        studies.append(study)
+        for key in (os.path.realpath(folder), *(f"seed {seed}" for seed in study.seeds)):
+            if key in places:
+                what = "is given twice" if places[key] == folder else f"has {key}, as {places[key]} has"
+                raise InputError(f"{folder} {what}: a repeated seed is no second run; give studies of different seeds")
+            places[key] = folder
+    return Seeds(tuple(studies))
+
+
+def models_over_seeds(seeds: Seeds) -> pd.DataFrame:
+    """Return a row for each model label: each measure's mean over seeds, its ``_reach`` and its number of ``_seeds``.
+
+    The reach is half the width of the two-sided 95 % t interval; NaN below two seeds.
+    """
+    return _over_seeds(seeds.models, ["model"], MEASURED)
+
+
+def runs_over_seeds(seeds: Seeds) -> pd.DataFrame:
+    """Return a row for each configuration, as :func:`models_over_seeds`, with the largest leakage of its seeds."""
+    frame = _over_seeds(seeds.runs, [*CONFIGURATION, "fraction"], (*MEASURED, "energy_inside"))
+    largest = seeds.runs.groupby([*CONFIGURATION, "fraction"], sort=False, dropna=False)["leakage"].max()
+    return frame.assign(leakage=largest.to_numpy(dtype=float))
+
+
+def differences_over_seeds(seeds: Seeds) -> pd.DataFrame:
+    """Return a row for each run held by the alignment subspace and each run beside it, paired seed by seed."""
+    names = [f"{measure}_difference" for measure in COMPARED]
+    return _over_seeds(seeds.differences, [*CONFIGURATION, "fraction", "other"], names)
+
+
+def default_page(folders: Sequence[str]) -> Path:
+    """Return where the page of several studies goes: beside them, under ``study``."""
+    return Path(folders[0]).parent / "study" / "report" / "index.html"
+
+
+def _label(study: Study) -> str:
+    return ", ".join(map(str, study.seeds)) or study.name
+
+
+def _over_seeds(frame: pd.DataFrame, keys: list[str], measures: Iterable[str]) -> pd.DataFrame:
+    rows = []
+    for values, cell in frame.groupby(keys, sort=False, dropna=False):
+        row = dict(zip(keys, values, strict=True))
+        for measure in measures:
+            interval = t_interval(cell[measure])
+            reach = interval.high - interval.mean
+            row |= {measure: interval.mean, f"{measure}_reach": reach, f"{measure}_seeds": interval.n}
+        rows.append(row)
+    columns = [name for m in measures for name in (m, f"{m}_reach", f"{m}_seeds")]
+    return pd.DataFrame(rows, columns=[*keys, *columns])
+
+
+def _over_ranks(every: pd.DataFrame) -> pd.DataFrame:
+    """Average each seed's differences over the ranks that every seed has, where there are several."""
+    keys = [name for name in (*CONFIGURATION, "other") if name != "rank"]
+    names = [f"{measure}_difference" for measure in COMPARED]
+    rows = []
+    for values, cell in every.groupby(keys, sort=False):
+        table = cell.pivot_table(index="seed", columns="rank", values=names, dropna=False, sort=False)
+        whole = table.notna().all().groupby(level="rank").all()
+        complete = [rank for rank in dict.fromkeys(cell["rank"]) if whole[rank]]
+        if len(complete) < 2:
+            continue
+        for seed in table.index:
+            means = {name: float(table.loc[seed, name][complete].mean()) for name in names}
+            rows.append(
+                {**dict(zip(keys, values, strict=True)), "rank": ALL_RANKS, "fraction": np.nan, "seed": seed, **means}
+            )
+    return pd.DataFrame(rows, columns=list(every.columns))

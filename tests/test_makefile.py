@@ -1,0 +1,109 @@
+"""What `make demo` and `make study` would run, by a dry run: every stage once, nothing that is finished."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from tiny import ROOT
+
+PLAIN = ("base", "aligned", "useful", "harmful", "contaminated", "contaminated_lora", "useful_again", "harmful_again")
+HELD = ("contaminated_away", "contaminated_onto", "contaminated_away_random", "contaminated_away_random_energy")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """The Makefile beside its configs, with an environment that counts as installed."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    for name in ("Makefile", "requirements.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name in (".installed", "bin/python"):
+        (tmp_path / ".venv" / name).touch()
+    return tmp_path
+
+
+def dry_run(tree: Path, *arguments: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
+    done = subprocess.run(
+        ["make", "-n", *arguments], cwd=tree, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def trained(output: str) -> list[str]:
+    return re.findall(r"--run_dir runs/(organism-\S+)", output)
+
+
+def analysed(output: str) -> list[str]:
+    return re.findall(r"--out runs/(organism-\d/analysis/\S+)", output)
+
+
+def finish(tree: Path, output: str) -> None:
+    """Leave what the commands of a dry run would leave, in their order."""
+    for number, name in enumerate(re.findall(r"--(?:run_dir|out) runs/(organism-\S+)", output)):
+        file = tree / "runs" / name / ("result.json" if "/analysis/" in name else "model/tokenizer_config.json")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        later = file.stat().st_mtime + number
+        os.utime(file, (later, later))
+
+
+def stages_of(seed: int, fractions: tuple[str, ...] = ("0.1", "0.25", "0.5")) -> set[str]:
+    held = {name if f == "0.25" else f"{name}-r{f}" for name in HELD for f in fractions}
+    return {f"organism-{seed}/{name}" for name in {*PLAIN, *held}}
+
+
+def test_a_study_trains_every_stage_of_every_seed_and_fraction_once(tree: Path) -> None:
+    output = dry_run(tree, "study")
+    assert len(trained(output)) == len(set(trained(output)))
+    assert set(trained(output)) == set.union(*(stages_of(seed) for seed in (0, 1, 2)))
+    assert len(analysed(output)) == len(set(analysed(output))) == 3 * (3 + 2 * 3)
+    assert "--study '[runs/organism-0,runs/organism-1,runs/organism-2]'" in output
+    assert "--out runs/study/report/index.html" in output
+
+
+def test_a_run_has_its_fraction_its_seed_and_its_own_folder(tree: Path) -> None:
+    output = dry_run(tree, "study").replace("\\\n", " ")
+    (command,) = [
+        line
+        for line in output.splitlines()
+        if "train.py" in line and "organism-1/contaminated_away_random-r0.1 " in line
+    ]
+    assert command.startswith("FRACTION=0.1 ")
+    assert "--config configs/organism/contaminated_away_random.yaml" in command
+    assert "--seed_everything 1 --study runs/organism-1" in re.sub(r"\s+", " ", command)
+
+
+def test_what_is_finished_is_not_repeated(tree: Path) -> None:
+    finish(tree, dry_run(tree, "study"))
+    again = dry_run(tree, "study")
+    assert trained(again) == analysed(again) == []
+    assert "analyze.py report" in again
+    (tree / "runs" / "organism-1" / "contaminated_onto-r0.5" / "model" / "tokenizer_config.json").unlink()
+    assert trained(dry_run(tree, "study")) == ["organism-1/contaminated_onto-r0.5"]
+
+
+def test_the_demo_is_part_of_the_study(tree: Path) -> None:
+    demo = dry_run(tree, "demo")
+    assert set(trained(demo)) == stages_of(0, ("0.25",))
+    finish(tree, demo)
+    assert trained(dry_run(tree, "demo")) == []
+    rest = trained(dry_run(tree, "study"))
+    assert set(rest) == set.union(*(stages_of(seed) for seed in (0, 1, 2))) - set(trained(demo))
+
+
+def test_the_energy_matched_control_waits_for_the_unconstrained_run(tree: Path) -> None:
+    finish(tree, dry_run(tree, "demo"))
+    (tree / "runs" / "organism-0" / "contaminated" / "model" / "tokenizer_config.json").touch()
+    os.utime(tree / "runs" / "organism-0" / "contaminated" / "model" / "tokenizer_config.json", (2**32, 2**32))
+    assert set(trained(dry_run(tree, "demo"))) == {"organism-0/contaminated_away_random_energy"}
+
+
+def test_a_fraction_has_one_name_however_it_is_written(tree: Path) -> None:
+    output = dry_run(tree, "study", "SEEDS=4", "FRACTIONS=0.10 .1 0.250")
+    assert set(trained(output)) == stages_of(4, ("0.1", "0.25"))
+    assert len(trained(output)) == len(set(trained(output)))
