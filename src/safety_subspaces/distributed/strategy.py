@@ -6,11 +6,14 @@ fill their weights. And a CPU subclass runs the real engine over gloo, for tests
 """
 
 import contextlib
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
+import lightning
 import torch
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from safety_subspaces.errors import InputError
@@ -24,13 +27,15 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     Args:
         stage: What is cut over the ranks: 1 the optimizer's state and master weights, 2 gradients too, 3 weights too.
+        logging_batch_size_per_gpu: For DeepSpeed's own log. Lightning's ``auto`` loads the training data for it, to
+            validate too.
         **settings: Whatever Lightning's ``DeepSpeedStrategy`` takes.
     """
 
-    def __init__(self, stage: int = 3, **settings: Any) -> None:
+    def __init__(self, stage: int = 3, logging_batch_size_per_gpu: int = 1, **settings: Any) -> None:
         if stage not in (1, 2, 3):
             raise InputError(f"ZeRO stage {stage}: expected 1, 2 or 3 (use strategy: ddp to shard nothing)")
-        super().__init__(stage=stage, **settings)
+        super().__init__(stage=stage, logging_batch_size_per_gpu=logging_batch_size_per_gpu, **settings)
 
     @property
     def offloads(self) -> bool:
@@ -45,6 +50,18 @@ class ZeroStrategy(DeepSpeedStrategy):
         if self.lightning_module.automatic_optimization:
             kwargs.setdefault("scale_wrt_gas", False)
         return super().backward(closure_loss, optimizer, *args, **kwargs)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Restore a run; to validate or test only the weights, which DeepSpeed's own loader cannot under stage 3."""
+        module = self.lightning_module
+        assert module is not None
+        if module.trainer.state.fn == TrainerFn.FITTING or not self.zero_stage_3:
+            return super().load_checkpoint(checkpoint_path, weights_only)
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint_path), tag="checkpoint")
+        self._restore_zero_state({"state_dict": OrderedDict(state)}, strict=module.strict_loading)
+        return {"pytorch-lightning_version": lightning.__version__, "global_step": 0, "state_dict": {}}
 
     @contextlib.contextmanager
     def model_sharded_context(self) -> Iterator[None]:
@@ -68,15 +85,27 @@ class CPUZeroStrategy(ZeroStrategy):
 
     Args:
         stage: As for :class:`ZeroStrategy`.
+        process_group_backend: What carries the collectives.
+        reduce_bucket_size: Numbers that are reduced at once; Lightning's 200 million are 0.8 GB of every process.
+        allgather_bucket_size: Numbers that are gathered at once.
         **settings: Whatever Lightning's ``DeepSpeedStrategy`` takes.
     """
 
-    def __init__(self, stage: int = 3, **settings: Any) -> None:
-        settings.setdefault("process_group_backend", "gloo")
-        # DeepSpeed's defaults of 200 million numbers are buffers of 0.8 GB a process.
-        settings.setdefault("reduce_bucket_size", 2_000_000)
-        settings.setdefault("allgather_bucket_size", 2_000_000)
-        super().__init__(stage=stage, **settings)
+    def __init__(
+        self,
+        stage: int = 3,
+        process_group_backend: str = "gloo",
+        reduce_bucket_size: int = 2_000_000,
+        allgather_bucket_size: int = 2_000_000,
+        **settings: Any,
+    ) -> None:
+        super().__init__(
+            stage=stage,
+            process_group_backend=process_group_backend,
+            reduce_bucket_size=reduce_bucket_size,
+            allgather_bucket_size=allgather_bucket_size,
+            **settings,
+        )
 
     @property
     def parallel_devices(self) -> list[torch.device] | None:

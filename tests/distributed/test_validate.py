@@ -1,0 +1,26 @@
+"""A sharded run is validated as it was trained."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from tiny import ROOT, TRAIN, run_command, save_tiny_model
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", [2, 3])
+def test_validate_measures_the_weights_of_the_last_checkpoint(tmp_path: Path, stage: int) -> None:
+    options = [
+        "--config", ROOT / "configs" / "organism" / "align.yaml",
+        "--config", ROOT / "configs" / "deepspeed" / f"cpu_zero{stage}.yaml", f"--run_dir={tmp_path / 'run'}",
+        f"--model.init_args.source.init_args.path={save_tiny_model(tmp_path / 'base')}",
+        "--data.init_args.batch_size=8", "--data.init_args.size=160", "--data.init_args.heldout_size=16",
+    ]  # fmt: skip
+    done = run_command(TRAIN, "fit", *options)
+    assert done.returncode == 0, done.stderr[-2000:]
+    at_the_end = json.loads((tmp_path / "run" / "manifest.json").read_text())["metrics"]["val/loss"]
+    done = run_command(TRAIN, "validate", *options)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (shown,) = re.findall(r"val/loss\W+([\d.]+)", done.stdout)
+    assert float(shown) == pytest.approx(at_the_end, abs=1e-5)
