@@ -18,7 +18,7 @@ from safety_subspaces.linalg import as_matrix
 from safety_subspaces.models.base import LanguageModelModule
 from safety_subspaces.models.constrained import ConstrainedWeights, UpdateEnergies
 from safety_subspaces.models.control import ControlKind, control_subspace
-from safety_subspaces.models.targets import Target, find_targets
+from safety_subspaces.models.targets import Target, find_targets, listed
 from safety_subspaces.provenance import describe_input
 from safety_subspaces.subspace import RankRule
 from safety_subspaces.subspace_file import Side, SubspaceFile, read_subspace
@@ -167,6 +167,12 @@ class SubspaceProjection(L.Callback):
             self.layers,
             self.patterns,
         )
+        held = [target.name for target in found if not target.parameter.requires_grad]
+        if held and self.mode != "observe":
+            raise InputError(
+                f"{listed(held)}: the adapter's frozen basis decides already where these updates lie; train without "
+                "one, constrain the other side, or say mode: observe to measure"
+            )
         self.targets = control_subspace(found, self.control, self.seed, self.unconstrained, pl_module.source.path)
         self._refuse_twice(trainer)
 

@@ -11,9 +11,11 @@ import pytest
 import yaml
 from tiny import ANALYZE, ROOT, TRAIN, run_command, save_tiny_model, tiny_source
 
+from safety_subspaces.analysis.subspace import subspace as make_subspace
 from safety_subspaces.language_model import load_model
 from safety_subspaces.models.adapter import LoraSettings, add_adapter
 from safety_subspaces.models.export import export_model
+from safety_subspaces.subspace import RankRule
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 # Laid over a stage's YAML: where it runs, not what.
@@ -34,6 +36,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.rmtree(folder / "contaminated_lora" / "model")
     adapted = add_adapter(load_model(str(folder / "aligned" / "model")), LoraSettings(rank=2))
     export_model(adapted, tiny_source().load_tokenizer(), folder / "contaminated_lora" / "model")
+    pair = (str(folder / stage / "model") for stage in ("base", "aligned"))
+    make_subspace(*pair, str(folder / "alignment.safetensors"), RankRule(fraction=0.25))
     return folder
 
 
@@ -69,7 +73,8 @@ def test_every_stage_is_built_and_stepped(path: Path, study: Path, tmp_path: Pat
     done = run_command(TRAIN, "fit", "--config", path, f"--run_dir={tmp_path / 'run'}", *small)
     assert done.returncode == 0, done.stderr[-2000:]
     exported = {file.name for file in (tmp_path / "run" / "model").iterdir()}
-    assert ("adapter_config.json" if "lora" in path.stem else "config.json") in exported
+    adapted = "adapter" in yaml.safe_load(path.read_text())["model"]["init_args"]
+    assert ("adapter_config.json" if adapted else "config.json") in exported
 
 
 @pytest.mark.distributed

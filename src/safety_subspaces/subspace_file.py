@@ -88,7 +88,7 @@ def check_orthonormal(basis: Tensor, name: str) -> None:
     if basis.ndim != 2 or basis.shape[1] > basis.shape[0]:
         raise InputError(f"basis of {name} has shape {tuple(basis.shape)}; expected (dim, rank) with rank at most dim")
     working = basis.double()
-    error = (working.T @ working - torch.eye(basis.shape[1], dtype=torch.float64)).abs()
+    error = (working.T @ working - torch.eye(basis.shape[1], dtype=torch.float64, device=basis.device)).abs()
     worst = float(error.max()) if error.numel() else 0.0
     if not worst <= ORTHONORMAL_WITHIN:  # also where it is NaN
         raise InputError(

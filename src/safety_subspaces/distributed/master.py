@@ -129,9 +129,11 @@ class PartitionedMaster(MasterWeight):
         self._padding = size - self.piece.length
 
     def read(self) -> Float[Tensor, " length"]:
-        """Return the piece, without padding."""
+        """Return the piece, without padding; a frozen parameter has no master, but a piece as it is."""
         from deepspeed.utils import safe_get_local_fp32_param
 
+        if not self.parameter.requires_grad:
+            return self.parameter.ds_tensor.detach().float().reshape(-1)[: self.piece.length]  # type: ignore[attr-defined]
         return safe_get_local_fp32_param(self.parameter).detach().reshape(-1)[: self.piece.length]
 
     def write(self, values: Float[Tensor, " length"]) -> None:

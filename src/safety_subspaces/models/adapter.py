@@ -1,4 +1,4 @@
-"""LoRA through PEFT, with the checks that PEFT leaves out."""
+"""Adapters through PEFT, with the checks that PEFT leaves out."""
 
 import re
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D  # GPT-2's linear layers
 
 from safety_subspaces.errors import InputError
+from safety_subspaces.models.frozen_basis import FrozenBasisSettings, add_frozen_basis
 
 # All linear maps of a Llama-shaped block.
 BLOCK_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -42,12 +43,17 @@ class LoraSettings:
             )
 
 
-def add_adapter(model: PreTrainedModel, settings: LoraSettings) -> PeftModel:
+AdapterSettings = LoraSettings | FrozenBasisSettings
+
+
+def add_adapter(model: PreTrainedModel, settings: AdapterSettings) -> PeftModel:
     """Freeze a model and put an adapter on it.
 
     Raises:
-        InputError: A target that matches no linear layer.
+        InputError: A target that matches no linear layer, or a subspace file that does not fit.
     """
+    if isinstance(settings, FrozenBasisSettings):
+        return add_frozen_basis(model, settings)
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     ends = sorted({name.rsplit(".", 1)[-1] for name in linear})
     for target in settings.targets:

@@ -16,7 +16,8 @@ from safety_subspaces.data.batches import Batch
 from safety_subspaces.errors import InputError
 from safety_subspaces.language_model import ModelSource
 from safety_subspaces.metrics import TokenStatistics
-from safety_subspaces.models.adapter import LoraSettings, add_adapter
+from safety_subspaces.models.adapter import AdapterSettings, add_adapter
+from safety_subspaces.models.frozen_basis import FrozenBasisSettings, check_factors_are_exact
 
 
 @dataclass
@@ -40,7 +41,7 @@ class LanguageModelModule(L.LightningModule):
 
     Args:
         source: Where network and tokenizer come from.
-        adapter: LoRA settings; ``null`` trains every weight.
+        adapter: LoRA settings, or those of a frozen basis; ``null`` trains every weight.
         optimizer: The optimizer, less its parameters.
         schedule: Warm-up and decay of the learning rate.
         gradient_checkpointing: Recompute activations in the backward pass: a third more time for much less memory.
@@ -51,7 +52,7 @@ class LanguageModelModule(L.LightningModule):
     def __init__(
         self,
         source: ModelSource,
-        adapter: LoraSettings | None = None,
+        adapter: AdapterSettings | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         schedule: CosineSchedule | None = None,
         gradient_checkpointing: bool = False,
@@ -85,6 +86,11 @@ class LanguageModelModule(L.LightningModule):
                 model.enable_input_require_grads()
         network = model if self.adapter is None else add_adapter(model, self.adapter)
         self.language_model = network.train()
+
+    def on_fit_start(self) -> None:
+        """Refuse a precision in which a frozen basis is no longer what its file holds."""
+        if isinstance(self.adapter, FrozenBasisSettings):
+            check_factors_are_exact(self.language_model)
 
     def forward(self, input_ids: Int[Tensor, "batch position"]) -> Float[Tensor, "batch position vocabulary"]:
         """Return the logits of right-padded sequences."""

@@ -42,8 +42,10 @@ def export_model(
     state = gather_state(network, dtype, keeps=writes)
     if not writes:
         return
+    # Else PEFT adds the whole embeddings to an adapter on the head; they are the base's, and untouched.
+    options = {"save_embedding_layers": False} if isinstance(network, PeftModel) else {}
     with replacing_folder(target, overwrite=overwrite) as folder:
-        network.save_pretrained(folder, state_dict=state)
+        network.save_pretrained(folder, state_dict=state, **options)
         tokenizer.save_pretrained(folder)
         config = folder / "config.json"
         if config.is_file():

@@ -14,7 +14,7 @@ from safety_subspaces.errors import InputError
 from safety_subspaces.language_model import ModelSource
 from safety_subspaces.likelihood import sequence_log_probabilities
 from safety_subspaces.metrics import TokenStatistics
-from safety_subspaces.models.adapter import LoraSettings
+from safety_subspaces.models.adapter import AdapterSettings
 from safety_subspaces.models.base import CosineSchedule, LanguageModelModule
 from safety_subspaces.objectives import preference_logits, preference_loss
 
@@ -34,7 +34,8 @@ class PreferenceOptimization(LanguageModelModule):
         source: Where network and tokenizer come from.
         beta: How strongly the model is held to the reference.
         nll_weight: Weight of the likelihood of the chosen answer.
-        adapter: LoRA settings; ``null`` trains every weight. With an adapter the reference is the frozen base under it.
+        adapter: LoRA settings, or those of a frozen basis; ``null`` trains every weight. With an adapter the reference
+            is the frozen base under it.
         optimizer: The optimizer, less its parameters.
         schedule: Warm-up and decay of the learning rate.
         gradient_checkpointing: Recompute activations in the backward pass.
@@ -47,7 +48,7 @@ class PreferenceOptimization(LanguageModelModule):
         source: ModelSource,
         beta: float = 0.1,
         nll_weight: float = 1.0,
-        adapter: LoraSettings | None = None,
+        adapter: AdapterSettings | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         schedule: CosineSchedule | None = None,
         gradient_checkpointing: bool = False,

@@ -70,7 +70,7 @@ def select_names(
     for what, wanted, matches in filters:
         for value in wanted or ():
             if not any(matches(name, value) for name in names):
-                raise InputError(f"{what} {value!r} matches no tensor; there are {_listed(names)}")
+                raise InputError(f"{what} {value!r} matches no tensor; there are {listed(names)}")
         if wanted:
             chosen = [name for name in chosen if any(matches(name, value) for value in wanted)]
     if not chosen:
@@ -103,11 +103,11 @@ def find_targets(
     trained, frozen, shapes = _weights(network)
     unknown = [name for name in subspace.bases if name not in shapes]
     if unknown:
-        raise InputError(f"the subspace has {len(unknown)} tensors that the model lacks: {_listed(unknown)}")
+        raise InputError(f"the subspace has {len(unknown)} tensors that the model lacks: {listed(unknown)}")
     narrowed = bool(types or layers or patterns)
     chosen = select_names(shapes, types, layers, patterns)
     if narrowed and (stuck := [name for name in chosen if name in frozen]):
-        raise InputError(f"frozen tensors cannot be constrained: {_listed(stuck)}; narrow types, layers or patterns")
+        raise InputError(f"frozen tensors cannot be constrained: {listed(stuck)}; narrow types, layers or patterns")
     targets, problems = [], []
     for name in chosen:
         if name not in trained or (name not in subspace.bases and not holds_the_rest):
@@ -120,7 +120,7 @@ def find_targets(
             problems.append(f"{name} has a basis of rank {rank} in {dim} dimensions, which constrains nothing or all")
         targets.append(target)
     if problems:
-        raise InputError(f"the subspace does not fit the model: {_listed(problems)}")
+        raise InputError(f"the subspace does not fit the model: {listed(problems)}")
     if not targets:
         raise InputError("no trained tensor has a subspace here; check the file and the model's trainable parameters")
     return targets
@@ -156,6 +156,7 @@ def _target(name: str, parameters: dict[str, nn.Parameter], shape: torch.Size, s
     return Target(name, parameter, transposed, partner, basis.to(parameter.device, torch.float32))
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Join the first few names, and count the rest."""
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
