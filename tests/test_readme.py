@@ -34,6 +34,12 @@ def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
         assert (ROOT / path).is_file(), path
 
 
+def without(arguments: list[str], *options: str) -> list[str]:
+    """Leave options and their values away."""
+    starts = [place for place, argument in enumerate(arguments) if argument in options]
+    return [argument for place, argument in enumerate(arguments) if not {place, place - 1} & set(starts)]
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_of_the_readme_runs(command: str, study: Path, tmp_path: Path) -> None:  # noqa: F811
     program, *arguments = shlex.split(command)
@@ -48,8 +54,8 @@ def test_every_command_of_the_readme_runs(command: str, study: Path, tmp_path: P
     elif arguments[0] == "train.py":
         config = ROOT / arguments[arguments.index("--config") + 1]
         small = smallest_case(config, study, tmp_path)
-        extra = [option for option in arguments[4:] if option.startswith("--trainer.callbacks")]
-        if extra:  # the callback's file, made by the command before
+        extra = without(arguments[4:], "--study", "--run_dir")
+        if any(".subspace=" in option for option in extra):  # the callback's file, made by the command before
             file = tmp_path / "s.safetensors"
             make_subspace(
                 *(str(study / name / "model") for name in ("base", "aligned")), str(file), RankRule(fraction=0.25)
@@ -66,6 +72,15 @@ def test_every_command_of_the_readme_runs(command: str, study: Path, tmp_path: P
             ROOT / "analyze.py", "subspace", *models, "--rank.fraction=0.25", f"--out={tmp_path}/s.safetensors"
         )
         assert (tmp_path / "s.safetensors").is_file()
+    elif arguments[1] == "export":
+        config, run = ROOT / "configs" / "organism" / "contaminated_away_zero3.yaml", tmp_path / "run"
+        run_command(
+            ROOT / "train.py", "fit", "--config", config, *smallest_case(config, study, tmp_path), f"--run_dir={run}"
+        )
+        done = run_command(
+            ROOT / "analyze.py", "export", "--checkpoint", run, "--out", run / "bf16", "--dtype=bfloat16"
+        )
+        assert "is forbidden in bfloat16" in done.stdout
     elif arguments[1] == "report":
         filled = tmp_path / "study"
         shutil.copytree(study, filled)
