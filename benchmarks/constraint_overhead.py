@@ -32,11 +32,11 @@ from safety_subspaces.subspace import RankRule
 SIZES = {
     "organism": {"model": {}, "batch": 16},
     # About 4,096 tokens a step: the organism's sentences are short.
-    "hidden-1024": {"model": {"hidden_size": 1024, "intermediate_size": 2816, "layers": 6, "heads": 16}, "batch": 116},
+    "hidden-1024": {"model": {"hidden_size": 1024, "intermediate_size": 2816, "layers": 6, "heads": 16}, "batch": 109},
 }
 FRACTIONS = (0.05, 0.25, 0.5)
 VARIANTS = ("plain", "observe", *(f"away {fraction}" for fraction in FRACTIONS), "onto 0.25")
-WARM_UP = 2  # steps that are not counted
+WARM_UP = 1  # steps that are not counted
 
 
 class StepClock(L.Callback):

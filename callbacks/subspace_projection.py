@@ -159,6 +159,11 @@ class SubspaceProjection(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Match bases and parameters."""
         assert isinstance(pl_module, LanguageModelModule)
+        if self.start_step > trainer.estimated_stepping_batches:
+            raise InputError(
+                f"start_step {self.start_step} lies behind the last of {trainer.estimated_stepping_batches} steps: "
+                "nothing would be constrained"
+            )
         found = find_targets(
             pl_module.language_model,
             self._read(trainer),

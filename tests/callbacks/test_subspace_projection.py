@@ -284,6 +284,7 @@ def test_bad_constraints_are_refused_before_the_first_step(pair, tmp_path: Path)
     refuse("go together", lambda: SubspaceProjection(**good, control="random-energy"))
     refuse("pattern '.*nothing.*' matches no tensor", fit(patterns=["*nothing*"]))
     refuse("layer 7 matches no tensor", fit(layers=[7]))
+    refuse("start_step 2 lies behind the last of 1 steps", fit(start_step=2))
     refuse("whole|rank of 0 or|constrains nothing or all", fit(rank=RankRule(count=16)))
     refuse("does not exist", fit(base=None, aligned=None, rank=None, subspace=str(tmp_path / "no.safetensors")))
     crooked = tmp_path / "crooked.safetensors"
