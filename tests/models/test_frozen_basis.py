@@ -265,6 +265,15 @@ def test_the_callback_measures_it_as_wholly_inside_and_refuses_to_project_it(stu
             fit(build(study), tmp_path / mode, callbacks=[SubspaceProjection(subspace=file, mode=mode)])
 
 
+def test_the_other_side_can_be_constrained_beside_it(study: Path, tmp_path: Path) -> None:
+    module = build(study)
+    away = SubspaceProjection(subspace=str(study / "right.safetensors"), mode="away")
+    fit(module, tmp_path, callbacks=[away])
+    updates = updates_of(module)
+    assert leak_of(updates, linear_bases(study, "left"), "left") < 1e-25
+    assert leak_of(updates, linear_bases(study, "right"), "right") > 1 - 1e-10  # all of it is outside
+
+
 def test_what_stays_frozen_is_said_in_one_line_and_narrowing_is_obeyed(study: Path, caplog) -> None:
     caplog.set_level(logging.INFO)
     build(study).configure_model()
