@@ -52,7 +52,10 @@ def test_each_outcome_can_come_out_over_seeds(tmp_path, held, safety, controls):
     seeds = read_seeds(write_seeds(tmp_path, replace(held, seed_noise=0.2, fractions=RANKS)))
     assert verdicts(seeds, "constraint") == [safety, safety]
     assert verdicts(seeds, "constraint controls") == [controls, controls]
-    assert "nan" not in answer(read_across(seeds))
+    said = " ".join(finding.sentence for finding in read_across(seeds))
+    assert "nan" not in answer(read_across(seeds)) + said
+    assert "{" not in said
+    assert "2 degrees of freedom" in said
 
 
 def test_a_difference_that_seeds_do_not_share_is_not_shown(tmp_path):

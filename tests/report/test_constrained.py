@@ -182,6 +182,8 @@ def test_a_spared_margin_that_costs_utility_is_a_trade():
     assert control_verdict(down, none) == "less selective"
     assert control_verdict(up, down) == control_verdict(down, up) == "trade"
     assert control_verdict(none, none) == "no difference"
+    one_prompt = Interval(-1 / 256, -1 / 256, -1 / 256, 2)
+    assert control_verdict(none, one_prompt) == "no difference"
     assert control_verdict(Interval(1.0, math.nan, math.nan, 1), up) == "unknown"
 
 

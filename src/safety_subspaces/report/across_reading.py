@@ -91,10 +91,9 @@ def _read_control(seeds: Seeds, other: str, rows: pd.DataFrame) -> Finding:
 def _read_limits(seeds: Seeds) -> Finding:
     n = len(seeds.studies)
     text = (
-        f"{_seeds(n)}: each seed trains every stage anew and draws its own random "
-        "subspaces, so an interval over seeds covers both; it has {max(n - 1, 0)} degrees of freedom, and a difference "
-        "that it takes in is not shown to be absent. "
-        "All seeds answer the same prompts."
+        f"{_seeds(n)}: each seed trains every stage anew and draws its own random subspaces, so an interval over seeds "
+        f"covers both; it has {max(n - 1, 0)} degrees of freedom, and a difference that it takes in is not shown to be "
+        "absent. All seeds answer the same prompts."
     )
     return Finding("limits", "seeds", "", text)
 
