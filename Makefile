@@ -82,7 +82,7 @@ study-analyses: $(foreach seed,$(SEEDS),$(call results,$(seed),\
 	$(ANALYSES) $(foreach fraction,$(fractions),$(call constrained_analyses_at,$(fraction)))))
 
 test: $(VENV)/.installed-test ## Install and run the whole suite
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.installed-test ## ruff, mypy and the direction of the layers
 	$(VENV)/bin/ruff check .
