@@ -14,6 +14,7 @@ from safety_subspaces.analysis.subspace import subspace as make_subspace
 from safety_subspaces.constraint import Mode, forbidden_part, schedule_strength
 from safety_subspaces.distributed import ZeroStrategy, optimizer_of, stepped_by
 from safety_subspaces.errors import InputError
+from safety_subspaces.files import write_json
 from safety_subspaces.linalg import as_matrix
 from safety_subspaces.models.base import LanguageModelModule
 from safety_subspaces.models.constrained import ConstrainedWeights, UpdateEnergies
@@ -62,7 +63,8 @@ class SubspaceProjection(L.Callback):
         start_step: First optimizer step that is constrained.
         ramp_steps: Steps over which the strength grows linearly from there.
         control: ``none``; ``random`` for a random subspace of equal rank; ``random-energy`` for one whose rank in each
-            tensor would have kept the same share of the update of a finished run (``unconstrained``).
+            tensor would have kept the same share of the update of a finished run (``unconstrained``); what it really
+            keeps stands in ``constraint/control.json``.
         unconstrained: The ``model/`` folder of that run.
         seed: Seed of the control.
         every_n_steps: Optimizer steps between two logged figures.
@@ -178,7 +180,11 @@ class SubspaceProjection(L.Callback):
                 f"{listed(held)}: the adapter's frozen basis decides already where these updates lie; train without "
                 "one, constrain the other side, or say mode: observe to measure"
             )
-        self.targets = control_subspace(found, self.control, self.seed, self.unconstrained, pl_module.source.path)
+        control = control_subspace(found, self.control, self.seed, self.unconstrained, pl_module.source.path)
+        self.targets = control.targets
+        if self.control == "random-energy" and trainer.is_global_zero:
+            energies = {"subspace_energy": control.subspace_energy, "control_energy": control.control_energy}
+            write_json(self._file(trainer, "control").with_suffix(".json"), energies)
         self._refuse_twice(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -1,7 +1,6 @@
 """The constraint holds: measured in float64 on the trained weights, against the float32 rounding floor."""
 
 import json
-import logging
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -188,8 +187,7 @@ def test_schedules_are_constant_linear_or_from_a_step() -> None:
 
 
 @pytest.mark.parametrize("control", ["random", "random-energy"])
-def test_control_subspaces_are_random_seeded_and_of_the_stated_size(pair, tmp_path: Path, control, caplog) -> None:
-    caplog.set_level(logging.INFO)
+def test_control_subspaces_are_random_seeded_and_of_the_stated_size(pair, tmp_path: Path, control) -> None:
     base, aligned = pair
     finished = train(
         tmp_path / "free", aligned, SubspaceProjection(base=base, aligned=aligned, rank=FRACTION, mode="observe")
@@ -211,8 +209,16 @@ def test_control_subspaces_are_random_seeded_and_of_the_stated_size(pair, tmp_pa
         if control == "random":
             assert basis.shape == top[name].shape
     if control == "random-energy":
-        line = next(record.args for record in caplog.records if "random-energy: keeps" in record.getMessage())
-        assert line[0] == pytest.approx(line[1], abs=0.1)
+        kept = json.loads((tmp_path / "0" / "constraint" / "control.json").read_text())
+        start, end = load_file(Path(aligned) / "model.safetensors"), load_file(tmp_path / "finished/model.safetensors")
+        for name, bases in (("subspace_energy", top), ("control_energy", runs[0])):
+            inside = whole = 0.0
+            for tensor, basis in bases.items():
+                delta = (end[tensor].double() - start[tensor].double()).reshape(len(basis), -1)
+                inside += float((basis.double().T @ delta).square().sum())
+                whole += float(delta.square().sum())
+            assert kept[name] == pytest.approx(inside / whole, rel=1e-6)
+        assert kept["control_energy"] == pytest.approx(kept["subspace_energy"], abs=0.1)
 
 
 def test_a_resumed_run_keeps_its_first_anchor(pair, tmp_path: Path) -> None:

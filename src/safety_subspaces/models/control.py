@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from safety_subspaces.checkpoint import open_checkpoint
@@ -19,13 +19,29 @@ ControlKind = Literal["none", "random", "random-energy"]
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Control:
+    """The targets with the bases that a run is held to.
+
+    Args:
+        targets: The constrained parameters.
+        subspace_energy: Share of the finished run's update that the alignment subspace keeps; NaN where no finished run
+            was compared with.
+        control_energy: The share that the random subspaces really keep of it.
+    """
+
+    targets: list[Target]
+    subspace_energy: float = float("nan")
+    control_energy: float = float("nan")
+
+
 def control_subspace(
     targets: Sequence[Target], kind: ControlKind, seed: int, unconstrained: str | None = None, start: str | None = None
-) -> list[Target]:
+) -> Control:
     """Replace each target's basis by a Haar-random one.
 
     ``random`` has the rank of the basis it replaces. ``random-energy`` has the rank at which it is expected to keep the
-    share that the basis keeps of a finished run's update; the share that it really keeps is logged beside it.
+    share that the basis keeps of a finished run's update; the share that it really keeps is given beside it.
 
     Args:
         targets: The constrained parameters with the bases to replace.
@@ -38,7 +54,7 @@ def control_subspace(
         InputError: ``random-energy`` for a model that starts from no checkpoint, or folders that do not fit.
     """
     if kind == "none":
-        return list(targets)
+        return Control(list(targets))
     ranks = {target.name: target.basis.shape[1] for target in targets}
     deltas = {}
     if kind == "random-energy":
@@ -57,11 +73,12 @@ def control_subspace(
         generator = seeded_generator(seed, target.name, kind)
         basis = haar_basis(target.basis.shape[0], ranks[target.name], generator).to(target.basis.device)
         drawn.append(replace(target, basis=basis))
-    if deltas:
-        whole = sum(squared_norm(delta) for delta in deltas.values())
-        kept = [
-            sum(float(Projector(target.basis).energies(deltas[target.name]).sum()) for target in chosen) / whole
-            for chosen in (targets, drawn)
-        ]
-        logger.info("random-energy: keeps %.4f of the finished run's update, the subspace %.4f", kept[1], kept[0])
-    return drawn
+    if not deltas:
+        return Control(drawn)
+    whole = sum(squared_norm(delta) for delta in deltas.values())
+    wanted, kept = (
+        sum(float(Projector(target.basis).energies(deltas[target.name]).sum()) for target in chosen) / whole
+        for chosen in (targets, drawn)
+    )
+    logger.info("random-energy: keeps %.4f of the finished run's update, the subspace %.4f", kept, wanted)
+    return Control(drawn, wanted, kept)
