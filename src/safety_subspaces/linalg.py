@@ -18,6 +18,9 @@ ILL_CONDITIONED = 1e-6
 # Directions with sigma at most this share of sigma_1 are rounding, not data: weights in float32 are good to
 # 2^-24 = 6e-8 of their size, and the square root of a float64 Gram's noise (1e-16) is 1e-8.
 RANK_TOLERANCE = 1e-6
+# A Gram matrix is summed over blocks of so many rows (or columns) of the longer side, so that a scaled or float64 copy
+# is never made of a whole embedding matrix.
+GRAM_BLOCK = 8192
 # Columns of U = D V / sigma leave orthonormality by the Gram's noise over sigma^2; above a few roundings of a
 # float32 inner product they are orthonormalised once more.
 ORTHONORMAL_TOLERANCE = 1e-5
@@ -46,8 +49,8 @@ def left_factors(delta: Float[Tensor, "out in"]) -> LeftFactors:
 
     ``D D^T = L S^2 L^T`` when ``out <= in``; otherwise ``D^T D = R S^2 R^T`` and ``L = D R S^-1``. The Gram
     matrix is float32 (float64 where that loses the small end of the spectrum), its eigendecomposition always
-    float64. Energies agree with a
-    float64 SVD to 1e-7 of the whole, and to a few 1e-6 on spectra just short of being ill-conditioned.
+    float64. Energies agree with a float64 SVD to 1e-7 of the whole, and to a few 1e-6 on spectra just short of being
+    ill-conditioned.
 
     Returns:
         The factors within the numerical rank; a zero matrix has none, and an empty basis.
@@ -57,20 +60,31 @@ def left_factors(delta: Float[Tensor, "out in"]) -> LeftFactors:
     """
     rows, columns = delta.shape
     matrix = delta.detach() if delta.dtype == torch.float64 else delta.detach().float()
-    scale = matrix.abs().amax() if matrix.numel() else matrix.new_zeros(())
-    if not torch.isfinite(scale):
-        raise InputError("the matrix to factorise holds NaN or infinite entries; expected finite numbers")
+    scale = _scale_of(matrix)
     if scale == 0:
         return LeftFactors(delta.new_zeros(rows, 0, dtype=torch.float32), delta.new_zeros(0, dtype=torch.float64))
-    matrix = matrix / scale  # squares of tiny deltas would leave float32's range
-    eigenvalues, vectors = _gram_eigh(matrix)
-    if eigenvalues[-1] < ILL_CONDITIONED * eigenvalues[0]:
-        matrix = matrix.double()
-        eigenvalues, vectors = _gram_eigh(matrix)
-    rank = int((eigenvalues > RANK_TOLERANCE**2 * eigenvalues[0]).sum())
+    eigenvalues, vectors, working = _gram_eigh(matrix, scale)
+    rank = _numerical_rank(eigenvalues)
     values, vectors = eigenvalues[:rank].sqrt(), vectors[:, :rank]
-    basis = vectors if rows <= columns else _orthonormalise(matrix @ (vectors / values).to(matrix.dtype))
-    return LeftFactors(basis.float(), values * scale.double())
+    if rows > columns:
+        vectors = _orthonormalise(_in_blocks(matrix, vectors / values, scale, working))
+    return LeftFactors(vectors.float(), values * scale)
+
+
+def singular_values(delta: Float[Tensor, "out in"]) -> Float64[Tensor, " rank"]:
+    """Return the singular values within the numerical rank, in descending order: those of :func:`left_factors`.
+
+    Without the vectors this costs a fraction of the factorisation, and beside the matrix only its smaller Gram matrix.
+
+    Raises:
+        InputError: ``delta`` holds a NaN or an infinity.
+    """
+    matrix = delta.detach() if delta.dtype == torch.float64 else delta.detach().float()
+    scale = _scale_of(matrix)
+    if scale == 0:
+        return delta.new_zeros(0, dtype=torch.float64)
+    eigenvalues, _, _ = _gram_eigh(matrix, scale, with_vectors=False)
+    return eigenvalues[: _numerical_rank(eigenvalues)].sqrt() * scale
 
 
 def rank_of_energy(singular_values: Float[Tensor, " rank"], share: float) -> int:
@@ -134,12 +148,48 @@ def as_matrix(tensor: Float[Tensor, "..."]) -> Float[Tensor, "out in"]:
     return tensor if tensor.ndim == 2 else tensor.reshape(-1, 1)
 
 
-def _gram_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (descending, not negative) and eigenvectors of the smaller Gram matrix, in float64."""
+def _scale_of(matrix: Tensor) -> float:
+    """The power of two below the largest entry, exact to divide by: squares of tiny deltas leave float32's range."""
+    largest = matrix.abs().amax() if matrix.numel() else matrix.new_zeros(())
+    if not torch.isfinite(largest):
+        raise InputError("the matrix to factorise holds NaN or infinite entries; expected finite numbers")
+    return 2.0 ** (int(torch.frexp(largest).exponent) - 1) if largest > 0 else 0.0
+
+
+def _numerical_rank(eigenvalues: Tensor) -> int:
+    return int((eigenvalues > RANK_TOLERANCE**2 * eigenvalues[0]).sum())
+
+
+def _gram_eigh(matrix: Tensor, scale: float, with_vectors: bool = True) -> tuple[Tensor, Tensor, torch.dtype]:
+    """Eigenvalues (descending, not negative) and eigenvectors of the scaled matrix's smaller Gram, always in float64.
+
+    The Gram matrix is formed again in float64 where float32 has lost the small end of the spectrum; the type that it
+    was formed in comes third.
+    """
+    for working in dict.fromkeys((matrix.dtype, torch.float64)):
+        gram = _gram(matrix, scale, working).double()
+        values, vectors = torch.linalg.eigh(gram) if with_vectors else (torch.linalg.eigvalsh(gram), gram)
+        values = values.flip(0).clamp_min(0)
+        if values[-1] >= ILL_CONDITIONED * values[0]:
+            break
+    return values, vectors.flip(1), working
+
+
+def _gram(matrix: Tensor, scale: float, working: torch.dtype) -> Tensor:
     rows, columns = matrix.shape
-    gram = matrix @ matrix.T if rows <= columns else matrix.T @ matrix
-    eigenvalues, vectors = torch.linalg.eigh(gram.double())
-    return eigenvalues.flip(0).clamp_min(0), vectors.flip(1)
+    longer = 1 if rows <= columns else 0
+    blocks = ((block / scale).to(working) for block in matrix.split(GRAM_BLOCK, dim=longer))
+    products = (block @ block.T if longer else block.T @ block for block in blocks)
+    total = next(products)
+    for product in products:
+        total += product
+    return total
+
+
+def _in_blocks(matrix: Tensor, vectors: Tensor, scale: float, working: torch.dtype) -> Tensor:
+    """The scaled matrix times vectors, in the type that its Gram matrix was formed in."""
+    vectors = vectors.to(working)
+    return torch.cat([(block / scale).to(working) @ vectors for block in matrix.split(GRAM_BLOCK)])
 
 
 def _orthonormalise(columns: Tensor) -> Tensor:

@@ -1,0 +1,185 @@
+"""What the update of one weight measures, dense or in factors, and how the measures of many become one number."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import fsum, nan, sqrt
+
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from safety_subspaces.linalg import (
+    LeftFactors,
+    as_matrix,
+    left_factors,
+    rank_of_energy,
+    singular_values,
+    squared_norm,
+)
+from safety_subspaces.lowrank import LowRank
+from safety_subspaces.nulls import overlap_moments
+from safety_subspaces.overlap import overlap_sums
+from safety_subspaces.subspace import RankRule, top_basis
+from safety_subspaces.subspace_file import Side, SubspaceFile
+
+
+@dataclass(frozen=True)
+class UpdateMeasures:
+    """Measures of one weight's update; NaN is what was not asked for or is not defined, as of a zero update.
+
+    Args:
+        name: Canonical name of the weight.
+        is_matrix: Whether the weight is 2-D.
+        energy: Squared Frobenius norm of the update.
+        inside: Energy inside a given subspace.
+        inside_chance: Energy that a Haar-random subspace of its rank is expected to hold.
+        stable_rank: ``||D||_F^2 / sigma_1^2``, of a matrix.
+        effective_rank: ``exp(-sum p log p)`` with ``p_i = sigma_i^2 / ||D||_F^2``, of a matrix.
+        overlap: Mode subspace overlap with another update of the weight.
+        overlap_chance: Its level for independent Haar-random subspaces.
+        spectrum: Singular values of a matrix in descending order, where they were asked for.
+    """
+
+    name: str
+    is_matrix: bool
+    energy: float
+    inside: float = nan
+    inside_chance: float = nan
+    stable_rank: float = nan
+    effective_rank: float = nan
+    overlap: float = nan
+    overlap_chance: float = nan
+    spectrum: Float64[Tensor, " rank"] | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What an update is held against.
+
+    Args:
+        subspace: A subspace of each weight, in which the energy is measured.
+        other: Leading left singular vectors of another update of each weight, up to ``energy`` of it.
+        energy: Share of this update's energy at which its own space is cut for the overlap.
+        spectra: Whether matrices are decomposed: their stable rank, effective rank and spectrum. An overlap needs it.
+    """
+
+    subspace: SubspaceFile | None = None
+    other: Mapping[str, Float[Tensor, "out rank"]] | None = None
+    energy: float = 0.9
+    spectra: bool = True
+
+
+def measure_update(
+    name: str, update: Float[Tensor, "..."] | LowRank, against: Comparison, factors: LeftFactors | None = None
+) -> UpdateMeasures:
+    """Measure the update of one weight.
+
+    Args:
+        name: Canonical name of the weight.
+        update: Its update.
+        against: What it is held against.
+        factors: Its factors, where they are known already.
+    """
+    is_matrix = isinstance(update, LowRank) or update.ndim == 2
+    energy = update.squared_norm() if isinstance(update, LowRank) else squared_norm(update)
+    inside = inside_chance = nan
+    if against.subspace is not None:
+        basis = against.subspace.bases.get(name)
+        inside = 0.0 if basis is None else energy_along(update, basis, against.subspace.side)
+        inside_chance = 0.0 if basis is None else energy * basis.shape[1] / basis.shape[0]
+    overlap = overlap_chance = nan
+    if is_matrix and energy > 0 and against.other is not None and name in against.other:
+        factors = factors_of(update) if factors is None else factors
+        overlap, overlap_chance = _overlap(factors, against.other[name], against.energy)
+    spectrum = None
+    if is_matrix and energy > 0 and against.spectra:
+        spectrum = spectrum_of(update) if factors is None else factors.singular_values
+    stable, effective = (nan, nan) if spectrum is None else spectral_ranks(spectrum)
+    return UpdateMeasures(
+        name, is_matrix, energy, inside, inside_chance, stable, effective, overlap, overlap_chance, spectrum
+    )
+
+
+def energy_along(update: Float[Tensor, "..."] | LowRank, basis: Float[Tensor, "dim rank"], side: Side) -> float:
+    """Return the squared norm of the part of an update inside a subspace of its output (left) or input space (right).
+
+    A weight that is not 2-D is one column, whatever the side.
+    """
+    if isinstance(update, LowRank):
+        return (update.transposed if side == "right" else update).squared_norm_along(basis.to(update.left.device))
+    matrix = as_matrix(update)
+    matrix = matrix.T if side == "right" and update.ndim == 2 else matrix
+    return float((basis.to(matrix).T @ matrix).double().square().sum())
+
+
+def factors_of(update: Float[Tensor, "..."] | LowRank) -> LeftFactors:
+    """Factorise an update."""
+    return update.left_factors() if isinstance(update, LowRank) else left_factors(as_matrix(update))
+
+
+def spectrum_of(update: Float[Tensor, "..."] | LowRank) -> Float64[Tensor, " rank"]:
+    """Return an update's singular values."""
+    return update.singular_values() if isinstance(update, LowRank) else singular_values(as_matrix(update))
+
+
+def spectral_ranks(spectrum: Float64[Tensor, " rank"]) -> tuple[float, float]:
+    """Return the stable rank and the effective rank of a spectrum; NaN where it is empty.
+
+    Source:
+        Effective rank: Roy and Vetterli, EUSIPCO 2007, of the squared singular values.
+    """
+    if spectrum.numel() == 0:
+        return nan, nan
+    energies = spectrum.double().square()
+    shares = energies / energies.sum()
+    entropy = -(shares * shares.log()).sum()
+    return float(energies.sum() / energies[0]), float(entropy.exp())
+
+
+def pool_measures(measures: Sequence[UpdateMeasures]) -> dict[str, float]:
+    """Make one number of each measure; NaN where no weight has it.
+
+    Energies are summed before they are divided: ``frobenius_norm``, ``energy_fraction`` inside the subspace, and
+    ``energy_fraction_chance``. ``stable_rank``, ``effective_rank``, ``overlap`` and ``overlap_chance`` are means over
+    the matrices that have one.
+    """
+    whole = fsum(m.energy for m in measures)
+    sums = {name: fsum(getattr(m, name) for m in measures) for name in ("inside", "inside_chance")}
+    return {
+        "frobenius_norm": sqrt(whole),
+        "energy_fraction": sums["inside"] / whole if whole > 0 else nan,
+        "energy_fraction_chance": sums["inside_chance"] / whole if whole > 0 else nan,
+        **{
+            name: _mean(getattr(m, name) for m in measures)
+            for name in ("stable_rank", "effective_rank", "overlap", "overlap_chance")
+        },
+    }
+
+
+def compress(
+    update: Float[Tensor, "out in"], factors: LeftFactors, rank: RankRule
+) -> tuple[LowRank | Float[Tensor, "out in"], float]:
+    """Keep the leading directions of an update: ``L (L^T D)``, and return the share of its energy that is lost.
+
+    An update whose factors would take more room than itself is kept as it is, and loses nothing.
+    """
+    rows, columns = update.shape
+    count = rank.choose(factors, columns).rank
+    if count * (rows + columns) >= rows * columns:
+        return update, 0.0
+    basis = top_basis(factors, count).to(update)
+    right = basis.T @ update
+    whole = squared_norm(update)
+    return LowRank(basis, right), max(0.0, 1 - squared_norm(right) / whole) if whole > 0 else 0.0
+
+
+def _overlap(factors: LeftFactors, other: Float[Tensor, "out rank"], energy: float) -> tuple[float, float]:
+    ranks = (rank_of_energy(factors.singular_values, energy), other.shape[1])
+    if 0 in ranks:
+        return nan, nan
+    (total,) = overlap_sums(factors.basis, other.to(factors.basis), [ranks])
+    return min(1.0, total / min(ranks)), overlap_moments(factors.basis.shape[0], *ranks).mean
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = [value for value in values if value == value]
+    return fsum(known) / len(known) if known else nan
