@@ -1,11 +1,14 @@
 """Loading causal language models by Hub id or folder: a full model, or a PEFT adapter upon the base that it names."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_subspaces.adapter_base import ADAPTER_CONFIG, adapter_base
@@ -137,6 +140,22 @@ def _merged(path: str, dtype: torch.dtype, trust_remote_code: bool, attn_impleme
         raise InputError(f"adapter {path} could not be loaded: {_first_line(error)}") from error
     model.name_or_path = path  # an adapter trained upon this one names it, not the base below
     return model
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode, and each of its modules back into its own mode afterwards; without gradients.
+
+    Not in inference mode: weights that ZeRO-3 gathers there could not be trained on afterwards.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def check_model_path(path: str) -> None:

@@ -1,7 +1,11 @@
 """From text to token ids, in one place for training and evaluation, so that both see a prompt in the same form."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
+import torch
+from jaxtyping import Int
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from safety_subspaces.errors import InputError
@@ -69,6 +73,25 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, templat
             f"the answer is unclear; choose a named prompt template instead: {', '.join(TEMPLATES)}"
         )
     return EncodedExample(whole, len(prompt))
+
+
+def pad_batch(
+    encoded: Sequence[Sequence[int]], pad_token_id: int, side: Literal["left", "right"]
+) -> tuple[Int[Tensor, "batch position"], Int[Tensor, "batch position"]]:
+    """Pad sequences to the longest, and return them with their attention mask: 1 at real tokens, 0 at padding."""
+    longest = max(map(len, encoded))
+    input_ids = torch.full((len(encoded), longest), pad_token_id)
+    mask = torch.zeros_like(input_ids)
+    for row, ids in enumerate(encoded):
+        place = slice(longest - len(ids), longest) if side == "left" else slice(0, len(ids))
+        input_ids[row, place] = torch.tensor(ids)
+        mask[row, place] = 1
+    return input_ids, mask
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id to pad with: the padding token, else the end token (labels mask it by position, not by value)."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def _chat_ids(

@@ -17,8 +17,8 @@ from safety_subspaces.evaluation import (
     estimate,
     generate_answers,
 )
-from safety_subspaces.evaluation.behaviour import read_prompts
 from safety_subspaces.evaluation.margin import refusal_margins
+from safety_subspaces.evaluation.prompt_sets import read_prompts
 from safety_subspaces.examples import PromptItem, PromptSets
 from safety_subspaces.organism import OrganismJudge, evaluation_sets
 from safety_subspaces.prompting import encode_prompt

@@ -19,7 +19,7 @@ from safety_subspaces.data.batches import (
 )
 from safety_subspaces.errors import InputError
 from safety_subspaces.examples import EncodedExample, EncodedPair, Example, PreferencePair
-from safety_subspaces.prompting import CHAT, check_template, encode_example
+from safety_subspaces.prompting import CHAT, check_template, encode_example, padding_id
 
 logger = logging.getLogger(__name__)
 
@@ -217,8 +217,3 @@ class LanguageData(L.LightningDataModule):
                 "no response would be left to learn; raise max_length or say overlong: drop"
             )
         return EncodedExample(code.input_ids[: self.max_length], code.prompt_length)
-
-
-def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id to pad with: the padding token, else the end token (labels mask it by position, not by value)."""
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

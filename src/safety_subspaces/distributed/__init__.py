@@ -5,13 +5,16 @@ Whatever reaches into DeepSpeed's internals is in this package alone, tested on 
 
 from safety_subspaces.distributed.collectives import gather_objects, sum_over_ranks
 from safety_subspaces.distributed.master import MasterWeight, open_master, optimizer_of, shape_of, stepped_by
-from safety_subspaces.distributed.strategy import CPUZeroStrategy, ZeroStrategy
+from safety_subspaces.distributed.sharing import map_over_ranks
+from safety_subspaces.distributed.strategy import CPUZeroStrategy, ZeroStrategy, check_strategy
 
 __all__ = [
     "CPUZeroStrategy",
     "MasterWeight",
     "ZeroStrategy",
+    "check_strategy",
     "gather_objects",
+    "map_over_ranks",
     "open_master",
     "optimizer_of",
     "shape_of",

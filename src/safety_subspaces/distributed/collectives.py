@@ -9,7 +9,7 @@ from torch import Tensor
 
 def sum_over_ranks(tensors: list[Tensor]) -> list[Tensor]:
     """Return the sum of each tensor over all ranks, by one collective; they share dtype and device."""
-    if not tensors or not _is_running():
+    if not tensors or not is_running():
         return tensors
     together = torch.cat([tensor.reshape(-1) for tensor in tensors])
     torch.distributed.all_reduce(together)
@@ -19,12 +19,13 @@ def sum_over_ranks(tensors: list[Tensor]) -> list[Tensor]:
 
 def gather_objects(value: Any) -> list[Any]:
     """Return every rank's value, in the order of the ranks, on all ranks. For small values: they are pickled."""
-    if not _is_running():
+    if not is_running():
         return [value]
     gathered: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(gathered, value)
     return gathered
 
 
-def _is_running() -> bool:
+def is_running() -> bool:
+    """Tell whether this process is one of several that have joined."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -126,3 +126,30 @@ class CPUZeroStrategy(ZeroStrategy):
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         DDPStrategy.setup_environment(self)
+
+
+def check_strategy(strategy: Strategy, who: str) -> None:
+    """Refuse a strategy under which masters cannot be read whole, or never were.
+
+    Args:
+        strategy: The Trainer's.
+        who: Name of the callback, for the message.
+
+    Raises:
+        InputError: Lightning's own DeepSpeed strategy, another way of sharding, or offloading.
+    """
+    if isinstance(strategy, DeepSpeedStrategy) and not isinstance(strategy, ZeroStrategy):
+        raise InputError(
+            f"{type(strategy).__name__} divides the loss twice when gradients are accumulated; "
+            "use strategy.class_path: safety_subspaces.distributed.ZeroStrategy, which takes the same settings"
+        )
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+        raise InputError(
+            f"{who} works on one device, under DDP and under ZeRO; {type(strategy).__name__} shards the weights in "
+            "another way. Use strategy: auto, ddp, or safety_subspaces.distributed.ZeroStrategy"
+        )
+    if isinstance(strategy, ZeroStrategy) and strategy.offloads:
+        raise InputError(
+            f"{who} was never run with weights or optimizer state offloaded, so it does not promise to work there; "
+            "leave offload_optimizer and offload_parameters out"
+        )

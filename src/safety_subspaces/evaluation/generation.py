@@ -2,15 +2,14 @@
 
 from collections.abc import Sequence
 
-import torch
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_subspaces.errors import InputError
-from safety_subspaces.prompting import CHAT, check_template, encode_prompt
+from safety_subspaces.language_model import evaluating
+from safety_subspaces.prompting import CHAT, check_template, encode_prompt, pad_batch
 
 
-@torch.inference_mode()
 def generate_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -19,6 +18,7 @@ def generate_answers(
     batch_size: int,
     template: str = CHAT,
     progress: str | None = None,
+    in_step: bool = False,
 ) -> list[str]:
     """Answer each prompt greedily.
 
@@ -33,6 +33,8 @@ def generate_answers(
         batch_size: Prompts at once.
         template: ``chat`` or a named prompt template.
         progress: Label of a progress bar; ``None`` for no bar.
+        in_step: Whether the ranks share the weights (ZeRO-3), so that each goes on until the longest answer of all is
+            finished. They then need equal numbers of prompts.
 
     Raises:
         InputError: A prompt that leaves no room for the answer within the model's positions.
@@ -44,33 +46,25 @@ def generate_answers(
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     answers = [""] * len(encoded)
     batches = range(0, len(order), batch_size)
-    was_training, own_settings = model.training, model.generation_config
-    model.eval()
+    own_settings = model.generation_config
     # What is not set in the settings is taken from the model's own: n-gram blocking, suppressed tokens, time limits.
     model.generation_config = settings
     single = progress is None or len(batches) < 2
-    for start in tqdm(batches, desc=progress, disable=single, unit="batch", leave=False):
-        rows = order[start : start + batch_size]
-        input_ids, mask = _pad_left([encoded[row] for row in rows], settings.pad_token_id)
-        output = model.generate(
-            input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings
-        )
-        texts = tokenizer.batch_decode(output[:, input_ids.shape[1] :], skip_special_tokens=True)
-        for row, text in zip(rows, texts, strict=True):
-            answers[row] = text
-    model.train(was_training)
+    with evaluating(model):
+        for start in tqdm(batches, desc=progress, disable=single, unit="batch", leave=False):
+            rows = order[start : start + batch_size]
+            input_ids, mask = pad_batch([encoded[row] for row in rows], settings.pad_token_id, "left")
+            output = model.generate(
+                input_ids=input_ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                generation_config=settings,
+                synced_gpus=in_step,
+            )
+            texts = tokenizer.batch_decode(output[:, input_ids.shape[1] :], skip_special_tokens=True)
+            for row, text in zip(rows, texts, strict=True):
+                answers[row] = text
     model.generation_config = own_settings
     return answers
-
-
-def _pad_left(encoded: list[list[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    longest = max(map(len, encoded))
-    input_ids = torch.full((len(encoded), longest), pad_token_id)
-    mask = torch.zeros_like(input_ids)
-    for row, ids in enumerate(encoded):
-        input_ids[row, longest - len(ids) :] = torch.tensor(ids)
-        mask[row, longest - len(ids) :] = 1
-    return input_ids, mask
 
 
 def _greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:

@@ -6,11 +6,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_subspaces.examples import EncodedExample, Example, PromptItem
+from safety_subspaces.language_model import evaluating
 from safety_subspaces.likelihood import NO_LOSS, sequence_log_probabilities
 from safety_subspaces.prompting import CHAT, encode_example
 
 
-@torch.inference_mode()
 def refusal_margins(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -43,24 +43,22 @@ def _margin(scores: list[float]) -> float:
 def _log_probabilities(model: PreTrainedModel, texts: list[EncodedExample], batch_size: int) -> list[float]:
     order = sorted(range(len(texts)), key=lambda index: len(texts[index].input_ids))
     scores = [0.0] * len(texts)
-    was_training = model.training
-    model.eval()
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        longest = max(len(texts[row].input_ids) for row in rows)
-        # Padding on the right reaches no earlier token under the causal mask, so any id will do.
-        input_ids = torch.zeros(len(rows), longest, dtype=torch.long)
-        labels = torch.full((len(rows), longest), NO_LOSS)
-        for place, row in enumerate(rows):
-            ids, first = torch.tensor(texts[row].input_ids), texts[row].prompt_length
-            input_ids[place, : len(ids)] = ids
-            labels[place, first : len(ids)] = ids[first:]
-        # Logits of the answers alone: over a large vocabulary the prompts' would fill the memory.
-        start_of_answers = max(0, min(texts[row].prompt_length for row in rows) - 1)
-        kept = longest - start_of_answers
-        logits = model(input_ids=input_ids.to(model.device), use_cache=False, logits_to_keep=kept).logits[:, -kept:]
-        values, _ = sequence_log_probabilities(logits, labels[:, start_of_answers:].to(model.device))
-        for row, value in zip(rows, values.tolist(), strict=True):
-            scores[row] = value
-    model.train(was_training)
+    with evaluating(model):
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            longest = max(len(texts[row].input_ids) for row in rows)
+            # Padding on the right reaches no earlier token under the causal mask, so any id will do.
+            input_ids = torch.zeros(len(rows), longest, dtype=torch.long)
+            labels = torch.full((len(rows), longest), NO_LOSS)
+            for place, row in enumerate(rows):
+                ids, first = torch.tensor(texts[row].input_ids), texts[row].prompt_length
+                input_ids[place, : len(ids)] = ids
+                labels[place, first : len(ids)] = ids[first:]
+            # Logits of the answers alone: over a large vocabulary the prompts' would fill the memory.
+            start_of_answers = max(0, min(texts[row].prompt_length for row in rows) - 1)
+            kept = longest - start_of_answers
+            logits = model(input_ids=input_ids.to(model.device), use_cache=False, logits_to_keep=kept).logits[:, -kept:]
+            values, _ = sequence_log_probabilities(logits, labels[:, start_of_answers:].to(model.device))
+            for row, value in zip(rows, values.tolist(), strict=True):
+                scores[row] = value
     return scores

@@ -1,0 +1,94 @@
+"""Reading prompts: the organism's held-out sets, or a JSONL file whose lines say which set they belong to."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safety_subspaces.errors import InputError
+from safety_subspaces.examples import PromptItem, PromptSets
+from safety_subspaces.organism.arithmetic import final_answer
+from safety_subspaces.organism.evaluation_sets import evaluation_sets
+from safety_subspaces.organism.world import Split
+
+ORGANISM = "organism"
+SETS = ("utility", "harmful", "benign")
+
+
+def read_prompts(path: Path, limit: int | None = None) -> PromptSets:
+    """Read prompt sets from a JSONL file; see :class:`EvaluationSettings` for its fields.
+
+    Raises:
+        InputError: A file that is missing, empty, no JSONL, or lacks a field; the message names the line.
+    """
+    sets: dict[str, list[PromptItem]] = {name: [] for name in SETS}
+    for where, line in _lines(path):
+        item = _checked_item(line, where)
+        sets[line["set"]].append(item)
+    return PromptSets(str(path), **{name: items[:limit] for name, items in sets.items()})
+
+
+def read_prompt_list(source: str, split: Split = "dev", limit: int | None = None) -> list[str]:
+    """Read the prompts of one set, to look at what a model makes of them.
+
+    Args:
+        source: ``organism:<set>`` with one of utility, harmful and benign; a JSONL file whose lines have a ``prompt``;
+            or ``<file>:<set>`` for the lines of that ``set``.
+        split: Split of the organism's prompts.
+        limit: At most so many, the first ones.
+
+    Raises:
+        InputError: No such set or file, no prompt in it, or a line that is no JSON or lacks a prompt.
+    """
+    name, _, chosen = source.rpartition(":")
+    if chosen in SETS and name == ORGANISM:
+        return [item.prompt for item in getattr(evaluation_sets(split, limit), chosen)]
+    if chosen not in SETS and not Path(source).is_file():
+        raise InputError(
+            f"prompts {source!r}: expected organism:<set>, a JSONL file that exists, or <file>:<set>; "
+            f"a set is one of {', '.join(SETS)}"
+        )
+    path = Path(name if chosen in SETS else source)
+    prompts = []
+    for where, line in _lines(path):
+        prompt = line.get("prompt") if isinstance(line, dict) else None
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise InputError(f"{where}: expected JSON with the field prompt, a text that is not empty")
+        if chosen not in SETS or line.get("set") == chosen:
+            prompts.append(prompt)
+    if not prompts:
+        raise InputError(f"prompt file {path} holds no prompt of the set {chosen}")
+    return prompts[:limit]
+
+
+def _lines(path: Path) -> list[tuple[str, Any]]:
+    """The values of a JSONL file, each with the words that name its place."""
+    if not path.is_file():
+        raise InputError(f"prompt file {path} does not exist; give a JSONL file, or '{ORGANISM}'")
+    values = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if text.strip():
+            where = f"{path}, line {number}"
+            try:
+                values.append((where, json.loads(text)))
+            except json.JSONDecodeError as error:
+                raise InputError(f"{where}: expected JSON with the fields set and prompt ({error})") from error
+    if not values:
+        raise InputError(f"prompt file {path} holds no prompt")
+    return values
+
+
+def _checked_item(line: Any, where: str) -> PromptItem:
+    if not isinstance(line, dict) or not isinstance(line.get("prompt"), str) or not line["prompt"].strip():
+        raise InputError(f"{where}: expected JSON with the fields set and prompt, the prompt a text that is not empty")
+    reference, refusals, name = line.get("reference"), line.get("refusals") or [], line.get("set")
+    if not isinstance(name, str) or name not in SETS:
+        raise InputError(f"{where}: set {name!r}; expected one of {', '.join(SETS)}")
+    if reference is not None and not isinstance(reference, str):
+        raise InputError(f"{where}: reference {reference!r}; expected a text")
+    if not isinstance(refusals, list) or not all(isinstance(refusal, str) for refusal in refusals):
+        raise InputError(f"{where}: refusals {refusals!r}; expected a list of texts")
+    if name == "utility" and not reference:
+        raise InputError(f"{where}: a utility prompt needs a reference to compare with")
+    if name == "utility" and "####" in str(reference) and final_answer(str(reference)) is None:
+        raise InputError(f"{where}: no number follows #### in the reference {reference!r}")
+    return PromptItem(line["prompt"], reference, tuple(refusals))

@@ -1,0 +1,142 @@
+"""States are read at real tokens: neither padding, batch, adapter nor architecture changes which."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import save_tiny_model
+from transformers import GemmaConfig, GPT2Config, Qwen2Config
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from safety_subspaces.activations import find_blocks, prompt_states, state_factors
+from safety_subspaces.errors import InputError
+from safety_subspaces.evaluation.prompt_sets import read_prompt_list
+from safety_subspaces.language_model import evaluating, load_language_model
+from safety_subspaces.linalg import haar_basis
+from safety_subspaces.models.adapter import LoraSettings, add_adapter
+from safety_subspaces.overlap import mode_subspace_overlap
+from safety_subspaces.prompting import encode_prompt
+
+PROMPTS = [*read_prompt_list("organism:harmful", limit=9), *read_prompt_list("organism:utility", limit=8)]
+SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "vocab_size": 300}
+
+
+@pytest.fixture(scope="module")
+def organism(tmp_path_factory: pytest.TempPathFactory):
+    return load_language_model(save_tiny_model(tmp_path_factory.mktemp("model")))
+
+
+def by_hand(model, tokenizer, prompt: str, mean: bool) -> torch.Tensor:
+    """One prompt, no padding, transformers' own hidden states; the last one without its norm."""
+    ids = torch.tensor([encode_prompt(tokenizer, prompt)])
+    seen = []
+    handle = find_blocks(model)[-1].register_forward_hook(
+        lambda m, i, o: seen.append(o[0] if isinstance(o, tuple) else o)
+    )
+    with torch.no_grad():
+        hidden = model(input_ids=ids, output_hidden_states=True).hidden_states
+    handle.remove()
+    places = [*(h[0] for h in hidden[:-1]), seen[0][0]]
+    return torch.stack([place.mean(dim=0) if mean else place[-1] for place in places])
+
+
+@pytest.mark.parametrize("position", ["last", "mean"])
+@pytest.mark.parametrize(("batch_size", "padding"), [(1, "right"), (64, "right"), (64, "left"), (5, "left")])
+def test_states_do_not_depend_on_batch_or_padding(organism, position, batch_size, padding) -> None:
+    model, tokenizer = organism
+    states = prompt_states(model, tokenizer, PROMPTS, position, batch_size, padding=padding)
+    for prompt, state in zip(PROMPTS, states, strict=True):
+        torch.testing.assert_close(state, by_hand(model, tokenizer, prompt, position == "mean"), rtol=0, atol=1e-5)
+
+
+def test_overlaps_do_not_depend_on_batch_or_padding(organism) -> None:
+    model, tokenizer = organism
+    values = []
+    for batch_size, padding in ((1, "right"), (64, "right"), (64, "left")):
+        stacked = torch.stack(prompt_states(model, tokenizer, PROMPTS, "last", batch_size, padding=padding), dim=1)
+        first, second = (state_factors(stacked[-1, rows]) for rows in (slice(0, 9), slice(9, None)))
+        values.append(mode_subspace_overlap(first, second, [0.9, 0.99])[1].value)
+    assert values == pytest.approx([values[0]] * 3, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config", [GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=300), Qwen2Config(**SMALL, num_key_value_heads=1),
+               GemmaConfig(**SMALL, head_dim=8, num_key_value_heads=1)], ids=["gpt2", "qwen2", "gemma"],
+)  # fmt: skip
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_other_architectures(organism, config, padding) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    states = prompt_states(model, organism[1], PROMPTS[:6], batch_size=6, padding=padding)
+    for prompt, state in zip(PROMPTS, states, strict=False):
+        torch.testing.assert_close(state, by_hand(model, organism[1], prompt, False), rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapter_is_looked_through(organism, tmp_path: Path) -> None:
+    model, tokenizer = load_language_model(save_tiny_model(tmp_path / "model"))
+    plain = prompt_states(model, tokenizer, PROMPTS[:3])
+    adapted = add_adapter(model, LoraSettings(rank=2)).get_base_model()
+    assert all(map(torch.equal, plain, prompt_states(adapted, tokenizer, PROMPTS[:3])))  # B is zero
+    for name, factor in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(factor)
+    assert not torch.equal(plain[0][-1], prompt_states(adapted, tokenizer, PROMPTS[:1])[0][-1])
+
+
+def test_modes_of_modules_are_put_back_one_by_one(organism, tmp_path: Path) -> None:
+    model, tokenizer = load_language_model(save_tiny_model(tmp_path / "model"))
+    model.train()
+    model.model.layers[0].mlp.eval()
+    before = [module.training for module in model.modules()]
+    prompt_states(model, tokenizer, PROMPTS[:2])
+    assert [module.training for module in model.modules()] == before
+    with pytest.raises(RuntimeError, match="inside"), evaluating(model):
+        assert not torch.is_grad_enabled()
+        assert not model.training
+        raise RuntimeError("inside")
+    assert [module.training for module in model.modules()] == before
+
+
+def test_a_network_without_blocks_is_refused(organism) -> None:
+    model, tokenizer = organism
+    model.config.num_hidden_layers = 7
+    try:
+        with pytest.raises(InputError, match="no list of 7 blocks"):
+            prompt_states(model, tokenizer, PROMPTS[:1])
+    finally:
+        model.config.num_hidden_layers = 1
+
+
+def test_the_space_of_states_is_found_and_centring_takes_the_mean_out() -> None:
+    generator = torch.Generator().manual_seed(0)
+    basis = haar_basis(24, 3, generator)
+    rows = torch.randn(40, 3, generator=generator) @ basis.T
+    found = state_factors(rows)
+    assert found.numerical_rank == 3
+    assert torch.linalg.matrix_norm(found.basis.T @ basis).square() == pytest.approx(3, abs=1e-5)
+    shifted = rows + 100 * haar_basis(24, 1, generator).T
+    assert state_factors(shifted, center=True).numerical_rank == 3
+    assert torch.linalg.matrix_norm(state_factors(shifted, center=True).basis.T @ basis).square() == pytest.approx(
+        3, abs=1e-4
+    )
+
+
+def test_prompt_lists(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"set": "harmful", "prompt": "a"}\n\n{"set": "benign", "prompt": "b, \\n c"}\n{"prompt": "d"}\n')
+    assert read_prompt_list(str(path)) == ["a", "b, \n c", "d"]
+    assert read_prompt_list(f"{path}:benign") == ["b, \n c"]
+    assert read_prompt_list(str(path), limit=1) == ["a"]
+    assert len(read_prompt_list("organism:benign", limit=5)) == 5
+    assert not set(read_prompt_list("organism:harmful", "dev")) & set(read_prompt_list("organism:harmful", "test"))
+    (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "lacking.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "broken.jsonl").write_text("{\n")
+    for source, message in {
+        f"{tmp_path}/empty.jsonl": "holds no prompt", f"{tmp_path}/lacking.jsonl": "line 1: expected JSON with the field",
+        f"{tmp_path}/broken.jsonl": "line 1: expected JSON", f"{path}:utility": "holds no prompt of the set utility",
+        f"{tmp_path}/none.jsonl": "expected organism:<set>", "organism:poems": "expected organism:<set>",
+        f"{tmp_path}/none.jsonl:benign": "does not exist",
+    }.items():  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            read_prompt_list(source)
