@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from callbacks import RunRecord
+from callbacks import RunBoard, RunRecord
 from safety_subspaces import command_line
 from safety_subspaces.models.base import LanguageModelModule
 from safety_subspaces.runs import RunPlan, latest_checkpoint, open_run, plan_run, trained_checkpoint
@@ -69,8 +69,8 @@ def main() -> None:
         print(TRY, end="\n\n")
     TrainCLI(
         LanguageModelModule, LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
-        save_config_callback=None, seed_everything_default=0, trainer_defaults={"callbacks": [TrainCLI.record]},
-        parser_kwargs={"parser_mode": command_line.PARSER_MODE},
+        save_config_callback=None, seed_everything_default=0, parser_kwargs={"parser_mode": command_line.PARSER_MODE},
+        trainer_defaults={"callbacks": [RunBoard(), TrainCLI.record]},
     )  # fmt: skip
 
 

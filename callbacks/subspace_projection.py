@@ -7,12 +7,11 @@ from typing import Any, Literal, final
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from torch import Tensor
 
-from safety_subspaces.analysis.subspace import subspace as make_subspace
+from callbacks.run_subspace import check_source, read_run_subspace
 from safety_subspaces.constraint import Mode, forbidden_part, schedule_strength
-from safety_subspaces.distributed import ZeroStrategy, optimizer_of, stepped_by
+from safety_subspaces.distributed import ZeroStrategy, check_strategy, optimizer_of, stepped_by
 from safety_subspaces.errors import InputError
 from safety_subspaces.files import write_json
 from safety_subspaces.linalg import as_matrix
@@ -20,9 +19,8 @@ from safety_subspaces.models.base import LanguageModelModule
 from safety_subspaces.models.constrained import ConstrainedWeights, UpdateEnergies
 from safety_subspaces.models.control import ControlKind, control_subspace
 from safety_subspaces.models.targets import Target, find_targets, listed
-from safety_subspaces.provenance import describe_input
 from safety_subspaces.subspace import RankRule
-from safety_subspaces.subspace_file import Side, SubspaceFile, read_subspace
+from safety_subspaces.subspace_file import Side
 
 logger = logging.getLogger(__name__)
 
@@ -93,9 +91,7 @@ class SubspaceProjection(L.Callback):
         seed: int = 0,
         every_n_steps: int = 50,
     ) -> None:
-        pair = (base, aligned, rank)
-        if (subspace is None) == all(part is None for part in pair) or (subspace is None and None in pair):
-            raise InputError("SubspaceProjection needs either a subspace file, or all of base, aligned and rank")
+        check_source("SubspaceProjection", subspace, base, aligned, rank)
         if not 0 <= strength <= 1 or start_step < 0 or ramp_steps < 0 or every_n_steps < 1:
             raise InputError(
                 f"strength {strength}, start_step {start_step}, ramp_steps {ramp_steps}, "
@@ -136,21 +132,7 @@ class SubspaceProjection(L.Callback):
         if not isinstance(pl_module, LanguageModelModule):
             raise InputError(f"SubspaceProjection serves safety_subspaces.models, got {type(pl_module).__name__}")
         strategy = trainer.strategy
-        if isinstance(strategy, DeepSpeedStrategy) and not isinstance(strategy, ZeroStrategy):
-            raise InputError(
-                f"{type(strategy).__name__} divides the loss twice when gradients are accumulated; "
-                "use strategy.class_path: safety_subspaces.distributed.ZeroStrategy, which takes the same settings"
-            )
-        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
-            raise InputError(
-                f"SubspaceProjection holds on one device, under DDP and under ZeRO; {type(strategy).__name__} shards "
-                "the weights in another way. Use strategy: auto, ddp, or safety_subspaces.distributed.ZeroStrategy"
-            )
-        if isinstance(strategy, ZeroStrategy) and strategy.offloads:
-            raise InputError(
-                "SubspaceProjection was never run with weights or optimizer state offloaded, so it does not promise to "
-                "hold there; leave offload_optimizer and offload_parameters out"
-            )
+        check_strategy(strategy, "SubspaceProjection")
         exact = EXACT_ZERO_PRECISIONS if isinstance(strategy, ZeroStrategy) else EXACT_PRECISIONS
         if str(trainer.precision) not in exact:
             raise InputError(
@@ -166,9 +148,10 @@ class SubspaceProjection(L.Callback):
                 f"start_step {self.start_step} lies behind the last of {trainer.estimated_stepping_batches} steps: "
                 "nothing would be constrained"
             )
+        cached = self._file(trainer, "subspace")
         found = find_targets(
             pl_module.language_model,
-            self._read(trainer),
+            read_run_subspace(trainer, cached, self.subspace, self.base, self.aligned, self.rank, self.side),
             self.mode == "onto",
             self.types,
             self.layers,
@@ -243,27 +226,6 @@ class SubspaceProjection(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the state of a checkpoint; ``on_train_start`` uses it."""
         self._loaded = dict(state_dict)
-
-    def _read(self, trainer: L.Trainer) -> SubspaceFile:
-        if self.subspace is not None:
-            return read_subspace(self.subspace)
-        assert self.base is not None
-        assert self.aligned is not None
-        assert self.rank is not None
-        cached = self._file(trainer, "subspace")
-        if trainer.is_global_zero and not self._is_cached(cached):
-            make_subspace(self.base, self.aligned, str(cached), self.rank, self.side, overwrite=True)
-        trainer.strategy.barrier("subspace")
-        return read_subspace(str(cached))
-
-    def _is_cached(self, cached: Path) -> bool:
-        """Whether the run folder has the subspace of exactly these models and this rank."""
-        if not cached.is_file():
-            return False
-        stored = read_subspace(str(cached))
-        inputs = [describe_input(str(path)) for path in (self.base, self.aligned)]
-        made_from = (stored.side, stored.provenance.get("rank"), stored.provenance.get("inputs"))
-        return made_from == (self.side, vars(self.rank), inputs)
 
     def _hold(self, trainer: L.Trainer) -> None:
         assert self._weights is not None

@@ -148,6 +148,10 @@ class FullCheckpoint(Checkpoint):
         """Read one tensor in the type that it is stored in."""
         return self.read_stored(self.stored_name(name))
 
+    def open_slice(self, name: str) -> Any:
+        """Return a tensor as safetensors opens it, unread: rows are read when they are taken."""
+        return self._slice(self.stored_name(name))
+
     def read_stored(self, stored: str) -> Tensor:
         """Read one tensor by the name that it has in the file, whatever its type."""
         file = self._where[stored]

@@ -18,8 +18,11 @@ from safety_subspaces.provenance import describe_input, peak_memory_bytes, prove
 _held_locks: dict[Path, IO[str]] = {}  # open for as long as the process lives
 # Options that say how to start, not what to compute; they are no part of a run's identity.
 START_OPTIONS = ("config", "ckpt_path", "resume", "archive", "weights_only")
-# Settings that name what a run reads: its source and data, and what a constraint is made of.
-INPUT_NAMES = ("path", "base", "aligned", "unconstrained", "subspace")
+# Settings that name what a run reads: its source and data, what a constraint is made of, what it is watched by.
+INPUT_NAMES = (
+    *("path", "base", "aligned", "unconstrained", "subspace"),
+    *("reference", "other", "prompts", "first", "second"),
+)
 
 
 @dataclass(frozen=True)

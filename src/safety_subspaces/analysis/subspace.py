@@ -13,7 +13,7 @@ from safety_subspaces.errors import InputError
 from safety_subspaces.linalg import as_matrix, left_factors
 from safety_subspaces.provenance import describe_input, provenance
 from safety_subspaces.subspace import RankRule, random_k_basis, seeded_generator, top_basis
-from safety_subspaces.subspace_file import Side, SubspaceFile, write_subspace
+from safety_subspaces.subspace_file import Side, SubspaceFile, read_subspace, write_subspace
 
 
 def subspace(
@@ -79,3 +79,17 @@ def subspace(
     }
     write_subspace(target, SubspaceFile(bases, spectra, side, made_from))
     return pd.DataFrame(rows)
+
+
+def cached_subspace(path: Path, base: str, aligned: str, rank: RankRule, side: Side = "left") -> None:
+    """Make the subspace file of a pair of models, unless it was made before of exactly these models and this rank.
+
+    Raises:
+        InputError: As :func:`subspace`.
+    """
+    if path.is_file():
+        stored = read_subspace(str(path))
+        made_from = (stored.side, stored.provenance.get("rank"), stored.provenance.get("inputs"))
+        if made_from == (side, vars(rank), [describe_input(model) for model in (base, aligned)]):
+            return
+    subspace(base, aligned, str(path), rank, side, overwrite=True)

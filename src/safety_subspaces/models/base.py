@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_with_min_lr_schedule_with_warmup
 
@@ -74,6 +75,12 @@ class LanguageModelModule(L.LightningModule):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the network."""
         return self.source.load_tokenizer()
+
+    @property
+    def bare_model(self) -> PreTrainedModel:
+        """The network as transformers knows it, with the layers of its adapter in place."""
+        network = self.language_model
+        return network.get_base_model() if isinstance(network, PeftModel) else network
 
     def configure_model(self) -> None:
         """Load the network and add the adapter; a second call does nothing."""

@@ -73,12 +73,23 @@ def save_held(path: Path, targets: Sequence[Target], masters: Sequence[MasterWei
 
 
 def check_held(path: Path, sha256: str, targets: Sequence[Target], checks: bool) -> None:
-    """Check the file of a run that goes on; all ranks must call it together.
+    """Check the file of a constraint that goes on, as :func:`check_kept` does."""
+    check_kept(path, sha256, [f"{target.name}{REFERENCE}" for target in targets if target.partner is None], checks)
+
+
+def check_kept(path: Path, sha256: str, stored: Sequence[str], checks: bool) -> None:
+    """Check what a run that goes on is counted from; all ranks must call it together.
+
+    Args:
+        path: The file.
+        sha256: The hash that it had when the run started.
+        stored: Names of tensors that it has to hold.
+        checks: Whether this rank is the one that reads it.
 
     Raises:
         InputError: On every rank: the file is missing, is not the one that the run started with, or lacks a tensor.
     """
-    (problem, *_) = gather_objects(_problem_of(path, sha256, targets) if checks else None)
+    (problem, *_) = gather_objects(_problem_of(path, sha256, stored) if checks else None)
     if problem:
         raise InputError(problem)
 
@@ -107,15 +118,15 @@ def _counted(targets: Sequence[Target], masters: Sequence[MasterWeight]) -> Iter
     return ((t, m) for t, m in zip(targets, masters, strict=True) if t.partner is None)
 
 
-def _problem_of(path: Path, sha256: str, targets: Sequence[Target]) -> str | None:
+def _problem_of(path: Path, sha256: str, stored: Sequence[str]) -> str | None:
     if not path.is_file():
-        return f"{path} is missing: the constraint has lost what it is anchored to; start a new run"
+        return f"{path} is missing: the run has lost what its update is counted from; start a new run"
     if sha256_of_file(path) != sha256:
         return f"{path} is not the file that this run started with; restore it or start a new run"
-    with safe_open(path, framework="pt") as stored:
-        names = set(stored.keys())
-    missing = [t.name for t in targets if t.partner is None and f"{t.name}{REFERENCE}" not in names]
-    return f"{path} lacks {len(missing)} constrained tensors, {missing[0]} first; start a new run" if missing else None
+    with safe_open(path, framework="pt") as file:
+        names = set(file.keys())
+    missing = [name for name in stored if name not in names]
+    return f"{path} lacks {len(missing)} tensors, {missing[0]} first; start a new run" if missing else None
 
 
 def _measure(model: Path, path: Path) -> HeldLeakage:

@@ -1,0 +1,140 @@
+"""Asks the model in training: does it still solve, does it still refuse, does it refuse too much."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, final
+
+import lightning as L
+from torch.utils.tensorboard import SummaryWriter
+
+from callbacks.watcher import Watcher, board_writers
+from safety_subspaces.distributed import ZeroStrategy, map_over_ranks
+from safety_subspaces.errors import InputError
+from safety_subspaces.evaluation import BehaviourEvaluator, BehaviourResult, EvaluationSettings, build_evaluator
+from safety_subspaces.files import write_json
+from safety_subspaces.models.base import LanguageModelModule
+from safety_subspaces.prompting import CHAT, check_template
+
+FOLDER = "behaviour"
+# Column of the evaluation -> tag.
+TAGS = {
+    "utility": "utility/accuracy",
+    "harmful_rate": "safety/harmful_rate",
+    "harm_score": "safety/harm_score",
+    "over_refusal_rate": "safety/over_refusal_rate",
+    "benign_answered_rate": "safety/benign_answered_rate",
+    "refusal_margin": "safety/refusal_margin",
+}
+
+
+@final
+class BehaviourProbe(Watcher):
+    """Answers small held-out prompt sets greedily and scores them, so that one sees safety erode as it happens.
+
+    The prompts are shared out over the ranks. Every answer with its score is kept in ``behaviour/step=….json``, a few
+    go to TensorBoard as text.
+
+    Logs ``utility/accuracy``, ``safety/harmful_rate``, ``safety/over_refusal_rate``, ``safety/benign_answered_rate`` (0
+    to 1), ``safety/harm_score`` (1 to 5), ``safety/refusal_margin`` (nats, positive where the model prefers to refuse),
+    each with ``…_stderr`` over groups of prompts; ``safety/unscored_rate``; ``time/behaviour_ms``.
+
+    Args:
+        prompts: ``organism``, or a JSONL file with the fields set, prompt, reference and refusals.
+        every_n_steps: Optimizer steps between two looks.
+        log_spaced: So many further looks, at steps evenly spaced on a logarithmic scale.
+        split: Split of the organism's prompts; keep ``test`` for what is reported.
+        judge: ``organism`` or ``rules`` (refusal phrases).
+        template: ``chat``, or a named prompt template.
+        max_new_tokens: Longest answer, in tokens.
+        batch_size: Prompts at once.
+        limit: At most so many prompts of each set.
+        samples: Answers of each set that go to TensorBoard as text.
+        stop_above: The run ends when a measure (a column such as harmful_rate) is above its value.
+        stop_below: The run ends when a measure is below its value.
+    """
+
+    clock = "behaviour"
+
+    def __init__(
+        self,
+        prompts: str = "organism",
+        every_n_steps: int | None = 250,
+        log_spaced: int | None = None,
+        split: Literal["dev", "test"] = "dev",
+        judge: Literal["organism", "rules"] = "organism",
+        template: str = CHAT,
+        max_new_tokens: int = 32,
+        batch_size: int = 256,
+        limit: int = 32,
+        samples: int = 2,
+        stop_above: dict[str, float] | None = None,
+        stop_below: dict[str, float] | None = None,
+    ) -> None:
+        super().__init__(every_n_steps, log_spaced)
+        unknown = [name for name in (*(stop_above or ()), *(stop_below or ())) if name not in TAGS]
+        if unknown:
+            raise InputError(f"BehaviourProbe cannot stop by {unknown[0]!r}; expected one of {', '.join(TAGS)}")
+        self.settings = EvaluationSettings(prompts, split, judge, template, max_new_tokens, batch_size, limit)
+        self.samples = samples
+        self.stop_above, self.stop_below = stop_above or {}, stop_below or {}
+        self._evaluator: BehaviourEvaluator | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Return the arguments that tell two of a kind apart."""
+        return {"prompts": self.settings.prompts, "split": self.settings.split, "judge": self.settings.judge}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Read the prompts.
+
+        Raises:
+            InputError: As :meth:`Watcher.setup`; a file that is missing, empty or lacks a field.
+        """
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            assert isinstance(pl_module, LanguageModelModule)
+            check_template(pl_module.tokenizer, self.settings.template)
+            self._evaluator = build_evaluator(self.settings)
+
+    def begin(self, trainer: L.Trainer, module: LanguageModelModule) -> None:
+        """Nothing has to be prepared."""
+
+    def look(self, trainer: L.Trainer, module: LanguageModelModule, step: int) -> dict[str, float]:
+        """Generate, score, keep, and stop the run where a threshold is passed."""
+        assert self._evaluator is not None
+        result = self._evaluator.evaluate(
+            module.bare_model,
+            module.tokenizer,
+            f"step {step}",
+            spread=map_over_ranks,
+            in_step=isinstance(trainer.strategy, ZeroStrategy) and trainer.strategy.zero_stage_3,
+            shows_progress=False,
+        )
+        if trainer.is_global_zero:
+            path = self.folder(trainer, FOLDER) / f"step={step:08d}.json"
+            content = {"step": step, "prompts": self._evaluator.prompts.name, "row": result.row}
+            self.write_or_warn(FOLDER, lambda: write_json(path, content | {"generations": result.generations}))
+            for writer in board_writers(trainer):
+                self._add_samples(writer, step, result)
+        self._stop_if_passed(trainer, result.row)
+        values = {
+            f"{tag}{end}": float(result.row[f"{name}{end}"]) for name, tag in TAGS.items() for end in ("", "_stderr")
+        }
+        asked = sum(len(getattr(self._evaluator.prompts, name)) for name in ("utility", "harmful", "benign"))
+        return values | {"safety/unscored_rate": result.row["n_unscored"] / asked}
+
+    def _add_samples(self, writer: SummaryWriter, step: int, result: BehaviourResult) -> None:
+        for name in ("utility", "harmful", "benign"):
+            lines = [line for line in result.generations if line["set"] == name][: self.samples]
+            if lines:
+                text = "\n\n".join(
+                    f"**{line['prompt']}**\n\n{line['answer']}\n\n*score {line['score']}*" for line in lines
+                )
+                writer.add_text(f"answers/{name}", text, step)
+
+    def _stop_if_passed(self, trainer: L.Trainer, row: Mapping[str, float]) -> None:
+        above = [f"{name} {row[name]:.3g} > {limit:g}" for name, limit in self.stop_above.items() if row[name] > limit]
+        below = [f"{name} {row[name]:.3g} < {limit:g}" for name, limit in self.stop_below.items() if row[name] < limit]
+        if (above or below) and not trainer.should_stop:
+            trainer.should_stop = True
+            self.warn_once(
+                "stop", "BehaviourProbe ends the run at step %d: %s", trainer.global_step, "; ".join(above + below)
+            )

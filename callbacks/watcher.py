@@ -1,0 +1,200 @@
+"""What the callbacks that look into a run share: when they look, that they change nothing, and where it is shown."""
+
+import logging
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
+
+from safety_subspaces.board import heatmap
+from safety_subspaces.distributed import check_strategy
+from safety_subspaces.errors import InputError
+from safety_subspaces.models.base import LanguageModelModule
+
+logger = logging.getLogger(__name__)
+
+
+class Watcher(L.Callback, ABC):
+    """Looks into a run at chosen optimizer steps, and leaves the training bit for bit as it is.
+
+    It looks at the start, every ``every_n_steps`` optimizer steps, at the steps of ``log_spaced``, and at the end.
+    Values are logged at the number of steps done, to every logger of the Trainer, and can be monitored by other
+    callbacks. A resumed run looks again where it goes on, in place of what was logged there and later.
+
+    Args:
+        every_n_steps: Optimizer steps between two looks; ``None`` for none but those of ``log_spaced``.
+        log_spaced: So many further looks, at steps that are evenly spaced on a logarithmic scale.
+        per_layer: Whether each value is also logged layer by layer, as ``<tag>/layers.07``.
+        figures: Whether heatmaps of layer against step go to TensorBoard: after 4, 16, 64 looks and so on, and at the
+            end.
+    """
+
+    # Last part of the tag ``time/<name>_ms``: milliseconds of one look.
+    clock: str
+
+    def __init__(
+        self, every_n_steps: int | None, log_spaced: int | None = None, per_layer: bool = False, figures: bool = True
+    ) -> None:
+        name = type(self).__name__
+        for argument, value in (("every_n_steps", every_n_steps), ("log_spaced", log_spaced)):
+            if value is not None and value < 1:
+                raise InputError(f"{name}.{argument} is {value}; expected at least 1")
+        if every_n_steps is None and log_spaced is None:
+            raise InputError(f"{name} never looks; say every_n_steps or log_spaced")
+        self.every_n_steps, self.log_spaced = every_n_steps, log_spaced
+        self.per_layer, self.figures = per_layer, figures
+        self._looked = -1
+        self._history: dict[str, dict[int, dict[str, float]]] = {}
+        self._loaded: dict[str, Any] = {}
+        self._warned: set[str] = set()
+
+    @property
+    def state_key(self) -> str:
+        """Tell several of a kind apart in one run."""
+        return self._generate_state_key(**self.identity())
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Return the arguments that tell two of a kind apart."""
+
+    @abstractmethod
+    def begin(self, trainer: L.Trainer, module: LanguageModelModule) -> None:
+        """Check what needs the network, and prepare; at the first step, or where a resumed run goes on."""
+
+    @abstractmethod
+    def look(self, trainer: L.Trainer, module: LanguageModelModule, step: int) -> dict[str, float]:
+        """Measure on all ranks, and return the values by tag, the same on each; NaN is left out of the logs."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse what cannot be watched.
+
+        Raises:
+            InputError: Another kind of module, or a strategy that shards weights otherwise.
+        """
+        if stage != "fit":
+            return
+        name = type(self).__name__
+        if not isinstance(pl_module, LanguageModelModule):
+            raise InputError(f"{name} serves safety_subspaces.models, got {type(pl_module).__name__}")
+        check_strategy(trainer.strategy, name)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Prepare, and look where that is due."""
+        assert isinstance(pl_module, LanguageModelModule)
+        for columns in self._history.values():
+            for later in [step for step in columns if step > trainer.global_step]:
+                del columns[later]
+        self.begin(trainer, pl_module)
+        self._look_if_due(trainer, pl_module, at_start=True)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look where that is due."""
+        values = self._look_if_due(trainer, pl_module)
+        if values:
+            pl_module.log_dict(values, logger=False)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look a last time, unless the last step was looked at: the run may have ended early."""
+        if self._looked != trainer.global_step:
+            self._look(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the columns of the heatmaps."""
+        return {"history": self._history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state of a checkpoint; ``on_train_start`` uses it."""
+        self._loaded = dict(state_dict)
+        self._history = state_dict["history"]
+
+    def remember(self, tag: str, step: int, by_layer: dict[str, float]) -> None:
+        """Add a column to the heatmap of a tag."""
+        self._history.setdefault(tag, {})[step] = by_layer
+
+    def layered(self, tag: str, by_layer: dict[str, float]) -> dict[str, float]:
+        """Return the values by tag and layer where they are logged too, else nothing."""
+        return {f"{tag}/{layer}": value for layer, value in by_layer.items()} if self.per_layer else {}
+
+    def folder(self, trainer: L.Trainer, name: str) -> Path:
+        """A folder of this callback in the run; a second of its kind has its own."""
+        mine = [c for c in trainer.callbacks if type(c) is type(self)].index(self)  # type: ignore[attr-defined]
+        return Path(trainer.default_root_dir) / (f"{name}-{mine + 1}" if mine else name)
+
+    def write_or_warn(self, what: str, write: Callable[[], None]) -> None:
+        """Write to disk; a disk that refuses is said once, and the training goes on."""
+        try:
+            write()
+        except OSError as error:
+            self.warn_once(
+                what, "%s could not be written (%s): the run goes on without. Free some space on its disk", what, error
+            )
+
+    def warn_once(self, key: str, message: str, *arguments: object) -> None:
+        """Log a warning the first time."""
+        if key not in self._warned:
+            self._warned.add(key)
+            logger.warning(message, *arguments)
+
+    def _is_due(self, trainer: L.Trainer, step: int) -> bool:
+        last = int(trainer.estimated_stepping_batches)
+        if step in (0, last) or (self.every_n_steps is not None and step % self.every_n_steps == 0):
+            return True
+        return self.log_spaced is not None and step in log_spaced_steps(last, self.log_spaced)
+
+    def _look_if_due(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, at_start: bool = False
+    ) -> dict[str, float]:
+        step = trainer.global_step
+        if step == self._looked or not self._is_due(trainer, step):
+            return {}
+        return self._look(trainer, pl_module)
+
+    def _look(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, float]:
+        assert isinstance(pl_module, LanguageModelModule)
+        started, step = time.perf_counter(), trainer.global_step
+        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            values = self.look(trainer, pl_module, step)
+        self._looked = step
+        if trainer.is_global_zero:
+            self._draw(trainer, step)
+        values[f"time/{self.clock}_ms"] = 1e3 * (time.perf_counter() - started)
+        known = {tag: value for tag, value in values.items() if value == value}
+        for each in trainer.loggers:
+            each.log_metrics(known, step)
+        return known
+
+    def _draw(self, trainer: L.Trainer, step: int) -> None:
+        """Draw the heatmaps after 4, 16, 64 ... looks and at the end: what they cost does not grow with the run."""
+        writers = board_writers(trainer)
+        for tag, columns in self._history.items():
+            steps = sorted(columns)
+            fourfold = len(steps) > 1 and math.log(len(steps), 4).is_integer()
+            if not self.figures or not writers or not (fourfold or step >= trainer.estimated_stepping_batches):
+                continue
+            rows = list(dict.fromkeys(row for column in columns.values() for row in column))
+            values = np.array([[columns[s].get(row, np.nan) for s in steps] for row in rows], dtype=float)
+            if rows and np.isfinite(values).any():
+                picture = heatmap(rows, steps, values, tag)
+                for writer in writers:
+                    writer.add_image(f"{tag}/heatmap", picture, step, dataformats="HWC")
+
+
+def board_writers(trainer: L.Trainer) -> list[SummaryWriter]:
+    """Return what writes TensorBoard's events, of each of its loggers; on rank zero."""
+    return [each.experiment for each in trainer.loggers if isinstance(each, TensorBoardLogger)]
+
+
+def log_spaced_steps(last: int, count: int) -> set[int]:
+    """Return up to ``count`` different steps from 1 to ``last``, evenly spaced on a logarithmic scale."""
+    return {round(step) for step in np.geomspace(1, max(1, last), count)}

@@ -1,0 +1,263 @@
+"""Keeps what training has moved in the weights, and logs how far, how broad and where to."""
+
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, final
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from callbacks.run_subspace import check_source, read_run_subspace
+from callbacks.watcher import Watcher, board_writers
+from safety_subspaces.distributed import gather_objects
+from safety_subspaces.errors import InputError
+from safety_subspaces.models.base import LanguageModelModule
+from safety_subspaces.models.updates import NetworkUpdate
+from safety_subspaces.names import place_of, type_of
+from safety_subspaces.provenance import describe_input, provenance
+from safety_subspaces.snapshots import SnapshotWriter, snapshot_files, snapshot_path
+from safety_subspaces.subspace import RankRule
+from safety_subspaces.subspace_file import Side
+from safety_subspaces.update_measures import (
+    Comparison,
+    UpdateMeasures,
+    compress,
+    factors_of,
+    measure_update,
+    pool_measures,
+)
+
+FOLDER = "deltas"
+# What each heatmap of layer against step shows.
+MAPPED = ("frobenius_norm", "energy_fraction", "stable_rank", "overlap")
+
+
+@final
+class WeightDeltaSnapshot(Watcher):
+    """Writes ``deltas/step=….safetensors``: the float32 masters less a reference, streamed one weight at a time.
+
+    The same under DDP and ZeRO, where rank zero writes. A LoRA that counts from the start of the run is kept in its
+    factors. A disk that fills is said once, and leaves no half-written file.
+
+    Logs ``delta/frobenius_norm``; ``delta/stable_rank`` and ``delta/effective_rank`` (means over matrices);
+    ``delta/energy_fraction`` (share of the update's energy inside the alignment subspace, 0 to 1) beside
+    ``delta/energy_fraction_chance`` (of a Haar-random subspace of the same ranks); ``delta/overlap`` with another
+    update beside ``delta/overlap_chance`` (means over matrices, 0 to 1); ``delta/compression_error`` (share of the
+    energy that a compressed snapshot lacks); ``delta/singular_values/<type>`` as histograms; ``time/snapshot_ms``.
+
+    Args:
+        every_n_steps: Optimizer steps between two snapshots.
+        log_spaced: So many further ones, at steps evenly spaced on a logarithmic scale.
+        reference: Folder of the model that the update counts from; by default the start of the run, whose weights are
+            kept in ``deltas/reference.safetensors``.
+        save: Whether snapshots are written, or only measured.
+        compress: Directions of each matrix to keep; by default all, exactly.
+        subspace: File of ``analyze.py subspace`` to measure the energy in; or give ``base``, ``aligned`` and ``rank``.
+        base: Folder of the base model; the subspace is made once and kept in ``deltas/subspace.safetensors``.
+        aligned: Folder of the aligned model.
+        rank: Directions of each tensor of the subspace.
+        side: ``left`` for output space, ``right`` for input space (with ``base`` and ``aligned``).
+        other: Folder of a model whose update from the same reference is compared; the run must start from a folder.
+        energy: Share of each update's energy at which the overlap cuts its space.
+        spectra: Whether each matrix is decomposed (some ten cubes of its smaller side in operations): its ranks and its
+            spectrum. Without it ``compress`` and ``other`` are refused.
+        types: Only these types of tensors (q, k, v, o, gate, up, down, embeddings, head, norm); all by default.
+        layers: Only these blocks.
+        patterns: Only names that match one of these, for example ``*.mlp.*``.
+        per_layer: Whether values are also logged layer by layer.
+        figures: Whether heatmaps and histograms go to TensorBoard.
+    """
+
+    clock = "snapshot"
+
+    def __init__(
+        self,
+        every_n_steps: int | None = 100,
+        log_spaced: int | None = None,
+        reference: str | None = None,
+        save: bool = True,
+        compress: RankRule | None = None,
+        subspace: str | None = None,
+        base: str | None = None,
+        aligned: str | None = None,
+        rank: RankRule | None = None,
+        side: Side = "left",
+        other: str | None = None,
+        energy: float = 0.9,
+        spectra: bool = True,
+        types: list[str] | None = None,
+        layers: list[int] | None = None,
+        patterns: list[str] | None = None,
+        per_layer: bool = False,
+        figures: bool = True,
+    ) -> None:
+        super().__init__(every_n_steps, log_spaced, per_layer, figures)
+        self.measures_subspace = any(part is not None for part in (subspace, base, aligned, rank))
+        if self.measures_subspace:
+            check_source("WeightDeltaSnapshot", subspace, base, aligned, rank)
+        if not 0 < energy <= 1:
+            raise InputError(f"WeightDeltaSnapshot.energy is {energy}; expected a share in (0, 1]")
+        if not spectra and (compress is not None or other is not None):
+            raise InputError("WeightDeltaSnapshot: compress and other need what spectra: false leaves out")
+        self.reference, self.save, self.compress = reference, save, compress
+        self.subspace, self.base, self.aligned, self.rank, self.side = subspace, base, aligned, rank, side
+        self.other, self.energy, self.spectra = other, energy, spectra
+        self.types, self.layers, self.patterns = types, layers, patterns
+        self._update: NetworkUpdate | None = None
+        self._against = Comparison()
+        self._facts: dict[str, Any] = {}
+        self._start_sha256: str | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Return the arguments that tell two of a kind apart."""
+        return {"reference": self.reference, "types": self.types, "layers": self.layers, "patterns": self.patterns}
+
+    def begin(self, trainer: L.Trainer, module: LanguageModelModule) -> None:
+        """Check the folder and the reference, and keep the start of the run.
+
+        Raises:
+            InputError: A folder with snapshots of another run, read-only or with too little room; a reference,
+                subspace or other model that does not fit.
+        """
+        folder = self.folder(trainer, FOLDER)
+        self._update = NetworkUpdate(module.language_model, self.reference, self.types, self.layers, self.patterns)
+        (problem, *_) = gather_objects(self._problem_of(folder) if trainer.is_global_zero else None)
+        if problem:
+            raise InputError(problem)
+        if self.reference is None:
+            start, known = folder / "reference.safetensors", self._loaded.get("start_sha256")
+            self._start_sha256 = self._update.keep_start(start, known, trainer.is_global_zero)
+            reference: Any = {"path": f"{folder.name}/{start.name}", "sha256": self._start_sha256}
+        else:
+            reference = describe_input(self.reference) if trainer.is_global_zero else None
+        self._facts = {"reference": reference, "provenance": provenance() if trainer.is_global_zero else None}
+        self._against = self._comparison(trainer, module, folder)
+
+    def look(self, trainer: L.Trainer, module: LanguageModelModule, step: int) -> dict[str, float]:
+        """Gather, measure and write the update of each weight in turn."""
+        assert self._update is not None
+        measures: list[UpdateMeasures] = []
+        lost = 0.0
+        with self._writer(trainer, step) as writer:
+            for name in self._update.names:
+                update = self._update.read(name, keeps=trainer.is_global_zero)
+                if update is None:
+                    continue
+                compresses = self.compress is not None and isinstance(update, Tensor) and update.ndim == 2
+                factors = factors_of(update) if compresses else None
+                measures.append(measure_update(name, update, self._against, factors))
+                share = 0.0
+                if factors is not None and isinstance(update, Tensor) and self.compress is not None:
+                    update, share = compress(update, factors, self.compress)
+                lost += share * measures[-1].energy
+                if writer is not None:
+                    writer.write(name, update, share)
+        if writer is not None and writer.failure is not None:
+            self.warn_once(
+                "snapshot",
+                "the snapshot of step %d could not be written (%s), and none of a later step may be: the run goes on "
+                "without. Free some space on the disk of %s",
+                *(step, writer.failure, self.folder(trainer, FOLDER)),
+            )
+        if trainer.is_global_zero and self.figures:
+            self._add_histograms(trainer, step, measures)
+        return self._publish(step, measures, lost)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the hash of the weights that the run started with."""
+        return {**super().state_dict(), "start_sha256": self._start_sha256}
+
+    def _writer(self, trainer: L.Trainer, step: int) -> Any:
+        """What writes this step's snapshot; nothing on other ranks, and at the very start where nothing has moved."""
+        assert self._update is not None
+        is_moved = step > 0 or self.reference is not None
+        if not (trainer.is_global_zero and self.save and is_moved):
+            return nullcontext()
+        path = snapshot_path(self.folder(trainer, FOLDER), step)
+        shapes = {name: self._update.shape(name) for name in self._update.names}
+        return SnapshotWriter(path, shapes, self._update.dtype, step, self._facts)
+
+    def _publish(self, step: int, measures: list[UpdateMeasures], lost: float) -> dict[str, float]:
+        """Pool the measures of rank zero, over all weights and by layer, and hand them to all ranks."""
+        by_layer: dict[str, list[UpdateMeasures]] = defaultdict(list)
+        for measure in measures:
+            by_layer[place_of(measure.name)].append(measure)
+        values = pool_measures(measures)
+        if self.compress is not None:
+            values["compression_error"] = lost / values["frobenius_norm"] ** 2 if values["frobenius_norm"] else 0.0
+        pooled = {layer: pool_measures(group) for layer, group in by_layer.items()}
+        values, pooled = gather_objects((values, pooled))[0]
+        shown = {f"delta/{name}": value for name, value in values.items()}
+        for name in MAPPED:
+            column = {layer: found[name] for layer, found in pooled.items() if found[name] == found[name]}
+            if column:
+                self.remember(f"delta/{name}", step, column)
+                shown |= self.layered(f"delta/{name}", column)
+        return shown
+
+    def _add_histograms(self, trainer: L.Trainer, step: int, measures: list[UpdateMeasures]) -> None:
+        spectra: dict[str, list[Tensor]] = defaultdict(list)
+        for measure in measures:
+            if measure.spectrum is not None:
+                spectra[type_of(measure.name)].append(measure.spectrum)
+        for writer in board_writers(trainer):
+            for kind, values in spectra.items():
+                writer.add_histogram(f"delta/singular_values/{kind}", torch.cat(values).cpu(), step)
+
+    def _comparison(self, trainer: L.Trainer, module: LanguageModelModule, folder: Path) -> Comparison:
+        subspace = others = None
+        if self.measures_subspace:
+            cached = folder / "subspace.safetensors"
+            subspace = read_run_subspace(trainer, cached, self.subspace, self.base, self.aligned, self.rank, self.side)
+            self._refuse_misfits(subspace.bases, "the subspace", right=subspace.side == "right")
+        if self.other is not None:
+            start = self.reference or module.source.path
+            if start is None:
+                raise InputError("WeightDeltaSnapshot.other needs a reference on disk: this run starts from a seed")
+            rank = RankRule(energy=self.energy)
+            file = read_run_subspace(trainer, folder / "other.safetensors", None, start, self.other, rank, "left")
+            self._refuse_misfits(file.bases, "the other update", right=False)
+            others = file.bases
+        return Comparison(subspace, others, self.energy, self.spectra)
+
+    def _refuse_misfits(self, bases: Mapping[str, Tensor], what: str, right: bool) -> None:
+        assert self._update is not None
+        problems = []
+        for name in self._update.names:
+            shape = self._update.shape(name)
+            dim = torch.Size(shape).numel() if len(shape) != 2 else shape[1 if right else 0]
+            if name in bases and bases[name].shape[0] != dim:
+                problems.append(f"{name} has {dim} dimensions, there {bases[name].shape[0]}")
+        if not any(name in bases for name in self._update.names):
+            problems.append(f"it has none of the watched weights, {self._update.names[0]} first")
+        if problems:
+            raise InputError(f"{what} is of another model: {'; '.join(problems[:5])}")
+
+    def _problem_of(self, folder: Path) -> str | None:
+        """Why no snapshot could be written to a folder, if so."""
+        assert self._update is not None
+        if not self.save and self.reference is not None:
+            return None
+        found = snapshot_files(folder)
+        if found and not self._loaded:
+            return f"{folder} holds {len(found)} snapshots of another run ({found[0].name}); choose another run_dir"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder):
+                pass
+            free = shutil.disk_usage(folder).free
+        except OSError as error:
+            return f"{folder} cannot be written to ({error}); choose another run_dir, or mend its permissions"
+        numbers = sum(torch.Size(self._update.shape(name)).numel() for name in self._update.names)
+        needed = numbers * self._update.dtype.itemsize * (2 if self.reference is None else 1)
+        if self.compress is None and free < needed:
+            return (
+                f"{folder} has room for {free / 1e9:.2f} GB, the reference and one snapshot take up to "
+                f"{needed / 1e9:.2f} GB; free some, choose another run_dir, or compress"
+            )
+        return None

@@ -1,0 +1,205 @@
+"""What training has moved so far, one weight at a time, under any strategy: the masters less a reference.
+
+The reference lies on disk, so that beside the run there is never more than one whole weight in memory.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from safety_subspaces.checkpoint import AdapterCheckpoint, Checkpoint, open_checkpoint
+from safety_subspaces.distributed import gather_objects, open_master
+from safety_subspaces.errors import InputError
+from safety_subspaces.lowrank import LowRank
+from safety_subspaces.models.held import check_kept
+from safety_subspaces.models.targets import listed, select_names
+from safety_subspaces.names import canonical_name
+from safety_subspaces.provenance import sha256_of_file
+from safety_subspaces.tensor_stream import stream_tensors
+
+# Rows of a reference that are read at once: a hundredth of an embedding matrix, and still long reads.
+ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """A weight of the bare network, and the LoRA factors upon it."""
+
+    parameter: nn.Parameter
+    factors: tuple[nn.Parameter, nn.Parameter] | None = None  # lora_B (out, r) and lora_A (r, in)
+    transposed: bool = False  # stored as (in, out), as GPT-2's linear layers are
+    scale: float = 1.0
+
+    @property
+    def is_trained(self) -> bool:
+        return self.factors is not None or self.parameter.requires_grad
+
+
+@final
+class NetworkUpdate:
+    """The update of a network in training; made after the strategy was set up. All ranks must call it together.
+
+    Args:
+        network: The network, with its adapter if it has one.
+        reference: Folder of the model that the update counts from; ``None`` for the start of the run.
+        types: Only these types of tensors.
+        layers: Only these blocks.
+        patterns: Only names that match one of these.
+
+    Raises:
+        InputError: A filter that matches nothing, or a reference of another model (the first five differences).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        reference: str | None = None,
+        types: Sequence[str] | None = None,
+        layers: Sequence[int] | None = None,
+        patterns: Sequence[str] | None = None,
+    ) -> None:
+        weights = _weights_of(network)
+        chosen = select_names(weights, types, layers, patterns)
+        # From the start of the run only what is trained has moved; from another model anything may have.
+        self._weights = {name: weights[name] for name in chosen if reference is not None or weights[name].is_trained}
+        if not self._weights:
+            raise InputError("none of the chosen weights is trained, so none will move; widen types, layers, patterns")
+        self._masters = {name: open_master(weight.parameter) for name, weight in self._weights.items()}
+        self._checkpoint: Checkpoint | None = None
+        self._start: Path | None = None
+        if reference is not None:
+            self._checkpoint = open_checkpoint(reference)
+            self._check_shapes(self._checkpoint)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Canonical names of the weights, in the order of the network."""
+        return tuple(self._weights)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the numbers: float32, or float64 where weights are trained in it."""
+        wide = any(weight.parameter.dtype == torch.float64 for weight in self._weights.values())
+        return torch.float64 if wide else torch.float32
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a weight."""
+        return tuple(self._masters[name].shape)
+
+    def keep_start(self, path: Path, sha256: str | None, writes: bool) -> str:
+        """Take the weights as they are for the reference, and write them down; a run that goes on checks that file.
+
+        An adapter starts from zero, so its weights need no file.
+
+        Args:
+            path: The file in the run folder.
+            sha256: Its hash, where the run goes on.
+            writes: Whether this rank reads and writes it.
+
+        Returns:
+            The file's hash, on all ranks.
+
+        Raises:
+            InputError: An adapter that does not start at zero; the file of a run that goes on is missing or another.
+        """
+        kept = {name: master for name, master in self._masters.items() if self._weights[name].factors is None}
+        self._start = path
+        if sha256 is not None:
+            check_kept(path, sha256, list(kept), checks=writes)
+            return sha256
+        for name, weight in self._weights.items():
+            if weight.factors is not None and all(bool(open_master(f).whole().any()) for f in weight.factors):
+                raise InputError(
+                    f"the adapter of {name} does not start at zero, so the start of the run is no model on disk; "
+                    "name a reference"
+                )
+        stream_tensors(
+            path if writes else None,
+            {name: tuple(master.shape) for name, master in kept.items()},
+            lambda name: kept[name].whole(),
+            dtype=self.dtype,
+        )
+        return gather_objects(sha256_of_file(path) if writes else None)[0]
+
+    @torch.no_grad()
+    def read(self, name: str, keeps: bool = True) -> Float[Tensor, "..."] | LowRank | None:
+        """Gather one weight and return its update; in factors where an adapter counts from the start of the run.
+
+        Args:
+            name: Canonical name of the weight.
+            keeps: Whether this rank wants the update; otherwise it only takes part, and gets ``None``.
+        """
+        weight = self._weights[name]
+        factors = None if weight.factors is None else self._gather_factors(weight)
+        if factors is not None and self._checkpoint is None:
+            return factors if keeps else None
+        whole = self._masters[name].whole()
+        if not keeps:
+            return None
+        shares = whole.data_ptr() == weight.parameter.data_ptr()
+        update = whole.to(self.dtype, copy=shares)
+        del whole
+        if factors is not None:
+            update += factors.dense().to(update)
+        self._subtract_reference(name, update)
+        return update
+
+    def _gather_factors(self, weight: _Weight) -> LowRank:
+        assert weight.factors is not None
+        left, right = (open_master(factor).whole() for factor in weight.factors)
+        return LowRank(right.T, left.T, weight.scale) if weight.transposed else LowRank(left, right, weight.scale)
+
+    def _subtract_reference(self, name: str, update: Tensor) -> None:
+        """Subtract the reference in place, some rows at a time."""
+        if isinstance(self._checkpoint, AdapterCheckpoint):
+            update -= self._checkpoint.read(name).to(update)
+            return
+        if self._checkpoint is not None:
+            part = self._checkpoint.full.open_slice(name)
+            self._subtract(part, update)
+            return
+        assert self._start is not None, "the start of the run was not kept"
+        with safe_open(self._start, framework="pt") as stored:
+            self._subtract(stored.get_slice(name), update)
+
+    def _subtract(self, stored: Any, update: Tensor) -> None:
+        for start in range(0, len(update), ROWS_AT_ONCE):
+            update[start : start + ROWS_AT_ONCE] -= stored[start : start + ROWS_AT_ONCE].to(update)
+
+    def _check_shapes(self, reference: Checkpoint) -> None:
+        known = set(reference.names)
+        problems = [f"{name} is not in it" for name in self._weights if name not in known]
+        problems += [
+            f"{name} is {self.shape(name)} and there {reference.shape(name)}"
+            for name in self._weights
+            if name in known and reference.shape(name) != self.shape(name)
+        ]
+        if problems:
+            raise InputError(f"reference {reference.path} is of another model: {listed(problems)}")
+
+
+def _weights_of(network: nn.Module) -> dict[str, _Weight]:
+    """Every weight of the bare network by canonical name, each tied pair once."""
+    adapted: dict[int, _Weight] = {}
+    factors: set[int] = set()
+    for layer in network.modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        for adapter in layer.lora_A:
+            pair = (layer.lora_B[adapter].weight, layer.lora_A[adapter].weight)
+            factors |= {id(factor) for factor in pair}
+            parameter = layer.get_base_layer().weight
+            transposed = bool(getattr(layer, "fan_in_fan_out", False))
+            adapted[id(parameter)] = _Weight(parameter, pair, transposed, layer.scaling[adapter])
+    return {
+        canonical_name(name): adapted.get(id(parameter), _Weight(parameter))
+        for name, parameter in network.named_parameters()
+        if id(parameter) not in factors
+    }
