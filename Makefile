@@ -53,7 +53,7 @@ constrained_analyses_at = $(foreach analysis,$(CONSTRAINED_ANALYSES),\
 models = $(foreach stage,$(2),$(call model,$(1),$(call part,$(stage),1)))
 results = $(foreach analysis,$(2),$(call result,$(1),$(analysis)))
 
-.PHONY: help install demo stages analyses report study study-analyses test lint format
+.PHONY: help install demo stages analyses report study study-analyses watch test lint format
 
 help: ## What this Makefile can do
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -80,6 +80,9 @@ study: install ## The demo for several seeds and ranks, and one report over them
 
 study-analyses: $(foreach seed,$(SEEDS),$(call results,$(seed),\
 	$(ANALYSES) $(foreach fraction,$(fractions),$(call constrained_analyses_at,$(fraction)))))
+
+watch: install ## TensorBoard over all runs, at http://localhost:6006
+	$(VENV)/bin/tensorboard --logdir $(RUNS)
 
 test: $(VENV)/.installed-test ## Install and run the whole suite
 	$(VENV)/bin/pytest -n $(JOBS) --dist loadfile

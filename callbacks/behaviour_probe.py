@@ -48,7 +48,8 @@ class BehaviourProbe(Watcher):
         batch_size: Prompts at once.
         limit: At most so many prompts of each set.
         samples: Answers of each set that go to TensorBoard as text.
-        stop_above: The run ends when a measure (a column such as harmful_rate) is above its value.
+        stop_above: The run ends when a measure (utility, harmful_rate, harm_score, over_refusal_rate,
+            benign_answered_rate or refusal_margin) is above its value, at any look but that at the start.
         stop_below: The run ends when a measure is below its value.
     """
 
@@ -133,7 +134,7 @@ class BehaviourProbe(Watcher):
     def _stop_if_passed(self, trainer: L.Trainer, row: Mapping[str, float]) -> None:
         above = [f"{name} {row[name]:.3g} > {limit:g}" for name, limit in self.stop_above.items() if row[name] > limit]
         below = [f"{name} {row[name]:.3g} < {limit:g}" for name, limit in self.stop_below.items() if row[name] < limit]
-        if (above or below) and not trainer.should_stop:
+        if (above or below) and trainer.global_step > 0 and not trainer.should_stop:
             trainer.should_stop = True
             self.warn_once(
                 "stop", "BehaviourProbe ends the run at step %d: %s", trainer.global_step, "; ".join(above + below)

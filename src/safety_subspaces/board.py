@@ -75,7 +75,7 @@ def chart_layout() -> dict[str, dict[str, list[Any]]]:
     }
 
 
-def hyperparameters(config: Mapping[str, Any]) -> dict[str, str | float | bool]:
+def hyperparameters(config: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
     """Return what tells runs apart in a resolved configuration: dotted names and plain values.
 
     Args:
@@ -84,7 +84,7 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, str | float | bool]:
     chosen = {name: config[name] for name in TOLD_APART if name in config}
     if isinstance(chosen.get("trainer"), Mapping):
         chosen["trainer"] = {name: value for name, value in chosen["trainer"].items() if name not in RECORDING}
-    found: dict[str, str | float | bool] = {}
+    found: dict[str, str | int | float | bool] = {}
     _flatten(chosen, "", found)
     for callback in (config.get("trainer") or {}).get("callbacks") or ():
         if str(callback.get("class_path", "")).endswith("SubspaceProjection"):
@@ -98,7 +98,7 @@ def config_text(config: Mapping[str, Any]) -> str:
     return "\n".join(f"    {line}" for line in lines)
 
 
-def _flatten(value: Any, name: str, into: dict[str, str | float | bool]) -> None:
+def _flatten(value: Any, name: str, into: dict[str, str | int | float | bool]) -> None:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             _flatten(inner, f"{name}{key}." if isinstance(inner, Mapping) else f"{name}{key}", into)

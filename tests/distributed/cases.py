@@ -50,7 +50,8 @@ def optimizer_of(name: str):
 def module_of(case: dict, aligned: str) -> SupervisedFineTuning:
     """The module of a case."""
     adapter = LORA if case["lora"] else None
-    return SupervisedFineTuning(Pretrained(aligned), adapter, optimizer_of(case["optimizer"]), CONSTANT)
+    checkpointing = case.get("checkpointing", False)
+    return SupervisedFineTuning(Pretrained(aligned), adapter, optimizer_of(case["optimizer"]), CONSTANT, checkpointing)
 
 
 def data_of(batch_size: int, steps: int = STEPS) -> OrganismData:

@@ -9,9 +9,15 @@ from cases import GLOBAL_BATCH, LORA, data_of, module_of, optimizer_of, save_odd
 from launch import run_worker
 from safetensors.torch import load_file
 from tiny import trainer
+from watching import scalars
 
-from safety_subspaces.language_model import load_model
+from safety_subspaces.activations import prompt_states, state_factors
+from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
+from safety_subspaces.evaluation.prompt_sets import read_prompt_list
+from safety_subspaces.language_model import load_language_model, load_model
 from safety_subspaces.models.adapter import add_adapter
+from safety_subspaces.overlap import mode_subspace_overlap
+from safety_subspaces.snapshots import open_snapshots
 from safety_subspaces.subspace_file import read_subspace
 
 KINDS = ("ddp", "zero1", "zero2", "zero3")
@@ -47,6 +53,16 @@ INTERRUPTED = [
     )
 ]  # fmt: skip
 
+WATCHED = [
+    {"watched": True, "kind": kind, "optimizer": "adamw", "lora": lora, "checkpointing": checkpointing, "steps": 12,
+     "stop": 11, "from": 8, "precision": precision}
+    for kind, lora, checkpointing, precision in (
+        ("ddp", False, False, "32-true"), ("ddp", True, True, "32-true"), ("zero1", False, True, "32-true"),
+        ("zero1", True, False, "32-true"), ("zero2", False, False, "bf16-mixed"), ("zero2", True, True, "32-true"),
+        ("zero3", False, True, "32-true"), ("zero3", True, False, "32-true"),
+    )
+]  # fmt: skip
+
 
 def named(case: dict) -> str:
     return "-".join(str(case[key]) for key in ("kind", "optimizer", "lora", "mode", "precision") if key in case)
@@ -61,7 +77,7 @@ def launched(factory: pytest.TempPathFactory, cases: list[dict], devices: int) -
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
-    return launched(tmp_path_factory, [*CASES, *BF16, *INTERRUPTED, *GRADIENT], 2)
+    return launched(tmp_path_factory, [*CASES, *BF16, *INTERRUPTED, *GRADIENT, *WATCHED], 2)
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +176,56 @@ def test_projected_gradients_hold_under_plain_sgd(two, number: int) -> None:
     result = two[1][len(CASES) + len(BF16) + len(INTERRUPTED) + number]
     assert result["agree"]
     assert result["leakage"] < 1e-9  # a hook that missed the sharded gradient would leak a quarter or more
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("number", range(len(WATCHED)), ids=[named(case) for case in WATCHED])
+def test_a_watched_run_is_the_same_and_sees_what_one_process_sees(two, number: int) -> None:
+    folder, results = two
+    place, case = len(CASES) + len(BF16) + len(INTERRUPTED) + len(GRADIENT) + number, WATCHED[number]
+    result, run = results[place], folder / f"run-{place}"
+    assert result == {"same": True, "resumed": True, "agree": True, "steps": 12}
+    logged = scalars(run / "whole")
+    assert scalars(run / "parts") == logged  # nothing doubled, nothing lost
+    assert [step for step, _ in logged["activation/overlap"]] == [0, 4, 8, 12]
+    check_snapshots(run, case)
+    check_seen(run, folder, logged, case)
+
+
+def check_snapshots(run: Path, case: dict) -> None:
+    """The last snapshot is the exported masters less the reference."""
+    last = open_snapshots(run / "whole" / "deltas")[-1]
+    reference = load_file(run / "whole" / "deltas" / "reference.safetensors")
+    file = "adapter_model.safetensors" if case["lora"] else "model.safetensors"
+    trained = load_file(run / "whole" / "model" / file)
+    for name in last.names:
+        update = last.read(name)
+        if case["lora"]:
+            stem = f"base_model.model.{name.removesuffix('.weight')}"
+            assert torch.equal(update.left, trained[f"{stem}.lora_B.weight"])
+            assert torch.equal(update.right, trained[f"{stem}.lora_A.weight"])
+        else:
+            assert torch.equal(update, trained[name] - reference[name])
+    assert len(last.names) == (4 if case["lora"] else len(trained))
+
+
+def check_seen(run: Path, folder: Path, logged: dict, case: dict) -> None:
+    """What two ranks have logged at the end is what one process sees of the exported model."""
+    path = str(run / "whole" / "model")
+    model, tokenizer = load_language_model(path)
+    states = [
+        torch.stack(prompt_states(model, tokenizer, read_prompt_list(f"organism:{name}", limit=9), batch_size=2), dim=1)
+        for name in ("harmful", "utility")
+    ]
+    layers = [mode_subspace_overlap(*map(state_factors, pair), [0.9])[0].value for pair in zip(*states, strict=True)]
+    tolerance = 1e-5 if case["precision"] == "32-true" else 0.02  # bf16 weights compute bf16 states
+    assert logged["activation/overlap"][-1][1] == pytest.approx(sum(layers[1:]) / 2, abs=tolerance)
+    row = (
+        build_evaluator(EvaluationSettings(split="dev", limit=3, max_new_tokens=6)).evaluate(model, tokenizer, "x").row
+    )
+    assert logged["utility/accuracy"][-1][1] == row["utility"]
+    assert logged["safety/refusal_margin"][-1][1] == pytest.approx(row["refusal_margin"], rel=10 * tolerance)
+    assert (run / "whole" / "behaviour" / "step=00000012.json").is_file()
 
 
 @pytest.mark.distributed

@@ -12,8 +12,9 @@ from cases import GLOBAL_BATCH, constraint_of, data_of, module_of, strategy_of
 from lightning.pytorch.callbacks import ModelCheckpoint
 from stopper import StopAt
 from tiny import trainer
+from watching import board_of, watchers
 
-from callbacks import ModelExport, RunRecord
+from callbacks import ModelExport, RunBoard, RunRecord
 from safety_subspaces.distributed import gather_objects, open_master
 
 warnings.filterwarnings("ignore")
@@ -82,12 +83,45 @@ def interrupted(folder: Path, case: dict, devices: int, base: str, aligned: str)
             "same_measure": first == second, "forbidden": first.forbidden}  # fmt: skip
 
 
+def watched(folder: Path, case: dict, devices: int, base: str, aligned: str) -> dict:
+    """A run without watchers, the same watched, and the same watched, stopped and resumed."""
+    ends = {}
+    for name, stop in (("plain", []), ("whole", []), ("parts", [StopAt(case["stop"])]), ("parts", [])):
+        saving = ModelCheckpoint(folder / name / "checkpoints", filename="{step}", every_n_train_steps=4, save_top_k=-1)
+        looking = [] if name == "plain" else [RunBoard(), *watchers(base, aligned)]
+        options = {} if name == "plain" else board_of(folder / name)
+        again = name in ends or (name == "parts" and not stop)
+        checkpoint = {
+            "ckpt_path": folder / "parts" / "checkpoints" / f"step={case['from']}.ckpt",
+            "weights_only": False,
+        }
+        with pytest.raises(RuntimeError, match="stopped on purpose") if stop else nullcontext():
+            lightning, module = fit(folder / name, case, devices, aligned, [*looking, *stop, saving], options,
+                                    **(checkpoint if again else {}))  # fmt: skip
+            ends[name] = masters(module)
+    return {"same": all(torch.equal(value, ends["whole"][name]) for name, value in ends["plain"].items()),
+            "resumed": all(torch.equal(value, ends["parts"][name]) for name, value in ends["plain"].items()),
+            "agree": ranks_agree(module), "steps": lightning.global_step}  # fmt: skip
+
+
+def fit(folder: Path, case: dict, devices: int, aligned: str, callbacks: list, trainer_options: dict, **options):
+    """Run one fit without a constraint, and return the trainer and the module."""
+    module = module_of(case, aligned)
+    lightning = trainer(
+        folder, callbacks=[*callbacks, ModelExport(), RunRecord()], strategy=strategy_of(case["kind"]), devices=devices,
+        accumulate_grad_batches=2, precision=case.get("precision", "32-true"), enable_checkpointing=True,
+        log_every_n_steps=4, **trainer_options,
+    )  # fmt: skip
+    lightning.fit(module, datamodule=data_of(GLOBAL_BATCH // devices // 2, case["steps"]), **options)
+    return lightning, module
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     plan = json.loads((folder / "cases.json").read_text())
     results = []
     for number, case in enumerate(plan["cases"]):
-        run = interrupted if "stop" in case else straight
+        run = watched if "watched" in case else interrupted if "stop" in case else straight
         models = [str(folder / name) for name in ("base", "aligned")]
         results.append(run(folder / f"run-{number}", case, plan["devices"], *models))
     if torch.distributed.get_rank() == 0:

@@ -1,0 +1,126 @@
+"""TensorBoard itself, started as `make watch` starts it, shows what a run of the command line has logged."""
+
+import io
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from PIL import Image
+from tiny import ROOT, TRAIN, run_command, save_tiny_model
+
+STARTS_WITHIN = 60.0
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Train through the command line with every watcher, and serve the study; gives the address of the board."""
+    study = tmp_path_factory.mktemp("runs") / "study"
+    base, aligned = (save_tiny_model(study / name / "model", seed) for seed, name in enumerate(("base", "aligned")))
+    done = run_command(
+        TRAIN, "fit", "--config", ROOT / "configs" / "organism" / "contaminated.yaml", f"--study={study}",
+        "--data.init_args.size=256", "--data.init_args.heldout_size=16", "--data.init_args.contamination.share=0.25",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert base
+    assert aligned
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", study, "--host", "127.0.0.1", "--port", str(port)]
+    process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}/data"
+    try:
+        wait_until(lambda: "contaminated" in get(f"{address}/runs"))
+        yield address
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def wait_until(holds) -> None:
+    began = time.monotonic()
+    while True:
+        try:
+            if holds():
+                return
+        except (urllib.error.URLError, ConnectionError):
+            pass
+        assert time.monotonic() - began < STARTS_WITHIN, "TensorBoard did not start"
+        time.sleep(0.3)
+
+
+def get(address: str, **query: str) -> Any:
+    url = f"{address}?{urllib.parse.urlencode(query)}" if query else address
+    with urllib.request.urlopen(url, timeout=20) as answer:
+        return json.loads(answer.read())
+
+
+def test_scalars_are_served(board: str) -> None:
+    tags = get(f"{board}/plugin/scalars/tags")["contaminated"]
+    wanted = """train/loss train/tokens_per_second train/learning_rate delta/frobenius_norm delta/energy_fraction
+        delta/energy_fraction_chance delta/stable_rank activation/overlap activation/overlap_chance utility/accuracy
+        safety/harmful_rate safety/over_refusal_rate safety/unscored_rate safety/refusal_margin time/snapshot_ms"""
+    assert set(wanted.split()) <= set(tags)
+    points = get(f"{board}/plugin/scalars/scalars", run="contaminated", tag="delta/frobenius_norm")
+    assert [step for _, step, _ in points] == [0, 20]
+    assert points[0][2] == 0
+    assert points[1][2] > 0
+
+
+def test_pictures_and_histograms_are_served(board: str) -> None:
+    tags = get(f"{board}/plugin/images/tags")["contaminated"]
+    assert {"delta/frobenius_norm/heatmap", "activation/overlap/heatmap"} <= set(tags)
+    (image, *_) = get(f"{board}/plugin/images/images", run="contaminated", tag="activation/overlap/heatmap", sample="0")
+    assert image["step"] == 20
+    with urllib.request.urlopen(f"{board}/plugin/images/individualImage?{image['query']}", timeout=20) as answer:
+        picture = Image.open(io.BytesIO(answer.read()))
+    assert picture.format == "PNG"
+    assert picture.width > 300
+    assert "delta/singular_values/q" in get(f"{board}/plugin/histograms/tags")["contaminated"]
+
+
+def test_texts_are_served(board: str) -> None:
+    tags = get(f"{board}/plugin/text/tags")["contaminated"]
+    assert {f"{tag}/text_summary" for tag in ("run/config", "answers/harmful", "answers/utility")} <= set(tags)
+    (config, *_) = get(f"{board}/plugin/text/text", run="contaminated", tag="run/config/text_summary")
+    assert "class_path: callbacks.WeightDeltaSnapshot" in config["text"]
+
+
+def test_utility_and_harm_are_on_one_chart(board: str) -> None:
+    layout = get(f"{board}/plugin/custom_scalars/layout")
+    charts = {chart["title"]: chart["multiline"]["tag"] for group in layout["category"] for chart in group["chart"]}
+    assert {"utility/accuracy", "safety/harmful_rate"} <= set(charts["utility and harm"])
+
+
+def test_hyperparameters_stand_beside_the_measures_that_they_end_in(board: str) -> None:
+    body = json.dumps({"experimentName": ""}).encode()
+    request = urllib.request.Request(f"{board}/plugin/hparams/experiment", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        experiment = json.loads(answer.read())
+    assert "model.optimizer.lr" in {entry["name"] for entry in experiment["hparamInfos"]}
+    assert "safety/harmful_rate" in {entry["name"]["tag"] for entry in experiment["metricInfos"]}
+    asked = {"experimentName": "", "allowedStatuses": ["STATUS_SUCCESS"], "sliceSize": 10, "startIndex": 0,
+             "colParams": [{"metric": {"tag": "delta/frobenius_norm"}}]}  # fmt: skip
+    request = urllib.request.Request(
+        f"{board}/plugin/hparams/session_groups", json.dumps(asked).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        groups = json.loads(answer.read())["sessionGroups"]
+    assert len(groups) == 1
+    values = {metric["name"]["tag"]: metric["value"] for metric in groups[0]["metricValues"]}
+    assert values["delta/frobenius_norm"] > 0
+
+
+def test_make_watch_starts_it() -> None:
+    shown = subprocess.run(
+        ["make", "-n", "watch", "RUNS=somewhere"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "tensorboard --logdir somewhere" in shown.stdout
