@@ -16,10 +16,11 @@ from safety_subspaces.analysis.overlap import overlap
 from safety_subspaces.analysis.project import project
 from safety_subspaces.analysis.report import report
 from safety_subspaces.analysis.subspace import subspace
+from safety_subspaces.analysis.trajectory import trajectory
 
 COMMANDS = {
     "subspace": subspace, "project": project, "overlap": overlap, "evaluate": evaluate, "export": export,
-    "report": report,
+    "report": report, "trajectory": trajectory,
 }  # fmt: skip
 ROWS_SHOWN = 40
 TRY = """try:

@@ -16,11 +16,13 @@ from callbacks.run_subspace import check_source, read_run_subspace
 from callbacks.watcher import Watcher, board_writers
 from safety_subspaces.distributed import gather_objects
 from safety_subspaces.errors import InputError
+from safety_subspaces.lowrank import LowRank
 from safety_subspaces.models.base import LanguageModelModule
 from safety_subspaces.models.updates import NetworkUpdate
 from safety_subspaces.names import place_of, type_of
 from safety_subspaces.provenance import describe_input, provenance
-from safety_subspaces.snapshots import SnapshotWriter, snapshot_files, snapshot_path
+from safety_subspaces.snapshots import START_FILE, SnapshotWriter, snapshot_files, snapshot_path
+from safety_subspaces.streamed import StreamedUpdate
 from safety_subspaces.subspace import RankRule
 from safety_subspaces.subspace_file import Side
 from safety_subspaces.update_measures import (
@@ -130,9 +132,9 @@ class WeightDeltaSnapshot(Watcher):
         if problem:
             raise InputError(problem)
         if self.reference is None:
-            start, known = folder / "reference.safetensors", self._loaded.get("start_sha256")
+            start, known = folder / START_FILE, self._loaded.get("start_sha256")
             self._start_sha256 = self._update.keep_start(start, known, trainer.is_global_zero)
-            reference: Any = {"path": f"{folder.name}/{start.name}", "sha256": self._start_sha256}
+            reference: Any = {"path": START_FILE, "sha256": self._start_sha256}
         else:
             reference = describe_input(self.reference) if trainer.is_global_zero else None
         self._facts = {"reference": reference, "provenance": provenance() if trainer.is_global_zero else None}
@@ -148,15 +150,12 @@ class WeightDeltaSnapshot(Watcher):
                 update = self._update.read(name, keeps=trainer.is_global_zero)
                 if update is None:
                     continue
-                compresses = self.compress is not None and isinstance(update, Tensor) and update.ndim == 2
-                factors = factors_of(update) if compresses else None
-                measures.append(measure_update(name, update, self._against, factors))
-                share = 0.0
-                if factors is not None and isinstance(update, Tensor) and self.compress is not None:
-                    update, share = compress(update, factors, self.compress)
-                lost += share * measures[-1].energy
+                measure, stored, share = self._measure(name, update)
+                measures.append(measure)
+                lost += share * measure.energy
                 if writer is not None:
-                    writer.write(name, update, share)
+                    writer.write(name, stored, share)
+                del update, stored  # before the next weight is gathered
         if writer is not None and writer.failure is not None:
             self.warn_once(
                 "snapshot",
@@ -171,6 +170,16 @@ class WeightDeltaSnapshot(Watcher):
     def state_dict(self) -> dict[str, Any]:
         """Keep the hash of the weights that the run started with."""
         return {**super().state_dict(), "start_sha256": self._start_sha256}
+
+    def _measure(
+        self, name: str, update: StreamedUpdate | LowRank
+    ) -> tuple[UpdateMeasures, Tensor | StreamedUpdate | LowRank, float]:
+        """Measure an update, and return beside it what is to be stored, and the share of its energy that this lacks."""
+        if self.compress is None or isinstance(update, LowRank) or update.ndim != 2:
+            return measure_update(name, update, self._against), update, 0.0
+        whole = update.whole()
+        factors = factors_of(whole)
+        return measure_update(name, whole, self._against, factors), *compress(whole, factors, self.compress)
 
     def _writer(self, trainer: L.Trainer, step: int) -> Any:
         """What writes this step's snapshot; nothing on other ranks, and at the very start where nothing has moved."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 from tiny import ANALYZE, ROOT, TRAIN, run_command, save_tiny_model, tiny_source
 
@@ -15,7 +16,10 @@ from safety_subspaces.analysis.subspace import subspace as make_subspace
 from safety_subspaces.language_model import load_model
 from safety_subspaces.models.adapter import LoraSettings, add_adapter
 from safety_subspaces.models.export import export_model
+from safety_subspaces.provenance import sha256_of_file
+from safety_subspaces.snapshots import START_FILE, SnapshotWriter, snapshot_path
 from safety_subspaces.subspace import RankRule
+from safety_subspaces.tensor_stream import stream_tensors
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 # Laid over a stage's YAML: where it runs, not what.
@@ -36,9 +40,24 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.rmtree(folder / "contaminated_lora" / "model")
     adapted = add_adapter(load_model(str(folder / "aligned" / "model")), LoraSettings(rank=2))
     export_model(adapted, tiny_source().load_tokenizer(), folder / "contaminated_lora" / "model")
+    write_snapshots(folder / "contaminated" / "deltas", str(folder / "useful" / "model"))
     pair = (str(folder / stage / "model") for stage in ("base", "aligned"))
     make_subspace(*pair, str(folder / "alignment.safetensors"), RankRule(fraction=0.25))
     return folder
+
+
+def write_snapshots(folder: Path, start: str) -> None:
+    """Two snapshots of a run that started from a model."""
+    weights = {name: value.detach() for name, value in load_model(start).named_parameters()}
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    stream_tensors(folder / START_FILE, shapes, weights.__getitem__)
+    reference = {"path": START_FILE, "sha256": sha256_of_file(folder / START_FILE)}
+    for step in (1, 2):
+        with SnapshotWriter(
+            snapshot_path(folder, step), shapes, torch.float32, step, {"reference": reference}
+        ) as writer:
+            for name, value in weights.items():
+                writer.write(name, value * 0.1 * step)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=names)
@@ -112,6 +131,7 @@ def test_every_analysis_runs(path: Path, study: Path, tmp_path: Path, monkeypatc
         "project": ["--fractions=[0.5]", "--draws=1", "--evaluate.limit=2", "--evaluate.max_new_tokens=4"],
         "constrained_energy": [],
         "overlap": ["--controls=9"],
+        "trajectory": ["--draws=2", "--permutations=9"],
     }[path.stem]
     done = run_command(ANALYZE, command, "--config", path, f"--out={tmp_path / 'out'}", *small)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 
-from safety_subspaces.linalg import GRAM_BLOCK, haar_basis, left_factors, singular_values
+from safety_subspaces import streamed
+from safety_subspaces.linalg import haar_basis, left_factors, singular_values
 from safety_subspaces.lowrank import LowRank
 from safety_subspaces.names import place_of
+from safety_subspaces.streamed import StreamedUpdate
 from safety_subspaces.subspace import RankRule
 from safety_subspaces.subspace_file import SubspaceFile
 from safety_subspaces.update_measures import (
@@ -48,6 +50,26 @@ def test_an_update_in_factors_measures_as_its_product(side) -> None:
     assert torch.linalg.matrix_norm(mine.basis.double().T @ oracle.U[:, :4]).square() == pytest.approx(4, abs=1e-5)
 
 
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("shape", [(207, 6), (6, 103), (19, 9), (55,)])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_streamed_update_measures_as_the_difference(shape, side) -> None:
+    weight, reference = (torch.randn(shape, generator=generator(seed)) for seed in (1, 2))
+    update, dense = StreamedUpdate(weight, lambda: reference, torch.float32), weight - reference
+    assert torch.equal(update.whole(), dense)
+    dim = dense.numel() if dense.ndim == 1 else shape[0 if side == "left" else 1]
+    basis = haar_basis(dim, 3, generator())
+    subspace = SubspaceFile({NAME: basis}, {}, side, {})
+    mine, theirs = (measure_update(NAME, value, Comparison(subspace)) for value in (update, dense))
+    matrix = dense.double().reshape(len(dense), -1)
+    matrix = matrix if side == "left" or dense.ndim == 1 else matrix.T
+    assert mine.inside == pytest.approx(float((basis.double().T @ matrix).square().sum()), rel=1e-5)
+    assert (mine.energy, mine.inside) == (theirs.energy, theirs.inside)
+    assert mine.energy == pytest.approx(float(matrix.square().sum()), rel=1e-6)
+    if dense.ndim == 2:
+        torch.testing.assert_close(mine.spectrum, torch.linalg.svdvals(matrix), rtol=1e-5, atol=0)
+
+
 def test_a_zero_update_in_factors_has_no_direction() -> None:
     zero = LowRank(torch.zeros(6, 2), torch.randn(2, 4))
     assert zero.left_factors().numerical_rank == 0
@@ -59,9 +81,18 @@ def test_a_zero_update_in_factors_has_no_direction() -> None:
     assert math.isnan(pool_measures([measures])["energy_fraction"])
 
 
-@pytest.mark.parametrize("shape", [(40, 24), (24, 40), (GRAM_BLOCK + 100, 6), (6, GRAM_BLOCK + 100)])
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of a few rows, so that small matrices have several."""
+    monkeypatch.setattr(streamed, "BLOCK", 50)
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40), (300, 6), (6, 300)])
 @pytest.mark.parametrize("size", [1.0, 1e-30])
-def test_singular_values_are_those_of_an_svd(shape, size) -> None:
+@pytest.mark.parametrize("blocks", [None, "small_blocks"])
+def test_singular_values_are_those_of_an_svd(shape, size, blocks, request) -> None:
+    if blocks:
+        request.getfixturevalue(blocks)
     matrix = torch.randn(shape, generator=generator(2)) * size
     oracle = torch.linalg.svdvals(matrix.double())
     torch.testing.assert_close(singular_values(matrix), oracle, rtol=1e-6, atol=0)

@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 # Charts that hold several curves, by their group on the "Custom scalars" tab. A tag that a run lacks is left out.
 CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -48,6 +46,10 @@ def heatmap(rows: Sequence[str], columns: Sequence[int], values: np.ndarray, tit
     Returns:
         The picture, ``(height, width, 3)`` of bytes.
     """
+    # Half a second's import that a run without figures need not pay.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     size = (max(4.0, min(12.0, 2.5 + 0.35 * len(columns))), max(2.2, min(16.0, 1.2 + 0.22 * len(rows))))
     figure = Figure(figsize=size, dpi=DOTS_PER_INCH)
     # Room in inches for names on the left, the colour bar on the right, title and steps: laid out by hand, which takes

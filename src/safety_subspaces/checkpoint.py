@@ -149,8 +149,9 @@ class FullCheckpoint(Checkpoint):
         return self.read_stored(self.stored_name(name))
 
     def open_slice(self, name: str) -> Any:
-        """Return a tensor as safetensors opens it, unread: rows are read when they are taken."""
-        return self._slice(self.stored_name(name))
+        """Return a tensor as safetensors opens it, unread: rows are read when they are taken, and let go with it."""
+        stored = self.stored_name(name)
+        return open_safetensors(self._where[stored]).get_slice(stored)
 
     def read_stored(self, stored: str) -> Tensor:
         """Read one tensor by the name that it has in the file, whatever its type."""

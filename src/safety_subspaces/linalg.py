@@ -4,6 +4,7 @@ Only the left side is kept: a subspace of updates lives in a weight's output spa
 smaller Gram matrix, because a full SVD of every weight matrix is what makes the ordinary way slow.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from safety_subspaces.errors import InputError
+from safety_subspaces.streamed import StreamedUpdate, blocks_of
 
 # Below this ratio of the extreme eigenvalues a float32 Gram matrix, whose noise is near 1e-7 of the largest
 # eigenvalue (2^-24 an entry), no longer carries the small end of the spectrum: it is formed again in float64.
@@ -18,9 +20,6 @@ ILL_CONDITIONED = 1e-6
 # Directions with sigma at most this share of sigma_1 are rounding, not data: weights in float32 are good to
 # 2^-24 = 6e-8 of their size, and the square root of a float64 Gram's noise (1e-16) is 1e-8.
 RANK_TOLERANCE = 1e-6
-# A Gram matrix is summed over blocks of so many rows (or columns) of the longer side, so that a scaled or float64 copy
-# is never made of a whole embedding matrix.
-GRAM_BLOCK = 8192
 # Columns of U = D V / sigma leave orthonormality by the Gram's noise over sigma^2; above a few roundings of a
 # float32 inner product they are orthonormalised once more.
 ORTHONORMAL_TOLERANCE = 1e-5
@@ -71,7 +70,7 @@ def left_factors(delta: Float[Tensor, "out in"]) -> LeftFactors:
     return LeftFactors(vectors.float(), values * scale)
 
 
-def singular_values(delta: Float[Tensor, "out in"]) -> Float64[Tensor, " rank"]:
+def singular_values(delta: Float[Tensor, "out in"] | StreamedUpdate) -> Float64[Tensor, " rank"]:
     """Return the singular values within the numerical rank, in descending order: those of :func:`left_factors`.
 
     Without the vectors this costs a fraction of the factorisation, and beside the matrix only its smaller Gram matrix.
@@ -79,11 +78,10 @@ def singular_values(delta: Float[Tensor, "out in"]) -> Float64[Tensor, " rank"]:
     Raises:
         InputError: ``delta`` holds a NaN or an infinity.
     """
-    matrix = delta.detach() if delta.dtype == torch.float64 else delta.detach().float()
-    scale = _scale_of(matrix)
+    scale = _scale_of(delta)
     if scale == 0:
-        return delta.new_zeros(0, dtype=torch.float64)
-    eigenvalues, _, _ = _gram_eigh(matrix, scale, with_vectors=False)
+        return torch.zeros(0, dtype=torch.float64)
+    eigenvalues = _gram_eigenvalues(delta, scale)
     return eigenvalues[: _numerical_rank(eigenvalues)].sqrt() * scale
 
 
@@ -148,48 +146,66 @@ def as_matrix(tensor: Float[Tensor, "..."]) -> Float[Tensor, "out in"]:
     return tensor if tensor.ndim == 2 else tensor.reshape(-1, 1)
 
 
-def _scale_of(matrix: Tensor) -> float:
+def _scale_of(matrix: Tensor | StreamedUpdate) -> float:
     """The power of two below the largest entry, exact to divide by: squares of tiny deltas leave float32's range."""
-    largest = matrix.abs().amax() if matrix.numel() else matrix.new_zeros(())
-    if not torch.isfinite(largest):
+    blocks = (block for block in blocks_of(matrix) if block.numel())
+    # A maximum of the maxima would lose a NaN.
+    peaks = [float(torch.linalg.vector_norm(block, torch.inf)) for block in blocks]
+    if not all(math.isfinite(peak) for peak in peaks):
         raise InputError("the matrix to factorise holds NaN or infinite entries; expected finite numbers")
-    return 2.0 ** (int(torch.frexp(largest).exponent) - 1) if largest > 0 else 0.0
+    largest = max(peaks, default=0.0)
+    return 2.0 ** (math.frexp(largest)[1] - 1) if largest > 0 else 0.0
 
 
 def _numerical_rank(eigenvalues: Tensor) -> int:
     return int((eigenvalues > RANK_TOLERANCE**2 * eigenvalues[0]).sum())
 
 
-def _gram_eigh(matrix: Tensor, scale: float, with_vectors: bool = True) -> tuple[Tensor, Tensor, torch.dtype]:
+def _gram_eigh(matrix: Tensor, scale: float) -> tuple[Tensor, Tensor, torch.dtype]:
     """Eigenvalues (descending, not negative) and eigenvectors of the scaled matrix's smaller Gram, always in float64.
 
-    The Gram matrix is formed again in float64 where float32 has lost the small end of the spectrum; the type that it
-    was formed in comes third.
+    The type that the Gram matrix was formed in comes third.
     """
-    for working in dict.fromkeys((matrix.dtype, torch.float64)):
-        gram = _gram(matrix, scale, working).double()
-        values, vectors = torch.linalg.eigh(gram) if with_vectors else (torch.linalg.eigvalsh(gram), gram)
-        values = values.flip(0).clamp_min(0)
-        if values[-1] >= ILL_CONDITIONED * values[0]:
+    for working in _working_types(matrix):
+        values, vectors = torch.linalg.eigh(_gram(matrix, scale, working).double())
+        if _is_well_conditioned(values):
             break
-    return values, vectors.flip(1), working
+    return values.flip(0).clamp_min(0), vectors.flip(1), working
 
 
-def _gram(matrix: Tensor, scale: float, working: torch.dtype) -> Tensor:
+def _gram_eigenvalues(matrix: Tensor | StreamedUpdate, scale: float) -> Tensor:
+    """The eigenvalues of :func:`_gram_eigh`."""
+    for working in _working_types(matrix):
+        values = torch.linalg.eigvalsh(_gram(matrix, scale, working).double())
+        if _is_well_conditioned(values):
+            break
+    return values.flip(0).clamp_min(0)
+
+
+def _working_types(matrix: Tensor | StreamedUpdate) -> list[torch.dtype]:
+    """Types to form a Gram matrix in: the matrix's own, and float64 where that has lost the small end."""
+    return list(dict.fromkeys((torch.promote_types(matrix.dtype, torch.float32), torch.float64)))
+
+
+def _is_well_conditioned(ascending: Tensor) -> bool:
+    return bool(ascending[0] >= ILL_CONDITIONED * ascending[-1])
+
+
+def _gram(matrix: Tensor | StreamedUpdate, scale: float, working: torch.dtype) -> Tensor:
     rows, columns = matrix.shape
     longer = 1 if rows <= columns else 0
-    blocks = ((block / scale).to(working) for block in matrix.split(GRAM_BLOCK, dim=longer))
-    products = (block @ block.T if longer else block.T @ block for block in blocks)
-    total = next(products)
-    for product in products:
-        total += product
+    total = torch.zeros(())
+    for number, block in enumerate(blocks_of(matrix, longer)):
+        scaled = (block / scale).to(working)
+        product = scaled @ scaled.T if longer else scaled.T @ scaled
+        total = total.add_(product) if number else product
     return total
 
 
 def _in_blocks(matrix: Tensor, vectors: Tensor, scale: float, working: torch.dtype) -> Tensor:
     """The scaled matrix times vectors, in the type that its Gram matrix was formed in."""
     vectors = vectors.to(working)
-    return torch.cat([(block / scale).to(working) @ vectors for block in matrix.split(GRAM_BLOCK)])
+    return torch.cat([(block / scale).to(working) @ vectors for block in blocks_of(matrix)])
 
 
 def _orthonormalise(columns: Tensor) -> Tensor:

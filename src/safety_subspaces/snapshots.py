@@ -20,9 +20,12 @@ from torch import Tensor
 
 from safety_subspaces.errors import InputError
 from safety_subspaces.lowrank import LowRank
+from safety_subspaces.streamed import StreamedUpdate
 from safety_subspaces.tensor_stream import TensorStream
 
 KIND = "weight update"
+# Weights that the run started with, in the folder of the snapshots that count from them.
+START_FILE = "reference.safetensors"
 LEFT, RIGHT = ".left", ".right"
 FILE_NAME = re.compile(r"step=(\d+)\.safetensors")
 # A name, a scale and a lost share in the header: the numbers are at most 25 characters each.
@@ -70,7 +73,9 @@ class SnapshotWriter:
         self._attempt(self._stream.__enter__)
         return self
 
-    def write(self, name: str, update: Float[Tensor, "..."] | LowRank, lost_energy: float = 0.0) -> None:
+    def write(
+        self, name: str, update: Float[Tensor, "..."] | StreamedUpdate | LowRank, lost_energy: float = 0.0
+    ) -> None:
         """Append the update of one weight.
 
         Args:
@@ -78,6 +83,7 @@ class SnapshotWriter:
             update: The update, dense or in factors.
             lost_energy: Share of its energy that a compression has left out.
         """
+        parts: dict[str, Tensor | StreamedUpdate]
         if isinstance(update, LowRank):
             parts = {name + LEFT: update.left, name + RIGHT: update.right}
             self._scales[name] = update.scale

@@ -16,6 +16,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from safety_subspaces.streamed import StreamedUpdate, blocks_of
+
 DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
@@ -55,12 +57,13 @@ class TensorStream:
             raise
         return self
 
-    def write(self, name: str, tensor: Tensor) -> None:
-        """Append one tensor."""
-        stored = tensor.detach().to("cpu", self._dtype).contiguous()
-        start, self._end = self._end, self._end + stored.numel() * self._dtype.itemsize
-        self._entries[name] = self._entry(stored.shape, start, self._end)
-        self._file.write(stored.reshape(-1).view(torch.uint8).numpy().data)
+    def write(self, name: str, tensor: Tensor | StreamedUpdate) -> None:
+        """Append one tensor, some rows at a time."""
+        start, self._end = self._end, self._end + tensor.shape.numel() * self._dtype.itemsize
+        self._entries[name] = self._entry(tensor.shape, start, self._end)
+        for block in blocks_of(tensor):
+            stored = block.detach().to("cpu", self._dtype).contiguous()
+            self._file.write(stored.reshape(-1).view(torch.uint8).numpy().data)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

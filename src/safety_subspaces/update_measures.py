@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum, nan, sqrt
 
+import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from safety_subspaces.linalg import (
 from safety_subspaces.lowrank import LowRank
 from safety_subspaces.nulls import overlap_moments
 from safety_subspaces.overlap import overlap_sums
+from safety_subspaces.streamed import StreamedUpdate, blocks_of
 from safety_subspaces.subspace import RankRule, top_basis
 from safety_subspaces.subspace_file import Side, SubspaceFile
 
@@ -69,9 +71,14 @@ class Comparison:
 
 
 def measure_update(
-    name: str, update: Float[Tensor, "..."] | LowRank, against: Comparison, factors: LeftFactors | None = None
+    name: str,
+    update: Float[Tensor, "..."] | StreamedUpdate | LowRank,
+    against: Comparison,
+    factors: LeftFactors | None = None,
 ) -> UpdateMeasures:
     """Measure the update of one weight.
+
+    A streamed update is never made whole but for an overlap, whose factors need it.
 
     Args:
         name: Canonical name of the weight.
@@ -80,7 +87,7 @@ def measure_update(
         factors: Its factors, where they are known already.
     """
     is_matrix = isinstance(update, LowRank) or update.ndim == 2
-    energy = update.squared_norm() if isinstance(update, LowRank) else squared_norm(update)
+    energy = energy_of(update)
     inside = inside_chance = nan
     if against.subspace is not None:
         basis = against.subspace.bases.get(name)
@@ -99,26 +106,53 @@ def measure_update(
     )
 
 
-def energy_along(update: Float[Tensor, "..."] | LowRank, basis: Float[Tensor, "dim rank"], side: Side) -> float:
+def energy_of(update: Float[Tensor, "..."] | StreamedUpdate | LowRank) -> float:
+    """Return the squared Frobenius norm of an update, its rows summed in float64."""
+    if isinstance(update, LowRank):
+        return update.squared_norm()
+    return fsum(squared_norm(block) for block in blocks_of(update))
+
+
+def energy_along(
+    update: Float[Tensor, "..."] | StreamedUpdate | LowRank, basis: Float[Tensor, "dim rank"], side: Side
+) -> float:
     """Return the squared norm of the part of an update inside a subspace of its output (left) or input space (right).
 
-    A weight that is not 2-D is one column, whatever the side.
+    A weight that is not 2-D is one column, whatever the side. A matrix is taken in blocks across its longer side.
     """
     if isinstance(update, LowRank):
         return (update.transposed if side == "right" else update).squared_norm_along(basis.to(update.left.device))
-    matrix = as_matrix(update)
-    matrix = matrix.T if side == "right" and update.ndim == 2 else matrix
-    return float((basis.to(matrix).T @ matrix).double().square().sum())
+    if update.ndim != 2:
+        whole = factorable(update)
+        return float((basis.to(whole).T @ whole).double().square().sum())
+    longer = 1 if update.shape[0] <= update.shape[1] else 0
+    across = longer == (0 if side == "left" else 1)  # whether a block holds a part of each of the basis's vectors
+    total, start, coordinates = 0.0, 0, torch.zeros(())
+    for block in blocks_of(update, longer):
+        matrix = block if side == "left" else block.T
+        part = basis[start : start + block.shape[longer]] if across else basis
+        product = part.to(matrix).T @ matrix
+        if across:
+            coordinates = product if start == 0 else coordinates.add_(product)
+            start += block.shape[longer]
+        else:
+            total += squared_norm(product)
+    return squared_norm(coordinates) if across else total
 
 
-def factors_of(update: Float[Tensor, "..."] | LowRank) -> LeftFactors:
+def factorable(update: Float[Tensor, "..."] | StreamedUpdate) -> Float[Tensor, "out in"]:
+    """Return an update as one matrix in memory."""
+    return as_matrix(update.whole() if isinstance(update, StreamedUpdate) else update)
+
+
+def factors_of(update: Float[Tensor, "..."] | StreamedUpdate | LowRank) -> LeftFactors:
     """Factorise an update."""
-    return update.left_factors() if isinstance(update, LowRank) else left_factors(as_matrix(update))
+    return update.left_factors() if isinstance(update, LowRank) else left_factors(factorable(update))
 
 
-def spectrum_of(update: Float[Tensor, "..."] | LowRank) -> Float64[Tensor, " rank"]:
-    """Return an update's singular values."""
-    return update.singular_values() if isinstance(update, LowRank) else singular_values(as_matrix(update))
+def spectrum_of(update: Float[Tensor, "out in"] | StreamedUpdate | LowRank) -> Float64[Tensor, " rank"]:
+    """Return the singular values of a matrix's update."""
+    return update.singular_values() if isinstance(update, LowRank) else singular_values(update)
 
 
 def spectral_ranks(spectrum: Float64[Tensor, " rank"]) -> tuple[float, float]:

@@ -101,7 +101,7 @@ def test_a_snapshot_is_the_weights_less_the_start(run, pair) -> None:
     for name, value in end.items():
         assert torch.equal(last.read(name), value - start[name].detach())
     assert last.facts["provenance"]["versions"]["torch"] == torch.__version__
-    assert last.facts["reference"]["path"] == "deltas/reference.safetensors"
+    assert last.facts["reference"]["path"] == "reference.safetensors"
 
 
 def test_logged_measures_agree_with_plain_algebra(run, pair) -> None:

@@ -3,18 +3,17 @@
 The reference lies on disk, so that beside the run there is never more than one whole weight in memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
 import torch
-from jaxtyping import Float
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
-from safety_subspaces.checkpoint import AdapterCheckpoint, Checkpoint, open_checkpoint
+from safety_subspaces.checkpoint import AdapterCheckpoint, Checkpoint, open_checkpoint, open_safetensors
 from safety_subspaces.distributed import gather_objects, open_master
 from safety_subspaces.errors import InputError
 from safety_subspaces.lowrank import LowRank
@@ -22,10 +21,8 @@ from safety_subspaces.models.held import check_kept
 from safety_subspaces.models.targets import listed, select_names
 from safety_subspaces.names import canonical_name
 from safety_subspaces.provenance import sha256_of_file
+from safety_subspaces.streamed import StreamedUpdate
 from safety_subspaces.tensor_stream import stream_tensors
-
-# Rows of a reference that are read at once: a hundredth of an embedding matrix, and still long reads.
-ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -129,12 +126,15 @@ class NetworkUpdate:
         return gather_objects(sha256_of_file(path) if writes else None)[0]
 
     @torch.no_grad()
-    def read(self, name: str, keeps: bool = True) -> Float[Tensor, "..."] | LowRank | None:
+    def read(self, name: str, keeps: bool = True) -> StreamedUpdate | LowRank | None:
         """Gather one weight and return its update; in factors where an adapter counts from the start of the run.
 
         Args:
             name: Canonical name of the weight.
             keeps: Whether this rank wants the update; otherwise it only takes part, and gets ``None``.
+
+        Returns:
+            An update that must be used up before the training goes on: it may look at the living weight.
         """
         weight = self._weights[name]
         factors = None if weight.factors is None else self._gather_factors(weight)
@@ -143,35 +143,25 @@ class NetworkUpdate:
         whole = self._masters[name].whole()
         if not keeps:
             return None
-        shares = whole.data_ptr() == weight.parameter.data_ptr()
-        update = whole.to(self.dtype, copy=shares)
-        del whole
         if factors is not None:
-            update += factors.dense().to(update)
-        self._subtract_reference(name, update)
-        return update
+            whole = whole + factors.dense().to(whole)
+        return StreamedUpdate(whole, self._opener(name), self.dtype)
 
     def _gather_factors(self, weight: _Weight) -> LowRank:
         assert weight.factors is not None
         left, right = (open_master(factor).whole() for factor in weight.factors)
         return LowRank(right.T, left.T, weight.scale) if weight.transposed else LowRank(left, right, weight.scale)
 
-    def _subtract_reference(self, name: str, update: Tensor) -> None:
-        """Subtract the reference in place, some rows at a time."""
+    def _opener(self, name: str) -> Callable[[], Any]:
+        """Opens a weight's reference, unread."""
         if isinstance(self._checkpoint, AdapterCheckpoint):
-            update -= self._checkpoint.read(name).to(update)
-            return
+            merged = self._checkpoint.read(name)
+            return lambda: merged
         if self._checkpoint is not None:
-            part = self._checkpoint.full.open_slice(name)
-            self._subtract(part, update)
-            return
-        assert self._start is not None, "the start of the run was not kept"
-        with safe_open(self._start, framework="pt") as stored:
-            self._subtract(stored.get_slice(name), update)
-
-    def _subtract(self, stored: Any, update: Tensor) -> None:
-        for start in range(0, len(update), ROWS_AT_ONCE):
-            update[start : start + ROWS_AT_ONCE] -= stored[start : start + ROWS_AT_ONCE].to(update)
+            return partial(self._checkpoint.full.open_slice, name)
+        start = self._start
+        assert start is not None, "the start of the run was not kept"
+        return lambda: open_safetensors(start).get_slice(name)
 
     def _check_shapes(self, reference: Checkpoint) -> None:
         known = set(reference.names)

@@ -1,0 +1,104 @@
+"""A trajectory as one picture: norms, turning, energy and overlaps over optimizer steps, each beside its chance."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from safety_subspaces.analysis.trajectory_measures import SIGNIFICANT
+from safety_subspaces.report.chart_style import BLUE, GREEN, GREY, PALETTE, VERMILION
+
+DOTS_PER_INCH = 120
+MARKERS = "osD^vPX"
+NOTHING = "not measured"
+
+
+def draw_trajectory(path: Path, table: pd.DataFrame, overlaps: pd.DataFrame, changes: pd.DataFrame) -> None:
+    """Draw the part ``all`` of a trajectory; a change point with p below 0.05 is a thin vertical line.
+
+    Args:
+        path: The ``.png`` file.
+        table: The table of a trajectory.
+        overlaps: Its overlaps.
+        changes: Its change points.
+    """
+    # Half a second's import that other subcommands need not pay.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    whole, compared = table[table["level"] == "all"], overlaps[overlaps["level"] == "all"]
+    figure = Figure(figsize=(11, 7.2), dpi=DOTS_PER_INCH, layout="constrained")
+    panels: dict[str, Callable[[Any], None]] = {
+        "Norm of the update": lambda axes: _draw_norms(axes, whole),
+        "Turning of the followed subspace (radians per step)": lambda axes: _draw_speed(axes, whole),
+        "Share of energy in the alignment subspace": lambda axes: _draw_energy(axes, whole),
+        "Overlap with other updates": lambda axes: _draw_overlaps(axes, compared),
+    }
+    # The series whose change points belong to a panel begin so.
+    series = ("step_norm", "speed", "energy", "overlap")
+    colours = {f"overlap_{label}": _colour(place) for place, label in enumerate(compared["other"].unique())}
+    strong = changes[changes["p_value"] < SIGNIFICANT]
+    grid = figure.subplots(2, 2, sharex=True)
+    for axes, (title, draw), prefix in zip(grid.flat, panels.items(), series, strict=True):
+        draw(axes)
+        for change in strong[strong["series"].str.startswith(prefix)].itertuples():
+            axes.axvline(change.step, color=colours.get(str(change.series), GREY), linewidth=0.8, zorder=0)
+        _finish(axes, title)
+    for axes in grid[1]:
+        axes.set_xlabel("optimizer step", fontsize=9)
+    FigureCanvasAgg(figure).print_png(path)
+
+
+def _draw_norms(axes: Any, whole: pd.DataFrame) -> None:
+    _draw(axes, whole["step"], whole["path_length"], "path length", VERMILION, "s")
+    _draw(axes, whole["step"], whole["frobenius_norm"], "Frobenius norm", BLUE, "o")
+    axes.set_ylim(bottom=0)
+
+
+def _draw_speed(axes: Any, whole: pd.DataFrame) -> None:
+    chance = whole["rms_angle_chance_radians"] / whole["step"].diff()
+    _draw(axes, whole["step"], whole["speed_radians_per_step"], "between snapshots", GREEN, "D")
+    _draw_chance(axes, whole["step"], chance, GREEN, "random subspaces")
+    axes.set_ylim(bottom=0)
+
+
+def _draw_energy(axes: Any, whole: pd.DataFrame) -> None:
+    _draw(axes, whole["step"], whole["energy_fraction"], "inside", BLUE, "o")
+    _draw_chance(axes, whole["step"], whole["energy_fraction_chance"], BLUE, "random subspace")
+    axes.set_ylim(bottom=0)
+
+
+def _draw_overlaps(axes: Any, compared: pd.DataFrame) -> None:
+    for place, (label, rows) in enumerate(compared.groupby("other", sort=False)):
+        colour = _colour(place)
+        _draw(axes, rows["step"], rows["overlap"], str(label), colour, MARKERS[place % len(MARKERS)])
+        _draw_chance(axes, rows["step"], rows["chance"], colour, f"{label}, chance")
+    axes.set_ylim(0, 1.03)
+
+
+def _colour(place: int) -> str:
+    return PALETTE[place % len(PALETTE)]
+
+
+def _draw(axes: Any, steps: pd.Series, values: pd.Series, label: str, colour: str, marker: str) -> None:
+    if values.notna().any():
+        axes.plot(steps, values, marker=marker, markersize=4, linewidth=1.4, color=colour, label=label)
+
+
+def _draw_chance(axes: Any, steps: pd.Series, values: pd.Series, colour: str, label: str) -> None:
+    if values.notna().any():
+        axes.plot(steps, values, linestyle="--", linewidth=1, color=colour, label=label)
+
+
+def _finish(axes: Any, title: str) -> None:
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.tick_params(labelsize=8)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    drawn: Sequence[Any] = axes.get_legend_handles_labels()[0]
+    if drawn:
+        axes.legend(fontsize=8, frameon=False)
+    else:
+        axes.text(0.5, 0.5, NOTHING, transform=axes.transAxes, ha="center", va="center", color=GREY)

@@ -1,0 +1,241 @@
+"""What a trajectory reads: a run's snapshots, the alignment subspace, and other updates from the same reference."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+import yaml
+from jaxtyping import Float
+from torch import Tensor
+
+from safety_subspaces.checkpoint import Checkpoint, open_checkpoint, open_safetensors
+from safety_subspaces.compatibility import MAX_DIFFERENCES, check_compatible
+from safety_subspaces.delta import read_weight, update_of
+from safety_subspaces.errors import InputError
+from safety_subspaces.files import read_json
+from safety_subspaces.linalg import as_matrix, left_factors
+from safety_subspaces.provenance import describe_input, sha256_of_file
+from safety_subspaces.snapshots import START_FILE, Snapshot, open_snapshots, snapshot_files
+from safety_subspaces.subspace import RankRule, top_basis
+from safety_subspaces.subspace_file import SubspaceFile, read_subspace
+
+FOLDER = "deltas"
+FEWEST_SNAPSHOTS = 2
+
+
+def open_run(run: str) -> list[Snapshot]:
+    """Open the snapshots of a run, by step.
+
+    Args:
+        run: The run folder with ``deltas/``, or the folder that holds the snapshots itself.
+
+    Raises:
+        InputError: No such folder, fewer than two snapshots, or snapshots that do not belong together.
+    """
+    folder = Path(run)
+    if not folder.is_dir():
+        raise InputError(f"run folder {run} does not exist; expected a folder that python train.py fit has made")
+    folder = folder / FOLDER if (folder / FOLDER).is_dir() else folder
+    count = len(snapshot_files(folder))
+    if count < FEWEST_SNAPSHOTS:
+        raise InputError(
+            f"{run} holds {count} snapshots ({FOLDER}/step=….safetensors); a trajectory needs {FEWEST_SNAPSHOTS} or "
+            "more: train with --trainer.callbacks+=callbacks.WeightDeltaSnapshot and a smaller every_n_steps"
+        )
+    return open_snapshots(folder)
+
+
+def reference_of(snapshot: Snapshot) -> dict[str, Any]:
+    """Return what a snapshot says about its reference: a path and hashes."""
+    reference = snapshot.facts.get("reference")
+    return reference if isinstance(reference, dict) else {"path": reference, "sha256": None}
+
+
+def counts_from_start(snapshot: Snapshot) -> bool:
+    """Tell whether the update counts from the start of its own run, so that it was zero at step 0."""
+    return reference_of(snapshot)["path"] == START_FILE
+
+
+@final
+@dataclass(frozen=True)
+class Alignment:
+    """The subspace that energies are measured in: of a file, or made tensor by tensor of two models.
+
+    Args:
+        file: The file.
+        pair: The base and the aligned model.
+        rank: Directions of each tensor of their difference.
+    """
+
+    file: SubspaceFile | None
+    pair: tuple[Checkpoint, Checkpoint] | None
+    rank: RankRule
+
+    def of(self, name: str) -> SubspaceFile:
+        """Return the subspace of one tensor, which has no basis where alignment did not change it."""
+        if self.file is not None:
+            return self.file
+        assert self.pair is not None
+        delta = as_matrix(update_of(self.pair[1], self.pair[0], name))
+        factors = left_factors(delta)
+        basis = top_basis(factors, self.rank.choose(factors, delta.shape[1]).rank)
+        return SubspaceFile({name: basis} if basis.shape[1] else {}, {}, "left", {})
+
+
+def open_alignment(
+    snapshot: Snapshot, subspace: str | None, base: str | None, aligned: str | None, rank: RankRule
+) -> Alignment | None:
+    """Open the alignment subspace; ``None`` where none was given.
+
+    Raises:
+        InputError: Both ways of giving it, half of one, or a subspace or models that do not fit the snapshots.
+    """
+    if (base is None) != (aligned is None):
+        raise InputError("only one of base and aligned was given; expected both, or neither")
+    if subspace is not None and base is not None:
+        raise InputError("both subspace and base with aligned were given; expected one of the two")
+    if subspace is not None:
+        file = read_subspace(subspace)
+        _refuse_misfits(snapshot, file, subspace)
+        return Alignment(file, None, rank)
+    if base is not None and aligned is not None:
+        pair = open_checkpoint(base), open_checkpoint(aligned)
+        check_compatible(pair[1], pair[0])
+        _refuse_other_shapes(snapshot, pair[1])
+        return Alignment(None, pair, rank)
+    return None
+
+
+@final
+class OtherUpdates:
+    """Updates of other models from the reference of a run's snapshots.
+
+    Args:
+        snapshot: A snapshot of the run.
+        others: Label and folder of each model.
+
+    Raises:
+        InputError: A model of another shape, or a reference that is missing, has changed, or is not known.
+    """
+
+    def __init__(self, snapshot: Snapshot, others: Mapping[str, str]) -> None:
+        self.checkpoints = {label: open_checkpoint(path) for label, path in others.items()}
+        for checkpoint in self.checkpoints.values():
+            _refuse_other_shapes(snapshot, checkpoint)
+        self.inputs: list[str] = list(others.values())
+        self._kept: Any = None
+        self._kept_names: set[str] = set()
+        self._origin: Checkpoint | None = None
+        if not others:
+            return
+        if counts_from_start(snapshot):
+            self._open_kept(snapshot)
+        if not self._kept_names.issuperset(snapshot.names):
+            origin = _origin_of(snapshot)
+            self._origin = open_checkpoint(origin)
+            _refuse_other_shapes(snapshot, self._origin)
+            self.inputs.append(origin)
+
+    def update(self, label: str, name: str) -> Float[Tensor, "..."]:
+        """Return the update of one tensor of one model.
+
+        Raises:
+            InputError: A weight is NaN or infinite.
+        """
+        checkpoint = self.checkpoints[label]
+        if name in self._kept_names:
+            return (read_weight(checkpoint, name) - self._kept.get_tensor(name)).float()
+        assert self._origin is not None
+        return update_of(checkpoint, self._origin, name)
+
+    def _open_kept(self, snapshot: Snapshot) -> None:
+        """Open the weights that the run started with; those of adapted modules are not among them."""
+        path = snapshot.path.parent / START_FILE
+        if not path.is_file():
+            raise InputError(f"{path} is missing, so the updates of others cannot be counted from it; leave others out")
+        if sha256_of_file(path) != reference_of(snapshot)["sha256"]:
+            raise InputError(
+                f"{path} is not the file that the snapshots count from (another sha256); put the run's own one back, "
+                "or leave others out"
+            )
+        self._kept = open_safetensors(path)
+        self._kept_names = set(self._kept.keys())
+        self.inputs.append(str(path))
+
+
+def read_update(snapshot: Snapshot, name: str) -> Any:
+    """Read the update of one weight, dense or in factors.
+
+    Raises:
+        InputError: It is NaN or infinite somewhere.
+    """
+    update = snapshot.read(name)
+    parts = (update,) if isinstance(update, Tensor) else (update.left, update.right)
+    if not all(bool(torch.isfinite(part).all()) for part in parts):
+        raise InputError(
+            f"the update of {name} in {snapshot.path} is NaN or infinite; see whether training diverged, and move the "
+            "snapshots from there on away"
+        )
+    return update
+
+
+def _origin_of(snapshot: Snapshot) -> str:
+    """Return the model folder that snapshots count from: the one they name, or the one that their run started from.
+
+    Raises:
+        InputError: It is not known, or has changed since.
+    """
+    reference, run = reference_of(snapshot), snapshot.path.parent.parent
+    if counts_from_start(snapshot):
+        config, manifest = run / "config.yaml", run / "manifest.json"
+        value = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None
+        for key in ("model", "init_args", "source", "init_args", "path"):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        recorded = read_json(manifest).get("inputs") or [] if manifest.is_file() else []
+        reference = next((entry for entry in recorded if entry["path"] == value), {"path": value, "sha256": None})
+    if not isinstance(reference["path"], str):
+        raise InputError(
+            f"the model that {run} started from is not known (no model.init_args.source.init_args.path in its "
+            "config.yaml), so the updates of others cannot be counted from it; leave others out"
+        )
+    if reference["sha256"] is not None and describe_input(reference["path"])["sha256"] != reference["sha256"]:
+        raise InputError(
+            f"{reference['path']} is missing or has changed since the run counted from it (another sha256), so the "
+            "updates of others would not be from the same weights; put it back, or leave others out"
+        )
+    return reference["path"]
+
+
+def _refuse_other_shapes(snapshot: Snapshot, checkpoint: Checkpoint) -> None:
+    known = set(checkpoint.names)
+    problems = [f"{name} is not in it" for name in snapshot.names if name not in known]
+    problems += [
+        f"{name} is {snapshot.shape(name)} in the run and {checkpoint.shape(name)} there"
+        for name in snapshot.names
+        if name in known and checkpoint.shape(name) != snapshot.shape(name)
+    ]
+    _refuse(problems, f"{checkpoint.path} is of another shape than the run")
+
+
+def _refuse_misfits(snapshot: Snapshot, file: SubspaceFile, path: str) -> None:
+    problems = []
+    for name in snapshot.names:
+        shape = snapshot.shape(name)
+        dim = torch.Size(shape).numel() if len(shape) != 2 else shape[1 if file.side == "right" else 0]
+        if name in file.bases and file.bases[name].shape[0] != dim:
+            problems.append(f"{name} has {dim} dimensions in the run and {file.bases[name].shape[0]} there")
+    if not any(name in file.bases for name in snapshot.names):
+        problems.append(f"it has none of the run's weights, {snapshot.names[0]} first")
+    _refuse(problems, f"subspace file {path} is of another model than the run")
+
+
+def _refuse(problems: Sequence[str], what: str) -> None:
+    if problems:
+        more = len(problems) - MAX_DIFFERENCES
+        raise InputError(
+            f"{what}: {'; '.join(problems[:MAX_DIFFERENCES])}"
+            + (f"; and {more} more" if more > 0 else "")
+            + ". Expected models that were fine-tuned from one another"
+        )

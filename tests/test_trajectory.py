@@ -1,0 +1,155 @@
+"""Angles between subspaces against scipy and chance; change points where they were planted, and none in noise."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from safety_subspaces.linalg import haar_basis
+from safety_subspaces.lowrank import LowRank
+from safety_subspaces.trajectory import (
+    find_change_points,
+    haar_rms_angle,
+    least_p_value,
+    principal_angles,
+    rms_angle,
+    squared_distance,
+    update_product,
+)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
+
+
+def find(values, permutations: int = 199, seed: int = 0):
+    return find_change_points(list(map(float, values)), permutations, generator(seed))
+
+
+@pytest.mark.parametrize("ranks", [(4, 4), (2, 7), (7, 2), (1, 1), (12, 15), (20, 3)])
+def test_principal_angles_are_those_of_scipy(ranks) -> None:
+    first, second = gaussian(20, ranks[0], seed=1), gaussian(20, ranks[1], seed=2)  # not orthonormal
+    found = principal_angles(first, second)
+    expected = np.sort(scipy.linalg.subspace_angles(first.numpy(), second.numpy()))
+    assert found.numpy() == pytest.approx(expected, abs=1e-7)  # directions in common are at 1e-8 in scipy
+    assert torch.equal(found, found.sort().values)
+    assert principal_angles(second, first).numpy() == pytest.approx(found.numpy(), abs=1e-12)
+
+
+@pytest.mark.parametrize("angle", [1e-15, 1e-10, 1e-7, 1e-3, 0.7, 0.8, math.pi / 2 - 1e-7])
+def test_tiny_and_large_angles_are_not_lost(angle) -> None:
+    axes = torch.eye(6, dtype=torch.float64)
+    turned = axes[:, :3].clone()
+    turned[:, 1] = math.cos(angle) * axes[:, 1] + math.sin(angle) * axes[:, 4]
+    assert principal_angles(axes[:, :3], turned)[-1].item() == pytest.approx(angle, rel=1e-8)
+    rotation = scipy.linalg.qr(gaussian(6, 6, seed=3).numpy())[0]
+    first, second = (torch.from_numpy(rotation @ basis.numpy()) for basis in (axes[:, :3], turned))
+    found = principal_angles(first, second)
+    assert found[-1].item() == pytest.approx(angle, rel=1e-6, abs=1e-15)
+    assert found[:2].numpy() == pytest.approx(0, abs=1e-14)
+    assert rms_angle(found) == pytest.approx(angle / math.sqrt(3), rel=1e-6, abs=1e-15)
+
+
+def test_angles_of_equal_contained_and_orthogonal_subspaces() -> None:
+    basis = haar_basis(12, 5, generator(4))
+    mixed = basis @ gaussian(5, 5, seed=5).float()  # the same span
+    assert rms_angle(principal_angles(basis, mixed)) == pytest.approx(0, abs=1e-5)
+    assert rms_angle(principal_angles(basis, basis[:, 1:3])) == pytest.approx(0, abs=1e-7)
+    frame = haar_basis(12, 12, generator(6))
+    assert rms_angle(principal_angles(frame[:, :4], frame[:, 6:9])) == pytest.approx(math.pi / 2, abs=1e-6)
+    empty = principal_angles(basis, basis[:, :0])
+    assert empty.numel() == 0
+    assert math.isnan(rms_angle(empty))
+
+
+@pytest.mark.parametrize(("dim", "first", "second"), [(24, 3, 5), (16, 2, 2), (10, 7, 6), (5, 5, 2)])
+def test_the_chance_level_is_that_of_independent_subspaces(dim, first, second) -> None:
+    source = np.random.default_rng(7)
+    drawn = []
+    for _ in range(400):
+        pair = (source.standard_normal((dim, rank)) for rank in (first, second))
+        drawn.append(np.sqrt(np.mean(scipy.linalg.subspace_angles(*pair) ** 2)))
+    found = haar_rms_angle(dim, first, second, draws=400, seed=0)
+    assert found == pytest.approx(np.mean(drawn), abs=5 * np.std(drawn) / 20 + 1e-6)
+    assert found == haar_rms_angle(dim, second, first, draws=400, seed=0)
+    assert (found == haar_rms_angle(dim, first, second, draws=400, seed=1)) == (first == dim)
+
+
+def test_an_empty_subspace_has_no_chance_level() -> None:
+    assert math.isnan(haar_rms_angle(10, 0, 3, draws=2, seed=0))
+
+
+def test_distances_and_products_are_the_same_in_factors() -> None:
+    factors = [
+        LowRank(gaussian(9, rank, seed=rank).float(), gaussian(rank, 6, seed=10 + rank).float(), scale)
+        for rank, scale in ((2, 0.5), (3, -2.0))
+    ]
+    dense = [update.scale * update.left.double() @ update.right.double() for update in factors]
+    distance, product = float((dense[0] - dense[1]).square().sum()), float((dense[0] * dense[1]).sum())
+    for first in (factors[0], factors[0].dense()):
+        for second in (factors[1], factors[1].dense()):
+            assert squared_distance(first, second) == pytest.approx(distance, rel=1e-5)
+            assert update_product(first, second) == pytest.approx(product, rel=1e-5)
+    assert squared_distance(factors[0], factors[0]) == pytest.approx(0, abs=1e-12)
+    assert update_product(factors[1], factors[1]) == pytest.approx(factors[1].squared_norm(), rel=1e-12)
+    vector = torch.arange(3.0)
+    assert squared_distance(vector, torch.zeros(3)) == 5
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_planted_change_is_found(seed) -> None:
+    noise = np.random.default_rng(seed).standard_normal(16)
+    found = find(np.where(np.arange(16) < 6, 1.0, 7.0) + noise, seed=seed)
+    (change,) = [change for change in found.changes if not math.isnan(change.p_value)]
+    assert change.position == 6
+    assert change.p_value == found.p_value <= 0.02
+    assert change.mean_after - change.mean_before == pytest.approx(6, abs=2.5)  # BIC may cut the noise further
+    assert found.n == 16
+
+
+def test_noise_has_large_p_values_whatever_its_size() -> None:
+    p_values = []
+    for seed in range(60):
+        noise = np.random.default_rng(seed).standard_normal(12)
+        p_values.append(find(1e-9 * noise, seed=seed).p_value)
+        assert p_values[-1] == find(1e6 * noise + 3e6, seed=seed).p_value
+    assert np.mean(np.array(p_values) <= 0.05) <= 0.15  # 5 % are expected
+    assert np.mean(p_values) == pytest.approx(0.5, abs=0.12)
+
+
+def test_only_the_strongest_of_several_changes_is_tested() -> None:
+    found = find([0.0, 0.1, 0.0, 0.1, 9.0, 9.1, 9.0, 9.1, 9.0, 5.0, 5.1, 5.0, 5.1])
+    assert [change.position for change in found.changes] == [4, 9]
+    assert [math.isnan(change.p_value) for change in found.changes] == [False, True]
+    assert [change.mean_after for change in found.changes] == pytest.approx([9.04, 5.05])
+    assert found.changes[1].mean_before == found.changes[0].mean_after
+
+
+def test_a_trend_counts_as_a_change() -> None:
+    found = find(range(12))
+    assert found.p_value <= 0.02
+    assert found.changes
+
+
+def test_a_series_without_change_or_with_too_few_values_has_none() -> None:
+    constant = find([0.3] * 6)
+    assert (constant.changes, constant.p_value, constant.reason) == ((), 1.0, None)
+    assert find([0.0] * 6).changes == ()
+    short = find([1.0, 2.0, 3.0])
+    assert (short.n, short.changes) == (3, ())
+    assert math.isnan(short.p_value)
+    assert "3 values" in short.reason
+
+
+def test_the_least_p_value_is_that_of_two_levels_of_equal_length() -> None:
+    assert least_p_value(6) == pytest.approx(0.1)
+    assert least_p_value(7) > 0.05 > least_p_value(8)
+    assert least_p_value(2) == 1.0
+    found = find([0.0, 0.01, 0.02, 0.005, 1.0, 1.01, 1.02, 1.005], permutations=9999)
+    assert found.p_value == pytest.approx(least_p_value(8), abs=0.006)
