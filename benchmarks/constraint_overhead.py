@@ -9,24 +9,19 @@ should cost about 2 f min(m, n) / (3 T) of a step.
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "src")]
-
 import lightning as L
 import torch
+from side_by_side import bare_trainer, in_a_process, make_pair, turns
 
 from callbacks import SubspaceProjection
 from safety_subspaces.analysis.subspace import subspace
 from safety_subspaces.data import OrganismData
 from safety_subspaces.language_model import Pretrained
 from safety_subspaces.models import SupervisedFineTuning
-from safety_subspaces.organism import OrganismModel
 from safety_subspaces.subspace import RankRule
 
 SIZES = {
@@ -52,10 +47,7 @@ class StepClock(L.Callback):
 
 def make_models(folder, size):
     """Write two unrelated models of a size, and the subspaces of their difference."""
-    for seed, name in enumerate(("base", "aligned")):
-        source = OrganismModel(seed=seed, **SIZES[size]["model"])
-        source.load_model().save_pretrained(folder / name)
-        source.load_tokenizer().save_pretrained(folder / name)
+    make_pair(folder, SIZES[size]["model"])
     for fraction in FRACTIONS:
         out = str(folder / f"{fraction}.safetensors")
         subspace(str(folder / "base"), str(folder / "aligned"), out, RankRule(fraction=fraction), overwrite=True)
@@ -73,33 +65,9 @@ def measure(folder, size, variant, steps):
     module = SupervisedFineTuning(Pretrained(str(folder / "aligned")))
     data = OrganismData("useful", batch * (steps + WARM_UP), heldout_size=0, batch_size=batch)
     with tempfile.TemporaryDirectory() as scratch:
-        L.Trainer(
-            accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, gradient_clip_val=1.0,
-            default_root_dir=scratch, callbacks=[*callbacks, clock],
-        ).fit(module, datamodule=data)  # fmt: skip
+        bare_trainer(scratch, callbacks=[*callbacks, clock]).fit(module, datamodule=data)
     seconds = (clock.ends[-1] - clock.ends[WARM_UP - 1]) / (len(clock.ends) - WARM_UP)
     return {"seconds": seconds, "tokens": statistics.mean(clock.tokens)}
-
-
-def in_a_process(folder, size, variant, steps):
-    """Measure one variant in a new process."""
-    command = [
-        sys.executable,
-        __file__,
-        "--one",
-        variant,
-        "--folder",
-        str(folder),
-        "--size",
-        size,
-        "--steps",
-        str(steps),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main():
@@ -117,11 +85,10 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         make_models(Path(folder), options.size)
         seconds = {variant: [] for variant in options.variants}
-        for number in range(options.rounds):
-            turn = list(options.variants) if number % 2 == 0 else list(reversed(options.variants))
-            for variant in turn:
-                result = in_a_process(Path(folder), options.size, variant, options.steps)
-                seconds[variant].append(result["seconds"])
+        for variant in turns(list(options.variants), options.rounds):
+            chosen = {"one": variant, "folder": folder, "size": options.size, "steps": options.steps}
+            result = in_a_process(__file__, **chosen)
+            seconds[variant].append(result["seconds"])
     tokens, least = result["tokens"], SIZES[options.size]["model"].get("hidden_size", 96)
     print(f"{options.size}: {tokens:.0f} tokens a step, {options.steps} steps, {options.rounds} rounds, one thread")
     print(f"{'variant':12s} {'ms a step':>10s} {'of plain':>9s} {'(min to max)':>16s} {'arithmetic':>11s}")
