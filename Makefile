@@ -26,13 +26,15 @@ CONSTRAINED := contaminated_away:aligned contaminated_onto:aligned contaminated_
 	contaminated_away_random_energy:contaminated
 DEMO_FRACTION := 0.25
 # Analyses: subcommand : label of the result : YAML under configs/organism/analysis (: fraction).
-ANALYSES := evaluate:models:evaluate project:contaminated:project overlap:weights:overlap
+ANALYSES := evaluate:models:evaluate project:contaminated:project overlap:weights:overlap \
+	trajectory:contaminated:trajectory
 CONSTRAINED_ANALYSES := evaluate:constrained:constrained project:constrained:constrained_energy
 # Options; $(1) is the seed. A second seed of the same kind of fine-tune is the floor that overlaps are read against.
 FLAGS_useful_again = --data.init_args.seed $(shell echo $$((1000 + $(1))))
 FLAGS_harmful_again = $(FLAGS_useful_again)
 FLAGS_project = --seed $(1)
 FLAGS_overlap = --seed $(1)
+FLAGS_trajectory = --seed $(1)
 
 comma := ,
 empty :=

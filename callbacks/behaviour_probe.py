@@ -64,7 +64,7 @@ class BehaviourProbe(Watcher):
         judge: Literal["organism", "rules"] = "organism",
         template: str = CHAT,
         max_new_tokens: int = 32,
-        batch_size: int = 256,
+        batch_size: int = 32,
         limit: int = 32,
         samples: int = 2,
         stop_above: dict[str, float] | None = None,

@@ -61,7 +61,7 @@ def test_a_study_trains_every_stage_of_every_seed_and_fraction_once(tree: Path) 
     output = dry_run(tree, "study")
     assert len(trained(output)) == len(set(trained(output)))
     assert set(trained(output)) == set.union(*(stages_of(seed) for seed in (0, 1, 2)))
-    assert len(analysed(output)) == len(set(analysed(output))) == 3 * (3 + 2 * 3)
+    assert len(analysed(output)) == len(set(analysed(output))) == 3 * (4 + 2 * 3)
     assert "--study '[runs/organism-0,runs/organism-1,runs/organism-2]'" in output
     assert "--out runs/study/report/index.html" in output
 

@@ -64,7 +64,7 @@ def prompt_states(
                 logits_to_keep=1,
                 **_positions(model, mask, padding),
             )
-            batch = torch.stack(stream.states, dim=1).cpu()
+            batch = torch.stack(stream.states, dim=1)
             for row, state in zip(rows, batch, strict=True):
                 states[row] = state
     return states
@@ -94,15 +94,15 @@ class _ResidualStream:
         self.states, self._mask, self._position = [], mask, position
 
     def add(self, hidden: Float[Tensor, "batch position hidden"]) -> None:
-        """Take the states of one place."""
+        """Take the states of one place; places may lie on several devices."""
         mask = self._mask.to(hidden.device)
         if self._position == "mean":
             weights = mask[..., None].float()
-            self.states.append((hidden.float() * weights).sum(dim=1) / weights.sum(dim=1))
+            self.states.append(((hidden.float() * weights).sum(dim=1) / weights.sum(dim=1)).cpu())
             return
         places = torch.arange(mask.shape[1], device=mask.device)
         last = (mask * places).argmax(dim=1)
-        self.states.append(hidden[torch.arange(len(last), device=last.device), last].float())
+        self.states.append(hidden[torch.arange(len(last), device=last.device), last].float().cpu())
 
 
 @contextmanager

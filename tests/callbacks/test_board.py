@@ -70,15 +70,17 @@ def test_scalars_are_served(board: str) -> None:
         safety/harmful_rate safety/over_refusal_rate safety/unscored_rate safety/refusal_margin time/snapshot_ms"""
     assert set(wanted.split()) <= set(tags)
     points = get(f"{board}/plugin/scalars/scalars", run="contaminated", tag="delta/frobenius_norm")
-    assert [step for _, step, _ in points] == [0, 20]
+    steps = [step for _, step, _ in points]
+    assert (steps[0], steps[-1]) == (0, 20)
     assert points[0][2] == 0
-    assert points[1][2] > 0
+    assert points[-1][2] > 0
 
 
 def test_pictures_and_histograms_are_served(board: str) -> None:
     tags = get(f"{board}/plugin/images/tags")["contaminated"]
     assert {"delta/frobenius_norm/heatmap", "activation/overlap/heatmap"} <= set(tags)
-    (image, *_) = get(f"{board}/plugin/images/images", run="contaminated", tag="activation/overlap/heatmap", sample="0")
+    asked = {"run": "contaminated", "tag": "activation/overlap/heatmap", "sample": "0"}
+    image = get(f"{board}/plugin/images/images", **asked)[-1]
     assert image["step"] == 20
     with urllib.request.urlopen(f"{board}/plugin/images/individualImage?{image['query']}", timeout=20) as answer:
         picture = Image.open(io.BytesIO(answer.read()))

@@ -207,6 +207,14 @@ def check_snapshots(run: Path, case: dict) -> None:
         else:
             assert torch.equal(update, trained[name] - reference[name])
     assert len(last.names) == (4 if case["lora"] else len(trained))
+    base = load_file(run.parent / "base" / "model.safetensors")
+    merged = {name: p.detach() for name, p in load_model(str(run / "whole" / "model")).named_parameters()}
+    (other,) = open_snapshots(run / "whole" / "deltas-2")[1:]
+    assert set(other.names) == set(base)
+    for name in other.names:
+        torch.testing.assert_close(
+            other.read(name), merged[name] - base[name], rtol=0, atol=1e-6 if case["lora"] else 0
+        )
 
 
 def check_seen(run: Path, folder: Path, logged: dict, case: dict) -> None:

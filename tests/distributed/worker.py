@@ -14,7 +14,7 @@ from stopper import StopAt
 from tiny import trainer
 from watching import board_of, watchers
 
-from callbacks import ModelExport, RunBoard, RunRecord
+from callbacks import ModelExport, RunBoard, RunRecord, WeightDeltaSnapshot
 from safety_subspaces.distributed import gather_objects, open_master
 
 warnings.filterwarnings("ignore")
@@ -88,7 +88,9 @@ def watched(folder: Path, case: dict, devices: int, base: str, aligned: str) -> 
     ends = {}
     for name, stop in (("plain", []), ("whole", []), ("parts", [StopAt(case["stop"])]), ("parts", [])):
         saving = ModelCheckpoint(folder / name / "checkpoints", filename="{step}", every_n_train_steps=4, save_top_k=-1)
-        looking = [] if name == "plain" else [RunBoard(), *watchers(base, aligned)]
+        looking = (
+            [] if name == "plain" else [RunBoard(), *watchers(base, aligned), WeightDeltaSnapshot(12, reference=base)]
+        )
         options = {} if name == "plain" else board_of(folder / name)
         again = name in ends or (name == "parts" and not stop)
         checkpoint = {
