@@ -2,9 +2,11 @@
 
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from synthetic_constrained import NOTHING_HOLDS, Held, write_constrained_study, write_seeds
+from synthetic_watched import LOST_BEFORE, watch_stage, write_trajectory
 
 from safety_subspaces.analysis.report import report
 
@@ -18,6 +20,8 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# Six panels and a logarithmic axis, and steps that are wide under a heatmap.
+WATCHED = replace(LOST_BEFORE, steps=(0, 3, 40, 600, 12000), overlap=(0.3, 0.4, 0.4, 0.4, 0.4))
 ALL_DRAWN = "[...document.querySelectorAll('.chart')].every(chart => chart.dataset.drawn === 'true')"
 
 pytestmark = [
@@ -30,6 +34,8 @@ pytestmark = [
 def page_url(tmp_path_factory):
     held = Held(fractions=(0.1, 0.25, 0.5), seed_noise=0.5)
     folder = write_constrained_study(tmp_path_factory.mktemp("runs") / "organism-0", held)
+    watch_stage(folder / "contaminated", WATCHED)
+    write_trajectory(folder, str(folder / "contaminated"), "contaminated")
     return report(str(folder)).path.resolve().as_uri()
 
 
@@ -75,8 +81,9 @@ def test_the_page_is_drawn_fits_and_asks_for_nothing(opened, page_url, width):
     assert [url for url in page.requests if url != page_url and not url.startswith(("data:", "blob:"))] == []
     assert page.complaints == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    drawn = page.evaluate("[...document.querySelectorAll('.chart')].map(c => c.querySelectorAll('.trace').length)")
-    assert len(drawn) == 8  # the constraint, three fine-tunes, two overlaps, losses without and with a constraint
+    drawn = page.evaluate("[...document.querySelectorAll('.chart')].map(c => c.querySelectorAll('.trace, .hm').length)")
+    # The constraint, a watched run with two heatmaps, three fine-tunes, two overlaps, losses of free and held runs
+    assert len(drawn) == 11
     assert min(drawn) > 0
     assert page.evaluate("window.broken") is None
 
@@ -131,3 +138,21 @@ def test_the_legend_of_the_constraint_does_not_lie_on_the_chart(opened, width):
     )
     assert legend["bottom"] <= plot["top"] + 1
     assert legend["right"] <= width
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_legends_and_steps_of_a_watched_run_lie_on_nothing(opened, width):
+    page = opened(width)
+    boxes = "[...document.querySelectorAll('#chart-watching-0{}')].map(each => each.getBoundingClientRect().toJSON())"
+    above = page.evaluate(boxes.format(""))[0]["top"] - 1
+    for number in ("", 2, 3, 4, 5, 6):
+        parts = f" .legend{number}", f" .draglayer .x{number}y{number} .nsewdrag"
+        legend, plot = (page.evaluate(boxes.format(part))[0] for part in parts)
+        assert above <= legend["top"] < legend["bottom"] <= plot["top"] + 1
+        assert legend["right"] <= width
+        above = plot["bottom"]
+    for chart in ("", "-layers-0", "-layers-1"):
+        labels = page.evaluate(boxes.format(f"{chart} .xaxislayer-above text"))
+        assert len(labels) > 3
+        ends = sorted((label["left"], label["right"]) for label in labels)
+        assert all(right < left for (_, right), (left, _) in pairwise(ends))

@@ -15,6 +15,8 @@ NEEDED_STAGES = {"project": ("base", "aligned"), "overlap": ("aligned",)}
 NEEDED_FINE_TUNES = {"project": 1, "overlap": 2}
 # The study that the YAMLs under configs/organism write to.
 DEFAULT_STUDY = Path("runs/organism-0")
+# The stage whose YAML watches it.
+WATCHED = "contaminated"
 NO_STAGES = frozenset({"analysis", "report"})
 
 
@@ -63,6 +65,14 @@ def constraint_command(folder: Path, held: list[str]) -> str:
         return shlex.join(["python", "analyze.py", "evaluate", "--models", json.dumps(trained), "--out", out])
     lacking = [name for name in ("base", "aligned") if not (folder / name / "model").is_dir()]
     return _training_command(folder, lacking[0] if lacking else "contaminated_away")
+
+
+def watching_command(folder: Path) -> str:
+    """Return the next command towards a watched run: the contaminated fine-tune, whose YAML has all watchers."""
+    lacking = [name for name in ("base", "aligned") if not (folder / name / "model").is_dir()]
+    command = _training_command(folder, lacking[0] if lacking else WATCHED)
+    is_taken = not lacking and (folder / WATCHED).exists()  # by a run without watchers, which is never written over
+    return f"{command} {shlex.join(['--run_dir', str(folder / f'{WATCHED}_watched')])}" if is_taken else command
 
 
 def _lacking_stage(analysis: str, paths: dict[str, str], tuned: dict[str, str]) -> str | None:

@@ -7,10 +7,12 @@ from safety_subspaces.report import figures, tables
 from safety_subspaces.report.comparisons import nearest_energy
 from safety_subspaces.report.constrained_figures import constraint_figure
 from safety_subspaces.report.constrained_tables import comparison_table, constrained_table
-from safety_subspaces.report.next_step import constraint_command
+from safety_subspaces.report.next_step import constraint_command, watching_command
 from safety_subspaces.report.page_parts import Chart, by_topic, fill, make_chart, origins, versions_of
 from safety_subspaces.report.reading import answer, read
-from safety_subspaces.report.study import REQUIRED_COLUMNS, Study
+from safety_subspaces.report.study import REQUIRED_COLUMNS, AnalysisResult, Study
+from safety_subspaces.report.watched import trajectories_of, watched_stages
+from safety_subspaces.report.watched_page import watched_runs
 
 SETS = ("harmful", "benign", "utility")
 # Enough to see how a model talks; all of them stay in generations.jsonl.
@@ -31,10 +33,11 @@ def render(study: Study) -> str:
     """Return the whole page as HTML."""
     findings = read(study)
     charts = make_charts(study)
+    watched = watched_runs(study)
     held = [stage.name for stage in study.stages if stage.constraint is not None]
     return fill(
         "page.html.j2",
-        has_charts=any(charts.values()),
+        has_charts=any(charts.values()) or any(run.chart or run.heatmaps for run in watched),
         title=study.name,
         source=str(study.folder),
         study=study,
@@ -46,6 +49,8 @@ def render(study: Study) -> str:
         constrained=constrained_table(study) if len(study.constrained) else None,
         comparisons=comparison_table(study) if len(study.constrained) else None,
         constraint_step="" if len(study.constrained) else constraint_command(study.folder, held),
+        watched=watched,
+        watching_step="" if watched else watching_command(study.folder),
         projections=tables.projection_table(study) if len(study.projections) else None,
         selectivity=tables.selectivity_table(study) if len(study.projections) else None,
         overlaps=tables.overlap_table(study) if len(study.overlaps) else None,
@@ -55,8 +60,7 @@ def render(study: Study) -> str:
         samples=_by_model(sample_generations(study)),
         others=[
             (f"{result.command} / {result.label}", tables.any_table(result.tables["table"]))
-            for result in study.results
-            if result.command not in REQUIRED_COLUMNS and "table" in result.tables
+            for result in _without_section(study)
         ],
         origins=origins(study),
         versions=versions_of(study),
@@ -109,6 +113,16 @@ def sample_generations(study: Study, samples: int = SAMPLES) -> list[Samples]:
     keys = sorted(answers, key=lambda key: (models.index(key[0]), order.get(key[1], len(order))))
     return [
         Samples(model, kind, len(answers[model, kind]), tuple(answers[model, kind][:samples])) for model, kind in keys
+    ]
+
+
+def _without_section(study: Study) -> list[AnalysisResult]:
+    """Return the analyses with a table that no section of the page shows."""
+    shown = {result.folder for stage in watched_stages(study) for result in trajectories_of(study, stage)}
+    return [
+        result
+        for result in study.results
+        if result.command not in REQUIRED_COLUMNS and "table" in result.tables and result.folder not in shown
     ]
 
 

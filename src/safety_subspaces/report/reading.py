@@ -16,6 +16,7 @@ from safety_subspaces.report.constrained_reading import read_constrained
 from safety_subspaces.report.findings import Finding, Interval, t_interval
 from safety_subspaces.report.overlap_reading import read_overlap
 from safety_subspaces.report.study import Study
+from safety_subspaces.report.watched_reading import read_watched
 from safety_subspaces.report.wording import Z, joint_error, prompt_words, rate_words, row_of, value_words
 
 # One whole step of the judge's scale from 1 to 5: less is no difference between models that a reader would
@@ -55,6 +56,7 @@ def read(study: Study) -> list[Finding]:
     return [
         *read_alignment(study.models),
         *read_constrained(study),
+        *read_watched(study),
         *read_energy(study.projections),
         *read_selectivity(study.projections),
         *read_overlap(study.overlaps),

@@ -6,6 +6,7 @@ disagree.
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ EVALUATION_COLUMNS = (
     "n_groups_harmful",
     "n_groups_benign",
 )
+SAMPLE_COLUMNS = tuple(name for name in EVALUATION_COLUMNS if name.startswith("n_"))
 # What a table must have to be placed at all; a measure that it lacks is NaN in every row.
 REQUIRED_COLUMNS = {
     "evaluate": ("model",),
@@ -56,12 +58,17 @@ REPEAT_SUFFIX = "_again"
 
 @dataclass(frozen=True)
 class Stage:
-    """One training run: its manifest and its TensorBoard scalars (tag to a table of step and value)."""
+    """One training run: its manifest and its TensorBoard scalars (tag to a table of step and value).
+
+    ``prompts`` says of each look at the run's behaviour how many prompts were scored (``step`` and the ``n_`` columns
+    of an evaluation); it is empty of a run that was not watched.
+    """
 
     name: str
     folder: Path
     manifest: dict[str, Any] = field(default_factory=dict)
     scalars: dict[str, pd.DataFrame] = field(default_factory=dict)
+    prompts: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["step", *SAMPLE_COLUMNS]))
 
     @property
     def status(self) -> str:
@@ -203,6 +210,20 @@ def read_scalars(folder: Path) -> dict[str, pd.DataFrame]:
     }
 
 
+def read_prompt_counts(folder: Path) -> pd.DataFrame:
+    """Read how many prompts were scored at each look at a run's behaviour, a row a look."""
+    looks = [read_json(path) for path in sorted(folder.glob("behaviour/step=*.json"))]
+    rows = [{"step": look.get("step"), **(look.get("row") or {})} for look in looks]
+    return pd.DataFrame(rows, columns=["step", *SAMPLE_COLUMNS])
+
+
+def stage_at(path: Any, root: Path, names: Collection[str]) -> str:
+    """Return the stage of a study whose run folder a path names, wherever the study has moved since; else nothing."""
+    place = Path(path).parts[-2:] if isinstance(path, str | Path) else ()
+    is_own = len(place) == 2 and place[0] == root.resolve().name and place[1] in names
+    return place[1] if is_own else ""
+
+
 def _has_seed(stage: Stage) -> bool:
     return isinstance(stage.manifest.get("seed"), int)
 
@@ -217,6 +238,7 @@ def _read_stages(root: Path) -> tuple[Stage, ...]:
                 folder=root / name,
                 manifest=read_json(manifest) if manifest.is_file() else {},
                 scalars=read_scalars(root / name),
+                prompts=read_prompt_counts(root / name),
             )
         )
     return tuple(stages)
@@ -317,13 +339,11 @@ def _with_stages(
     """Name the stage of this study behind each row's label, wherever the study has moved since."""
     command = "evaluate" if argument == "models" else "project"
     paths = {r.label: _mapping(r.arguments.get(argument)) for r in results if r.command == command}
-    study = root.resolve().name
 
     def stage(analysis: str, name: str) -> str:
         path = paths.get(analysis, {}).get(name)
-        place = Path(path).parts[-3:] if isinstance(path, str) else ()
-        is_own = len(place) == 3 and place[0] == study and place[1] in names and place[2] == "model"
-        return place[1] if is_own else ""
+        is_model = isinstance(path, str) and Path(path).name == "model"
+        return stage_at(Path(path or "").parent, root, names) if is_model else ""
 
     pairs = zip(frame["analysis"].astype(str), frame[label].astype(str), strict=True)
     return frame.assign(stage=[stage(analysis, name) for analysis, name in pairs])
