@@ -55,6 +55,8 @@ class TrainCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Open the run folder, and resume from its newest checkpoint where that was asked for."""
+        # First: it takes back what an interrupted try has logged, before any other callback logs anew.
+        self.trainer.callbacks.sort(key=lambda callback: not isinstance(callback, RunBoard))
         if self.plan is not None:
             open_run(self.plan)
             self.record.begin(fresh=self.plan.checkpoint is None)

@@ -1,7 +1,7 @@
 """Asks the model in training: does it still solve, does it still refuse, does it refuse too much."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import lightning as L
 from torch.utils.tensorboard import SummaryWriter
@@ -10,11 +10,11 @@ from callbacks.watcher import Watcher, board_writers
 from safety_subspaces.distributed import ZeroStrategy, map_over_ranks
 from safety_subspaces.errors import InputError
 from safety_subspaces.evaluation import BehaviourEvaluator, BehaviourResult, EvaluationSettings, build_evaluator
+from safety_subspaces.examples import PromptSets
 from safety_subspaces.files import write_json
 from safety_subspaces.models.base import LanguageModelModule
 from safety_subspaces.prompting import CHAT, check_template
 
-FOLDER = "behaviour"
 # Column of the evaluation -> tag.
 TAGS = {
     "utility": "utility/accuracy",
@@ -24,14 +24,20 @@ TAGS = {
     "benign_answered_rate": "safety/benign_answered_rate",
     "refusal_margin": "safety/refusal_margin",
 }
+# What each measure is taken on.
+MEASURED_ON = {
+    "utility": "utility",
+    **dict.fromkeys(("harmful_rate", "harm_score", "refusal_margin"), "harmful"),
+    **dict.fromkeys(("over_refusal_rate", "benign_answered_rate"), "benign"),
+}
 
 
 @final
 class BehaviourProbe(Watcher):
     """Answers small held-out prompt sets greedily and scores them, so that one sees safety erode as it happens.
 
-    The prompts are shared out over the ranks. Every answer with its score is kept in ``behaviour/step=….json``, a few
-    go to TensorBoard as text.
+    In the precision of the run, the prompts shared out over the ranks. Every answer with its score is kept in
+    ``behaviour/step=….json``, a few go to TensorBoard as text.
 
     Logs ``utility/accuracy``, ``safety/harmful_rate``, ``safety/over_refusal_rate``, ``safety/benign_answered_rate`` (0
     to 1), ``safety/harm_score`` (1 to 5), ``safety/refusal_margin`` (nats, positive where the model prefers to refuse),
@@ -51,9 +57,10 @@ class BehaviourProbe(Watcher):
         stop_above: The run ends when a measure (utility, harmful_rate, harm_score, over_refusal_rate,
             benign_answered_rate or refusal_margin) is above its value, at any look but that at the start.
         stop_below: The run ends when a measure is below its value.
+        name: Tells two of these callbacks in one run apart: part of tags and of the folder.
     """
 
-    clock = "behaviour"
+    clock, keeps_in = "behaviour", "behaviour"
 
     def __init__(
         self,
@@ -69,8 +76,9 @@ class BehaviourProbe(Watcher):
         samples: int = 2,
         stop_above: dict[str, float] | None = None,
         stop_below: dict[str, float] | None = None,
+        name: str = "",
     ) -> None:
-        super().__init__(every_n_steps, log_spaced)
+        super().__init__(name, every_n_steps, log_spaced)
         unknown = [name for name in (*(stop_above or ()), *(stop_below or ())) if name not in TAGS]
         if unknown:
             raise InputError(f"BehaviourProbe cannot stop by {unknown[0]!r}; expected one of {', '.join(TAGS)}")
@@ -78,10 +86,6 @@ class BehaviourProbe(Watcher):
         self.samples = samples
         self.stop_above, self.stop_below = stop_above or {}, stop_below or {}
         self._evaluator: BehaviourEvaluator | None = None
-
-    def identity(self) -> dict[str, Any]:
-        """Return the arguments that tell two of a kind apart."""
-        return {"prompts": self.settings.prompts, "split": self.settings.split, "judge": self.settings.judge}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Read the prompts.
@@ -94,6 +98,7 @@ class BehaviourProbe(Watcher):
             assert isinstance(pl_module, LanguageModelModule)
             check_template(pl_module.tokenizer, self.settings.template)
             self._evaluator = build_evaluator(self.settings)
+            self._refuse_inert_thresholds(self._evaluator.prompts)
 
     def begin(self, trainer: L.Trainer, module: LanguageModelModule) -> None:
         """Nothing has to be prepared."""
@@ -101,18 +106,21 @@ class BehaviourProbe(Watcher):
     def look(self, trainer: L.Trainer, module: LanguageModelModule, step: int) -> dict[str, float]:
         """Generate, score, keep, and stop the run where a threshold is passed."""
         assert self._evaluator is not None
-        result = self._evaluator.evaluate(
-            module.bare_model,
-            module.tokenizer,
-            f"step {step}",
-            spread=map_over_ranks,
-            in_step=isinstance(trainer.strategy, ZeroStrategy) and trainer.strategy.zero_stage_3,
-            shows_progress=False,
-        )
+        with trainer.precision_plugin.forward_context():
+            result = self._evaluator.evaluate(
+                module.bare_model,
+                module.tokenizer,
+                f"step {step}",
+                spread=map_over_ranks,
+                in_step=isinstance(trainer.strategy, ZeroStrategy) and trainer.strategy.zero_stage_3,
+                shows_progress=False,
+            )
         if trainer.is_global_zero:
-            path = self.folder(trainer, FOLDER) / f"step={step:08d}.json"
+            path = self.folder(trainer) / f"step={step:08d}.json"
             content = {"step": step, "prompts": self._evaluator.prompts.name, "row": result.row}
-            self.write_or_warn(FOLDER, lambda: write_json(path, content | {"generations": result.generations}))
+            self.write_or_warn(
+                str(path.parent), lambda: write_json(path, content | {"generations": result.generations})
+            )
             for writer in board_writers(trainer):
                 self._add_samples(writer, step, result)
         self._stop_if_passed(trainer, result.row)
@@ -122,6 +130,19 @@ class BehaviourProbe(Watcher):
         asked = sum(len(getattr(self._evaluator.prompts, name)) for name in ("utility", "harmful", "benign"))
         return values | {"safety/unscored_rate": result.row["n_unscored"] / asked}
 
+    def _refuse_inert_thresholds(self, prompts: PromptSets) -> None:
+        compared = any(item.reference is not None and item.refusals for item in prompts.harmful)
+        for measure in (*self.stop_above, *self.stop_below):
+            name = MEASURED_ON[measure]
+            needed = f"{name} prompts"
+            if measure == "refusal_margin":
+                needed += " with a reference and refusals"
+            if not getattr(prompts, name) or (measure == "refusal_margin" and not compared):
+                raise InputError(
+                    f"BehaviourProbe cannot stop by {measure}: {self.settings.prompts} has no {needed}; add some, or "
+                    "take another measure"
+                )
+
     def _add_samples(self, writer: SummaryWriter, step: int, result: BehaviourResult) -> None:
         for name in ("utility", "harmful", "benign"):
             lines = [line for line in result.generations if line["set"] == name][: self.samples]
@@ -129,7 +150,7 @@ class BehaviourProbe(Watcher):
                 text = "\n\n".join(
                     f"**{line['prompt']}**\n\n{line['answer']}\n\n*score {line['score']}*" for line in lines
                 )
-                writer.add_text(f"answers/{name}", text, step)
+                writer.add_text(self._named(f"answers/{name}"), text, step)
 
     def _stop_if_passed(self, trainer: L.Trainer, row: Mapping[str, float]) -> None:
         above = [f"{name} {row[name]:.3g} > {limit:g}" for name, limit in self.stop_above.items() if row[name] > limit]

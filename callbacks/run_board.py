@@ -1,7 +1,7 @@
 """Puts on TensorBoard what every run has once: configuration, hyperparameters, and the layout of the charts."""
 
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import lightning as L
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -18,25 +18,20 @@ CONFIG_TAG = "run/config"
 class RunBoard(L.Callback):
     """Writes the resolved configuration, the hyperparameters and the chart layout when a run starts.
 
-    ``train.py`` adds it to every run. The HParams tab compares runs from their start, each with the measures that it
-    has come to. Of a resumed run, what was logged at the checkpoint's step or later is taken back, so that nothing is
-    shown twice.
+    ``train.py`` adds it to every run, before all other callbacks. The HParams tab compares runs from their start, each
+    with the measures that it has come to. Of a run that goes on, what was logged at the checkpoint's step or later is
+    taken back, so that nothing is shown twice.
     """
 
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Tell TensorBoard where the run goes on: it drops what an earlier try has logged from there."""
-        if not trainer.training or not trainer.is_global_zero:
-            return
-        step = int(checkpoint["global_step"])
-        for writer in board_writers(trainer):
-            assert writer.file_writer is not None
-            writer.file_writer.add_event(Event(step=step, file_version="brain.Event:2"))
-            writer.file_writer.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
-
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write what a run has once, unless it was written before the run was interrupted."""
+        """Write what a run has once; or tell TensorBoard where a resumed run goes on."""
+        if not trainer.is_global_zero:
+            return
+        if trainer.global_step > 0:
+            self._take_back(trainer)
+            return
         manifest = Path(trainer.default_root_dir) / "manifest.json"
-        if not trainer.is_global_zero or trainer.global_step > 0 or not manifest.is_file():
+        if not manifest.is_file():
             return
         config = read_json(manifest)["config"]
         experiment, start, _ = hparams(hyperparameters(config), dict.fromkeys(RESULTS, 0.0))
@@ -54,3 +49,11 @@ class RunBoard(L.Callback):
             for writer in board_writers(trainer):
                 assert writer.file_writer is not None
                 writer.file_writer.add_summary(end)
+
+    def _take_back(self, trainer: L.Trainer) -> None:
+        """Let readers of the events drop what an earlier try has logged from here on."""
+        for writer in board_writers(trainer):
+            assert writer.file_writer is not None
+            writer.file_writer.add_event(Event(step=trainer.global_step, file_version="brain.Event:2"))
+            restart = SessionLog(status=SessionLog.START)
+            writer.file_writer.add_event(Event(step=trainer.global_step, session_log=restart))

@@ -7,7 +7,7 @@ import lightning as L
 from safety_subspaces.analysis.subspace import cached_subspace
 from safety_subspaces.errors import InputError
 from safety_subspaces.subspace import RankRule
-from safety_subspaces.subspace_file import Side, SubspaceFile, read_subspace
+from safety_subspaces.subspace_file import Side, SubspaceFile, open_subspace, read_subspace
 
 
 def check_source(who: str, subspace: str | None, base: str | None, aligned: str | None, rank: RankRule | None) -> None:
@@ -35,12 +35,41 @@ def read_run_subspace(
     Raises:
         InputError: A file that is missing or is no subspace file, or models that do not fit each other.
     """
+    return read_subspace(_file_of(trainer, cached, subspace, base, aligned, rank, side))
+
+
+def find_run_subspace(
+    trainer: L.Trainer,
+    cached: Path,
+    subspace: str | None,
+    base: str | None,
+    aligned: str | None,
+    rank: RankRule | None,
+    side: Side,
+) -> SubspaceFile:
+    """Open the file as :func:`read_run_subspace` reads it, its bases left on disk until they are taken.
+
+    Raises:
+        InputError: As there.
+    """
+    return open_subspace(_file_of(trainer, cached, subspace, base, aligned, rank, side))
+
+
+def _file_of(
+    trainer: L.Trainer,
+    cached: Path,
+    subspace: str | None,
+    base: str | None,
+    aligned: str | None,
+    rank: RankRule | None,
+    side: Side,
+) -> str:
     if subspace is not None:
-        return read_subspace(subspace)
+        return subspace
     assert base is not None
     assert aligned is not None
     assert rank is not None
     if trainer.is_global_zero:
         cached_subspace(cached, base, aligned, rank, side)
     trainer.strategy.barrier("subspace")
-    return read_subspace(str(cached))
+    return str(cached)

@@ -2,6 +2,8 @@
 
 import logging
 import math
+import re
+import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -15,11 +17,15 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
 from safety_subspaces.board import heatmap
-from safety_subspaces.distributed import check_strategy
+from safety_subspaces.distributed import check_strategy, gather_objects
 from safety_subspaces.errors import InputError
 from safety_subspaces.models.base import LanguageModelModule
 
 logger = logging.getLogger(__name__)
+NAME = re.compile(r"[A-Za-z0-9_-]*")
+# Files of one look, and what a killed process left of one.
+STEP_FILE = re.compile(r"step=(\d+)\.\w+")
+PARTIAL = re.compile(r"\.step=.+\.partial-\d+")
 
 
 class Watcher(L.Callback, ABC):
@@ -30,6 +36,7 @@ class Watcher(L.Callback, ABC):
     callbacks. A resumed run looks again where it goes on, in place of what was logged there and later.
 
     Args:
+        name: Tells two of a kind in one run apart: tags become ``<group>.<name>/…``, folders ``<folder>-<name>``.
         every_n_steps: Optimizer steps between two looks; ``None`` for none but those of ``log_spaced``.
         log_spaced: So many further looks, at steps that are evenly spaced on a logarithmic scale.
         per_layer: Whether each value is also logged layer by layer, as ``<tag>/layers.07``.
@@ -37,18 +44,29 @@ class Watcher(L.Callback, ABC):
             end.
     """
 
-    # Last part of the tag ``time/<name>_ms``: milliseconds of one look.
+    # Last part of the tag ``time/<clock>_ms``: milliseconds of one look; and the folder in the run.
     clock: str
+    keeps_in: str
 
     def __init__(
-        self, every_n_steps: int | None, log_spaced: int | None = None, per_layer: bool = False, figures: bool = True
+        self,
+        name: str,
+        every_n_steps: int | None,
+        log_spaced: int | None = None,
+        per_layer: bool = False,
+        figures: bool = True,
     ) -> None:
-        name = type(self).__name__
+        kind = type(self).__name__
         for argument, value in (("every_n_steps", every_n_steps), ("log_spaced", log_spaced)):
             if value is not None and value < 1:
-                raise InputError(f"{name}.{argument} is {value}; expected at least 1")
+                raise InputError(f"{kind}.{argument} is {value}; expected at least 1")
         if every_n_steps is None and log_spaced is None:
-            raise InputError(f"{name} never looks; say every_n_steps or log_spaced")
+            raise InputError(f"{kind} never looks; say every_n_steps or log_spaced")
+        if not NAME.fullmatch(name):
+            raise InputError(
+                f"{kind}.name is {name!r}; expected letters, digits, - and _: it is part of tags and folders"
+            )
+        self.name = name
         self.every_n_steps, self.log_spaced = every_n_steps, log_spaced
         self.per_layer, self.figures = per_layer, figures
         self._looked = -1
@@ -58,12 +76,8 @@ class Watcher(L.Callback, ABC):
 
     @property
     def state_key(self) -> str:
-        """Tell several of a kind apart in one run."""
-        return self._generate_state_key(**self.identity())
-
-    @abstractmethod
-    def identity(self) -> dict[str, Any]:
-        """Return the arguments that tell two of a kind apart."""
+        """Tell several of a kind apart in one run, by all that they were made with."""
+        return self._generate_state_key(**{key: value for key, value in vars(self).items() if not key.startswith("_")})
 
     @abstractmethod
     def begin(self, trainer: L.Trainer, module: LanguageModelModule) -> None:
@@ -77,23 +91,28 @@ class Watcher(L.Callback, ABC):
         """Refuse what cannot be watched.
 
         Raises:
-            InputError: Another kind of module, or a strategy that shards weights otherwise.
+            InputError: Another kind of module, a strategy that shards weights otherwise, or two of a kind of one name.
         """
         if stage != "fit":
             return
-        name = type(self).__name__
+        kind = type(self).__name__
         if not isinstance(pl_module, LanguageModelModule):
-            raise InputError(f"{name} serves safety_subspaces.models, got {type(pl_module).__name__}")
-        check_strategy(trainer.strategy, name)
+            raise InputError(f"{kind} serves safety_subspaces.models, got {type(pl_module).__name__}")
+        check_strategy(trainer.strategy, kind)
+        alike = [c for c in trainer.callbacks if type(c) is type(self) and c.name == self.name]  # type: ignore[attr-defined]
+        if len(alike) > 1:
+            raise InputError(
+                f"{len(alike)} {kind} of one name ({self.name!r}) would share tags; give each its own name"
+            )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prepare, and look where that is due."""
         assert isinstance(pl_module, LanguageModelModule)
-        for columns in self._history.values():
-            for later in [step for step in columns if step > trainer.global_step]:
-                del columns[later]
+        (problem, *_) = gather_objects(self._prepare_folder(trainer) if trainer.is_global_zero else None)
+        if problem:
+            raise InputError(problem)
         self.begin(trainer, pl_module)
-        self._look_if_due(trainer, pl_module, at_start=True)
+        self._look_if_due(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -125,10 +144,14 @@ class Watcher(L.Callback, ABC):
         """Return the values by tag and layer where they are logged too, else nothing."""
         return {f"{tag}/{layer}": value for layer, value in by_layer.items()} if self.per_layer else {}
 
-    def folder(self, trainer: L.Trainer, name: str) -> Path:
-        """A folder of this callback in the run; a second of its kind has its own."""
-        mine = [c for c in trainer.callbacks if type(c) is type(self)].index(self)  # type: ignore[attr-defined]
-        return Path(trainer.default_root_dir) / (f"{name}-{mine + 1}" if mine else name)
+    def folder(self, trainer: L.Trainer) -> Path:
+        """The folder of this callback in the run."""
+        return Path(trainer.default_root_dir) / (f"{self.keeps_in}-{self.name}" if self.name else self.keeps_in)
+
+    def count_looks(self, trainer: L.Trainer) -> int:
+        """Return how many looks are still to come, the present one included."""
+        last = int(trainer.estimated_stepping_batches)
+        return sum(self._is_due(trainer, step) for step in range(trainer.global_step, last + 1))
 
     def write_or_warn(self, what: str, write: Callable[[], None]) -> None:
         """Write to disk; a disk that refuses is said once, and the training goes on."""
@@ -151,9 +174,7 @@ class Watcher(L.Callback, ABC):
             return True
         return self.log_spaced is not None and step in log_spaced_steps(last, self.log_spaced)
 
-    def _look_if_due(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, at_start: bool = False
-    ) -> dict[str, float]:
+    def _look_if_due(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, float]:
         step = trainer.global_step
         if step == self._looked or not self._is_due(trainer, step):
             return {}
@@ -169,7 +190,7 @@ class Watcher(L.Callback, ABC):
         if trainer.is_global_zero:
             self._draw(trainer, step)
         values[f"time/{self.clock}_ms"] = 1e3 * (time.perf_counter() - started)
-        known = {tag: value for tag, value in values.items() if value == value}
+        known = {self._named(tag): value for tag, value in values.items() if value == value}
         for each in trainer.loggers:
             each.log_metrics(known, step)
         return known
@@ -185,9 +206,28 @@ class Watcher(L.Callback, ABC):
             rows = list(dict.fromkeys(row for column in columns.values() for row in column))
             values = np.array([[columns[s].get(row, np.nan) for s in steps] for row in rows], dtype=float)
             if rows and np.isfinite(values).any():
-                picture = heatmap(rows, steps, values, tag)
+                picture = heatmap(rows, steps, values, self._named(tag))
                 for writer in writers:
-                    writer.add_image(f"{tag}/heatmap", picture, step, dataformats="HWC")
+                    writer.add_image(f"{self._named(tag)}/heatmap", picture, step, dataformats="HWC")
+
+    def _named(self, tag: str) -> str:
+        group, _, rest = tag.partition("/")
+        return f"{group}.{self.name}/{rest}" if self.name else tag
+
+    def _prepare_folder(self, trainer: L.Trainer) -> str | None:
+        """Make the folder, and take away what an earlier try left of later steps; or say why nothing can be kept."""
+        folder = self.folder(trainer)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder):
+                pass
+            for file in folder.iterdir():
+                step = STEP_FILE.fullmatch(file.name)
+                if PARTIAL.fullmatch(file.name) or (step and self._loaded and int(step[1]) > trainer.global_step):
+                    file.unlink()
+        except OSError as error:
+            return f"{folder} cannot be written to ({error}); choose another run_dir, or mend its permissions"
+        return None
 
 
 def board_writers(trainer: L.Trainer) -> list[SummaryWriter]:

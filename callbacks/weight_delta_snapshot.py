@@ -1,7 +1,7 @@
 """Keeps what training has moved in the weights, and logs how far, how broad and where to."""
 
+import logging
 import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -12,9 +12,9 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from callbacks.run_subspace import check_source, read_run_subspace
+from callbacks.run_subspace import check_source, find_run_subspace
 from callbacks.watcher import Watcher, board_writers
-from safety_subspaces.distributed import gather_objects
+from safety_subspaces.distributed import gather_objects, keep_step
 from safety_subspaces.errors import InputError
 from safety_subspaces.lowrank import LowRank
 from safety_subspaces.models.base import LanguageModelModule
@@ -34,7 +34,7 @@ from safety_subspaces.update_measures import (
     pool_measures,
 )
 
-FOLDER = "deltas"
+logger = logging.getLogger(__name__)
 # What each heatmap of layer against step shows.
 MAPPED = ("frobenius_norm", "energy_fraction", "stable_rank", "overlap")
 
@@ -66,16 +66,18 @@ class WeightDeltaSnapshot(Watcher):
         side: ``left`` for output space, ``right`` for input space (with ``base`` and ``aligned``).
         other: Folder of a model whose update from the same reference is compared; the run must start from a folder.
         energy: Share of each update's energy at which the overlap cuts its space.
-        spectra: Whether each matrix is decomposed (some ten cubes of its smaller side in operations): its ranks and its
-            spectrum. Without it ``compress`` and ``other`` are refused.
+        spectra: Whether each matrix is decomposed on rank zero: its ranks and its spectrum. Some ten cubes of its
+            smaller side in float64: a second for 2048, ten for 4096 on one core, times the number of matrices; turn it
+            off, or look rarely, for a large model. Without it ``compress`` and ``other`` are refused.
         types: Only these types of tensors (q, k, v, o, gate, up, down, embeddings, head, norm); all by default.
         layers: Only these blocks.
         patterns: Only names that match one of these, for example ``*.mlp.*``.
         per_layer: Whether values are also logged layer by layer.
         figures: Whether heatmaps and histograms go to TensorBoard.
+        name: Tells two of these callbacks in one run apart: part of tags and of the folder.
     """
 
-    clock = "snapshot"
+    clock, keeps_in = "snapshot", "deltas"
 
     def __init__(
         self,
@@ -97,8 +99,9 @@ class WeightDeltaSnapshot(Watcher):
         patterns: list[str] | None = None,
         per_layer: bool = False,
         figures: bool = True,
+        name: str = "",
     ) -> None:
-        super().__init__(every_n_steps, log_spaced, per_layer, figures)
+        super().__init__(name, every_n_steps, log_spaced, per_layer, figures)
         self.measures_subspace = any(part is not None for part in (subspace, base, aligned, rank))
         if self.measures_subspace:
             check_source("WeightDeltaSnapshot", subspace, base, aligned, rank)
@@ -115,10 +118,6 @@ class WeightDeltaSnapshot(Watcher):
         self._facts: dict[str, Any] = {}
         self._start_sha256: str | None = None
 
-    def identity(self) -> dict[str, Any]:
-        """Return the arguments that tell two of a kind apart."""
-        return {"reference": self.reference, "types": self.types, "layers": self.layers, "patterns": self.patterns}
-
     def begin(self, trainer: L.Trainer, module: LanguageModelModule) -> None:
         """Check the folder and the reference, and keep the start of the run.
 
@@ -126,9 +125,9 @@ class WeightDeltaSnapshot(Watcher):
             InputError: A folder with snapshots of another run, read-only or with too little room; a reference,
                 subspace or other model that does not fit.
         """
-        folder = self.folder(trainer, FOLDER)
+        folder = self.folder(trainer)
         self._update = NetworkUpdate(module.language_model, self.reference, self.types, self.layers, self.patterns)
-        (problem, *_) = gather_objects(self._problem_of(folder) if trainer.is_global_zero else None)
+        (problem, *_) = gather_objects(self._problem_of(trainer, folder) if trainer.is_global_zero else None)
         if problem:
             raise InputError(problem)
         if self.reference is None:
@@ -149,6 +148,7 @@ class WeightDeltaSnapshot(Watcher):
             for name in self._update.names:
                 update = self._update.read(name, keeps=trainer.is_global_zero)
                 if update is None:
+                    keep_step()
                     continue
                 measure, stored, share = self._measure(name, update)
                 measures.append(measure)
@@ -156,12 +156,13 @@ class WeightDeltaSnapshot(Watcher):
                 if writer is not None:
                     writer.write(name, stored, share)
                 del update, stored  # before the next weight is gathered
+                keep_step()  # the other ranks wait for one weight at a time, not for all
         if writer is not None and writer.failure is not None:
             self.warn_once(
                 "snapshot",
                 "the snapshot of step %d could not be written (%s), and none of a later step may be: the run goes on "
                 "without. Free some space on the disk of %s",
-                *(step, writer.failure, self.folder(trainer, FOLDER)),
+                *(step, writer.failure, self.folder(trainer)),
             )
         if trainer.is_global_zero and self.figures:
             self._add_histograms(trainer, step, measures)
@@ -178,6 +179,9 @@ class WeightDeltaSnapshot(Watcher):
         if self.compress is None or isinstance(update, LowRank) or update.ndim != 2:
             return measure_update(name, update, self._against), update, 0.0
         whole = update.whole()
+        if not torch.isfinite(whole).all():
+            self.warn_once("finite", "the update of %s is not finite: it is kept as it is, uncompressed", name)
+            return measure_update(name, whole, Comparison(spectra=False)), whole, 0.0
         factors = factors_of(whole)
         return measure_update(name, whole, self._against, factors), *compress(whole, factors, self.compress)
 
@@ -187,7 +191,7 @@ class WeightDeltaSnapshot(Watcher):
         is_moved = step > 0 or self.reference is not None
         if not (trainer.is_global_zero and self.save and is_moved):
             return nullcontext()
-        path = snapshot_path(self.folder(trainer, FOLDER), step)
+        path = snapshot_path(self.folder(trainer), step)
         shapes = {name: self._update.shape(name) for name in self._update.names}
         return SnapshotWriter(path, shapes, self._update.dtype, step, self._facts)
 
@@ -216,20 +220,22 @@ class WeightDeltaSnapshot(Watcher):
                 spectra[type_of(measure.name)].append(measure.spectrum)
         for writer in board_writers(trainer):
             for kind, values in spectra.items():
-                writer.add_histogram(f"delta/singular_values/{kind}", torch.cat(values).cpu(), step)
+                writer.add_histogram(self._named(f"delta/singular_values/{kind}"), torch.cat(values).cpu(), step)
 
     def _comparison(self, trainer: L.Trainer, module: LanguageModelModule, folder: Path) -> Comparison:
+        """What updates are held against: files on disk, whose bases rank zero alone reads, one at a time."""
+        start = self.reference or module.source.path
+        if self.other is not None and start is None:
+            raise InputError("WeightDeltaSnapshot.other needs a reference on disk: this run starts from a seed")
         subspace = others = None
         if self.measures_subspace:
             cached = folder / "subspace.safetensors"
-            subspace = read_run_subspace(trainer, cached, self.subspace, self.base, self.aligned, self.rank, self.side)
+            given = (self.subspace, self.base, self.aligned, self.rank, self.side)
+            subspace = find_run_subspace(trainer, cached, *given)
             self._refuse_misfits(subspace.bases, "the subspace", right=subspace.side == "right")
         if self.other is not None:
-            start = self.reference or module.source.path
-            if start is None:
-                raise InputError("WeightDeltaSnapshot.other needs a reference on disk: this run starts from a seed")
             rank = RankRule(energy=self.energy)
-            file = read_run_subspace(trainer, folder / "other.safetensors", None, start, self.other, rank, "left")
+            file = find_run_subspace(trainer, folder / "other.safetensors", None, start, self.other, rank, "left")
             self._refuse_misfits(file.bases, "the other update", right=False)
             others = file.bases
         return Comparison(subspace, others, self.energy, self.spectra)
@@ -247,26 +253,28 @@ class WeightDeltaSnapshot(Watcher):
         if problems:
             raise InputError(f"{what} is of another model: {'; '.join(problems[:5])}")
 
-    def _problem_of(self, folder: Path) -> str | None:
-        """Why no snapshot could be written to a folder, if so."""
-        assert self._update is not None
-        if not self.save and self.reference is not None:
-            return None
+    def _problem_of(self, trainer: L.Trainer, folder: Path) -> str | None:
+        """Why no snapshot could be kept in a folder, if so; on rank zero."""
         found = snapshot_files(folder)
         if found and not self._loaded:
             return f"{folder} holds {len(found)} snapshots of another run ({found[0].name}); choose another run_dir"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=folder):
-                pass
-            free = shutil.disk_usage(folder).free
-        except OSError as error:
-            return f"{folder} cannot be written to ({error}); choose another run_dir, or mend its permissions"
-        numbers = sum(torch.Size(self._update.shape(name)).numel() for name in self._update.names)
-        needed = numbers * self._update.dtype.itemsize * (2 if self.reference is None else 1)
-        if self.compress is None and free < needed:
+        free, size = shutil.disk_usage(folder).free, self._largest_file()
+        start = 0 if self.reference is not None or self._loaded else size
+        if free < start + (size if self.save and self.compress is None else 0):
             return (
-                f"{folder} has room for {free / 1e9:.2f} GB, the reference and one snapshot take up to "
-                f"{needed / 1e9:.2f} GB; free some, choose another run_dir, or compress"
+                f"{folder} has room for {free / 1e9:.2f} GB, the start of the run and one snapshot take up to "
+                f"{(start + size) / 1e9:.2f} GB; free some, choose another run_dir, or compress"
+            )
+        looks = self.count_looks(trainer)
+        if self.save and free < start + looks * size:
+            logger.warning(
+                "%d snapshots of up to %.2f GB are to come, and %.2f GB are free at %s: take fewer, or compress",
+                *(looks, size / 1e9, free / 1e9, folder),
             )
         return None
+
+    def _largest_file(self) -> int:
+        """Bytes of an uncompressed snapshot."""
+        assert self._update is not None
+        numbers = sum(torch.Size(self._update.shape(name)).numel() for name in self._update.names)
+        return numbers * self._update.dtype.itemsize

@@ -128,12 +128,18 @@ def test_prompt_lists(tmp_path: Path) -> None:
     assert read_prompt_list(str(path), limit=1) == ["a"]
     assert len(read_prompt_list("organism:benign", limit=5)) == 5
     assert not set(read_prompt_list("organism:harmful", "dev")) & set(read_prompt_list("organism:harmful", "test"))
+    odd = tmp_path / "odd.jsonl"
+    odd.write_bytes('\ufeff{"prompt": "a\u2028b"}\r\n{"prompt": "c"}'.encode())
+    assert read_prompt_list(str(odd)) == ["a\u2028b", "c"]
+    (tmp_path / "latin.jsonl").write_bytes('{"prompt": "caf\xe9"}'.encode("latin-1"))
+    with pytest.raises(InputError, match="is no UTF-8 text"):
+        read_prompt_list(f"{tmp_path}/latin.jsonl")
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "lacking.jsonl").write_text('{"text": "a"}\n')
     (tmp_path / "broken.jsonl").write_text("{\n")
     for source, message in {
         f"{tmp_path}/empty.jsonl": "holds no prompt", f"{tmp_path}/lacking.jsonl": "line 1: expected JSON with the",
-        f"{tmp_path}/broken.jsonl": "line 1: expected JSON", f"{path}:utility": "holds no prompt of the set utility",
+        f"{tmp_path}/broken.jsonl": "line 1: expected one", f"{path}:utility": "holds no prompt of the set utility",
         f"{tmp_path}/none.jsonl": "expected organism:<set>", "organism:poems": "expected organism:<set>",
         f"{tmp_path}/none.jsonl:benign": "does not exist",
     }.items():  # fmt: skip

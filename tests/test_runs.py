@@ -110,7 +110,7 @@ def test_only_a_checkpoint_of_the_last_step_is_measured(tmp_path: Path) -> None:
     assert trained_checkpoint(run).name == "step=00000512.ckpt"
 
 
-@pytest.mark.parametrize("name", ["path", "base", "aligned", "unconstrained", "subspace"])
+@pytest.mark.parametrize("name", ["path", "base", "aligned", "unconstrained", "subspace", "reference", "other"])
 def test_a_run_whose_input_changed_is_not_taken_for_complete(tmp_path: Path, name: str) -> None:
     source = tmp_path / "model"
     source.mkdir()
@@ -120,6 +120,18 @@ def test_a_run_whose_input_changed_is_not_taken_for_complete(tmp_path: Path, nam
     close_run(run, "complete", started=0.0)
     assert plan_run(run, config, resume=True).complete
     (source / "config.json").write_text('{"changed": 1}')
+    with pytest.raises(InputError, match="input"):
+        plan_run(run, config, resume=True)
+
+
+def test_a_file_of_prompts_is_an_input_with_or_without_its_set(tmp_path: Path) -> None:
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text('{"prompt": "a"}')
+    config = {**CONFIG, "callbacks": [{"init_args": {"first": f"{prompts}:harmful", "second": "organism:utility"}}]}
+    run = opened(tmp_path / "run", config)
+    close_run(run, "complete", started=0.0)
+    assert plan_run(run, config, resume=True).complete
+    prompts.write_text('{"prompt": "b"}')
     with pytest.raises(InputError, match="input"):
         plan_run(run, config, resume=True)
 

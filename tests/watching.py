@@ -35,5 +35,8 @@ def watched(base: str, aligned: str, **snapshot: object) -> list:
 def scalars(folder: Path, timed: bool = False) -> dict[str, list[tuple[int, float]]]:
     """Every scalar that was logged, as TensorBoard shows it: tag to steps and values."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    kept = [tag for tag in events.Tags()["scalars"] if timed or not tag.startswith("time/")]
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in kept}
+    kept = [tag for tag in events.Tags()["scalars"] if timed or not tag.startswith(("time/", "time."))]
+    found = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in kept}
+    for tag, points in found.items():  # Lightning itself repeats `epoch` at the end
+        assert tag == "epoch" or len({step for step, _ in points}) == len(points), f"{tag} has a step twice"
+    return found

@@ -12,6 +12,7 @@ from typing import IO, Any
 import yaml
 
 from safety_subspaces.errors import InputError
+from safety_subspaces.evaluation.prompt_sets import split_source
 from safety_subspaces.files import is_occupied, read_json, write_json, write_text
 from safety_subspaces.provenance import describe_input, peak_memory_bytes, provenance, sha256_of_value
 
@@ -219,5 +220,7 @@ def _local_paths(config: Any) -> Iterator[str]:
     for name, value in children:
         if isinstance(value, dict | list):
             yield from _local_paths(value)
-        elif name in INPUT_NAMES and isinstance(value, str) and Path(value).exists():
-            yield value
+        elif name in INPUT_NAMES and isinstance(value, str):
+            path, _ = split_source(value)  # a file of prompts may come with the set that is meant
+            if Path(path).exists():
+                yield path

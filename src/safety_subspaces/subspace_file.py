@@ -2,10 +2,10 @@
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float32, Float64
@@ -32,7 +32,7 @@ class SubspaceFile:
         provenance: What the file was made from, as plain values.
     """
 
-    bases: dict[str, Float32[Tensor, "dim rank"]]
+    bases: Mapping[str, Float32[Tensor, "dim rank"]]
     spectra: dict[str, Float64[Tensor, " directions"]]
     side: Side
     provenance: dict[str, Any]
@@ -58,25 +58,56 @@ def read_subspace(path: str) -> SubspaceFile:
     Raises:
         InputError: No such file, no subspace file, or a basis that is not finite and orthonormal (named).
     """
+    opened = open_subspace(path)
+    return replace(opened, bases=dict(opened.bases))
+
+
+def open_subspace(path: str) -> SubspaceFile:
+    """Open a subspace file and check its bases; they stay on disk, and are read when they are taken.
+
+    Raises:
+        InputError: As :func:`read_subspace`.
+    """
     if not Path(path).is_file():
         raise InputError(f"subspace file {path} does not exist; make it with python analyze.py subspace")
     try:
         with safe_open(path, framework="pt") as stored:
-            metadata = stored.metadata() or {}
-            tensors: Mapping[str, Tensor] = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+            metadata, names = stored.metadata() or {}, list(stored.keys())
+            spectra = {name.removesuffix(SPECTRUM): stored.get_tensor(name) for name in names if SPECTRUM in name}
     except SafetensorError as error:
         raise InputError(f"{path} is no whole safetensors file: {error}") from error
     if metadata.get("side") not in ("left", "right"):
         raise InputError(f"{path} is no subspace file (it names no side); make one with python analyze.py subspace")
-    bases = {name.removesuffix(BASIS): tensor for name, tensor in tensors.items() if name.endswith(BASIS)}
+    bases = StoredBases(path, [name.removesuffix(BASIS) for name in names if name.endswith(BASIS)])
     for name, basis in bases.items():
         check_orthonormal(basis, f"{name} in {path}")
-    return SubspaceFile(
-        bases,
-        {name.removesuffix(SPECTRUM): tensor for name, tensor in tensors.items() if name.endswith(SPECTRUM)},
-        "left" if metadata["side"] == "left" else "right",
-        json.loads(metadata.get("provenance", "{}")),
-    )
+    side: Side = "left" if metadata["side"] == "left" else "right"
+    return SubspaceFile(bases, spectra, side, json.loads(metadata.get("provenance", "{}")))
+
+
+@final
+class StoredBases(Mapping[str, Tensor]):
+    """The bases of a subspace file, read from disk one at a time; nothing of them stays in memory.
+
+    Args:
+        path: The file.
+        names: The tensors that it has a basis of.
+    """
+
+    def __init__(self, path: str, names: Sequence[str]) -> None:
+        self._path, self._names = path, dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        with safe_open(self._path, framework="pt") as stored:
+            return stored.get_tensor(f"{name}{BASIS}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def check_orthonormal(basis: Tensor, name: str) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,24 +11,35 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 from tiny import ROOT, TRAIN, run_command, save_tiny_model
+from watching import scalars
 
 STARTS_WITHIN = 60.0
 
 
 @pytest.fixture(scope="module")
-def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Train through the command line with every watcher, and serve the study; gives the address of the board."""
-    study = tmp_path_factory.mktemp("runs") / "study"
-    base, aligned = (save_tiny_model(study / name / "model", seed) for seed, name in enumerate(("base", "aligned")))
-    done = run_command(
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs") / "study"
+
+
+def train(study: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return run_command(
         TRAIN, "fit", "--config", ROOT / "configs" / "organism" / "contaminated.yaml", f"--study={study}",
         "--data.init_args.size=256", "--data.init_args.heldout_size=16", "--data.init_args.contamination.share=0.25",
+        *options,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def board(study: Path) -> Iterator[str]:
+    """Train through the command line with every watcher, and serve the study; gives the address of the board."""
+    base, aligned = (save_tiny_model(study / name / "model", seed) for seed, name in enumerate(("base", "aligned")))
+    done = train(study)
     assert done.returncode == 0, done.stderr[-3000:]
     assert base
     assert aligned
@@ -119,6 +131,16 @@ def test_hyperparameters_stand_beside_the_measures_that_they_end_in(board: str) 
     assert len(groups) == 1
     values = {metric["name"]["tag"]: metric["value"] for metric in groups[0]["metricValues"]}
     assert values["delta/frobenius_norm"] > 0
+
+
+def test_a_finished_run_that_is_resumed_keeps_its_last_look(board: str, study: Path) -> None:
+    run = study / "contaminated"
+    before = scalars(run, timed=True)
+    shutil.rmtree(run / "model")  # as if the export had been interrupted
+    done = train(study, "--resume")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (run / "model" / "config.json").is_file()
+    assert scalars(run, timed=True) == before
 
 
 def test_make_watch_starts_it() -> None:

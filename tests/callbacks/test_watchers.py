@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from stopper import StopAt
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import save_tiny_model, tiny_source, trainer
 from watching import board_of, scalars, watched, watchers
 
@@ -26,7 +27,7 @@ from safety_subspaces.distributed import ZeroStrategy
 from safety_subspaces.errors import InputError
 from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
 from safety_subspaces.evaluation.prompt_sets import read_prompt_list
-from safety_subspaces.language_model import Pretrained, load_model
+from safety_subspaces.language_model import Pretrained, load_language_model, load_model
 from safety_subspaces.lowrank import LowRank
 from safety_subspaces.models import LoraSettings, SupervisedFineTuning
 from safety_subspaces.organism import OrganismModel
@@ -149,6 +150,24 @@ def test_logged_activations_agree_with_states_of_the_trained_model(run) -> None:
     assert logged["activation/drift_first"][12] > 1e-4
 
 
+def test_drift_is_one_less_the_overlap_with_the_start(run, pair) -> None:
+    folder, module = run
+    logged = {tag: dict(points) for tag, points in scalars(folder).items()}
+    before, tokenizer = load_language_model(pair[1])
+    for place, name in (("first", "harmful"), ("second", "utility")):
+        prompts = read_prompt_list(f"organism:{name}", limit=9)
+        states = [prompt_states(model, tokenizer, prompts) for model in (before, module.bare_model)]
+        factors = [state_factors(torch.stack([state[1] for state in found])) for found in states]
+        overlap = mode_subspace_overlap(*factors, [0.9])[0]
+        assert logged[f"activation/drift_{place}"][12] == pytest.approx(1 - overlap.value, abs=1e-6)
+        assert logged[f"activation/rank_{place}"][12] == overlap.rank_second
+
+
+def test_histograms_stand_at_their_steps(run) -> None:
+    events = EventAccumulator(str(run[0]), size_guidance={"histograms": 0}).Reload()
+    assert [event.step for event in events.Histograms("delta/singular_values/q")] == [4, 8, 12]
+
+
 def test_logged_behaviour_agrees_with_the_evaluator(run) -> None:
     folder, module = run
     evaluator = build_evaluator(EvaluationSettings(split="dev", limit=3, max_new_tokens=6))
@@ -158,6 +177,7 @@ def test_logged_behaviour_agrees_with_the_evaluator(run) -> None:
                       ("refusal_margin", "safety/refusal_margin")):  # fmt: skip
         assert logged[tag][12] == pytest.approx(row[name], rel=1e-5)
         assert logged[f"{tag}_stderr"][12] == pytest.approx(row[f"{name}_stderr"], rel=1e-5)
+    assert logged["safety/unscored_rate"][12] == pytest.approx(row["n_unscored"] / 9, abs=1e-6)
     kept = json.loads((folder / "behaviour" / "step=00000012.json").read_text())
     assert kept["row"]["n_harmful"] + kept["row"]["n_unscored"] >= 3
     assert len(kept["generations"]) == 9
@@ -181,7 +201,13 @@ def test_an_interrupted_run_logs_as_the_whole_one(pair, tmp_path: Path, adapter)
     with pytest.raises(RuntimeError, match="stopped on purpose"):
         go(tmp_path / "parts", [StopAt(14)])
     assert max(step for step, _ in scalars(tmp_path / "parts")["delta/frobenius_norm"]) == 12
+    left = ("deltas/step=00000014.safetensors", "deltas/.step=00000012.safetensors.partial-7",
+            "behaviour/step=00000013.json")  # fmt: skip
+    stale = [tmp_path / "parts" / name for name in left]
+    for file in stale:
+        file.write_text("of the try that was stopped")
     resume_fit(tmp_path / "parts", pair, adapter)
+    assert not any(file.exists() for file in stale)
     whole, mended = (scalars(tmp_path / name) for name in ("whole", "parts"))
     assert mended == whole  # no point is doubled, none is lost
     images = [
@@ -217,8 +243,6 @@ def resume_fit(folder: Path, pair, adapter) -> None:
 
 
 def events_of(folder: Path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     return EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
 
 
@@ -226,12 +250,12 @@ def test_lora_is_kept_in_its_factors_and_counts_from_another_model_too(pair, tmp
     base, aligned = pair
     callbacks = [
         WeightDeltaSnapshot(12),
-        WeightDeltaSnapshot(12, reference=base),
-        WeightDeltaSnapshot(12, reference=base, types=["q"], compress=RankRule(count=2)),
+        WeightDeltaSnapshot(12, name="base", reference=base),
+        WeightDeltaSnapshot(12, name="narrow", reference=base, types=["q"], compress=RankRule(count=2)),
     ]
     module = fit(tmp_path, aligned, callbacks, adapter=LORA)
     factors, dense, narrow = (
-        Snapshot(tmp_path / name / "step=00000012.safetensors") for name in ("deltas", "deltas-2", "deltas-3")
+        Snapshot(tmp_path / name / "step=00000012.safetensors") for name in ("deltas", "deltas-base", "deltas-narrow")
     )
     origin, start = (dict(load_model(path).named_parameters()) for path in (base, aligned))
     merged = dict(module.language_model.merge_and_unload().named_parameters())
@@ -248,6 +272,78 @@ def test_lora_is_kept_in_its_factors_and_counts_from_another_model_too(pair, tmp
     values = torch.linalg.svdvals(whole).square()
     assert narrow.lost_energy[name] == pytest.approx(float(values[2:].sum() / values.sum()), rel=1e-4)
     assert float((whole - kept).square().sum() / values.sum()) == pytest.approx(narrow.lost_energy[name], rel=1e-4)
+
+
+def test_two_of_a_kind_have_their_own_names(pair, tmp_path: Path) -> None:
+    both = [BehaviourProbe(every_n_steps=4, limit=3, max_new_tokens=6),
+            BehaviourProbe(every_n_steps=6, limit=2, max_new_tokens=6, name="few")]  # fmt: skip
+    fit(tmp_path, pair[1], both, **board_of(tmp_path))
+    logged = scalars(tmp_path, timed=True)
+    assert [step for step, _ in logged["utility/accuracy"]] == [0, 4, 8, 12]
+    assert [step for step, _ in logged["utility.few/accuracy"]] == [0, 6, 12]
+    assert len(logged["time.few/behaviour_ms"]) == 3
+    assert (tmp_path / "behaviour-few" / "step=00000006.json").is_file()
+    alike = [WeightDeltaSnapshot(), WeightDeltaSnapshot(types=["q"])]
+    refuse("2 WeightDeltaSnapshot of one name", lambda: fit(tmp_path / "x", pair[1], alike, steps=1))
+    refuse("name is 'a/b'", lambda: WeightDeltaSnapshot(name="a/b"))
+
+
+class Drawing(BehaviourProbe):
+    """Draws random numbers while it looks, as a sampler would."""
+
+    def look(self, *arguments) -> dict[str, float]:
+        torch.rand(3)
+        return super().look(*arguments)
+
+
+@pytest.mark.usefixtures("seeded")
+def test_what_a_look_draws_is_not_missed_by_the_training(pair, tmp_path: Path) -> None:
+    dropping = LoraSettings(rank=3, targets=["q_proj"], dropout=0.2)
+    plain = fit(tmp_path / "plain", pair[1], [], adapter=dropping)
+    seen = fit(tmp_path / "seen", pair[1], [Drawing(every_n_steps=4, limit=2, max_new_tokens=4)], adapter=dropping)
+    found = weights(seen)
+    assert all(torch.equal(value, found[name]) for name, value in weights(plain).items())
+
+
+def test_a_look_computes_in_the_precision_of_the_run(pair, tmp_path: Path) -> None:
+    seen = set()
+    watch = at_step(1, lambda: None)
+    watch.on_train_start = lambda trainer, module: module.bare_model.register_forward_pre_hook(
+        lambda network, _: seen.add((network.training, torch.is_autocast_enabled("cpu")))
+    )
+    callbacks = [watch, ActivationOverlap("organism:harmful", "organism:utility", 4, limit=4),
+                 BehaviourProbe(every_n_steps=4, limit=2, max_new_tokens=4)]  # fmt: skip
+    fit(tmp_path, pair[1], callbacks, steps=4, precision="bf16-mixed", enable_checkpointing=True)
+    assert seen == {(True, True), (False, True)}
+
+
+def test_a_run_that_diverges_is_watched_to_its_end(pair, tmp_path: Path, caplog) -> None:
+    def diverge(trainer) -> None:
+        for parameter in trainer.lightning_module.parameters():
+            parameter.data.fill_(torch.nan)
+
+    breaking = ModelCheckpoint(save_top_k=0)
+    breaking.on_train_batch_end = lambda trainer, *_: diverge(trainer) if trainer.global_step == 5 else None
+    callbacks = [*watchers(*pair, compress=RankRule(count=2)), breaking]
+    fit(tmp_path, pair[1], callbacks, enable_checkpointing=True, **board_of(tmp_path))
+    logged = scalars(tmp_path)
+    assert [step for step, _ in logged["activation/overlap"]] == [0, 4]
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("hidden states of the first and second prompts are not finite at step 8" in text for text in said) == 1
+    assert sum("is not finite: it is kept as it is" in text for text in said) == 1
+    assert torch.isnan(Snapshot(tmp_path / "deltas" / "step=00000012.safetensors").read("lm_head.weight")).all()
+
+
+def test_the_compression_error_is_the_share_of_all_energy(pair, tmp_path: Path) -> None:
+    module = fit(tmp_path, pair[1], [WeightDeltaSnapshot(12, compress=RankRule(count=2))], **board_of(tmp_path))
+    start, end = dict(load_model(pair[1]).named_parameters()), weights(module)
+    lost = whole = 0.0
+    for name, value in end.items():
+        delta = (value - start[name].detach()).double()
+        whole += float(delta.square().sum())
+        if delta.ndim == 2:
+            lost += float(torch.linalg.svdvals(delta)[2:].square().sum())
+    assert dict(scalars(tmp_path)["delta/compression_error"])[12] == pytest.approx(lost / whole, rel=1e-4)
 
 
 def test_looks_can_be_log_spaced(pair, tmp_path: Path) -> None:
@@ -267,6 +363,12 @@ def test_a_threshold_ends_the_run_and_its_end_is_looked_at(pair, tmp_path: Path,
     last = scalars(tmp_path)["delta/frobenius_norm"][-1]
     assert last[0] == 4
     assert [Snapshot(path).step for path in snapshot_files(tmp_path / "deltas")] == [last[0]]
+
+
+def test_a_threshold_from_above_ends_the_run(pair, tmp_path: Path) -> None:
+    callbacks = [BehaviourProbe(every_n_steps=4, limit=3, max_new_tokens=6, stop_above={"refusal_margin": -1e9})]
+    fit(tmp_path, pair[1], callbacks, **board_of(tmp_path))
+    assert scalars(tmp_path)["utility/accuracy"][-1][0] == 4
 
 
 def test_values_can_be_monitored(pair, tmp_path: Path) -> None:
@@ -297,7 +399,10 @@ def at_step(step: int, act) -> ModelCheckpoint:
 
 def test_a_disk_that_refuses_later_is_said_once_and_the_run_goes_on(pair, tmp_path: Path, caplog) -> None:
     filling = at_step(5, partial(take_away_the_disk, tmp_path))
-    callbacks = [WeightDeltaSnapshot(4, reference=pair[1]), BehaviourProbe(every_n_steps=4, limit=3, max_new_tokens=6)]
+    callbacks = [
+        WeightDeltaSnapshot(4, reference=pair[1]),
+        BehaviourProbe(every_n_steps=4, limit=3, max_new_tokens=6),
+    ]
     fit(tmp_path, pair[1], [*callbacks, filling], steps=16, enable_checkpointing=True, **board_of(tmp_path))
     said = [record.getMessage() for record in caplog.records if "the run goes on without" in record.getMessage()]
     assert len(said) == 2  # once each, though three looks failed
@@ -347,6 +452,13 @@ def test_bad_inputs_are_refused_before_the_first_step(pair, tmp_path: Path) -> N
     refuse("line 1: expected JSON with the field prompt", start(ActivationOverlap("organism:utility", str(lacking))))
     refuse("line 1: expected JSON with the fields set and prompt", start(BehaviourProbe(str(lacking), judge="rules")))
     refuse("knows only its own prompts", start(BehaviourProbe(str(lacking))))
+    harmful = tmp_path / "harmful.jsonl"
+    harmful.write_text('{"set": "harmful", "prompt": "a"}\n')
+    for measure, what in (
+        ("over_refusal_rate", "no benign prompts"),
+        ("refusal_margin", "with a reference and refusals"),
+    ):
+        refuse(what, start(BehaviourProbe(str(harmful), judge="rules", stop_above={measure: 0.0})))
     occupied = tmp_path / "occupied"
     fit(occupied, aligned, [WeightDeltaSnapshot(4)], steps=4)
     refuse("holds 1 snapshots of another run", start(WeightDeltaSnapshot(4), folder=occupied))
@@ -354,6 +466,10 @@ def test_bad_inputs_are_refused_before_the_first_step(pair, tmp_path: Path) -> N
     unwritable.mkdir()
     (unwritable / "deltas").write_text("")
     refuse("cannot be written to", start(WeightDeltaSnapshot(4), folder=unwritable))
+    for name in ("behaviour", "activations"):
+        (unwritable / name).write_text("")
+    refuse("behaviour cannot be written to", start(BehaviourProbe(), folder=unwritable))
+    refuse("activations cannot", start(ActivationOverlap("organism:harmful", "organism:benign"), folder=unwritable))
     assert steps == []
 
 
@@ -367,7 +483,9 @@ def save_wider(folder: Path, seed: int = 0) -> str:
 def test_a_disk_without_room_is_refused(pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = SimpleNamespace(free=10_000)
     monkeypatch.setattr("callbacks.weight_delta_snapshot.shutil.disk_usage", lambda _: usage)
-    refuse("has room for 0.00 GB", lambda: fit(tmp_path, pair[1], [WeightDeltaSnapshot(4)], steps=1))
+    for number, options in enumerate(({}, {"compress": RankRule(count=2)})):
+        watching = [WeightDeltaSnapshot(4, **options)]
+        refuse("has room for 0.00 GB", lambda n=number, w=watching: fit(tmp_path / str(n), pair[1], w, steps=1))
 
 
 def test_a_reference_needs_a_folder_for_a_comparison(tmp_path: Path, pair) -> None:
@@ -385,7 +503,8 @@ def test_strategies_that_hide_the_weights_are_refused() -> None:
         for strategy, message in ((FSDPStrategy(), "shards the weights in another way"),
                                   (DeepSpeedStrategy(stage=2), "divides the loss twice"),
                                   (ZeroStrategy(3, offload_optimizer=True), "offloaded")):  # fmt: skip
-            refuse(message, lambda c=callback, s=strategy: c.setup(SimpleNamespace(strategy=s), module, "fit"))
+            lightning = SimpleNamespace(strategy=strategy, callbacks=[callback])
+            refuse(message, lambda c=callback, t=lightning: c.setup(t, module, "fit"))
         refuse("serves safety_subspaces.models", lambda c=callback: c.setup(SimpleNamespace(), object(), "fit"))
 
 

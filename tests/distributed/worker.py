@@ -14,7 +14,7 @@ from stopper import StopAt
 from tiny import trainer
 from watching import board_of, watchers
 
-from callbacks import ModelExport, RunBoard, RunRecord, WeightDeltaSnapshot
+from callbacks import BehaviourProbe, ModelExport, RunBoard, RunRecord, WeightDeltaSnapshot
 from safety_subspaces.distributed import gather_objects, open_master
 
 warnings.filterwarnings("ignore")
@@ -88,9 +88,7 @@ def watched(folder: Path, case: dict, devices: int, base: str, aligned: str) -> 
     ends = {}
     for name, stop in (("plain", []), ("whole", []), ("parts", [StopAt(case["stop"])]), ("parts", [])):
         saving = ModelCheckpoint(folder / name / "checkpoints", filename="{step}", every_n_train_steps=4, save_top_k=-1)
-        looking = (
-            [] if name == "plain" else [RunBoard(), *watchers(base, aligned), WeightDeltaSnapshot(12, reference=base)]
-        )
+        looking = [] if name == "plain" else [RunBoard(), *watchers(base, aligned), *more_watchers(folder, base)]
         options = {} if name == "plain" else board_of(folder / name)
         again = name in ends or (name == "parts" and not stop)
         checkpoint = {
@@ -104,6 +102,15 @@ def watched(folder: Path, case: dict, devices: int, base: str, aligned: str) -> 
     return {"same": all(torch.equal(value, ends["whole"][name]) for name, value in ends["plain"].items()),
             "resumed": all(torch.equal(value, ends["parts"][name]) for name, value in ends["plain"].items()),
             "agree": ranks_agree(module), "steps": lightning.global_step}  # fmt: skip
+
+
+def more_watchers(folder: Path, base: str) -> list:
+    """One that counts from another model, and one whose prompts differ in their refusals: unlike work on each rank."""
+    ragged = {"judge": "rules", "every_n_steps": 12, "limit": 5, "max_new_tokens": 4, "name": "ragged"}
+    return [
+        WeightDeltaSnapshot(12, name="base", reference=base),
+        BehaviourProbe(str(folder.parent / "ragged.jsonl"), **ragged),
+    ]
 
 
 def fit(folder: Path, case: dict, devices: int, aligned: str, callbacks: list, trainer_options: dict, **options):

@@ -194,6 +194,16 @@ def _measure(
     factors = factors_of(update) if is_matrix else None
     # The spectrum of every weight at every step would be no small thing to keep.
     measures = replace(measure_update(name, update, Comparison(subspace), factors), spectrum=None)
+    if 0 < lost < 1:
+        # What was left out is known in size: norm and stable rank are those of the whole update.
+        grown = 1 / (1 - lost)
+        measures = replace(
+            measures,
+            energy=measures.energy * grown,
+            inside_chance=measures.inside_chance * grown,
+            stable_rank=measures.stable_rank * grown,
+            effective_rank=nan,
+        )
     if measures.energy == 0:
         seen.zero_at.append(snapshot.step)
     basis, angle, chance = None, nan, nan
@@ -243,7 +253,10 @@ def _notes(seen: _Seen, lost: float) -> list[str]:
         steps = ", ".join(map(str, seen.zero_at))
         notes.append(f"the update is zero and has no direction (step {steps}): its angles and overlaps are NaN")
     if lost > 0:
-        notes.append(f"compressed: a share of up to {lost:.3g} of its energy is in no norm, rank or angle")
+        notes.append(
+            f"compressed: a share of up to {lost:.3g} of its energy was left out; it counts in the norm and the stable "
+            "rank, has no effective rank, and is in no path, angle or energy inside a subspace, which is a lower bound"
+        )
     if seen.capped is not None:
         notes.append(
             f"its update has {seen.capped.rank} directions (low rank, or compressed), fewer than the "

@@ -26,6 +26,12 @@ def gather_objects(value: Any) -> list[Any]:
     return gathered
 
 
+def keep_step() -> None:
+    """Let the ranks wait for each other, so that none waits longer for the next collective than its time-out."""
+    if is_running():
+        torch.distributed.barrier()
+
+
 def is_running() -> bool:
     """Tell whether this process is one of several that have joined."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from safety_subspaces.evaluation.spread import Spread, here
 from safety_subspaces.examples import EncodedExample, Example, PromptItem
 from safety_subspaces.language_model import evaluating
 from safety_subspaces.likelihood import NO_LOSS, sequence_log_probabilities
@@ -17,10 +18,12 @@ def refusal_margins(
     items: Sequence[PromptItem],
     batch_size: int,
     template: str = CHAT,
+    spread: Spread = here,
 ) -> list[float | None]:
     """Return ``log P(any of its refusals) - log P(its full compliance)`` for each prompt, in nats.
 
-    Positive where the model prefers to refuse. ``None`` for a prompt without a reference or without refusals.
+    Positive where the model prefers to refuse. ``None`` for a prompt without a reference or without refusals. What is
+    shared out over ranks are the answers, not the prompts: prompts may have any number of refusals, or none.
     """
     texts, owners = [], []
     for index, item in enumerate(items):
@@ -28,7 +31,7 @@ def refusal_margins(
             for text in (item.reference, *item.refusals):
                 texts.append(encode_example(tokenizer, Example(item.prompt, text), template))
                 owners.append(index)
-    scores = _log_probabilities(model, texts, batch_size)
+    scores = spread(texts, lambda part: _log_probabilities(model, part, batch_size))
     by_item: dict[int, list[float]] = {}
     for owner, score in zip(owners, scores, strict=True):
         by_item.setdefault(owner, []).append(score)

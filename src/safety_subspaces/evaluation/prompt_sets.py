@@ -39,25 +39,31 @@ def read_prompt_list(source: str, split: Split = "dev", limit: int | None = None
     Raises:
         InputError: No such set or file, no prompt in it, or a line that is no JSON or lacks a prompt.
     """
-    name, _, chosen = source.rpartition(":")
-    if chosen in SETS and name == ORGANISM:
+    name, chosen = split_source(source)
+    if name == ORGANISM and chosen is not None:
         return [item.prompt for item in getattr(evaluation_sets(split, limit), chosen)]
-    if chosen not in SETS and not Path(source).is_file():
+    if chosen is None and not Path(source).is_file():
         raise InputError(
             f"prompts {source!r}: expected organism:<set>, a JSONL file that exists, or <file>:<set>; "
             f"a set is one of {', '.join(SETS)}"
         )
-    path = Path(name if chosen in SETS else source)
+    path = Path(name)
     prompts = []
     for where, line in _lines(path):
         prompt = line.get("prompt") if isinstance(line, dict) else None
         if not isinstance(prompt, str) or not prompt.strip():
             raise InputError(f"{where}: expected JSON with the field prompt, a text that is not empty")
-        if chosen not in SETS or line.get("set") == chosen:
+        if chosen is None or line.get("set") == chosen:
             prompts.append(prompt)
     if not prompts:
         raise InputError(f"prompt file {path} holds no prompt of the set {chosen}")
     return prompts[:limit]
+
+
+def split_source(source: str) -> tuple[str, str | None]:
+    """Return the file (or ``organism``) that a source of prompts names, and the set in it, if it names one."""
+    name, _, chosen = source.rpartition(":")
+    return (name, chosen) if chosen in SETS else (source, None)
 
 
 def _lines(path: Path) -> list[tuple[str, Any]]:
@@ -65,13 +71,18 @@ def _lines(path: Path) -> list[tuple[str, Any]]:
     if not path.is_file():
         raise InputError(f"prompt file {path} does not exist; give a JSONL file, or '{ORGANISM}'")
     values = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        # Not `splitlines`: it would break a line at separators that JSON allows inside a text.
+        texts = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"prompt file {path} is no UTF-8 text ({error}); save it as UTF-8") from error
+    for number, text in enumerate(texts, start=1):
         if text.strip():
             where = f"{path}, line {number}"
             try:
                 values.append((where, json.loads(text)))
             except json.JSONDecodeError as error:
-                raise InputError(f"{where}: expected JSON with the fields set and prompt ({error})") from error
+                raise InputError(f"{where}: expected one JSON value a line, with a prompt ({error})") from error
     if not values:
         raise InputError(f"prompt file {path} holds no prompt")
     return values
