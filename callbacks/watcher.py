@@ -69,6 +69,7 @@ class Watcher(L.Callback, ABC):
         self.name = name
         self.every_n_steps, self.log_spaced = every_n_steps, log_spaced
         self.per_layer, self.figures = per_layer, figures
+        self._key: str | None = None
         self._looked = -1
         self._history: dict[str, dict[int, dict[str, float]]] = {}
         self._loaded: dict[str, Any] = {}
@@ -76,8 +77,14 @@ class Watcher(L.Callback, ABC):
 
     @property
     def state_key(self) -> str:
-        """Tell several of a kind apart in one run, by all that they were made with."""
-        return self._generate_state_key(**{key: value for key, value in vars(self).items() if not key.startswith("_")})
+        """Tell several of a kind apart in one run, by all that they were made with.
+
+        The Trainer asks for it first when it is made: later DeepSpeed's ZeRO-3 hangs modules on a callback.
+        """
+        if self._key is None:
+            made_with = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+            self._key = self._generate_state_key(**made_with)
+        return self._key
 
     @abstractmethod
     def begin(self, trainer: L.Trainer, module: LanguageModelModule) -> None:
