@@ -1,12 +1,12 @@
 """What the callbacks that look into a run share: when they look, that they change nothing, and where it is shown."""
 
 import logging
-import math
 import re
 import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from safety_subspaces.errors import InputError
 from safety_subspaces.models.base import LanguageModelModule
 
 logger = logging.getLogger(__name__)
+POWERS_OF_FOUR = [4**power for power in range(1, 16)]
 NAME = re.compile(r"[A-Za-z0-9_-]*")
 # Files of one look, and what a killed process left of one.
 STEP_FILE = re.compile(r"step=(\d+)\.\w+")
@@ -207,7 +208,7 @@ class Watcher(L.Callback, ABC):
         writers = board_writers(trainer)
         for tag, columns in self._history.items():
             steps = sorted(columns)
-            fourfold = len(steps) > 1 and math.log(len(steps), 4).is_integer()
+            fourfold = len(steps) in POWERS_OF_FOUR
             if not self.figures or not writers or not (fourfold or step >= trainer.estimated_stepping_batches):
                 continue
             rows = list(dict.fromkeys(row for column in columns.values() for row in column))
@@ -242,6 +243,7 @@ def board_writers(trainer: L.Trainer) -> list[SummaryWriter]:
     return [each.experiment for each in trainer.loggers if isinstance(each, TensorBoardLogger)]
 
 
+@cache
 def log_spaced_steps(last: int, count: int) -> set[int]:
     """Return up to ``count`` different steps from 1 to ``last``, evenly spaced on a logarithmic scale."""
     return {round(step) for step in np.geomspace(1, max(1, last), count)}

@@ -1,6 +1,7 @@
 """Keeps what training has moved in the weights, and logs how far, how broad and where to."""
 
 import logging
+import math
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping
@@ -202,7 +203,8 @@ class WeightDeltaSnapshot(Watcher):
             by_layer[place_of(measure.name)].append(measure)
         values = pool_measures(measures)
         if self.compress is not None:
-            values["compression_error"] = lost / values["frobenius_norm"] ** 2 if values["frobenius_norm"] else 0.0
+            norm = values["frobenius_norm"]
+            values["compression_error"] = lost / norm**2 if norm > 0 else math.nan
         pooled = {layer: pool_measures(group) for layer, group in by_layer.items()}
         values, pooled = gather_objects((values, pooled))[0]
         shown = {f"delta/{name}": value for name, value in values.items()}
