@@ -71,7 +71,7 @@ class ActivationOverlap(Watcher):
         self,
         first: str,
         second: str,
-        every_n_steps: int | None = 100,
+        every_n_steps: int | None = 200,
         log_spaced: int | None = None,
         split: Literal["dev", "test"] = "dev",
         limit: int = 64,

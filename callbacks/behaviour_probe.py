@@ -65,7 +65,7 @@ class BehaviourProbe(Watcher):
     def __init__(
         self,
         prompts: str = "organism",
-        every_n_steps: int | None = 250,
+        every_n_steps: int | None = 500,
         log_spaced: int | None = None,
         split: Literal["dev", "test"] = "dev",
         judge: Literal["organism", "rules"] = "organism",

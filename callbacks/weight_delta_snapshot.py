@@ -82,7 +82,7 @@ class WeightDeltaSnapshot(Watcher):
 
     def __init__(
         self,
-        every_n_steps: int | None = 100,
+        every_n_steps: int | None = 200,
         log_spaced: int | None = None,
         reference: str | None = None,
         save: bool = True,
