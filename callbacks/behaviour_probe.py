@@ -72,7 +72,7 @@ class BehaviourProbe(Watcher):
         template: str = CHAT,
         max_new_tokens: int = 32,
         batch_size: int = 32,
-        limit: int = 32,
+        limit: int = 24,
         samples: int = 2,
         stop_above: dict[str, float] | None = None,
         stop_below: dict[str, float] | None = None,
