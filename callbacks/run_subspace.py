@@ -7,7 +7,7 @@ import lightning as L
 from safety_subspaces.analysis.subspace import cached_subspace
 from safety_subspaces.errors import InputError
 from safety_subspaces.subspace import RankRule
-from safety_subspaces.subspace_file import Side, SubspaceFile, open_subspace, read_subspace
+from safety_subspaces.subspace_file import Side
 
 
 def check_source(who: str, subspace: str | None, base: str | None, aligned: str | None, rank: RankRule | None) -> None:
@@ -21,41 +21,7 @@ def check_source(who: str, subspace: str | None, base: str | None, aligned: str 
         raise InputError(f"{who} needs either a subspace file, or all of base, aligned and rank")
 
 
-def read_run_subspace(
-    trainer: L.Trainer,
-    cached: Path,
-    subspace: str | None,
-    base: str | None,
-    aligned: str | None,
-    rank: RankRule | None,
-    side: Side,
-) -> SubspaceFile:
-    """Read the file, or make it on rank zero at ``cached``; all ranks must call it together.
-
-    Raises:
-        InputError: A file that is missing or is no subspace file, or models that do not fit each other.
-    """
-    return read_subspace(_file_of(trainer, cached, subspace, base, aligned, rank, side))
-
-
-def find_run_subspace(
-    trainer: L.Trainer,
-    cached: Path,
-    subspace: str | None,
-    base: str | None,
-    aligned: str | None,
-    rank: RankRule | None,
-    side: Side,
-) -> SubspaceFile:
-    """Open the file as :func:`read_run_subspace` reads it, its bases left on disk until they are taken.
-
-    Raises:
-        InputError: As there.
-    """
-    return open_subspace(_file_of(trainer, cached, subspace, base, aligned, rank, side))
-
-
-def _file_of(
+def run_subspace_file(
     trainer: L.Trainer,
     cached: Path,
     subspace: str | None,
@@ -64,6 +30,11 @@ def _file_of(
     rank: RankRule | None,
     side: Side,
 ) -> str:
+    """Return the file, made on rank zero at ``cached`` where none was given; all ranks must call it together.
+
+    Raises:
+        InputError: Models that cannot be read, or do not fit each other.
+    """
     if subspace is not None:
         return subspace
     assert base is not None

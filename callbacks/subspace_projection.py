@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from callbacks.run_subspace import check_source, read_run_subspace
+from callbacks.run_subspace import check_source, run_subspace_file
 from safety_subspaces.constraint import Mode, forbidden_part, schedule_strength
 from safety_subspaces.distributed import ZeroStrategy, check_strategy, optimizer_of, stepped_by
 from safety_subspaces.errors import InputError
@@ -20,7 +20,7 @@ from safety_subspaces.models.constrained import ConstrainedWeights, UpdateEnergi
 from safety_subspaces.models.control import ControlKind, control_subspace
 from safety_subspaces.models.targets import Target, find_targets, listed
 from safety_subspaces.subspace import RankRule
-from safety_subspaces.subspace_file import Side
+from safety_subspaces.subspace_file import Side, read_subspace
 
 logger = logging.getLogger(__name__)
 
@@ -148,10 +148,10 @@ class SubspaceProjection(L.Callback):
                 f"start_step {self.start_step} lies behind the last of {trainer.estimated_stepping_batches} steps: "
                 "nothing would be constrained"
             )
-        cached = self._file(trainer, "subspace")
+        given = (self.subspace, self.base, self.aligned, self.rank, self.side)
         found = find_targets(
             pl_module.language_model,
-            read_run_subspace(trainer, cached, self.subspace, self.base, self.aligned, self.rank, self.side),
+            read_subspace(run_subspace_file(trainer, self._file(trainer, "subspace"), *given)),
             self.mode == "onto",
             self.types,
             self.layers,

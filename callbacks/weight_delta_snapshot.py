@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from callbacks.run_subspace import check_source, find_run_subspace
+from callbacks.run_subspace import check_source, run_subspace_file
 from callbacks.watcher import Watcher, board_writers
 from safety_subspaces.distributed import gather_objects, keep_step
 from safety_subspaces.errors import InputError
@@ -25,7 +25,7 @@ from safety_subspaces.provenance import describe_input, provenance
 from safety_subspaces.snapshots import START_FILE, SnapshotWriter, snapshot_files, snapshot_path
 from safety_subspaces.streamed import StreamedUpdate
 from safety_subspaces.subspace import RankRule
-from safety_subspaces.subspace_file import Side
+from safety_subspaces.subspace_file import Side, open_subspace
 from safety_subspaces.update_measures import (
     Comparison,
     UpdateMeasures,
@@ -233,11 +233,12 @@ class WeightDeltaSnapshot(Watcher):
         if self.measures_subspace:
             cached = folder / "subspace.safetensors"
             given = (self.subspace, self.base, self.aligned, self.rank, self.side)
-            subspace = find_run_subspace(trainer, cached, *given)
+            subspace = open_subspace(run_subspace_file(trainer, cached, *given))
             self._refuse_misfits(subspace.bases, "the subspace", right=subspace.side == "right")
         if self.other is not None:
             rank = RankRule(energy=self.energy)
-            file = find_run_subspace(trainer, folder / "other.safetensors", None, start, self.other, rank, "left")
+            cached = folder / "other.safetensors"
+            file = open_subspace(run_subspace_file(trainer, cached, None, start, self.other, rank, "left"))
             self._refuse_misfits(file.bases, "the other update", right=False)
             others = file.bases
         return Comparison(subspace, others, self.energy, self.spectra)
