@@ -1,6 +1,7 @@
 """From text to token ids, in one place for training and evaluation, so that both see a prompt in the same form."""
 
 from collections.abc import Sequence
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -73,6 +74,24 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, templat
             f"the answer is unclear; choose a named prompt template instead: {', '.join(TEMPLATES)}"
         )
     return EncodedExample(whole, len(prompt))
+
+
+class Encoder:
+    """Encodes with one tokenizer and template, each text once: a sweep asks the same prompts of every model.
+
+    Args:
+        tokenizer: The tokenizer, which must not change meanwhile.
+        template: ``chat`` or a named prompt template.
+
+    Raises:
+        InputError: A template that this tokenizer cannot serve.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str = CHAT) -> None:
+        check_template(tokenizer, template)
+        self.tokenizer = tokenizer
+        self.prompt = cache(partial(encode_prompt, tokenizer, template=template))
+        self.example = cache(partial(encode_example, tokenizer, template=template))
 
 
 def pad_batch(

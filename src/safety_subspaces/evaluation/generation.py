@@ -7,7 +7,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from safety_subspaces.errors import InputError
 from safety_subspaces.language_model import evaluating
-from safety_subspaces.prompting import CHAT, check_template, encode_prompt, pad_batch
+from safety_subspaces.prompting import CHAT, Encoder, pad_batch
 
 
 def generate_answers(
@@ -19,6 +19,7 @@ def generate_answers(
     template: str = CHAT,
     progress: str | None = None,
     in_step: bool = False,
+    encoder: Encoder | None = None,
 ) -> list[str]:
     """Answer each prompt greedily.
 
@@ -35,12 +36,13 @@ def generate_answers(
         progress: Label of a progress bar; ``None`` for no bar.
         in_step: Whether the ranks share the weights (ZeRO-3), so that each goes on until the longest answer of all is
             finished. They then need equal numbers of prompts.
+        encoder: Remembers the prompts' ids from one model to the next; of this tokenizer and template.
 
     Raises:
         InputError: A prompt that leaves no room for the answer within the model's positions.
     """
-    check_template(tokenizer, template)
-    encoded = [encode_prompt(tokenizer, prompt, template) for prompt in prompts]
+    encoder = encoder or Encoder(tokenizer, template)
+    encoded = [encoder.prompt(prompt) for prompt in prompts]
     _check_room(model, prompts, encoded, max_new_tokens)
     settings = _greedy(model, tokenizer, max_new_tokens)
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))

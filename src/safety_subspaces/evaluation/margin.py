@@ -9,7 +9,7 @@ from safety_subspaces.evaluation.spread import Spread, here
 from safety_subspaces.examples import EncodedExample, Example, PromptItem
 from safety_subspaces.language_model import evaluating
 from safety_subspaces.likelihood import NO_LOSS, sequence_log_probabilities
-from safety_subspaces.prompting import CHAT, encode_example
+from safety_subspaces.prompting import CHAT, Encoder
 
 
 def refusal_margins(
@@ -19,17 +19,20 @@ def refusal_margins(
     batch_size: int,
     template: str = CHAT,
     spread: Spread = here,
+    encoder: Encoder | None = None,
 ) -> list[float | None]:
     """Return ``log P(any of its refusals) - log P(its full compliance)`` for each prompt, in nats.
 
     Positive where the model prefers to refuse. ``None`` for a prompt without a reference or without refusals. What is
-    shared out over ranks are the answers, not the prompts: prompts may have any number of refusals, or none.
+    shared out over ranks are the answers, not the prompts: prompts may have any number of refusals, or none. ``encoder``
+    remembers the texts' ids from one model to the next.
     """
+    encoder = encoder or Encoder(tokenizer, template)
     texts, owners = [], []
     for index, item in enumerate(items):
         if item.reference is not None and item.refusals:
             for text in (item.reference, *item.refusals):
-                texts.append(encode_example(tokenizer, Example(item.prompt, text), template))
+                texts.append(encoder.example(Example(item.prompt, text)))
                 owners.append(index)
     scores = spread(texts, lambda part: _log_probabilities(model, part, batch_size))
     by_item: dict[int, list[float]] = {}
