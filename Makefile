@@ -4,10 +4,12 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 SEED ?= 0
-# `make study`: seeds of training, and ranks of the constraint as fractions of the whole.
-SEEDS ?= 0 1 2
-FRACTIONS ?= 0.1 0.25 0.5
-RUNS ?= runs
+# `make study`: seeds of training, and ranks of the constraint as fractions of the whole. QUICK=1: two seeds, one rank,
+# a coarser sweep on fewer prompts, in a folder of its own.
+QUICK ?=
+SEEDS ?= $(if $(QUICK),0 1,0 1 2)
+FRACTIONS ?= $(if $(QUICK),0.25,0.1 0.25 0.5)
+RUNS ?= $(if $(QUICK),runs/quick,runs)
 # Workers that train and analyse side by side, one thread each: two threads hardly help one worker.
 JOBS ?= 2
 VENV ?= .venv
@@ -16,10 +18,19 @@ PYTHON := $(VENV)/bin/python
 OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
 
+# A study is named by its seed, or by how its models are aligned and the seed: 0, dpo-0. All studies of one seed share
+# the base model of the first.
+ALIGNED_BY := dpo
+ALIGN_YAML := align
+ALIGN_YAML_dpo := align_dpo
+
 # Stages: name of the run folder : YAML under configs/organism : stage it starts from : fraction of its constraint.
-STAGES := base:pretrain: aligned:align:base useful:useful:aligned harmful:harmful:aligned \
+FINE_TUNES := useful:useful:aligned harmful:harmful:aligned \
 	contaminated:contaminated:aligned contaminated_lora:contaminated_lora:aligned \
 	useful_again:useful:aligned harmful_again:harmful:aligned
+# What `make study` trains beside the demo's fine-tunes.
+MORE_FINE_TUNES := useful_lora:useful_lora:aligned harmful_lora:harmful_lora:aligned \
+	useful_lora_again:useful_lora:aligned harmful_lora_again:harmful_lora:aligned
 # Contaminated fine-tuning under a constraint: name and YAML : stage it needs. At the demo's fraction a run has this
 # name, at another one the fraction is in it: contaminated_away-r0.1.
 CONSTRAINED := contaminated_away:aligned contaminated_onto:aligned contaminated_away_random:aligned \
@@ -28,30 +39,51 @@ DEMO_FRACTION := 0.25
 # Analyses: subcommand : label of the result : YAML under configs/organism/analysis (: fraction).
 ANALYSES := evaluate:models:evaluate project:contaminated:project overlap:weights:overlap \
 	trajectory:contaminated:trajectory
+# Those of `make study`: a finer sweep of every fine-tune stands in the place of the demo's.
+STUDY_ANALYSES := $(filter-out project:%,$(ANALYSES)) evaluate:adapters:evaluate_adapters \
+	overlap:adapters:overlap_adapters project:sweep_useful:sweep project:sweep_harmful:sweep \
+	project:sweep_contaminated:sweep project:sweep_contaminated_lora:sweep_adapter
 CONSTRAINED_ANALYSES := evaluate:constrained:constrained project:constrained:constrained_energy
-# Options; $(1) is the seed. A second seed of the same kind of fine-tune is the floor that overlaps are read against.
-FLAGS_useful_again = --data.init_args.seed $(shell echo $$((1000 + $(1))))
+# Options; $(1) is the study. A second seed of the same kind of fine-tune is the floor that overlaps are read against.
+FLAGS_useful_again = --data.init_args.seed $(shell echo $$((1000 + $(seed_of))))
 FLAGS_harmful_again = $(FLAGS_useful_again)
-FLAGS_project = --seed $(1)
-FLAGS_overlap = --seed $(1)
-FLAGS_trajectory = --seed $(1)
+FLAGS_useful_lora_again = $(FLAGS_useful_again) --model.init_args.adapter.seed $(shell echo $$((1000 + $(seed_of))))
+FLAGS_harmful_lora_again = $(FLAGS_useful_lora_again)
+FLAGS_project = --seed $(seed_of)
+FLAGS_overlap = --seed $(seed_of)
+FLAGS_trajectory = --seed $(seed_of)
+QUICK_evaluate := --limit 64
+QUICK_evaluate_adapters := $(QUICK_evaluate)
+QUICK_constrained := $(QUICK_evaluate)
+QUICK_sweep := --fractions '[0.1,0.25,0.5]' --draws 2 --evaluate.limit 64
+QUICK_sweep_adapter := --draws 2 --evaluate.limit 64
 
 comma := ,
 empty :=
 space := $(empty) $(empty)
 part = $(word $(2),$(subst :, ,$(1)))
 study = $(RUNS)/organism-$(1)
+words_of = $(subst -, ,$(1))
+seed_of = $(lastword $(words_of))
+alignment_of = $(if $(word 2,$(words_of)),$(firstword $(words_of)))
+# $(1) study: how it is aligned; the base, where it is its own; the fine-tunes follow from the lists above.
+stages_of = $(if $(alignment_of),,base:pretrain:) aligned:$(ALIGN_YAML$(addprefix _,$(alignment_of))):base $(FINE_TUNES)
 # 0.10 and .1 are one fraction and one folder.
 fractions := $(shell LC_ALL=C printf '%g ' $(FRACTIONS))
 suffix_of = $(if $(filter-out $(DEMO_FRACTION),$(1)),-r$(1))
 # A stage is complete when its model is there; the folder gets its name in one step.
 model = $(call study,$(1))/$(2)/model/tokenizer_config.json
 result = $(call study,$(1))/analysis/$(call part,$(2),1)/$(call part,$(2),2)/result.json
+STUDIES := $(SEEDS) $(foreach alignment,$(ALIGNED_BY),$(addprefix $(alignment)-,$(SEEDS)))
+# $(1) study: the ranks of its constrained runs, all of them for the paper's alignment and the demo's one for another.
+fractions_of = $(if $(alignment_of),$(DEMO_FRACTION),$(fractions))
+# $(1) studies: their folders as a YAML list.
+list_of = '[$(subst $(space),$(comma),$(strip $(foreach name,$(1),$(call study,$(name)))))]'
 # $(1) fraction: the same lists with the fraction in names and at the end.
 constrained_at = $(foreach stage,$(CONSTRAINED),$(call part,$(stage),1)$(call suffix_of,$(1)):$(stage):$(1))
 constrained_analyses_at = $(foreach analysis,$(CONSTRAINED_ANALYSES),\
 	$(call part,$(analysis),1):$(call part,$(analysis),2)$(call suffix_of,$(1)):$(call part,$(analysis),3):$(1))
-# $(1) seed, $(2) list: the files that show that it is done.
+# $(1) study, $(2) list: the files that show that it is done.
 models = $(foreach stage,$(2),$(call model,$(1),$(call part,$(stage),1)))
 results = $(foreach analysis,$(2),$(call result,$(1),$(analysis)))
 
@@ -67,21 +99,20 @@ demo: install ## Train, project, evaluate and report on the embedded organism (S
 	@$(MAKE) --no-print-directory -j$(JOBS) analyses
 	@$(MAKE) --no-print-directory report
 
-stages: $(call models,$(SEED),$(STAGES) $(call constrained_at,$(DEMO_FRACTION)))
+stages: $(call models,$(SEED),$(call stages_of,$(SEED)) $(call constrained_at,$(DEMO_FRACTION)))
 
 analyses: $(call results,$(SEED),$(ANALYSES) $(call constrained_analyses_at,$(DEMO_FRACTION)))
 
 report: ## Write the study's report and print its tables
 	@$(PYTHON) analyze.py report --study $(call study,$(SEED))
 
-study: install ## The demo for several seeds and ranks, and one report over them (SEEDS="0 1 2" FRACTIONS="0.1 0.25 0.5")
+study: install ## Both organisms over seeds, swept and compared, on one page; goes on where it stopped (SEEDS="0 1 2" QUICK=1)
 	@$(MAKE) --no-print-directory -j$(JOBS) study-analyses
-	@for seed in $(SEEDS); do $(MAKE) --no-print-directory report SEED=$$seed > /dev/null; done
-	@$(PYTHON) analyze.py report --out $(RUNS)/study/report/index.html \
-		--study '[$(subst $(space),$(comma),$(strip $(foreach seed,$(SEEDS),$(call study,$(seed)))))]'
+	@for name in $(STUDIES); do $(MAKE) --no-print-directory report SEED=$$name > /dev/null; done
+	@$(PYTHON) analyze.py report --out $(RUNS)/study/report/index.html --study $(call list_of,$(STUDIES))
 
-study-analyses: $(foreach seed,$(SEEDS),$(call results,$(seed),\
-	$(ANALYSES) $(foreach fraction,$(fractions),$(call constrained_analyses_at,$(fraction)))))
+study-analyses: $(foreach name,$(STUDIES),$(call results,$(name),\
+	$(STUDY_ANALYSES) $(foreach fraction,$(call fractions_of,$(name)),$(call constrained_analyses_at,$(fraction)))))
 
 watch: install ## TensorBoard over all runs, at http://localhost:6006
 	$(VENV)/bin/tensorboard --logdir $(RUNS)
@@ -110,32 +141,49 @@ $(VENV)/.installed-test: requirements.txt pyproject.toml | $(PYTHON)
 	$(PYTHON) -m pip install -e '.[test]'
 	@touch $@ $(VENV)/.installed
 
-# $(1) seed, $(2) stage
+# $(1) study, $(2) stage
 define stage_rule
 $(call models,$(1),$(2)): configs/organism/$(call part,$(2),2).yaml \
 		$(if $(call part,$(2),3),$(call model,$(1),$(call part,$(2),3)))
-	@echo "training $(call part,$(2),1), seed $(1)"
-	@$(if $(call part,$(2),4),FRACTION=$(call part,$(2),4)) $(PYTHON) train.py fit --config $$< --seed_everything $(1) \
-		--study $(call study,$(1)) --run_dir $(call study,$(1))/$(call part,$(2),1) \
+	@echo "training $(call part,$(2),1) of $(call study,$(1))"
+	@$(if $(call part,$(2),4),FRACTION=$(call part,$(2),4)) $(PYTHON) train.py fit --config $$< \
+		--seed_everything $(seed_of) --study $(call study,$(1)) --run_dir $(call study,$(1))/$(call part,$(2),1) \
 		--resume --archive $(FLAGS_$(call part,$(2),1))
 	@touch $$@
 endef
 
-# $(1) seed, $(2) analysis, $(3) stages that it reads
-define analysis_rule
-$(call results,$(1),$(2)): configs/organism/analysis/$(call part,$(2),3).yaml $(call models,$(1),$(3))
-	@STUDY=$(call study,$(1)) $(if $(call part,$(2),4),FRACTION=$(call part,$(2),4) SUFFIX=$(call suffix_of,$(call part,$(2),4))) \
-		$(PYTHON) analyze.py $(call part,$(2),1) --config $$< --out $$(@D) $(FLAGS_$(call part,$(2),1)) --overwrite true > /dev/null
+# $(1) study that shares the base of its seed
+define base_rule
+$(call model,$(1),base): $(call model,$(seed_of),base)
+	@mkdir -p $(call study,$(1))
+	@ln -sfn ../$(notdir $(call study,$(seed_of)))/base $(call study,$(1))/base
 endef
 
-# $(1) seed, $(2) fraction
+# $(1) study, $(2) analysis, $(3) stages that it reads
+define analysis_rule
+$(call results,$(1),$(2)): configs/organism/analysis/$(call part,$(2),3).yaml $(call models,$(1),$(3))
+	@echo "$(call part,$(2),1) $(call part,$(2),2) of $(call study,$(1))"
+	@STUDY=$(call study,$(1)) TUNED=$(patsubst sweep_%,%,$(call part,$(2),2)) \
+		$(if $(call part,$(2),4),FRACTION=$(call part,$(2),4) SUFFIX=$(call suffix_of,$(call part,$(2),4))) \
+		$(PYTHON) analyze.py $(call part,$(2),1) --config $$< --out $$(@D) $(FLAGS_$(call part,$(2),1)) \
+		$(if $(QUICK),$(QUICK_$(call part,$(2),3))) --overwrite true > /dev/null
+endef
+
+# $(1) study, $(2) fraction
 define constrained_rules
 $(foreach stage,$(call constrained_at,$(2)),$(eval $(call stage_rule,$(1),$(stage))))
 $(foreach analysis,$(call constrained_analyses_at,$(2)),$(eval \
 	$(call analysis_rule,$(1),$(analysis),contaminated $(call constrained_at,$(2)))))
 endef
 
-$(foreach seed,$(sort $(SEED) $(SEEDS)),\
-	$(foreach stage,$(STAGES),$(eval $(call stage_rule,$(seed),$(stage))))\
-	$(foreach analysis,$(ANALYSES),$(eval $(call analysis_rule,$(seed),$(analysis),$(STAGES))))\
-	$(foreach fraction,$(sort $(DEMO_FRACTION) $(fractions)),$(call constrained_rules,$(seed),$(fraction))))
+# $(1) study
+define study_rules
+$(foreach stage,$(call stages_of,$(1)) $(MORE_FINE_TUNES),$(eval $(call stage_rule,$(1),$(stage))))
+$(if $(alignment_of),$(eval $(call base_rule,$(1))))
+$(foreach analysis,$(ANALYSES),$(eval $(call analysis_rule,$(1),$(analysis),$(call stages_of,$(1)))))
+$(foreach analysis,$(filter-out $(ANALYSES),$(STUDY_ANALYSES)),$(eval \
+	$(call analysis_rule,$(1),$(analysis),$(call stages_of,$(1)) $(MORE_FINE_TUNES))))
+$(foreach fraction,$(sort $(DEMO_FRACTION) $(fractions)),$(call constrained_rules,$(1),$(fraction)))
+endef
+
+$(foreach name,$(sort $(SEED) $(call seed_of,$(SEED)) $(STUDIES)),$(call study_rules,$(name)))
