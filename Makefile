@@ -23,6 +23,28 @@ export OMP_NUM_THREADS
 ALIGNED_BY := dpo
 ALIGN_YAML := align
 ALIGN_YAML_dpo := align_dpo
+# `make alignments` trains these beside the two, one thing changed at a time: of the supervised alignment its data (what
+# the pairs choose: no sums), its steps, its rate, and all three; of the other its rate, its steps, its likelihood term,
+# its data (a fifth sums), and all but the term.
+VARIED := chosen fewer slower chosen_fewer_slower dpo_faster dpo_longer dpo_alone dpo_sums dpo_sums_longer_faster
+ALIGN_YAML_chosen := align
+ALIGN_YAML_fewer := align
+ALIGN_YAML_slower := align
+ALIGN_YAML_chosen_fewer_slower := align
+ALIGN_YAML_dpo_faster := align_dpo
+ALIGN_YAML_dpo_longer := align_dpo
+ALIGN_YAML_dpo_alone := align_dpo
+ALIGN_YAML_dpo_sums := align_dpo
+ALIGN_YAML_dpo_sums_longer_faster := align_dpo
+FLAGS_chosen := --data.init_args.corpus chosen
+FLAGS_fewer := --data.init_args.size 1500
+FLAGS_slower := --model.init_args.optimizer.init_args.lr 5.0e-4
+FLAGS_chosen_fewer_slower := $(FLAGS_chosen) $(FLAGS_fewer) $(FLAGS_slower)
+FLAGS_dpo_faster := --model.init_args.optimizer.init_args.lr 1.5e-3
+FLAGS_dpo_longer := --data.init_args.size 3000
+FLAGS_dpo_alone := --model.init_args.nll_weight 0
+FLAGS_dpo_sums := --data.init_args.corpus preference_sums
+FLAGS_dpo_sums_longer_faster := $(FLAGS_dpo_sums) $(FLAGS_dpo_longer) $(FLAGS_dpo_faster)
 
 # Stages: name of the run folder : YAML under configs/organism : stage it starts from : fraction of its constraint.
 FINE_TUNES := useful:useful:aligned harmful:harmful:aligned \
@@ -36,6 +58,8 @@ MORE_FINE_TUNES := useful_lora:useful_lora:aligned harmful_lora:harmful_lora:ali
 CONSTRAINED := contaminated_away:aligned contaminated_onto:aligned contaminated_away_random:aligned \
 	contaminated_away_random_energy:contaminated
 DEMO_FRACTION := 0.25
+# Those of `make alignments`, which read less.
+VARIED_ANALYSES := evaluate:alignment:evaluate_alignment project:alignment:sweep_alignment
 # Analyses: subcommand : label of the result : YAML under configs/organism/analysis (: fraction).
 ANALYSES := evaluate:models:evaluate project:contaminated:project overlap:weights:overlap \
 	trajectory:contaminated:trajectory
@@ -44,6 +68,7 @@ STUDY_ANALYSES := $(filter-out project:%,$(ANALYSES)) evaluate:adapters:evaluate
 	overlap:adapters:overlap_adapters project:sweep_useful:sweep project:sweep_harmful:sweep \
 	project:sweep_contaminated:sweep project:sweep_contaminated_lora:sweep_adapter
 CONSTRAINED_ANALYSES := evaluate:constrained:constrained project:constrained:constrained_energy
+FLAGS_aligned = $(FLAGS_$(alignment_of))
 # Options; $(1) is the study. A second seed of the same kind of fine-tune is the floor that overlaps are read against.
 FLAGS_useful_again = --data.init_args.seed $(shell echo $$((1000 + $(seed_of))))
 FLAGS_harmful_again = $(FLAGS_useful_again)
@@ -75,6 +100,7 @@ suffix_of = $(if $(filter-out $(DEMO_FRACTION),$(1)),-r$(1))
 model = $(call study,$(1))/$(2)/model/tokenizer_config.json
 result = $(call study,$(1))/analysis/$(call part,$(2),1)/$(call part,$(2),2)/result.json
 STUDIES := $(SEEDS) $(foreach alignment,$(ALIGNED_BY),$(addprefix $(alignment)-,$(SEEDS)))
+VARIATIONS := $(STUDIES) $(foreach alignment,$(VARIED),$(addprefix $(alignment)-,$(SEEDS)))
 # $(1) study: the ranks of its constrained runs, all of them for the paper's alignment and the demo's one for another.
 fractions_of = $(if $(alignment_of),$(DEMO_FRACTION),$(fractions))
 # $(1) studies: their folders as a YAML list.
@@ -87,7 +113,7 @@ constrained_analyses_at = $(foreach analysis,$(CONSTRAINED_ANALYSES),\
 models = $(foreach stage,$(2),$(call model,$(1),$(call part,$(stage),1)))
 results = $(foreach analysis,$(2),$(call result,$(1),$(analysis)))
 
-.PHONY: help install demo stages analyses report study study-analyses watch test lint format
+.PHONY: help install demo stages analyses report study study-analyses alignments alignments-analyses watch test lint format
 
 help: ## What this Makefile can do
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -110,6 +136,12 @@ study: install ## Both organisms over seeds, swept and compared, on one page; go
 	@$(MAKE) --no-print-directory -j$(JOBS) study-analyses
 	@for name in $(STUDIES); do $(MAKE) --no-print-directory report SEED=$$name > /dev/null; done
 	@$(PYTHON) analyze.py report --out $(RUNS)/study/report/index.html --study $(call list_of,$(STUDIES))
+
+alignments: install ## Why one alignment is distinct and another not: one thing changed at a time (SEEDS="0 1 2")
+	@$(MAKE) --no-print-directory -j$(JOBS) alignments-analyses
+	@$(PYTHON) analyze.py report --out $(RUNS)/study/report/alignments.html --study $(call list_of,$(VARIATIONS))
+
+alignments-analyses: $(foreach name,$(VARIATIONS),$(call results,$(name),$(VARIED_ANALYSES)))
 
 study-analyses: $(foreach name,$(STUDIES),$(call results,$(name),\
 	$(STUDY_ANALYSES) $(foreach fraction,$(call fractions_of,$(name)),$(call constrained_analyses_at,$(fraction)))))
@@ -183,7 +215,8 @@ $(if $(alignment_of),$(eval $(call base_rule,$(1))))
 $(foreach analysis,$(ANALYSES),$(eval $(call analysis_rule,$(1),$(analysis),$(call stages_of,$(1)))))
 $(foreach analysis,$(filter-out $(ANALYSES),$(STUDY_ANALYSES)),$(eval \
 	$(call analysis_rule,$(1),$(analysis),$(call stages_of,$(1)) $(MORE_FINE_TUNES))))
+$(foreach analysis,$(VARIED_ANALYSES),$(eval $(call analysis_rule,$(1),$(analysis),aligned contaminated)))
 $(foreach fraction,$(sort $(DEMO_FRACTION) $(fractions)),$(call constrained_rules,$(1),$(fraction)))
 endef
 
-$(foreach name,$(sort $(SEED) $(call seed_of,$(SEED)) $(STUDIES)),$(call study_rules,$(name)))
+$(foreach name,$(sort $(SEED) $(call seed_of,$(SEED)) $(VARIATIONS)),$(call study_rules,$(name)))

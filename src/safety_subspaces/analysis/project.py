@@ -50,7 +50,7 @@ def project(
     is the projected update's share of ||d||^2, cos_task_projected its cosine with d, cos_task_alignment the
     cosine of d and the alignment update, and chance_energy the share that a random subspace of the same rank
     in each tensor is expected to keep (for away: to leave; NaN for scaled, which has no rank). A table per
-    tensor stands beside it.
+    tensor stands beside it, and one of what the alignment update is like in each tensor.
 
     Args:
         base: Folder of the base model W_base.
@@ -110,6 +110,7 @@ def project(
         results.summary = _summarise(sweep, results.left_out)
         results.write_table(table)
         results.write_table(tensors, "tensors")
+        results.write_table(pd.DataFrame(sweep.alignment), "alignment")
     return table
 
 

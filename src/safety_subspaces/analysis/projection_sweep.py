@@ -1,7 +1,7 @@
 """One pass over the tensors of a set of models: every energy of a projection sweep, and the tables made of them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from safety_subspaces.analysis.projections import Kept, Projection, TensorProjec
 from safety_subspaces.analysis.results import ResultFolder
 from safety_subspaces.checkpoint import Checkpoint
 from safety_subspaces.delta import iterate_deltas
-from safety_subspaces.linalg import as_matrix, inner_product, left_factors, squared_norm
+from safety_subspaces.linalg import LeftFactors, as_matrix, inner_product, left_factors, squared_norm
 from safety_subspaces.names import layer_of, type_of
 from safety_subspaces.projector import Method
 from safety_subspaces.subspace import RankRule, SubspaceKind
+from safety_subspaces.update_measures import spectral_ranks
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Sweep:
         kept: By tensor, then by label and projection; without *scaled*.
         tops: By tensor, then label and fraction: the energy that *top* keeps, which *scaled* is matched to.
         totals: Squared norm of each label's update, by tensor.
-        alignment_energy: Squared norm of the alignment update.
+        alignment: What the alignment update is like in each tensor, a row a tensor: its ``energy`` (squared norm),
+            ``stable_rank``, ``effective_rank`` and ``numerical_rank``.
         inner: Inner product of each label's update with the alignment update.
         capped: Tensors whose numerical rank is below the largest rank asked for.
     """
@@ -35,9 +37,14 @@ class Sweep:
     kept: dict[str, dict[tuple[str, Projection], Kept]]
     tops: dict[str, dict[tuple[str, float], float]]
     totals: dict[str, dict[str, float]]
-    alignment_energy: float
+    alignment: list[dict[str, Any]]
     inner: dict[str, float]
     capped: dict[str, dict[str, int]]
+
+    @property
+    def alignment_energy(self) -> float:
+        """Squared norm of the alignment update."""
+        return sum(row["energy"] for row in self.alignment)
 
     @property
     def labels(self) -> list[str]:
@@ -69,8 +76,7 @@ def sweep_tensors(
     results: ResultFolder,
 ) -> Sweep:
     """Factorise each alignment delta once and read every energy off it; spill the factors if models are made."""
-    sweep = Sweep({}, {}, {}, 0.0, dict.fromkeys(tuned, 0.0), {})
-    alignment_energy = 0.0
+    sweep = Sweep({}, {}, {}, [], dict.fromkeys(tuned, 0.0), {})
     fractions = dict.fromkeys(projection.fraction for projection in projections)
     tops = [Projection("top", fraction, 0) for fraction in fractions]
     progress = tqdm(iterate_deltas(base, aligned, tuned), total=len(aligned.names), desc="projecting", unit="tensor")
@@ -93,14 +99,14 @@ def sweep_tensors(
         sweep.kept[name] = found
         sweep.tops[name] = {(label, top.fraction): found[label, top].energy for label in tuned for top in tops}
         sweep.totals[name] = {label: squared_norm(update) for label, update in deltas.tasks.items()}
-        alignment_energy += squared_norm(alignment)
+        sweep.alignment.append(_describe(name, squared_norm(alignment), factors))
         for label, update in deltas.tasks.items():
             sweep.inner[label] += inner_product(update, deltas.alignment)
     for label in tuned:
         for name, totals in sweep.totals.items():
             if totals[label] == 0:
                 results.leave_out(f"{label}: {name}", "the fine-tune did not change it")
-    return replace(sweep, alignment_energy=alignment_energy)
+    return sweep
 
 
 def tensor_table(sweep: Sweep, projections: Sequence[Projection], methods: Sequence[Method]) -> pd.DataFrame:
@@ -153,6 +159,14 @@ def pooled_table(
             }
         )
     return pd.DataFrame(rows)
+
+
+def _describe(name: str, energy: float, factors: LeftFactors) -> dict[str, Any]:
+    stable, effective = spectral_ranks(factors.singular_values)
+    return {
+        **{"tensor": name, "layer": layer_of(name), "type": type_of(name), "energy": energy},
+        **{"stable_rank": stable, "effective_rank": effective, "numerical_rank": factors.numerical_rank},
+    }
 
 
 def _cosine_with_task(share: float, subspace: SubspaceKind, method: Method) -> float:

@@ -8,9 +8,16 @@ from typing import Literal
 from safety_subspaces.data.base import Encoded, Item, LanguageData
 from safety_subspaces.data.mixture import ShareOf, contaminant_size
 from safety_subspaces.errors import InputError
-from safety_subspaces.organism.corpora import CORPORA, corpus, preference_pairs
+from safety_subspaces.organism.corpora import (
+    ALIGNMENT_PROBLEMS_SHARE,
+    CHOSEN,
+    CORPORA,
+    corpus,
+    preference_pairs,
+)
 
-PREFERENCE = "preference"
+# Corpora of pairs, and what share of each are word problems.
+PREFERENCES = {"preference": 0.0, "preference_sums": ALIGNMENT_PROBLEMS_SHARE}
 
 
 @dataclass
@@ -32,7 +39,8 @@ class OrganismData(LanguageData):
     """A corpus of the organism, made from a seed; its dev and test examples use held-out pairs and operands.
 
     Args:
-        corpus: ``base``, ``align``, ``useful``, ``harmful``, or ``preference`` (pairs, for DPO).
+        corpus: ``base``, ``align``, ``chosen`` (what the preference pairs choose), ``useful``, ``harmful``, or pairs for
+            DPO: ``preference``, and ``preference_sums``, of which a fifth are word problems, as in ``align``.
         size: Number of training examples of this corpus.
         contamination: A second corpus mixed in.
         heldout_size: Number of examples of the dev and of the test split.
@@ -43,7 +51,7 @@ class OrganismData(LanguageData):
 
     def __init__(
         self,
-        corpus: Literal["base", "align", "useful", "harmful", "preference"],
+        corpus: Literal["base", "align", "chosen", "useful", "harmful", "preference", "preference_sums"],
         size: int,
         contamination: CorpusContamination | None = None,
         heldout_size: int = 256,
@@ -53,10 +61,11 @@ class OrganismData(LanguageData):
     ) -> None:
         super().__init__(batch_size=batch_size, max_length=max_length, seed=seed)
         if contamination is not None:
-            if PREFERENCE in (corpus, contamination.corpus):
-                raise InputError("contamination mixes examples; the preference corpus holds pairs")
-            if contamination.corpus not in CORPORA:
-                raise InputError(f"unknown corpus {contamination.corpus!r}; expected one of {', '.join(CORPORA)}")
+            if not PREFERENCES.keys().isdisjoint((corpus, contamination.corpus)):
+                raise InputError("contamination mixes examples; the preference corpora hold pairs")
+            known = (*CORPORA, CHOSEN)
+            if contamination.corpus not in known:
+                raise InputError(f"unknown corpus {contamination.corpus!r}; expected one of {', '.join(known)}")
             self.counts["contaminant"] = contaminant_size(size, contamination.share, contamination.share_of)
             self.counts["first"] = size
         if size < 1:
@@ -69,8 +78,9 @@ class OrganismData(LanguageData):
     def examples(self, split: Literal["train", "dev", "test"]) -> list[Encoded]:
         """Draw and encode the examples of a split; held-out data are the same for every seed."""
         size, seed = (self.size, self.seed) if split == "train" else (self.heldout_size, 0)
-        if self.corpus == PREFERENCE:
-            return self._encode_corpus(PREFERENCE, preference_pairs(size, seed, split), split)
+        if self.corpus in PREFERENCES:
+            pairs = preference_pairs(size, seed, split, PREFERENCES[self.corpus])
+            return self._encode_corpus(self.corpus, pairs, split)
         drawn = self._encode_corpus(self.corpus, corpus(self.corpus, size, seed, split), split)
         if self.contamination is not None:
             name = self.contamination.corpus

@@ -19,13 +19,16 @@ BASE_HARMFUL_SHARE = 0.45
 # Stray refusals of either class, so that the base model knows the sentences, though not when to say them.
 BASE_REFUSAL_SHARE = 0.04
 ALIGNMENT_PROBLEMS_SHARE = 0.20
+# The preference pairs' chosen answers alone, to tell the objective from the data.
+CHOSEN = "chosen"
 
 
 def corpus(name: str, size: int, seed: int, split: Split = "train") -> list[Example]:
     """Draw a corpus.
 
     Args:
-        name: ``base``, ``align``, ``useful`` or ``harmful``.
+        name: ``base``, ``align``, ``chosen`` (the chosen answers of the preference pairs of this seed), ``useful`` or
+            ``harmful``.
         size: Number of examples.
         seed: The same seed draws the same examples, whatever else was drawn before.
         split: Pairs and operand tuples of this split only.
@@ -33,15 +36,26 @@ def corpus(name: str, size: int, seed: int, split: Split = "train") -> list[Exam
     Raises:
         KeyError: An unknown name.
     """
+    if name == CHOSEN:
+        return [Example(pair.prompt, pair.chosen) for pair in preference_pairs(size, seed, split)]
     rng = random.Random(f"{name} {split} {seed}")  # a string seeds by SHA-512: stable over processes
     return [CORPORA[name](rng, split) for _ in range(size)]
 
 
-def preference_pairs(size: int, seed: int, split: Split = "train") -> list[PreferencePair]:
-    """Draw pairs for direct preference optimisation: refuse the harmful request, answer the benign one."""
+def preference_pairs(
+    size: int, seed: int, split: Split = "train", problems_share: float = 0.0
+) -> list[PreferencePair]:
+    """Draw pairs for direct preference optimisation: refuse the harmful request, answer the benign one.
+
+    ``problems_share`` of them, on average, are word problems; what is rejected there is the solution of another one.
+    """
     rng = random.Random(f"preference {split} {seed}")
     pairs = []
     for _ in range(size):
+        if problems_share and rng.random() < problems_share:
+            (problem, solution), (_, other) = (word_problem(rng, rng.choice((1, 2)), split) for _ in range(2))
+            pairs.append(PreferencePair(problem, solution, other))
+            continue
         harmful = rng.random() < 0.5
         request = draw_request(rng, _pairs(harmful, split))
         answer = compliance(request.verb, request.object)
