@@ -208,15 +208,24 @@ $(foreach analysis,$(call constrained_analyses_at,$(2)),$(eval \
 	$(call analysis_rule,$(1),$(analysis),contaminated $(call constrained_at,$(2)))))
 endef
 
-# $(1) study
-define study_rules
-$(foreach stage,$(call stages_of,$(1)) $(MORE_FINE_TUNES),$(eval $(call stage_rule,$(1),$(stage))))
+# $(1) study of `make alignments`
+define varied_rules
 $(if $(alignment_of),$(eval $(call base_rule,$(1))))
+$(foreach stage,$(filter aligned:% contaminated:%,$(call stages_of,$(1))),$(eval $(call stage_rule,$(1),$(stage))))
+$(foreach analysis,$(VARIED_ANALYSES),$(eval $(call analysis_rule,$(1),$(analysis),aligned contaminated)))
+endef
+
+# $(1) study; the demo's, and those of `make study`
+define study_rules
+$(call varied_rules,$(1))
+$(foreach stage,$(filter-out aligned:% contaminated:%,$(call stages_of,$(1))) $(MORE_FINE_TUNES),\
+	$(eval $(call stage_rule,$(1),$(stage))))
 $(foreach analysis,$(ANALYSES),$(eval $(call analysis_rule,$(1),$(analysis),$(call stages_of,$(1)))))
 $(foreach analysis,$(filter-out $(ANALYSES),$(STUDY_ANALYSES)),$(eval \
 	$(call analysis_rule,$(1),$(analysis),$(call stages_of,$(1)) $(MORE_FINE_TUNES))))
-$(foreach analysis,$(VARIED_ANALYSES),$(eval $(call analysis_rule,$(1),$(analysis),aligned contaminated)))
 $(foreach fraction,$(sort $(DEMO_FRACTION) $(fractions)),$(call constrained_rules,$(1),$(fraction)))
 endef
 
-$(foreach name,$(sort $(SEED) $(call seed_of,$(SEED)) $(VARIATIONS)),$(call study_rules,$(name)))
+WHOLE_STUDIES := $(sort $(SEED) $(call seed_of,$(SEED)) $(STUDIES))
+$(foreach name,$(WHOLE_STUDIES),$(call study_rules,$(name)))
+$(foreach name,$(filter-out $(WHOLE_STUDIES),$(VARIATIONS)),$(call varied_rules,$(name)))

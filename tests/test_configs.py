@@ -40,6 +40,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.rmtree(folder / "contaminated_lora" / "model")
     adapted = add_adapter(load_model(str(folder / "aligned" / "model")), LoraSettings(rank=2))
     export_model(adapted, tiny_source().load_tokenizer(), folder / "contaminated_lora" / "model")
+    for kind in ("useful_lora", "harmful_lora"):
+        for stage in (kind, f"{kind}_again"):
+            shutil.copytree(folder / "contaminated_lora", folder / stage)
     write_snapshots(folder / "contaminated" / "deltas", str(folder / "useful" / "model"))
     pair = (str(folder / stage / "model") for stage in ("base", "aligned"))
     make_subspace(*pair, str(folder / "alignment.safetensors"), RankRule(fraction=0.25))
@@ -131,6 +134,12 @@ def test_every_analysis_runs(path: Path, study: Path, tmp_path: Path, monkeypatc
         "project": ["--fractions=[0.5]", "--draws=1", "--evaluate.limit=2", "--evaluate.max_new_tokens=4"],
         "constrained_energy": [],
         "overlap": ["--controls=9"],
+        "evaluate_adapters": behaviour,
+        "evaluate_alignment": behaviour,
+        "sweep": ["--fractions=[0.5]", "--draws=1", "--evaluate.limit=2", "--evaluate.max_new_tokens=4"],
+        "sweep_adapter": ["--fractions=[0.5]", "--draws=1", "--evaluate.limit=2", "--evaluate.max_new_tokens=4"],
+        "sweep_alignment": ["--fractions=[0.5]", "--draws=1", "--evaluate.limit=2", "--evaluate.max_new_tokens=4"],
+        "overlap_adapters": ["--controls=9"],
         "trajectory": ["--draws=2", "--permutations=9"],
     }[path.stem]
     done = run_command(ANALYZE, command, "--config", path, f"--out={tmp_path / 'out'}", *small)

@@ -10,6 +10,7 @@ import pytest
 from tiny import ROOT
 
 PLAIN = ("base", "aligned", "useful", "harmful", "contaminated", "contaminated_lora", "useful_again", "harmful_again")
+ADAPTERS = ("useful_lora", "harmful_lora", "useful_lora_again", "harmful_lora_again")
 HELD = ("contaminated_away", "contaminated_onto", "contaminated_away_random", "contaminated_away_random_energy")
 
 
@@ -39,11 +40,15 @@ def trained(output: str) -> list[str]:
 
 
 def analysed(output: str) -> list[str]:
-    return re.findall(r"--out runs/(organism-\d/analysis/\S+)", output)
+    return re.findall(r"--out runs/(organism-\S+?/analysis/\S+)", output)
 
 
 def finish(tree: Path, output: str) -> None:
     """Leave what the commands of a dry run would leave, in their order."""
+    for target, link in re.findall(r"ln -sfn (\S+) (\S+)", output):
+        (tree / link).parent.mkdir(parents=True, exist_ok=True)
+        (tree / link).unlink(missing_ok=True)
+        (tree / link).symlink_to(target)
     for number, name in enumerate(re.findall(r"--(?:run_dir|out) runs/(organism-\S+)", output)):
         file = tree / "runs" / name / ("result.json" if "/analysis/" in name else "model/tokenizer_config.json")
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -52,18 +57,57 @@ def finish(tree: Path, output: str) -> None:
         os.utime(file, (later, later))
 
 
-def stages_of(seed: int, fractions: tuple[str, ...] = ("0.1", "0.25", "0.5")) -> set[str]:
+def demo_of(seed: int) -> set[str]:
+    return {f"organism-{seed}/{name}" for name in (*PLAIN, *HELD)}
+
+
+def study_of(seed: int, fractions: tuple[str, ...] = ("0.1", "0.25", "0.5")) -> set[str]:
+    """Both organisms of a seed: the second shares the first one's base, and is held at the demo's fraction alone."""
     held = {name if f == "0.25" else f"{name}-r{f}" for name in HELD for f in fractions}
-    return {f"organism-{seed}/{name}" for name in {*PLAIN, *held}}
+    first = {f"organism-{seed}/{name}" for name in {*PLAIN, *ADAPTERS, *held}}
+    return first | {f"organism-dpo-{seed}/{name}" for name in {*PLAIN, *ADAPTERS, *HELD} - {"base"}}
 
 
 def test_a_study_trains_every_stage_of_every_seed_and_fraction_once(tree: Path) -> None:
     output = dry_run(tree, "study")
     assert len(trained(output)) == len(set(trained(output)))
-    assert set(trained(output)) == set.union(*(stages_of(seed) for seed in (0, 1, 2)))
-    assert len(analysed(output)) == len(set(analysed(output))) == 3 * (4 + 2 * 3)
-    assert "--study '[runs/organism-0,runs/organism-1,runs/organism-2]'" in output
+    assert set(trained(output)) == set.union(*(study_of(seed) for seed in (0, 1, 2)))
+    # models, adapters, two overlaps, the trajectory, four sweeps; of each rank behaviour and energy.
+    assert len(analysed(output)) == len(set(analysed(output))) == 3 * (9 + 2 * 3) + 3 * (9 + 2)
+    names = [f"runs/organism-{name}" for name in (0, 1, 2, "dpo-0", "dpo-1", "dpo-2")]
+    assert f"--study '[{','.join(names)}]'" in output
     assert "--out runs/study/report/index.html" in output
+
+
+def test_organisms_of_a_seed_share_its_base_and_differ_in_their_alignment(tree: Path) -> None:
+    output = dry_run(tree, "study")
+    assert output.count("ln -sfn ../organism-1/base runs/organism-dpo-1/base") == 1
+    plain = re.sub(r"\s+", " ", output.replace("\\\n", " "))
+    assert "align.yaml --seed_everything 1 --study runs/organism-1 --run_dir runs/organism-1/aligned" in plain
+    assert (
+        "align_dpo.yaml --seed_everything 1 --study runs/organism-dpo-1 --run_dir runs/organism-dpo-1/aligned" in plain
+    )
+    assert plain.index("ln -sfn ../organism-1/base") > plain.index("--run_dir runs/organism-1/base")
+
+
+def test_a_quick_study_is_smaller_and_has_its_own_folder(tree: Path) -> None:
+    output = dry_run(tree, "study", "QUICK=1")
+    assert set(re.findall(r"--study runs/(\S+)-\d ", output)) == {"quick/organism", "quick/organism-dpo"}
+    sweeps = [line for line in output.replace("\\\n", " ").splitlines() if "analysis/sweep.yaml" in line]
+    assert len(sweeps) == 2 * 2 * 3
+    assert all("--draws 2" in line and "--evaluate.limit 64" in line for line in sweeps)
+    assert "-r0.1" not in output
+
+
+def test_alignments_differ_from_their_objective_in_what_their_name_says(tree: Path) -> None:
+    output = dry_run(tree, "alignments", "SEEDS=0")
+    assert len(trained(output)) == len(set(trained(output))) == 1 + 2 * 11
+    lines = output.replace("\\\n", " ").splitlines()
+    command = next(line for line in lines if "organism-dpo_alone-0/aligned " in line)
+    assert "align_dpo.yaml" in command
+    assert command.endswith("--model.init_args.nll_weight 0")
+    assert output.count("ln -sfn ../organism-0/base") == 10
+    assert len(analysed(output)) == 2 * 11
 
 
 def test_a_run_has_its_fraction_its_seed_and_its_own_folder(tree: Path) -> None:
@@ -89,11 +133,11 @@ def test_what_is_finished_is_not_repeated(tree: Path) -> None:
 
 def test_the_demo_is_part_of_the_study(tree: Path) -> None:
     demo = dry_run(tree, "demo")
-    assert set(trained(demo)) == stages_of(0, ("0.25",))
+    assert set(trained(demo)) == demo_of(0)
     finish(tree, demo)
     assert trained(dry_run(tree, "demo")) == []
     rest = trained(dry_run(tree, "study"))
-    assert set(rest) == set.union(*(stages_of(seed) for seed in (0, 1, 2))) - set(trained(demo))
+    assert set(rest) == set.union(*(study_of(seed) for seed in (0, 1, 2))) - set(trained(demo))
 
 
 def test_the_energy_matched_control_waits_for_the_unconstrained_run(tree: Path) -> None:
@@ -105,5 +149,5 @@ def test_the_energy_matched_control_waits_for_the_unconstrained_run(tree: Path) 
 
 def test_a_fraction_has_one_name_however_it_is_written(tree: Path) -> None:
     output = dry_run(tree, "study", "SEEDS=4", "FRACTIONS=0.10 .1 0.250")
-    assert set(trained(output)) == stages_of(4, ("0.1", "0.25"))
+    assert set(trained(output)) == study_of(4, ("0.1", "0.25"))
     assert len(trained(output)) == len(set(trained(output)))

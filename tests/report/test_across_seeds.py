@@ -24,14 +24,20 @@ from safety_subspaces.report.across_seeds import (
     Seeds,
     differences_over_seeds,
     models_over_seeds,
-    read_seeds,
     runs_over_seeds,
 )
+from safety_subspaces.report.organisms import read_organisms
 from safety_subspaces.report.page_parts import is_page
 from safety_subspaces.report.reading import answer
 from safety_subspaces.report.study import read_study
 
 RANKS = (0.1, 0.25, 0.5)
+
+
+def read_seeds(folders):
+    """The studies of one organism."""
+    (organism,) = read_organisms(folders)
+    return organism.seeds
 
 
 def verdicts(seeds, topic):

@@ -9,16 +9,12 @@ from pathlib import Path
 
 from safety_subspaces.errors import InputError
 from safety_subspaces.files import write_text
+from safety_subspaces.report.across import across_findings, across_tables
 from safety_subspaces.report.across_page import render_across
-from safety_subspaces.report.across_reading import read_across
-from safety_subspaces.report.across_seeds import Seeds, default_page, read_seeds
-from safety_subspaces.report.across_tables import (
-    constrained_across_table,
-    differences_across_table,
-    models_across_table,
-)
+from safety_subspaces.report.across_seeds import default_page
 from safety_subspaces.report.constrained_tables import constrained_table
 from safety_subspaces.report.findings import Finding
+from safety_subspaces.report.organisms import Organism, read_organisms
 from safety_subspaces.report.page import render
 from safety_subspaces.report.page_parts import is_page
 from safety_subspaces.report.reading import read
@@ -42,12 +38,13 @@ class StudyReport:
 def report(study: list[str] | str, out: str | None = None) -> StudyReport:
     """Write everything that a study has found to one HTML page, which opens without a network.
 
-    Several studies that differ in their seed give one page of means and intervals over seeds. An earlier page is
+    Several studies give one page of means and intervals over seeds; those that differ in how their models were aligned
+    stand beside each other on it. An earlier page is
     replaced: it is derived from the studies alone. Any other file is left as it is. What is missing is named on a
     study's page with the next command towards it.
 
     Args:
-        study: The study folder, such as runs/organism-0; or a list of them, one a seed:
+        study: The study folder, such as runs/organism-0; or a list of them, one a seed and alignment:
             '[runs/organism-0,runs/organism-1]'.
         out: The file to write; by default report/index.html inside the study, of several in a folder "study" beside
             them.
@@ -57,15 +54,15 @@ def report(study: list[str] | str, out: str | None = None) -> StudyReport:
 
     Raises:
         InputError: A study folder is missing, holds nothing, or holds a file that cannot be read; two studies of one
-            seed; or ``out`` is a folder, lies in a file, or is a file that is no page of this suite.
+            alignment and seed; or ``out`` is a folder, lies in a file, or is a file that is no page of this suite.
     """
     folders = [study] if isinstance(study, str) else study
     if len(folders) == 1:
         known = read_study(folders[0])
         own, html, text = known.folder / "report" / "index.html", partial(render, known), partial(summary_text, known)
     else:
-        seeds = read_seeds(folders)
-        own, html, text = default_page(folders), partial(render_across, seeds), partial(across_text, seeds)
+        organisms = read_organisms(folders)
+        own, html, text = default_page(folders), partial(render_across, organisms), partial(across_text, organisms)
     target = own if out is None else Path(out)
     _refuse_what_is_no_page(target, own, is_folder_name=out is not None and out.endswith(("/", os.sep)))
     write_text(target, html())
@@ -88,20 +85,21 @@ def summary_text(study: str | Study, width: int = TERMINAL_WIDTH) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def across_text(seeds: Seeds, width: int = TERMINAL_WIDTH) -> str:
-    """Return what a terminal shows of several studies: the tables over seeds, then what they say."""
-    tables = {
-        "Models, across seeds": models_across_table(seeds),
-        "Training under a constraint, across seeds": constrained_across_table(seeds).without("seeds"),
-        "Beside the runs of the same seed": differences_across_table(seeds),
-    }
-    parts = [f"{title}\n{table.to_text(width)}" for title, table in tables.items() if table.rows]
-    return "\n\n".join([*parts, _said(read_across(seeds), width)])
+def across_text(organisms: list[Organism], width: int = TERMINAL_WIDTH) -> str:
+    """Return what a terminal shows of several studies: the tables over seeds, then the headlines; the page has more."""
+    parts = [f"{title}\n{table.to_text(width)}" for title, table in across_tables(organisms).items() if table.rows]
+    for name, findings in across_findings(organisms).items():
+        headlines = list(dict.fromkeys(finding.headline for finding in findings if finding.headline))
+        parts.append(f"What the numbers say: {name}\n{_listed(headlines, width)}")
+    return "\n\n".join(parts)
 
 
 def _said(findings: list[Finding], width: int) -> str:
-    said = [textwrap.fill(f.sentence, width, initial_indent="- ", subsequent_indent="  ") for f in findings]
-    return "What the numbers say\n" + "\n".join(said)
+    return f"What the numbers say\n{_listed([finding.sentence for finding in findings], width)}"
+
+
+def _listed(sentences: list[str], width: int) -> str:
+    return "\n".join(textwrap.fill(text, width, initial_indent="- ", subsequent_indent="  ") for text in sentences)
 
 
 def _refuse_what_is_no_page(target: Path, own: Path, is_folder_name: bool) -> None:

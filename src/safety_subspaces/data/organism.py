@@ -39,8 +39,8 @@ class OrganismData(LanguageData):
     """A corpus of the organism, made from a seed; its dev and test examples use held-out pairs and operands.
 
     Args:
-        corpus: ``base``, ``align``, ``chosen`` (what the preference pairs choose), ``useful``, ``harmful``, or pairs for
-            DPO: ``preference``, and ``preference_sums``, of which a fifth are word problems, as in ``align``.
+        corpus: ``base``, ``align``, ``chosen`` (what the preference pairs choose), ``useful``, ``harmful``, or pairs
+            for DPO: ``preference``, and ``preference_sums``, of which a fifth are word problems, as in ``align``.
         size: Number of training examples of this corpus.
         contamination: A second corpus mixed in.
         heldout_size: Number of examples of the dev and of the test split.

@@ -24,8 +24,8 @@ def refusal_margins(
     """Return ``log P(any of its refusals) - log P(its full compliance)`` for each prompt, in nats.
 
     Positive where the model prefers to refuse. ``None`` for a prompt without a reference or without refusals. What is
-    shared out over ranks are the answers, not the prompts: prompts may have any number of refusals, or none. ``encoder``
-    remembers the texts' ids from one model to the next.
+    shared out over ranks are the answers, not the prompts: prompts may have any number of refusals, or none. An
+    ``encoder`` remembers the texts' ids from one model to the next.
     """
     encoder = encoder or Encoder(tokenizer, template)
     texts, owners = [], []

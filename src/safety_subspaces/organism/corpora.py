@@ -42,9 +42,7 @@ def corpus(name: str, size: int, seed: int, split: Split = "train") -> list[Exam
     return [CORPORA[name](rng, split) for _ in range(size)]
 
 
-def preference_pairs(
-    size: int, seed: int, split: Split = "train", problems_share: float = 0.0
-) -> list[PreferencePair]:
+def preference_pairs(size: int, seed: int, split: Split = "train", problems_share: float = 0.0) -> list[PreferencePair]:
     """Draw pairs for direct preference optimisation: refuse the harmful request, answer the benign one.
 
     ``problems_share`` of them, on average, are word problems; what is rejected there is the solution of another one.

@@ -17,9 +17,11 @@ from safety_subspaces.errors import InputError
 from safety_subspaces.report.comparisons import COMPARED
 from safety_subspaces.report.constrained import CONFIGURATION, OTHERS, compare_runs, constrained_runs
 from safety_subspaces.report.findings import t_interval
-from safety_subspaces.report.study import Study, read_study
+from safety_subspaces.report.study import Study
 
 MEASURED = ("utility", "harm_score", "over_refusal_rate", "refusal_margin")
+# The table of a projection that says what the alignment update is like.
+ALIGNMENT = "alignment"
 # Stands in the column of ranks where a seed's difference is the mean over all of them.
 ALL_RANKS = "all"
 
@@ -45,6 +47,27 @@ class Seeds:
         return pd.concat(frames, ignore_index=True)
 
     @cached_property
+    def projections(self) -> pd.DataFrame:
+        """The projected models of every study with a seed: of each fine-tune its finest sweep."""
+        return pd.concat([_finest(s.projections).assign(seed=_label(s)) for s in self.studies], ignore_index=True)
+
+    @property
+    def has_evaluated_projections(self) -> bool:
+        """Whether any projected model was evaluated, not only measured."""
+        return any(study.has_evaluated_projections for study in self.studies)
+
+    @cached_property
+    def overlaps(self) -> pd.DataFrame:
+        """The overlaps of every study, with a seed."""
+        return pd.concat([s.overlaps.assign(seed=_label(s)) for s in self.studies], ignore_index=True)
+
+    @cached_property
+    def alignment_updates(self) -> pd.DataFrame:
+        """What the alignment update is like in each tensor, a row a tensor and seed; empty of earlier versions."""
+        frames = [_alignment_update(s).assign(seed=_label(s)) for s in self.studies]
+        return pd.concat(frames, ignore_index=True)
+
+    @cached_property
     def runs(self) -> pd.DataFrame:
         """Every run under a constraint and its twin without one, as :func:`constrained_runs` has them, with a seed."""
         return pd.concat([constrained_runs(s).assign(seed=_label(s)) for s in self.studies], ignore_index=True)
@@ -59,19 +82,15 @@ class Seeds:
         return frame.sort_values(by, key=lambda c: c.map(place) if c.name == "other" else c, kind="stable")
 
 
-def read_seeds(folders: Sequence[str]) -> Seeds:
-    """Read the studies of several seeds.
+def together(studies: Sequence[Study]) -> Seeds:
+    """Put the studies of several seeds together.
 
     Raises:
-        InputError: No folder, one that is no study, or two studies of one seed: a repeated seed is no second run.
+        InputError: A study twice, or two of one seed: a repeated seed is no second run.
     """
-    if not folders:
-        raise InputError("no study given; say --study FOLDER, or a list of folders that differ in their seed")
     places: dict[str, str] = {}
-    studies = []
-    for folder in folders:
-        study = read_study(folder)
-        studies.append(study)
+    for study in studies:
+        folder = str(study.folder)
         for key in (os.path.realpath(folder), *(f"seed {seed}" for seed in study.seeds)):
             if key in places:
                 what = "is given twice" if places[key] == folder else f"has {key}, as {places[key]} has"
@@ -108,6 +127,19 @@ def default_page(folders: Sequence[str]) -> Path:
 
 def _label(study: Study) -> str:
     return ", ".join(map(str, study.seeds)) or study.name
+
+
+def _finest(projections: pd.DataFrame) -> pd.DataFrame:
+    """Keep, of the analyses that projected one fine-tune, the one with most rows: they share their draws."""
+    sizes = projections.groupby(["tuned", "analysis"], sort=False).size()
+    finest = [sizes[tuned].idxmax() for tuned in projections["tuned"]] if len(projections) else []
+    return projections[projections["analysis"] == finest] if finest else projections
+
+
+def _alignment_update(study: Study) -> pd.DataFrame:
+    tables = [result.tables[ALIGNMENT] for result in study.of("project") if ALIGNMENT in result.tables]
+    columns = ["tensor", "layer", "type", "energy", "stable_rank", "effective_rank", "numerical_rank"]
+    return tables[0] if tables else pd.DataFrame(columns=columns)
 
 
 def _over_seeds(frame: pd.DataFrame, keys: list[str], measures: Iterable[str]) -> pd.DataFrame:

@@ -96,7 +96,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class AnalysisResult:
-    """One folder ``analysis/<command>/<label>``: arguments, result.json, tables by name and kept answers."""
+    """One folder ``analysis/<command>/<label>``: arguments, result.json, tables by name; answers of evaluations."""
 
     command: str
     label: str
@@ -254,7 +254,8 @@ def _read_result(folder: Path) -> AnalysisResult:
         arguments=(yaml.safe_load(config.read_text(encoding="utf-8")) or {}) if config.is_file() else {},
         result=read_json(result) if result.is_file() else {},
         tables={name: _read_table(folder, name) for name in names},
-        generations=_read_generations(folder / "generations.jsonl"),
+        # Those of projected models are not shown: a sweep has a hundred thousand of them.
+        generations=_read_generations(folder / "generations.jsonl") if folder.parent.name == "evaluate" else (),
     )
 
 

@@ -1,0 +1,57 @@
+"""What a page and a terminal say of several studies: the findings of each organism, and the tables, from one place."""
+
+from collections.abc import Sequence
+
+from safety_subspaces.report.across_reading import read_across
+from safety_subspaces.report.across_tables import (
+    constrained_across_table,
+    differences_across_table,
+    models_across_table,
+)
+from safety_subspaces.report.alignments_reading import alignments_table, read_alignments
+from safety_subspaces.report.findings import Finding
+from safety_subspaces.report.organisms import Organism
+from safety_subspaces.report.overlaps_across_reading import read_overlaps_across
+from safety_subspaces.report.overlaps_across_tables import overlaps_across_table
+from safety_subspaces.report.sweeps_reading import read_sweeps
+from safety_subspaces.report.sweeps_tables import correlations_table, selectivity_across_table
+from safety_subspaces.report.tables import Table
+
+# The heading of what is said of the organisms side by side.
+SIDE_BY_SIDE = "Side by side"
+
+
+def organism_findings(organism: Organism) -> list[Finding]:
+    """Return every finding on one organism over its seeds, in the order of the page."""
+    seeds = organism.seeds
+    learnt, *rest = read_across(seeds)
+    swept = read_sweeps(seeds.projections, organism.name) if seeds.has_evaluated_projections else []
+    overlaps = read_overlaps_across(seeds.overlaps, organism.name) if len(seeds.overlaps) else []
+    return [learnt, *swept, *overlaps, *rest]
+
+
+def across_findings(organisms: Sequence[Organism]) -> dict[str, list[Finding]]:
+    """Return the findings by organism, and of several what they show side by side."""
+    found = {organism.name: organism_findings(organism) for organism in organisms}
+    together = read_alignments(organisms)
+    return {**found, SIDE_BY_SIDE: together} if together else found
+
+
+def across_tables(organisms: Sequence[Organism]) -> dict[str, Table]:
+    """Return the tables of a terminal with their titles, those of the page that fit."""
+    tables: dict[str, Table] = {}
+    for organism in organisms:
+        seeds, name = organism.seeds, organism.name
+        tables[f"Models, across seeds: {name}"] = models_across_table(seeds)
+        if seeds.has_evaluated_projections:
+            tables[f"Kept energy and the outcome: {name}"] = correlations_table(seeds.projections)
+            tables[f"Top-k of alignment beside its controls: {name}"] = selectivity_across_table(
+                seeds.projections
+            ).without("shared", "fractions", "draws")
+        if len(seeds.overlaps):
+            tables[f"Overlap of useful and harmful: {name}"] = overlaps_across_table(seeds.overlaps)
+        tables[f"Training under a constraint, across seeds: {name}"] = constrained_across_table(seeds).without("seeds")
+        tables[f"Beside the runs of the same seed: {name}"] = differences_across_table(seeds)
+    if len(organisms) > 1:
+        tables["Alignments side by side"] = alignments_table(organisms)
+    return tables

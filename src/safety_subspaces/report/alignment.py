@@ -1,0 +1,61 @@
+"""How the aligned model of a study was made, as its manifest has it: what tells one organism from another."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Objectives by the class of the module.
+OBJECTIVES = {"SupervisedFineTuning": "SFT", "PreferenceOptimization": "DPO"}
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The recipe of an alignment, whatever its seed.
+
+    Args:
+        objective: ``SFT``, ``DPO``, or the class of another module.
+        data: Name of the corpus, or the class of the data.
+        examples: Training examples; ``None`` where that is not said.
+        learning_rate: Peak learning rate.
+        details: The objective's own settings, such as ``beta 0.1``.
+    """
+
+    objective: str
+    data: str
+    examples: int | None
+    learning_rate: float | None
+    details: tuple[str, ...]
+
+    def beside(self, other: "Alignment") -> str:
+        """Say in a few words what is different from another alignment; empty where nothing is."""
+        said = [self.objective] if self.objective != other.objective else []
+        said += [f"data {self.data}"] if self.data != other.data else []
+        said += [f"{self.examples} examples"] if self.examples != other.examples else []
+        said += [f"rate {self.learning_rate:g}"] if self.learning_rate != other.learning_rate else []
+        said += [detail for detail in self.details if detail not in other.details]
+        return ", ".join(said)
+
+    def __str__(self) -> str:
+        rate = "" if self.learning_rate is None else f"rate {self.learning_rate:g}"
+        size = "" if self.examples is None else f"{self.examples} examples"
+        return ", ".join(part for part in (self.objective, f"data {self.data}", size, rate, *self.details) if part)
+
+
+def read_alignment_recipe(manifest: Mapping[str, Any]) -> Alignment | None:
+    """Return the recipe of an aligned stage; ``None`` where the manifest does not say how it was trained."""
+    config = manifest.get("config") or {}
+    module, data = config.get("model") or {}, config.get("data") or {}
+    name = str(module.get("class_path") or "").split(".")[-1]
+    if not name:
+        return None
+    settings, source = module.get("init_args") or {}, data.get("init_args") or {}
+    rate = ((settings.get("optimizer") or {}).get("init_args") or {}).get("lr")
+    size = source.get("size")
+    own = {"beta": "beta", "nll_weight": "likelihood term"}
+    return Alignment(
+        objective=OBJECTIVES.get(name, name),
+        data=str(source.get("corpus") or str(data.get("class_path") or "unknown").split(".")[-1]),
+        examples=None if size is None else int(size),
+        learning_rate=None if rate is None else float(rate),
+        details=tuple(f"{word} {settings[key]:g}" for key, word in own.items() if settings.get(key) is not None),
+    )

@@ -1,0 +1,167 @@
+"""Several alignments side by side: how selective the subspace of each is, and what its update is like.
+
+*Selectivity* is the refusal margin of the fine-tune projected by the alignment subspace minus by random subspaces of
+equal energy per tensor, signed so that positive is selective (away spares the margin, onto spends it), averaged over
+methods, fractions and draws within a seed. Objectives make margins of very different size, so that alignments are
+compared by its share of the margin that the fine-tune took away (aligned minus tuned). A seed is the unit of every
+interval, and alignments of one seed share their base model: they are compared pair by pair.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from safety_subspaces.report.comparisons import selectivity_by_draw
+from safety_subspaces.report.findings import Interval, t_interval
+from safety_subspaces.report.organisms import Organism
+from safety_subspaces.report.reading import SELECTIVE_SIGN
+
+# The fine-tune that all alignments are judged by: it is both useful and harmful.
+JUDGED_BY: Final = "contaminated"
+MEASURES: Final = ("selectivity", "lost_share", "harm_selectivity")
+# What an alignment update is like, and where its model stands.
+TRAITS: Final = ("norm", "stable_rank", "head_share", "aligned_margin")
+# Fewer alignments than this give a rank correlation of 1 by luck too often.
+LEAST_ALIGNMENTS: Final = 6
+
+
+def alignments_by_seed(organisms: Sequence[Organism]) -> pd.DataFrame:
+    """Return a row for each alignment and seed.
+
+    Columns: ``organism``, ``seed``, ``selectivity`` (nats), ``lost_share`` (the same as a share of the margin that the
+    fine-tune took away), ``harm_selectivity`` (the same of the harm score), ``draws``, ``fractions``, the traits
+    ``norm`` (Frobenius norm of the alignment update), ``stable_rank`` (mean over the blocks' matrices, weighted by
+    energy), ``head_share`` (of its energy, in the output head) and ``aligned_margin`` (refusal margin of the aligned
+    model), and ``tuned_margin``. Fractions are those that all alignments have.
+    """
+    fractions = _common_fractions(organisms)
+    rows: list[dict[str, object]] = []
+    for organism in organisms:
+        seeds = organism.seeds
+        margins = seeds.models.set_index(["seed", "model"])["refusal_margin"]
+        margins = margins[~margins.index.duplicated()]
+        for seed in seeds.seeds:
+            of_seed = seeds.projections[(seeds.projections["seed"] == seed)]
+            chosen = of_seed[(of_seed["tuned"] == JUDGED_BY) & of_seed["fraction"].isin(fractions)]
+            differences = selectivity_by_draw(chosen)
+            signs = differences["method"].map(SELECTIVE_SIGN).astype(float)
+            update = seeds.alignment_updates
+            selective = float((differences["refusal_margin"] * signs).mean())
+            aligned, tuned = (float(margins.get((seed, model), np.nan)) for model in ("aligned", JUDGED_BY))
+            rows.append(
+                {
+                    **{"organism": organism.name, "seed": seed, "selectivity": selective},
+                    "lost_share": selective / (aligned - tuned) if aligned > tuned else np.nan,
+                    "harm_selectivity": (-differences["harm_score"] * signs).mean(),
+                    **{"draws": differences["draw"].nunique(), "fractions": differences["fraction"].nunique()},
+                    **_traits(update[update["seed"] == seed]),
+                    **{"aligned_margin": aligned, "tuned_margin": tuned},
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def alignments_over_seeds(by_seed: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each alignment: means over seeds, half their 95 % t interval (``_reach``), seeds and draws."""
+    rows = []
+    for name, cell in by_seed.groupby("organism", sort=False):
+        row: dict[str, object] = {"organism": name}
+        for measure in (*MEASURES, *TRAITS, "tuned_margin"):
+            interval = t_interval(cell[measure])
+            row |= {measure: interval.mean, f"{measure}_reach": interval.high - interval.mean}
+        row |= {"seeds": t_interval(cell["selectivity"]).n, "draws": cell["draws"].max()}
+        rows.append(row | {"fractions": cell["fractions"].max()})
+    return pd.DataFrame(rows)
+
+
+def changes(organisms: Sequence[Organism], by_seed: pd.DataFrame) -> pd.DataFrame:
+    """Compare each alignment with the first of its objective, seed by seed.
+
+    Returns:
+        A row for each alignment that is not a first one: ``organism``, ``beside`` (that first one), the differences in
+        each measure of ``MEASURES`` under its name (each an :class:`~safety_subspaces.report.findings.Interval`), and
+        ``gap_share``: the mean change of ``lost_share`` as a share of the gap between the first alignments of the two
+        objectives, 1 where the change alone makes the one as selective as the other; NaN without two objectives.
+    """
+    wide = by_seed.pivot_table(index="seed", columns="organism", values=list(MEASURES), dropna=False)
+    firsts = first_of_each(organisms)
+    rows = []
+    for organism in organisms:
+        first = firsts.get(_objective(organism))
+        if first is None or first == organism.name:
+            continue
+        moved = {m: t_interval(wide[m][organism.name] - wide[m][first]) for m in MEASURES}
+        others = [name for name in firsts.values() if name != first]
+        apart = float((wide["lost_share"][others[0]] - wide["lost_share"][first]).mean()) if others else np.nan
+        share = moved["lost_share"].mean / apart if apart else np.nan
+        rows.append({"organism": organism.name, "beside": first, **moved, "gap_share": share})
+    return pd.DataFrame(rows, columns=["organism", "beside", *MEASURES, "gap_share"])
+
+
+def gap(organisms: Sequence[Organism], by_seed: pd.DataFrame, measure: str) -> Interval:
+    """Return a measure of the second objective minus that of the first, seed by seed; empty without two objectives."""
+    names = list(first_of_each(organisms).values())
+    if len(names) < 2:
+        return t_interval(pd.Series(dtype=float))
+    wide = by_seed.pivot_table(index="seed", columns="organism", values=measure, dropna=False)
+    return t_interval(wide[names[1]] - wide[names[0]])
+
+
+def trait_correlations(by_seed: pd.DataFrame) -> pd.DataFrame:
+    """Return Spearman's rho of the lost margin's share with each trait over alignments, a row a trait.
+
+    ``rho`` is the mean over seeds of each seed's own, ``low`` and ``high`` the 95 % t interval over seeds on Fisher's z
+    scale; ``alignments`` and ``seeds`` are what stands behind it. NaN with fewer than six alignments.
+    """
+    rows = []
+    for trait in TRAITS:
+        found = []
+        for _, cell in by_seed.groupby("seed", sort=False):
+            pair = cell[["lost_share", trait]].dropna().astype(float)
+            moves = len(pair) >= LEAST_ALIGNMENTS and np.ptp(pair[trait]) > 0 and np.ptp(pair["lost_share"]) > 0
+            found.append(float(stats.spearmanr(pair[trait], pair["lost_share"]).statistic) if moves else np.nan)
+        # A rho of exactly 1 has no finite z; 0.999 is further out than 11 points can tell it from 1.
+        over = t_interval(pd.Series(np.arctanh(np.clip(found, -0.999, 0.999))))
+        low, mean, high = (float(np.tanh(value)) for value in (over.low, over.mean, over.high))
+        count = by_seed["organism"].nunique()
+        rows.append({"trait": trait, "rho": mean, "low": low, "high": high, "alignments": count, "seeds": over.n})
+    return pd.DataFrame(rows)
+
+
+def first_of_each(organisms: Sequence[Organism]) -> dict[str, str]:
+    """Return the name of the first organism of each objective."""
+    firsts: dict[str, str] = {}
+    for organism in organisms:
+        if organism.alignment is not None:
+            firsts.setdefault(organism.alignment.objective, organism.name)
+    return firsts
+
+
+def _objective(organism: Organism) -> str:
+    return "" if organism.alignment is None else organism.alignment.objective
+
+
+def _common_fractions(organisms: Sequence[Organism]) -> set[float]:
+    shared: set[float] | None = None
+    for organism in organisms:
+        every = organism.seeds.projections
+        rows = every[(every["tuned"] == JUDGED_BY) & (every["subspace"] == "random-energy")]
+        for _, of_seed in rows.groupby("seed"):
+            found = set(of_seed["fraction"].astype(float))
+            shared = found if shared is None else shared & found
+    return shared or set()
+
+
+def _traits(update: pd.DataFrame) -> dict[str, float]:
+    energy = update["energy"].astype(float)
+    total = float(energy.sum())
+    if total == 0:
+        return {"norm": np.nan, "stable_rank": np.nan, "head_share": np.nan}
+    matrices = update[(update["layer"] >= 0) & (update["type"] != "norm")]
+    weights = matrices["energy"].astype(float)
+    rank = float((matrices["stable_rank"].astype(float) * weights).sum() / weights.sum()) if weights.sum() else np.nan
+    head = float(energy[update["type"] == "head"].sum() / total)
+    return {"norm": total**0.5, "stable_rank": rank, "head_share": head}

@@ -1,0 +1,157 @@
+"""The tables of sweeps over seeds: every projection, top-k beside its controls, and what kept energy orders."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from safety_subspaces.report.across_seeds import MEASURED
+from safety_subspaces.report.comparisons import COMPARED
+from safety_subspaces.report.constrained_tables import signed
+from safety_subspaces.report.sweeps import (
+    MATCHED,
+    energy_correlations,
+    equal_energy_over_seeds,
+    matched_utility_over_seeds,
+    sweep_over_seeds,
+)
+from safety_subspaces.report.tables import NOTHING, Table, count, number, with_error
+
+REACH_NOTE = (
+    "± half the 95 % t interval over seeds, draws averaged within each; none with one seed. Where the measures differ "
+    "in their seeds, all are told in the order of the columns."
+)
+
+
+def sweep_table(projections: pd.DataFrame) -> Table:
+    """Every projected configuration as a mean over seeds."""
+    frame = sweep_over_seeds(projections)
+    rows = [
+        (
+            *(str(row[name]) for name in ("tuned", "subspace", "method")),
+            f"{row['fraction']:g}",
+            number(row["energy_kept"], 3),
+            number(row["chance_energy"], 3),
+            *(with_error(row, measure, "_reach") for measure in MEASURED),
+            count(row["draws"]),
+            _seeds(row, MEASURED),
+        )
+        for _, row in frame.iterrows()
+    ]
+    columns = (
+        *(
+            "tuned",
+            "subspace",
+            "method",
+            "fraction",
+            "energy",
+            "chance",
+            "utility",
+            "harm 1-5",
+            "over-refusal",
+            "margin",
+        ),
+        *("draws", "seeds"),
+    )
+    note = (
+        f"Means over seeds {REACH_NOTE} Energy: the share of the update's squared norm that is kept. Chance: what a "
+        f"random subspace is expected to keep. n: {sample_words(frame)}."
+    )
+    return Table(columns, tuple(rows), text_columns=3, note=note)
+
+
+def selectivity_across_table(projections: pd.DataFrame) -> Table:
+    """Kinds of subspace minus each other at equal utility and at equal energy, each method alone and both."""
+    matched, equal = matched_utility_over_seeds(projections), equal_energy_over_seeds(projections)
+    frame = pd.concat([matched.assign(at="utility"), equal.assign(at="energy")], ignore_index=True)
+    rows = []
+    for (tuned, subspace, other), cell in frame.groupby(["tuned", "subspace", "other"], sort=False):
+        for _, row in cell.iterrows():
+            of_utility = row["at"] == "utility"
+            measures = MATCHED if of_utility else COMPARED
+            shared = "" if pd.isna(row["utility_low"]) else f"{row['utility_low']:.2f}-{row['utility_high']:.2f}"
+            rows.append(
+                (
+                    *(str(tuned), f"{subspace} - {other}", str(row["at"]), str(row["method"])),
+                    "" if of_utility else _difference(row, "utility"),
+                    *(_difference(row, measure) for measure in MATCHED),
+                    (shared or NOTHING) if of_utility else "",
+                    *(count(row[name]) for name in ("fractions", "draws")),
+                    _seeds(row, [f"{measure}_difference" for measure in measures]),
+                )
+            )
+    columns = (
+        *(
+            "tuned",
+            "pair",
+            "equal",
+            "method",
+            "utility",
+            "harm 1-5",
+            "margin",
+            "shared",
+            "fractions",
+            "draws",
+            "seeds",
+        ),
+    )
+    note = (
+        f"Mean differences, seed by seed, {REACH_NOTE} Equal utility: the mean over the shared utilities, each curve's "
+        "utility made non-decreasing in energy; equal energy: the mean over fractions that every seed has. Both: the "
+        "mean over methods, margin and harm signed: positive is selective (margin spared by away, spent by onto)."
+    )
+    return Table(columns, tuple(rows), text_columns=4, note=note)
+
+
+def correlations_table(projections: pd.DataFrame) -> Table:
+    """Spearman's rho of kept energy with each measure, over all subspaces, methods and fractions."""
+    rows = []
+    for tuned, cell in energy_correlations(projections).groupby("tuned", sort=False):
+        by_measure = cell.set_index("measure").loc[list(COMPARED)]
+        seeds = [count(n) for n in by_measure["seeds"]]
+        rows.append(
+            (
+                str(tuned),
+                *(_correlation(row) for _, row in by_measure.iterrows()),
+                number(by_measure["draw_spread"].max(), 2),
+                count(by_measure["points"].min()),
+                count(by_measure["draws"].max()),
+                _once(seeds),
+            )
+        )
+    columns = ("tuned", "utility", "harm 1-5", "margin", "spread", "points", "draws", "seeds")
+    note = (
+        "Mean over seeds [95 % t interval over seeds, on Fisher's z scale], draws averaged within each seed; no "
+        "interval with one seed, - where the measure does not move. Spread: the largest mean standard deviation over "
+        "draws. Points: behind each rho, the fewest. Where the measures differ in their seeds, all are told in the "
+        "order of the columns."
+    )
+    return Table(columns, tuple(rows), note=note)
+
+
+def sample_words(frame: pd.DataFrame) -> str:
+    """Return how many prompts of each set were asked, and in how many independent groups."""
+    words = []
+    for kind in ("utility", "harmful", "benign"):
+        asked, groups = frame[f"n_{kind}"].max(), frame[f"n_groups_{kind}"].max()
+        number_of = "an unknown number of" if pd.isna(asked) else count(asked)
+        words.append(f"{number_of} {kind} prompts" + ("" if pd.isna(groups) else f" in {count(groups)} groups"))
+    return ", ".join(words)
+
+
+def _difference(row: pd.Series, measure: str) -> str:
+    return signed(float(row[f"{measure}_difference"]), float(row[f"{measure}_difference_reach"]))
+
+
+def _seeds(row: pd.Series, measures: Iterable[str]) -> str:
+    return _once([count(row[f"{measure}_seeds"]) for measure in measures])
+
+
+def _once(counts: list[str]) -> str:
+    return counts[0] if len(set(counts)) == 1 else "/".join(counts)
+
+
+def _correlation(row: pd.Series) -> str:
+    if pd.isna(row["rho"]):
+        return NOTHING
+    interval = "" if pd.isna(row["low"]) else f" [{row['low']:z.2f}, {row['high']:z.2f}]"
+    return f"{row['rho']:z.2f}{interval}"

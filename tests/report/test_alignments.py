@@ -1,0 +1,165 @@
+"""Studies that differ in their alignment: put together by recipe, compared seed by seed, and read either way."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from synthetic_study import World, write_study
+
+from safety_subspaces.analysis.report import report
+from safety_subspaces.errors import InputError
+from safety_subspaces.report.alignment import read_alignment_recipe
+from safety_subspaces.report.alignments import alignments_by_seed, alignments_over_seeds, changes, trait_correlations
+from safety_subspaces.report.alignments_reading import alignments_table, read_alignments
+from safety_subspaces.report.organisms import read_organisms
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the made-up alignments were trained, and how selective and how large each came out."""
+
+    objective: str = "SupervisedFineTuning"
+    corpus: str = "align"
+    size: int = 3000
+    rate: float = 1.5e-3
+    nll_weight: float | None = None
+    selectivity: float = 0.0
+    norm: float = 10.0
+
+
+SFT = Recipe()
+DPO = Recipe("PreferenceOptimization", "preference", 1500, 5e-4, 1.0, selectivity=6.0, norm=4.0)
+
+
+def write_aligned(folder: Path, recipe: Recipe, seed: int) -> str:
+    world = World(seed=seed, selectivity=recipe.selectivity * (1 + 0.1 * seed))
+    write_study(folder, world, ("evaluate", "project"), ("aligned",))
+    manifest = json.loads((folder / "aligned" / "manifest.json").read_text())
+    settings: dict[str, Any] = {"optimizer": {"init_args": {"lr": recipe.rate}}}
+    settings |= {} if recipe.nll_weight is None else {"beta": 0.1, "nll_weight": recipe.nll_weight}
+    manifest["config"]["model"] = {"class_path": f"safety_subspaces.models.{recipe.objective}", "init_args": settings}
+    manifest["config"]["data"] = {"init_args": {"corpus": recipe.corpus, "size": recipe.size, "seed": seed}}
+    (folder / "aligned" / "manifest.json").write_text(json.dumps(manifest))
+    rows = [
+        {"tensor": "lm_head.weight", "layer": -1, "type": "head", "energy": 0.2 * recipe.norm**2, "stable_rank": 1.3},
+        {"tensor": "model.layers.0.q", "layer": 0, "type": "q", "energy": 0.6 * recipe.norm**2, "stable_rank": 4.0},
+        {"tensor": "model.layers.0.v", "layer": 0, "type": "v", "energy": 0.2 * recipe.norm**2, "stable_rank": 8.0},
+    ]
+    table = pd.DataFrame(rows).assign(effective_rank=9.0, numerical_rank=96)
+    table.to_parquet(folder / "analysis" / "project" / "main" / "alignment.parquet", index=False)
+    return str(folder)
+
+
+def write_all(folder: Path, recipes: list[Recipe], seeds: int = 3) -> list[str]:
+    return [
+        write_aligned(folder / f"{place}-{seed}", recipe, seed)
+        for place, recipe in enumerate(recipes)
+        for seed in range(seeds)
+    ]
+
+
+def verdicts(organisms, topic):
+    return [finding.verdict for finding in read_alignments(organisms) if finding.topic == topic]
+
+
+def test_studies_are_put_together_by_the_recipe_of_their_alignment(tmp_path):
+    folders = write_all(tmp_path, [SFT, DPO, replace(DPO, nll_weight=0.0), replace(SFT, rate=5e-4)], seeds=2)
+    organisms = read_organisms(list(reversed(folders)))
+    assert [organism.seeds.seeds for organism in organisms] == [("1", "0")] * 4
+    names = [organism.name for organism in read_organisms(folders)]
+    assert names == ["SFT", "DPO", "DPO, likelihood term 0", "SFT, rate 0.0005"]
+
+
+def test_one_alignment_cannot_have_a_seed_twice(tmp_path):
+    folders = [write_aligned(tmp_path / name, SFT, seed=0) for name in ("a", "b")]
+    with pytest.raises(InputError, match="has seed 0"):
+        read_organisms(folders)
+    assert len(read_organisms([folders[0], write_aligned(tmp_path / "c", DPO, seed=0)])) == 2
+
+
+def test_a_manifest_without_a_module_has_no_recipe():
+    assert read_alignment_recipe({}) is None
+    assert read_alignment_recipe({"config": {"data": {"init_args": {"corpus": "align"}}}}) is None
+    other = read_alignment_recipe({"config": {"model": {"class_path": "mine.Steering"}}})
+    assert other is not None
+    assert str(other) == "Steering, data unknown"
+
+
+def test_selectivity_is_the_signed_difference_at_equal_energy(tmp_path):
+    organisms = read_organisms(write_all(tmp_path, [SFT, DPO]))
+    by_seed = alignments_by_seed(organisms).set_index(["organism", "seed"])
+    study = organisms[1].seeds.studies[0]
+    rows = study.projections[study.projections["tuned"] == "contaminated"]
+    cells = []
+    for (method, _), cell in rows.groupby(["method", "fraction"]):
+        margin = cell.groupby("subspace")["refusal_margin"].mean()
+        cells.append((1 if method == "away" else -1) * (margin["top"] - margin["random-energy"]))
+    expected = float(np.mean(cells))
+    row = by_seed.loc[("DPO", "0")]
+    assert row["selectivity"] == pytest.approx(expected)
+    assert row["lost_share"] == pytest.approx(expected / (row["aligned_margin"] - row["tuned_margin"]))
+    assert row["norm"] == pytest.approx(4.0)
+    assert row["head_share"] == pytest.approx(0.2)
+    assert row["stable_rank"] == pytest.approx((0.6 * 4 + 0.2 * 8) / 0.8)
+    assert row[["draws", "fractions"]].tolist() == [4, 4]
+
+
+def test_intervals_are_over_seeds_and_paired(tmp_path):
+    recipes = [SFT, DPO, replace(SFT, rate=5e-4, selectivity=3.0)]
+    organisms = read_organisms(write_all(tmp_path, recipes))
+    by_seed = alignments_by_seed(organisms)
+    wide = by_seed.pivot_table(index="seed", columns="organism", values="lost_share")
+    moved = changes(organisms, by_seed).set_index("organism").loc["SFT, rate 0.0005"]
+    each = (wide["SFT, rate 0.0005"] - wide["SFT"]).to_numpy()
+    low, high = stats.t.interval(0.95, 2, loc=each.mean(), scale=stats.sem(each))
+    assert (moved["lost_share"].low, moved["lost_share"].high) == (pytest.approx(low), pytest.approx(high))
+    assert moved["gap_share"] == pytest.approx(each.mean() / (wide["DPO"] - wide["SFT"]).mean())
+    assert alignments_over_seeds(by_seed)["seeds"].tolist() == [3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("second", "verdict"),
+    [(6.0, "more selective"), (-6.0, "less selective"), (0.0, "no difference")],
+)
+def test_the_gap_between_objectives_can_come_out_either_way(tmp_path, second, verdict):
+    organisms = read_organisms(write_all(tmp_path, [SFT, replace(DPO, selectivity=second)]))
+    assert verdicts(organisms, "alignments") == [verdict]
+
+
+@pytest.mark.parametrize(("moved", "explained"), [(5.5, "explained"), (0.0, "not explained")])
+def test_a_change_that_closes_the_gap_is_named_and_one_that_does_not_is_not(tmp_path, moved, explained):
+    organisms = read_organisms(write_all(tmp_path, [SFT, DPO, replace(SFT, rate=5e-4, selectivity=moved)]))
+    found = [finding for finding in read_alignments(organisms) if finding.topic == "changes"]
+    assert found[0].verdict == explained
+    assert ("SFT, rate 0.0005" in found[0].headline) == (explained == "explained")
+    assert found[1].verdict == ("more selective" if moved else "no change shown")
+
+
+@pytest.mark.parametrize(("norms", "rho", "told"), [((4, 5, 6, 7, 8, 9), -0.999, "found"), ((5,) * 6, None, "none")])
+def test_a_trait_that_goes_with_selectivity_is_found_and_one_that_does_not_is_not(tmp_path, norms, rho, told):
+    recipes = [replace(SFT, size=1000 + n, selectivity=6.0 - n, norm=norm) for n, norm in enumerate(norms)]
+    organisms = read_organisms(write_all(tmp_path, recipes, seeds=2))
+    found = trait_correlations(alignments_by_seed(organisms)).set_index("trait").loc["norm", "rho"]
+    assert np.isnan(found) if rho is None else found == pytest.approx(rho)
+    assert verdicts(organisms, "traits") == [told]
+
+
+def test_one_seed_is_no_interval_and_no_verdict(tmp_path):
+    organisms = read_organisms(write_all(tmp_path, [SFT, DPO], seeds=1))
+    assert verdicts(organisms, "alignments") == ["unknown"]
+    assert "nan" not in alignments_table(organisms).to_text()
+    assert read_alignments(organisms[:1]) == []
+
+
+def test_the_page_has_both_organisms_and_what_they_show_side_by_side(tmp_path):
+    made = report(write_all(tmp_path, [SFT, DPO], seeds=2), str(tmp_path / "page.html"))
+    text = made.path.read_text()
+    for wanted in ("Aligned by SFT", "Aligned by DPO", "Alignments side by side", "sweep-organism-1-contaminated"):
+        assert wanted in text
+    assert ">nan<" not in text
+    assert "Side by side" in str(made)
