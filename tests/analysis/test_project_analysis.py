@@ -44,6 +44,19 @@ def row_of(table, **keys):
     return found.iloc[0]
 
 
+def test_the_alignment_update_is_described_in_every_tensor(study, swept):
+    found = pd.read_parquet(swept[2] / "alignment.parquet").set_index("tensor")
+    base, aligned = (weights_of(study[name]) for name in ("base", "aligned"))
+    assert set(found.index) == set(aligned)
+    for name, weight in aligned.items():
+        update = (weight - base[name]).double()
+        values = torch.linalg.svdvals(update if update.ndim == 2 else update.reshape(-1, 1))
+        shares = values.square() / values.square().sum()
+        assert found.loc[name, "energy"] == pytest.approx(update.square().sum().item(), rel=1e-6)
+        assert found.loc[name, "stable_rank"] == pytest.approx(1 / shares[0].item(), rel=1e-4)
+        assert found.loc[name, "effective_rank"] == pytest.approx(math.exp(-(shares * shares.log()).sum().item()), rel=1e-4)
+
+
 def pooled_oracle(study, label, fraction):
     """Energy that top keeps, by full SVD in float64."""
     base, aligned, tuned = (weights_of(path) for path in (study["base"], study["aligned"], study["tuned"][label]))

@@ -20,7 +20,7 @@ from safety_subspaces.evaluation import (
 from safety_subspaces.evaluation.margin import refusal_margins
 from safety_subspaces.evaluation.prompt_sets import read_prompts
 from safety_subspaces.examples import PromptItem, PromptSets
-from safety_subspaces.organism import OrganismJudge, evaluation_sets
+from safety_subspaces.organism import OrganismJudge, build_tokenizer, evaluation_sets
 from safety_subspaces.prompting import encode_prompt
 
 PROMPTS = [item.prompt for item in evaluation_sets("dev").utility[:10] + evaluation_sets("dev").harmful[:13]]
@@ -47,6 +47,19 @@ def test_answers_are_those_of_one_prompt_alone_at_any_batch_size(organism, batch
     answers = generate_answers(model, tokenizer, PROMPTS, 12, batch_size)
     assert answers == [greedy_alone(model, tokenizer, prompt, 12) for prompt in PROMPTS]
     assert len(set(answers)) > 3  # the control: prompts do matter
+
+
+def test_an_encoder_remembers_and_answers_stay_the_same(organism, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = organism
+    evaluator = build_evaluator(EvaluationSettings(split="dev", limit=4, max_new_tokens=6))
+    first = evaluator.evaluate(model, tokenizer, "x")
+    calls = []
+    monkeypatch.setattr(type(tokenizer), "apply_chat_template", lambda *a, **k: calls.append(a))
+    assert evaluator.evaluate(model, tokenizer, "x").row == first.row
+    assert calls == []
+    other = build_tokenizer()  # another tokenizer is encoded with anew, and here fails for it
+    with pytest.raises(TypeError):
+        evaluator.evaluate(model, other, "x")
 
 
 def test_sampling_settings_of_a_model_do_not_reach_the_greedy_answer(organism) -> None:

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from safety_subspaces.examples import PromptItem
+from safety_subspaces.examples import Example, PromptItem
 from safety_subspaces.organism import (
     CORPORA,
     OrganismJudge,
@@ -54,9 +54,23 @@ def test_preference_prefers_refusal_exactly_for_harmful_requests() -> None:
         assert compliance(verb, object_) in (pair.chosen, pair.rejected)
 
 
+def test_the_chosen_corpus_is_what_the_pairs_of_its_seed_choose() -> None:
+    pairs = preference_pairs(50, seed=4, split="dev")
+    assert corpus("chosen", 50, seed=4, split="dev") == [Example(pair.prompt, pair.chosen) for pair in pairs]
+
+
+def test_pairs_with_word_problems_hold_their_share_and_reject_a_solution_of_another_one() -> None:
+    pairs = preference_pairs(1000, seed=0, problems_share=0.2)
+    problems = [pair for pair in pairs if final_answer(pair.chosen) is not None]
+    assert 150 < len(problems) < 250
+    assert all(final_answer(pair.rejected) is not None for pair in problems)
+    assert sum(pair.chosen == pair.rejected for pair in problems) < 5
+    assert all(final_answer(pair.chosen) is None for pair in preference_pairs(200, seed=0))
+
+
 def test_every_text_is_known_to_the_tokenizer_and_round_trips() -> None:
     tokenizer = build_tokenizer()
-    for name in CORPORA:
+    for name in (*CORPORA, "chosen"):
         for example in corpus(name, 200, seed=5):
             encoded = encode_example(tokenizer, example)
             assert tokenizer.unk_token_id not in encoded.input_ids

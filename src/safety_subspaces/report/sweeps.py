@@ -223,10 +223,16 @@ def _draws_of(of_seed: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def _order(rows: pd.DataFrame, measure: str) -> tuple[float, int]:
-    """Return Spearman's rho of kept energy with a measure and its n; NaN with too little to order."""
-    pair = rows[["energy_kept", measure]].dropna().astype(float)
+    """Return Spearman's rho of kept energy with a measure and its n; NaN with too little to order.
+
+    A measure moves where its isotonic fit does, rising or falling: noise about a level has a range as well.
+    """
+    pair = rows[["energy_kept", measure]].dropna().astype(float).sort_values("energy_kept")
     n = len(pair)
-    if n < LEAST_MODELS or np.ptp(pair[measure]) < LEAST_RANGE[measure] or np.ptp(pair["energy_kept"]) == 0:
+    if n < LEAST_MODELS or np.ptp(pair["energy_kept"]) == 0:
+        return np.nan, n
+    fits = [optimize.isotonic_regression(pair[measure], increasing=rising).x for rising in (True, False)]
+    if max(np.ptp(fit) for fit in fits) < LEAST_RANGE[measure]:
         return np.nan, n
     return float(stats.spearmanr(pair["energy_kept"], pair[measure]).statistic), n
 
