@@ -54,7 +54,9 @@ def test_the_alignment_update_is_described_in_every_tensor(study, swept):
         shares = values.square() / values.square().sum()
         assert found.loc[name, "energy"] == pytest.approx(update.square().sum().item(), rel=1e-6)
         assert found.loc[name, "stable_rank"] == pytest.approx(1 / shares[0].item(), rel=1e-4)
-        assert found.loc[name, "effective_rank"] == pytest.approx(math.exp(-(shares * shares.log()).sum().item()), rel=1e-4)
+        assert found.loc[name, "effective_rank"] == pytest.approx(
+            math.exp(-(shares * shares.log()).sum().item()), rel=1e-4
+        )
 
 
 def pooled_oracle(study, label, fraction):

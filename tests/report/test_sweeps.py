@@ -315,3 +315,15 @@ def test_the_chart_has_four_panels_with_bars_over_seeds_and_none_of_one_seed():
     single = sweep_figure(alone, models_of(replace(world, seeds=1)), "contaminated")
     assert all(trace.error_y.array is None for trace in single.data)
     assert "without bars" in caption(alone, "contaminated")
+
+
+def test_a_method_that_one_seed_cannot_compare_does_not_take_the_verdict_of_the_other():
+    projections = sweeps_of(replace(SMALL, selectivity=2.0, own_noise=0.1))
+    lost = (projections["seed"] == "1") & (projections["method"] == "onto")
+    projections.loc[lost, "utility"] = 0.3  # no utility in common
+    row = top_minus(matched_utility_over_seeds(projections), "random-energy")
+    assert row["refusal_margin_difference_seeds"] == 3
+    assert row["refusal_margin_difference"] == pytest.approx(2.0, abs=0.2)
+    _, selective, said = read(projections)
+    assert selective[0] == "more selective"
+    assert "mean over away alone" in said

@@ -186,6 +186,11 @@ def interval_of(row: pd.Series, measure: str) -> Interval:
     return Interval(mean, mean - reach, mean + reach, int(row[f"{measure}_difference_seeds"]))
 
 
+def best_covered(seeds: pd.Series) -> list[str]:
+    """Return the methods that are compared in the most seeds; none where no seed compares any."""
+    return [str(method) for method in seeds.index if seeds[method] == seeds.max() > 0]
+
+
 def utility_curve(energy: np.ndarray, utility: np.ndarray, values: np.ndarray) -> Curve:
     """Return distinct utilities, made non-decreasing in energy, and the mean value at each; NaN is left out."""
     known = ~np.isnan([energy, utility, values]).any(axis=0)
@@ -280,7 +285,7 @@ def _common(first: _Walk, second: _Walk, measure: str) -> tuple[float, float]:
 
 
 def _with_both(differences: pd.DataFrame, measures: Iterable[str], described: dict[str, str]) -> pd.DataFrame:
-    """Add each seed's mean over methods, signed; a seed that lacks a method that another seed has is NaN there."""
+    """Add each seed's mean over the methods that most seeds have, signed; a seed that lacks one is NaN there."""
     signs = {"refusal_margin": SELECTIVE_SIGN, "harm_score": {m: -sign for m, sign in SELECTIVE_SIGN.items()}}
     frames = [differences.head(0)]
     for names, cell in differences.groupby(CONTRAST[:3], sort=False):
@@ -289,7 +294,7 @@ def _with_both(differences: pd.DataFrame, measures: Iterable[str], described: di
             name = f"{measure}_difference"
             sign = cell["method"].map(signs[measure]) if measure in signs else 1
             wide = cell.assign(signed=cell[name] * sign).pivot(index="seed", columns="method", values="signed")
-            means[name] = wide.dropna(axis="columns", how="all").mean(axis=1, skipna=False)
+            means[name] = wide[best_covered(wide.count())].mean(axis=1, skipna=False)
         # The ranges of utility differ between methods: they have no mean that a reader could use.
         kept = {name: how for name, how in described.items() if name not in UTILITIES[:2]}
         both = cell.groupby("seed", sort=False).agg(kept).assign(**means).reset_index()

@@ -16,6 +16,7 @@ from safety_subspaces.report.reading import CHANGED_SHARE, EXPECTED_SIGN, LEAST_
 from safety_subspaces.report.sweeps import (
     BOTH,
     METHODS,
+    best_covered,
     energy_correlations,
     equal_energy_over_seeds,
     interval_of,
@@ -210,7 +211,7 @@ def _p_value(over: Interval) -> float:
 
 def _methods_in(methods: pd.DataFrame) -> str:
     """Name the methods with a margin to compare: those that the mean over methods is of."""
-    known = [method for method in METHODS if methods["refusal_margin_difference_seeds"].get(method, 0) > 0]
+    known = best_covered(methods["refusal_margin_difference_seeds"])
     return " and ".join(known) if len(known) > 1 else f"{known[0]} alone" if known else "no method"
 
 
