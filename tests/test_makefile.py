@@ -3,7 +3,9 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -151,3 +153,40 @@ def test_a_fraction_has_one_name_however_it_is_written(tree: Path) -> None:
     output = dry_run(tree, "study", "SEEDS=4", "FRACTIONS=0.10 .1 0.250")
     assert set(trained(output)) == study_of(4, ("0.1", "0.25"))
     assert len(trained(output)) == len(set(trained(output)))
+
+
+FAKE_PYTHON = """#!/bin/sh
+# Leaves what train.py and analyze.py leave, in one step at the end, and writes down what it has finished.
+started="$*"
+while [ $# -gt 0 ]; do
+  case "$1" in --run_dir) target="$2/model/tokenizer_config.json" ;; --out) target="$2/result.json" ;; esac
+  shift
+done
+case "$started" in *"analyze.py report"*) exit 0 ;; esac
+sleep 0.02
+mkdir -p "$(dirname "$target")"
+echo "$started" > "$target"
+echo "$target" >> finished
+"""
+
+
+def test_a_study_that_is_killed_goes_on_and_repeats_nothing_that_was_finished(tree: Path) -> None:
+    (tree / ".venv" / "bin" / "python").write_text(FAKE_PYTHON)
+    (tree / ".venv" / "bin" / "python").chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
+    command, finished = ["make", "study", "SEEDS=0"], tree / "finished"
+    killed = subprocess.Popen(command, cwd=tree, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    while not finished.exists() or len(finished.read_text().splitlines()) < 15:
+        assert killed.poll() is None
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    half = finished.read_text().splitlines()
+    subprocess.run(command, cwd=tree, env=environment, stdout=subprocess.DEVNULL, check=True)
+    whole = finished.read_text().splitlines()
+    assert whole[: len(half)] == half
+    assert len(whole) == len(set(whole))
+    # What the kill caught between leaving its result and writing that down is finished as well: two workers at most.
+    assert len(study_of(0)) + 15 + 11 - 2 <= len(whole) <= len(study_of(0)) + 15 + 11
+    subprocess.run(command, cwd=tree, env=environment, stdout=subprocess.DEVNULL, check=True)
+    assert finished.read_text().splitlines() == whole

@@ -1,6 +1,7 @@
 """What a page and a terminal say of several studies: the findings of each organism, and the tables, from one place."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from safety_subspaces.report.across_reading import read_across
 from safety_subspaces.report.across_tables import (
@@ -13,6 +14,7 @@ from safety_subspaces.report.findings import Finding
 from safety_subspaces.report.organisms import Organism
 from safety_subspaces.report.overlaps_across_reading import read_overlaps_across
 from safety_subspaces.report.overlaps_across_tables import overlaps_across_table
+from safety_subspaces.report.sweeps import BOTH
 from safety_subspaces.report.sweeps_reading import read_sweeps
 from safety_subspaces.report.sweeps_tables import correlations_table, selectivity_across_table
 from safety_subspaces.report.tables import Table
@@ -45,9 +47,9 @@ def across_tables(organisms: Sequence[Organism]) -> dict[str, Table]:
         tables[f"Models, across seeds: {name}"] = models_across_table(seeds)
         if seeds.has_evaluated_projections:
             tables[f"Kept energy and the outcome: {name}"] = correlations_table(seeds.projections)
-            tables[f"Top-k of alignment beside its controls: {name}"] = selectivity_across_table(
-                seeds.projections
-            ).without("shared", "fractions", "draws")
+            tables[f"Top-k of alignment beside its controls: {name}"] = _main_rows(
+                selectivity_across_table(seeds.projections).without("shared", "fractions", "draws")
+            )
         if len(seeds.overlaps):
             tables[f"Overlap of useful and harmful: {name}"] = overlaps_across_table(seeds.overlaps)
         tables[f"Training under a constraint, across seeds: {name}"] = constrained_across_table(seeds).without("seeds")
@@ -55,3 +57,10 @@ def across_tables(organisms: Sequence[Organism]) -> dict[str, Table]:
     if len(organisms) > 1:
         tables["Alignments side by side"] = alignments_table(organisms)
     return tables
+
+
+def _main_rows(table: Table) -> Table:
+    """Keep the rows of top-k with both methods together: a terminal has room for the verdict, the page has the rest."""
+    pair, method = table.columns.index("pair"), table.columns.index("method")
+    rows = tuple(row for row in table.rows if row[pair].startswith("top") and row[method] == BOTH)
+    return replace(table, rows=rows)
