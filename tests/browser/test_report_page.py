@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from synthetic_alignments import DPO, SFT, write_all
 from synthetic_constrained import NOTHING_HOLDS, Held, write_constrained_study, write_seeds
 from synthetic_watched import LOST_BEFORE, watch_stage, write_trajectory
 
@@ -43,6 +44,11 @@ def page_url(tmp_path_factory):
 def seeds_url(tmp_path_factory):
     held = replace(NOTHING_HOLDS, fractions=(0.1, 0.25, 0.5), seed_noise=0.5)
     return report(write_seeds(tmp_path_factory.mktemp("runs"), held)).path.resolve().as_uri()
+
+
+@pytest.fixture(scope="module")
+def organisms_url(tmp_path_factory):
+    return report(write_all(tmp_path_factory.mktemp("runs"), [SFT, DPO], 2, ("overlap",))).path.resolve().as_uri()
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +133,24 @@ def test_the_page_over_seeds_is_drawn_fits_and_asks_for_nothing(opened, seeds_ur
     assert page.complaints == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("document.querySelectorAll('.chart').length") == 1
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_of_two_organisms_is_drawn_fits_and_its_legends_lie_on_nothing(opened, organisms_url, width):
+    page = opened(width, url=organisms_url)
+    assert [url for url in page.requests if url != organisms_url and not url.startswith(("data:", "blob:"))] == []
+    assert page.complaints == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    drawn = page.evaluate("[...document.querySelectorAll('.chart')].map(c => c.querySelectorAll('.trace').length)")
+    assert len(drawn) == 2 * (3 + 1)  # of each organism three fine-tunes and an overlap
+    assert min(drawn) > 0
+    for chart in ("sweep-organism-0-contaminated", "overlap-organism-1-main"):
+        legend, plot = (
+            page.evaluate(f"document.querySelector('#chart-{chart} {part}').getBoundingClientRect().toJSON()")
+            for part in (".legend", ".draglayer .xy .nsewdrag")
+        )
+        assert legend["bottom"] <= plot["top"] + 1
+        assert legend["right"] <= width
 
 
 @pytest.mark.parametrize("width", [390, 1280])
