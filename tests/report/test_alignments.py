@@ -71,7 +71,7 @@ def test_intervals_are_over_seeds_and_paired(tmp_path):
     low, high = stats.t.interval(0.95, 2, loc=each.mean(), scale=stats.sem(each))
     assert (moved["lost_share"].low, moved["lost_share"].high) == (pytest.approx(low), pytest.approx(high))
     assert moved["gap_share"] == pytest.approx(each.mean() / (wide["DPO"] - wide["SFT"]).mean())
-    assert alignments_over_seeds(by_seed)["seeds"].tolist() == [3, 3, 3]
+    assert alignments_over_seeds(by_seed)["selectivity_seeds"].tolist() == [3, 3, 3]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ within it before anything is said over seeds.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ import pandas as pd
 from safety_subspaces.errors import InputError
 from safety_subspaces.report.comparisons import COMPARED
 from safety_subspaces.report.constrained import CONFIGURATION, OTHERS, compare_runs, constrained_runs
-from safety_subspaces.report.findings import t_interval
+from safety_subspaces.report.findings import over_seeds
 from safety_subspaces.report.study import Study
 
 MEASURED = ("utility", "harm_score", "over_refusal_rate", "refusal_margin")
@@ -104,12 +104,12 @@ def models_over_seeds(seeds: Seeds) -> pd.DataFrame:
 
     The reach is half the width of the two-sided 95 % t interval; NaN below two seeds.
     """
-    return _over_seeds(seeds.models, ["model"], MEASURED)
+    return over_seeds(seeds.models, ["model"], MEASURED)
 
 
 def runs_over_seeds(seeds: Seeds) -> pd.DataFrame:
     """Return a row for each configuration, as :func:`models_over_seeds`, with the largest leakage of its seeds."""
-    frame = _over_seeds(seeds.runs, [*CONFIGURATION, "fraction"], (*MEASURED, "energy_inside"))
+    frame = over_seeds(seeds.runs, [*CONFIGURATION, "fraction"], (*MEASURED, "energy_inside"))
     largest = seeds.runs.groupby([*CONFIGURATION, "fraction"], sort=False, dropna=False)["leakage"].max()
     return frame.assign(leakage=largest.to_numpy(dtype=float))
 
@@ -117,7 +117,7 @@ def runs_over_seeds(seeds: Seeds) -> pd.DataFrame:
 def differences_over_seeds(seeds: Seeds) -> pd.DataFrame:
     """Return a row for each run held by the alignment subspace and each run beside it, paired seed by seed."""
     names = [f"{measure}_difference" for measure in COMPARED]
-    return _over_seeds(seeds.differences, [*CONFIGURATION, "fraction", "other"], names)
+    return over_seeds(seeds.differences, [*CONFIGURATION, "fraction", "other"], names)
 
 
 def default_page(folders: Sequence[str]) -> Path:
@@ -140,19 +140,6 @@ def _alignment_update(study: Study) -> pd.DataFrame:
     tables = [result.tables[ALIGNMENT] for result in study.of("project") if ALIGNMENT in result.tables]
     columns = ["tensor", "layer", "type", "energy", "stable_rank", "effective_rank", "numerical_rank"]
     return tables[0] if tables else pd.DataFrame(columns=columns)
-
-
-def _over_seeds(frame: pd.DataFrame, keys: list[str], measures: Iterable[str]) -> pd.DataFrame:
-    rows = []
-    for values, cell in frame.groupby(keys, sort=False, dropna=False):
-        row = dict(zip(keys, values, strict=True))
-        for measure in measures:
-            interval = t_interval(cell[measure])
-            reach = interval.high - interval.mean
-            row |= {measure: interval.mean, f"{measure}_reach": reach, f"{measure}_seeds": interval.n}
-        rows.append(row)
-    columns = [name for m in measures for name in (m, f"{m}_reach", f"{m}_seeds")]
-    return pd.DataFrame(rows, columns=[*keys, *columns])
 
 
 def _over_ranks(every: pd.DataFrame) -> pd.DataFrame:

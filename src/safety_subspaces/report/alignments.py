@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from safety_subspaces.report.comparisons import selectivity_by_draw
-from safety_subspaces.report.findings import Interval, t_interval
+from safety_subspaces.report.findings import Interval, over_seeds, t_interval
 from safety_subspaces.report.organisms import Organism
 from safety_subspaces.report.reading import SELECTIVE_SIGN
 
@@ -65,16 +65,9 @@ def alignments_by_seed(organisms: Sequence[Organism]) -> pd.DataFrame:
 
 
 def alignments_over_seeds(by_seed: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for each alignment: means over seeds, half their 95 % t interval (``_reach``), seeds and draws."""
-    rows = []
-    for name, cell in by_seed.groupby("organism", sort=False):
-        row: dict[str, object] = {"organism": name}
-        for measure in (*MEASURES, *TRAITS, "tuned_margin"):
-            interval = t_interval(cell[measure])
-            row |= {measure: interval.mean, f"{measure}_reach": interval.high - interval.mean}
-        row |= {"seeds": t_interval(cell["selectivity"]).n, "draws": cell["draws"].max()}
-        rows.append(row | {"fractions": cell["fractions"].max()})
-    return pd.DataFrame(rows)
+    """Return a row for each alignment, as :func:`~safety_subspaces.report.findings.over_seeds`, draws and fractions."""
+    described = {"draws": "max", "fractions": "max"}
+    return over_seeds(by_seed, ["organism"], (*MEASURES, *TRAITS, "tuned_margin"), described)
 
 
 def changes(organisms: Sequence[Organism], by_seed: pd.DataFrame) -> pd.DataFrame:

@@ -61,7 +61,7 @@ def alignments_table(organisms: Sequence[Organism]) -> Table:
                 *(with_error(row, name, "_reach") for name in ("norm", "stable_rank", "head_share")),
                 *(with_error(row, name, "_reach") for name in ("aligned_margin", "tuned_margin")),
                 *(with_error(row, name, "_reach") for name in MEASURES),
-                count(row["seeds"]),
+                count(row["selectivity_seeds"]),
                 count(row["draws"]),
             )
         )

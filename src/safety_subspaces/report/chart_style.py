@@ -34,6 +34,57 @@ def subspace_colour(subspace: str) -> str:
     return SUBSPACE_COLOURS.get(subspace, PURPLE)
 
 
+def draw_projection_keys(figure: go.Figure, rows: pd.DataFrame) -> None:
+    """Add the legend: an entry a subspace, which switches its points, and one a method, for its symbol."""
+    for subspace in dict.fromkeys(rows["subspace"].astype(str)):
+        figure.add_scatter(
+            x=[None],
+            y=[None],
+            mode="lines+markers",
+            name=subspace,
+            legendgroup=subspace,
+            marker={"color": subspace_colour(subspace), "size": 9},
+            line={"color": subspace_colour(subspace)},
+        )
+    for method in dict.fromkeys(rows["method"].astype(str)):
+        figure.add_scatter(
+            x=[None],
+            y=[None],
+            mode="lines+markers",
+            name=method,
+            legendgroup=method,
+            marker={
+                "color": GREY,
+                "size": 9,
+                "symbol": METHOD_SYMBOLS.get(method, "square"),
+                "line": {"width": 2, "color": GREY},
+            },
+            line={"color": GREY, "dash": METHOD_DASHES.get(method, "solid")},
+        )
+
+
+def projection_style(subspace: str, method: str) -> dict[str, Any]:
+    """Return how the points of a kind of subspace and a method are drawn, the same in every chart."""
+    colour = subspace_colour(subspace)
+    return {
+        "mode": "lines+markers",
+        "name": f"{subspace}, {method}",
+        "legendgroup": subspace,
+        "showlegend": False,
+        "marker": {
+            "color": colour,
+            "size": 9 if subspace == "top" else 7,
+            "symbol": METHOD_SYMBOLS.get(method, "square"),
+            "line": {"width": 2, "color": colour} if method == "away" else {"width": 0},
+        },
+        "line": {
+            "color": colour,
+            "width": 1.6 if subspace == "top" else 1,
+            "dash": METHOD_DASHES.get(method, "solid"),
+        },
+    }
+
+
 def error_bar(errors: pd.Series, colour: str) -> dict[str, Any]:
     """Return bars of one standard error, or half an interval, to both sides."""
     return {

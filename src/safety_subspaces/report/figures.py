@@ -10,17 +10,16 @@ from plotly.subplots import make_subplots
 from safety_subspaces.report.chart_style import (
     FIXED_RANGES,
     GREY,
-    METHOD_DASHES,
-    METHOD_SYMBOLS,
     ORANGE,
     PALETTE,
     PANEL_UNITS,
     PANELS,
     PURPLE,
     bounds_of,
+    draw_projection_keys,
     error_bar,
     finished,
-    subspace_colour,
+    projection_style,
 )
 from safety_subspaces.report.comparisons import (
     PAIR,
@@ -53,11 +52,11 @@ def kept_energy_figure(study: Study) -> go.Figure:
     pooled = pool_draws(study.projections)
     groups = list(dict.fromkeys(pooled["group"].astype(str)))
     figure = make_subplots(rows=len(groups), cols=1, shared_xaxes=True, subplot_titles=groups, vertical_spacing=0.08)
-    _keys(figure, pooled)
+    draw_projection_keys(figure, pooled)
     for place, group in enumerate(groups, start=1):
         for (subspace, method), rows in pooled[pooled["group"] == group].groupby(["subspace", "method"], sort=False):
             line = rows.sort_values("fraction")
-            style = _style(str(subspace), str(method))
+            style = projection_style(str(subspace), str(method))
             figure.add_scatter(
                 x=line["fraction"],
                 y=line["energy_kept"],
@@ -225,12 +224,12 @@ def pair_colours(overlaps: pd.DataFrame) -> dict[tuple[Any, ...], str]:
 def _energy_figure(study: Study, group: str, rows: pd.DataFrame) -> go.Figure:
     panels = [measure for measure in PANELS if rows[measure].notna().any()]
     figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.045)
-    _keys(figure, rows)
+    draw_projection_keys(figure, rows)
     source = study.projections[study.projections["group"] == group].iloc[0]
     for place, measure in enumerate(panels, start=1):
         for (subspace, method), cell in rows.groupby(["subspace", "method"], sort=False):
             line = cell[cell[measure].notna()].sort_values("energy_kept")
-            style = _style(str(subspace), str(method))
+            style = projection_style(str(subspace), str(method))
             unit = PANEL_UNITS[measure]
             of_groups = unit.replace("n_", "n_groups_")
             seen = line[["fraction", "n_draws", f"{measure}_draws", unit, f"{measure}_error", of_groups]]
@@ -274,55 +273,6 @@ def _draw_levels(figure: go.Figure, study: Study, measure: str, place: int, alig
             col=1,
         )
     return levels
-
-
-def _keys(figure: go.Figure, rows: pd.DataFrame) -> None:
-    """Add the legend: an entry a subspace, which switches its points, and one a method, for its symbol."""
-    for subspace in dict.fromkeys(rows["subspace"].astype(str)):
-        figure.add_scatter(
-            x=[None],
-            y=[None],
-            mode="lines+markers",
-            name=subspace,
-            legendgroup=subspace,
-            marker={"color": subspace_colour(subspace), "size": 9},
-            line={"color": subspace_colour(subspace)},
-        )
-    for method in dict.fromkeys(rows["method"].astype(str)):
-        figure.add_scatter(
-            x=[None],
-            y=[None],
-            mode="lines+markers",
-            name=method,
-            marker={
-                "color": GREY,
-                "size": 9,
-                "symbol": METHOD_SYMBOLS.get(method, "square"),
-                "line": {"width": 2, "color": GREY},
-            },
-            line={"color": GREY, "dash": METHOD_DASHES.get(method, "solid")},
-        )
-
-
-def _style(subspace: str, method: str) -> dict[str, Any]:
-    colour = subspace_colour(subspace)
-    return {
-        "mode": "lines+markers",
-        "name": f"{subspace}, {method}",
-        "legendgroup": subspace,
-        "showlegend": False,
-        "marker": {
-            "color": colour,
-            "size": 9 if subspace == "top" else 7,
-            "symbol": METHOD_SYMBOLS.get(method, "square"),
-            "line": {"width": 2, "color": colour} if method == "away" else {"width": 0},
-        },
-        "line": {
-            "color": colour,
-            "width": 1.6 if subspace == "top" else 1,
-            "dash": METHOD_DASHES.get(method, "solid"),
-        },
-    }
 
 
 def _pair_name(pair: Iterable[Any], rows: pd.DataFrame) -> str:

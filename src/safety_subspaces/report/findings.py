@@ -1,5 +1,6 @@
 """What a reading is made of: a finding, and a mean with its interval."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -50,3 +51,33 @@ def t_interval(values: pd.Series) -> Interval:
         return Interval(mean, np.nan, np.nan, 1)
     reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * finite.std(ddof=1) / np.sqrt(n))
     return Interval(mean, mean - reach, mean + reach, n)
+
+
+def over_seeds(
+    frame: pd.DataFrame, keys: list[str], measures: Iterable[str], described: Mapping[str, str] | None = None
+) -> pd.DataFrame:
+    """Return a row for each cell of ``keys``: each measure's mean over seeds with its interval.
+
+    Args:
+        frame: A row for each cell and seed.
+        keys: What names a cell.
+        measures: Columns; each has its mean, ``<measure>_reach`` (half the t interval, NaN below two seeds) and
+            ``<measure>_seeds``.
+        described: Further columns, and how pandas sums them up over seeds.
+    """
+    rows, described = [], described or {}
+    for values, cell in frame.groupby(keys, sort=False, dropna=False):
+        row = dict(zip(keys, values, strict=True))
+        for measure in measures:
+            interval = t_interval(cell[measure])
+            reach = interval.high - interval.mean
+            row |= {measure: interval.mean, f"{measure}_reach": reach, f"{measure}_seeds": interval.n}
+        rows.append(row | {name: cell[name].agg(how) for name, how in described.items()})
+    columns = [name for m in measures for name in (m, f"{m}_reach", f"{m}_seeds")]
+    return pd.DataFrame(rows, columns=[*keys, *columns, *described])
+
+
+def interval_of(row: pd.Series, measure: str) -> Interval:
+    """Return a mean of :func:`over_seeds` with its interval."""
+    mean, reach = float(row[measure]), float(row[f"{measure}_reach"])
+    return Interval(mean, mean - reach, mean + reach, int(row[f"{measure}_seeds"]))

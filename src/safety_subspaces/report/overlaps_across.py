@@ -96,12 +96,6 @@ def cross_pairs(overlaps: pd.DataFrame) -> list[tuple[str, str, str]]:
     return sorted(named, key=lambda pair: set(pair[1:]) != {"useful", "harmful"})
 
 
-def interval_of(row: pd.Series, measure: str) -> Interval:
-    """Return a mean of :func:`distances_over_seeds` with its interval."""
-    mean, reach = float(row[measure]), float(row[f"{measure}_reach"])
-    return Interval(mean, mean - reach, mean + reach, int(row[f"{measure}_seeds"]))
-
-
 def _place_of(by: str, cell: Any) -> float:
     """Return where a cell stands: parts and types in their customary order, layers by number."""
     if by == "layer":

@@ -5,14 +5,13 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from safety_subspaces.report.findings import Finding
+from safety_subspaces.report.findings import Finding, interval_of
 from safety_subspaces.report.overlaps_across import (
     AS_NAMED,
     ONE_REPEATED,
     PARTS,
     cross_pairs,
     distances_over_seeds,
-    interval_of,
 )
 from safety_subspaces.report.study import REPEAT_SUFFIX
 

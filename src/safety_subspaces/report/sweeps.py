@@ -16,7 +16,7 @@ from scipy import optimize, stats
 
 from safety_subspaces.report.across_seeds import MEASURED
 from safety_subspaces.report.comparisons import COMPARED, SAMPLE_SIZES, without_trivial
-from safety_subspaces.report.findings import Interval, t_interval
+from safety_subspaces.report.findings import over_seeds, t_interval
 from safety_subspaces.report.reading import LEAST_MODELS, LEAST_RANGE, SELECTIVE_SIGN
 
 CONFIGURATION: Final = ["tuned", "subspace", "method", "fraction"]
@@ -50,7 +50,7 @@ def sweep_over_seeds(projections: pd.DataFrame) -> pd.DataFrame:
     by_seed = numbers.groupby([*CONFIGURATION, "seed"], sort=False)
     frame = by_seed[measures].mean().join(by_seed[list(SAMPLE_SIZES)].max())
     frame = frame.assign(draws=by_seed["draw"].nunique()).reset_index()
-    return _summarised(frame, CONFIGURATION, measures, dict.fromkeys(("draws", *SAMPLE_SIZES), "max"))
+    return over_seeds(frame, CONFIGURATION, measures, dict.fromkeys(("draws", *SAMPLE_SIZES), "max"))
 
 
 def energy_correlations(projections: pd.DataFrame) -> pd.DataFrame:
@@ -167,7 +167,7 @@ def equal_energy_over_seeds(projections: pd.DataFrame) -> pd.DataFrame:
     """
     described = {"draws": "max", "fractions": "min", "energy_gap": "max"}
     every = _with_both(equal_energy_differences(projections), MEASURED, described)
-    return _summarised(every, CONTRAST, _differences(MEASURED), described)
+    return over_seeds(every, CONTRAST, _differences(MEASURED), described)
 
 
 def matched_utility_over_seeds(projections: pd.DataFrame) -> pd.DataFrame:
@@ -177,13 +177,7 @@ def matched_utility_over_seeds(projections: pd.DataFrame) -> pd.DataFrame:
     """
     described = {**dict.fromkeys(UTILITIES, "mean"), "draws": "max", "undefined": "sum", "fractions": "min"}
     every = _with_both(matched_utility_differences(projections), MATCHED, described)
-    return _summarised(every, CONTRAST, _differences(MATCHED), described)
-
-
-def interval_of(row: pd.Series, measure: str) -> Interval:
-    """Return a measure's mean difference over seeds with its interval."""
-    mean, reach = float(row[f"{measure}_difference"]), float(row[f"{measure}_difference_reach"])
-    return Interval(mean, mean - reach, mean + reach, int(row[f"{measure}_difference_seeds"]))
+    return over_seeds(every, CONTRAST, _differences(MATCHED), described)
 
 
 def best_covered(seeds: pd.Series) -> list[str]:
@@ -301,21 +295,6 @@ def _with_both(differences: pd.DataFrame, measures: Iterable[str], described: di
         identity = {name: str(value) for name, value in zip(CONTRAST, (*names, BOTH), strict=True)}
         frames += [cell, both.assign(**identity)]
     return pd.concat(frames, ignore_index=True)
-
-
-def _summarised(
-    frame: pd.DataFrame, keys: list[str], measures: Iterable[str], described: dict[str, str]
-) -> pd.DataFrame:
-    rows = []
-    for values, cell in frame.groupby(keys, sort=False):
-        row = dict(zip(keys, values, strict=True))
-        for measure in measures:
-            interval = t_interval(cell[measure])
-            reach = interval.high - interval.mean
-            row |= {measure: interval.mean, f"{measure}_reach": reach, f"{measure}_seeds": interval.n}
-        rows.append(row | {name: cell[name].agg(how) for name, how in described.items()})
-    columns = [name for m in measures for name in (m, f"{m}_reach", f"{m}_seeds")]
-    return pd.DataFrame(rows, columns=[*keys, *columns, *described])
 
 
 def _differences(measures: Iterable[str]) -> list[str]:

@@ -9,16 +9,15 @@ from plotly.subplots import make_subplots
 
 from safety_subspaces.report.chart_style import (
     FIXED_RANGES,
-    GREY,
-    METHOD_DASHES,
-    METHOD_SYMBOLS,
     ORANGE,
     PANEL_UNITS,
     PANELS,
     PURPLE,
     bounds_of,
+    draw_projection_keys,
     error_bar,
     finished,
+    projection_style,
     subspace_colour,
 )
 from safety_subspaces.report.sweeps import METHODS, sweep_over_seeds
@@ -44,7 +43,7 @@ def sweep_figure(projections: pd.DataFrame, models: pd.DataFrame, tuned: str) ->
     own = projections[(projections["tuned"] == tuned) & projections["method"].isin(METHODS)]
     frame = sweep_over_seeds(own)
     figure = make_subplots(rows=len(AXES), cols=1, vertical_spacing=0.06, row_heights=list(HEIGHTS))
-    _draw_keys(figure, frame)
+    draw_projection_keys(figure, frame)
     for place, (x, y) in enumerate(AXES, start=1):
         for (subspace, method), cell in frame.groupby(["subspace", "method"], sort=False):
             line = cell[cell[x].notna() & cell[y].notna()].sort_values(ENERGY)
@@ -92,17 +91,7 @@ def _points(line: pd.DataFrame, subspace: str, method: str, x: str, y: str) -> d
         "x": line[x],
         "y": line[y],
         **{axis: bar for axis, bar in bars.items() if bar is not None},
-        "mode": "lines+markers",
-        "name": f"{subspace}, {method}",
-        "legendgroup": subspace,
-        "showlegend": False,
-        "marker": {
-            "color": colour,
-            "size": 9 if subspace == "top" else 7,
-            "symbol": METHOD_SYMBOLS[method],
-            "line": {"width": 2 if method == "away" else 0, "color": colour},
-        },
-        "line": {"color": colour, "width": 1.6 if subspace == "top" else 1, "dash": METHOD_DASHES[method]},
+        **projection_style(subspace, method),
         "customdata": line[shown].astype(float).to_numpy(),
         "hovertemplate": f"{PANELS[y].lower()} %{{y:.3f}} ± {place[f'{y}_reach']}:.3f}}<br>"
         f"{x.replace('_', ' ')} %{{x:.3f}} ± {place[f'{x}_reach']}:.3f}}, fraction {place['fraction']}:g}}<br>"
@@ -144,16 +133,3 @@ def _draw_levels(
             col=1,
         )
     return levels
-
-
-def _draw_keys(figure: go.Figure, frame: pd.DataFrame) -> None:
-    """Add the legend: an entry a subspace, which switches its points, and one a method, for its symbol."""
-    keys: list[tuple[str, dict[str, Any]]] = []
-    for subspace in dict.fromkeys(frame["subspace"].astype(str)):
-        colour = subspace_colour(subspace)
-        keys.append((subspace, {"marker": {"color": colour, "size": 9}, "line": {"color": colour}}))
-    for method in dict.fromkeys(frame["method"].astype(str)):
-        marker = {"color": GREY, "size": 9, "symbol": METHOD_SYMBOLS[method], "line": {"width": 2, "color": GREY}}
-        keys.append((method, {"marker": marker, "line": {"color": GREY, "dash": METHOD_DASHES[method]}}))
-    for name, style in keys:
-        figure.add_scatter(x=[None], y=[None], mode="lines+markers", name=name, legendgroup=name, **style)

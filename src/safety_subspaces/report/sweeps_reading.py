@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from safety_subspaces.report.constrained_reading import LEAST_CHANGE, interval_words
-from safety_subspaces.report.findings import CONFIDENCE, Finding, Interval
+from safety_subspaces.report.findings import CONFIDENCE, Finding, Interval, interval_of
 from safety_subspaces.report.reading import CHANGED_SHARE, EXPECTED_SIGN, LEAST_RANGE, STRONG, WEAK, WORDS
 from safety_subspaces.report.sweeps import (
     BOTH,
@@ -19,7 +19,6 @@ from safety_subspaces.report.sweeps import (
     best_covered,
     energy_correlations,
     equal_energy_over_seeds,
-    interval_of,
     matched_utility_over_seeds,
 )
 from safety_subspaces.report.wording import row_of
@@ -148,7 +147,7 @@ def _read_selectivity(name: str, other: str, equal: pd.DataFrame, matched: pd.Da
     moves = bool((pooled["utility_span"] >= LEAST_RANGE["utility"]).any())
     rows = matched if moves else equal
     both = rows[rows["method"] == BOTH].iloc[0]
-    margin, harm = interval_of(both, "refusal_margin"), interval_of(both, "harm_score")
+    margin, harm = interval_of(both, "refusal_margin_difference"), interval_of(both, "harm_score_difference")
     verdict, control, seeds = selectivity_verdict(margin), CONTROLS[other], _count(margin.n, "seed")
     still = "was not scored" if pooled["utility_span"].isna().all() else "does not grow over the sweep"
     at = "at equal utility" if moves else f"at equal energy, for utility {still}"
@@ -177,7 +176,7 @@ def _comparisons(rows: pd.DataFrame) -> dict[tuple[str, str], Interval]:
     for _, row in rows.iterrows():
         pair = f"{NAMES[str(row['subspace'])]} minus {NAMES[str(row['other'])]}, {row['method']}"
         for measure in EXPLAINED:
-            over = interval_of(row, measure)
+            over = interval_of(row, f"{measure}_difference")
             if not np.isnan(over.low):
                 found[pair, measure] = over
     return found
@@ -230,7 +229,9 @@ def _method_words(row: pd.Series, method: str, moves: bool) -> str:
     if moves:
         low, high = row["utility_low"], row["utility_high"]
         where = " (no utility in common)" if np.isnan(low) else f" (utility in common {low:.2f} to {high:.2f})"
-    margin, harm = (interval_words(interval_of(row, measure)) for measure in ("refusal_margin", "harm_score"))
+    margin, harm = (
+        interval_words(interval_of(row, f"{measure}_difference")) for measure in ("refusal_margin", "harm_score")
+    )
     return f"{method}{where} margin {margin}, harm score {harm}"
 
 
@@ -242,7 +243,7 @@ def _gap_words(rows: pd.DataFrame) -> str:
 
 def _beside_words(both: pd.Series, moves: bool) -> str:
     if not moves:
-        return f"; utility {interval_words(interval_of(both, 'utility'))}, not signed"
+        return f"; utility {interval_words(interval_of(both, 'utility_difference'))}, not signed"
     undefined = int(both["undefined"])
     return f"; pairs of curves that share too little utility, in all seeds: {undefined}" if undefined else ""
 
