@@ -17,7 +17,7 @@ from safety_subspaces.report.overlaps_across_tables import overlaps_across_table
 from safety_subspaces.report.sweeps import BOTH
 from safety_subspaces.report.sweeps_reading import read_sweeps
 from safety_subspaces.report.sweeps_tables import correlations_table, selectivity_across_table
-from safety_subspaces.report.tables import Table
+from safety_subspaces.report.tables import NOTHING, Table
 
 # The heading of what is said of the organisms side by side.
 SIDE_BY_SIDE = "Side by side"
@@ -51,12 +51,21 @@ def across_tables(organisms: Sequence[Organism]) -> dict[str, Table]:
                 selectivity_across_table(seeds.projections).without("shared", "fractions", "draws")
             )
         if len(seeds.overlaps):
-            tables[f"Overlap of useful and harmful: {name}"] = overlaps_across_table(seeds.overlaps)
+            tables[f"Overlap of useful and harmful: {name}"] = _as_named(overlaps_across_table(seeds.overlaps))
         tables[f"Training under a constraint, across seeds: {name}"] = constrained_across_table(seeds).without("seeds")
         tables[f"Beside the runs of the same seed: {name}"] = differences_across_table(seeds)
     if len(organisms) > 1:
-        tables["Alignments side by side"] = alignments_table(organisms)
+        tables["Alignments side by side"] = alignments_table(organisms).without(
+            "data", "examples", "rate/1e-3", "draws"
+        )
     return tables
+
+
+def _as_named(table: Table) -> Table:
+    """Keep the pairs as they are named, where they have an overlap, and what they are judged by."""
+    repeated, overlap = table.columns.index("one repeated"), table.columns.index("overlap")
+    rows = tuple(row for row in table.rows if not row[repeated] and row[overlap] != NOTHING)
+    return replace(table, rows=rows).without("one repeated", "chance", "minus floor", "tensors", "undefined")
 
 
 def _main_rows(table: Table) -> Table:
