@@ -49,9 +49,9 @@ def sweep_figure(projections: pd.DataFrame, models: pd.DataFrame, tuned: str) ->
             line = cell[cell[x].notna() & cell[y].notna()].sort_values(ENERGY)
             figure.add_trace(go.Scatter(_points(line, str(subspace), str(method), x, y)), row=place, col=1)
         levels = _draw_levels(figure, models, _labels(own, tuned), y, place)
-        reach = frame[f"{y}_reach"].fillna(0)
-        ends = [*(frame[y] - reach).dropna(), *(frame[y] + reach).dropna(), *levels]
-        bounds = FIXED_RANGES.get(y) or (bounds_of(ends) if ends else (-1.0, 1.0))
+        # Of the means alone: the interval of few seeds can be many times as wide as all that the means say.
+        means = [*frame[y].dropna(), *levels]
+        bounds = FIXED_RANGES.get(y) or (bounds_of(means) if means else (-1.0, 1.0))
         figure.update_yaxes(title=PANELS[y], range=bounds, row=place, col=1)
         figure.update_xaxes(range=X_RANGES[x], row=place, col=1)
         if place == len(AXES) or AXES[place][0] != x:
@@ -69,7 +69,11 @@ def caption(projections: pd.DataFrame, tuned: str) -> str:
     drawn = frame[frame["subspace"].astype(str).str.startswith("random")]
     draws = sorted(set(drawn["draws"].astype(int)))
     of_draws = f"each random subspace drawn {' or '.join(map(str, draws))} times a seed, its draws averaged first"
-    bars = "bars are ± half the 95 % t interval over seeds" if len(seeds) > 1 else "one seed, so without bars"
+    bars = (
+        "bars are ± half the 95 % t interval over seeds, cut by the frame"
+        if len(seeds) > 1
+        else "one seed, so without bars"
+    )
     lost = int(own["n_unscored"].fillna(0).sum())
     return (
         f"{tuned} projected: each point is the mean over {len(seeds)} seed{'' if len(seeds) == 1 else 's'} "
@@ -86,11 +90,11 @@ def _points(line: pd.DataFrame, subspace: str, method: str, x: str, y: str) -> d
     shown = ["fraction", f"{x}_reach", f"{y}_reach", f"{y}_seeds", "draws", unit, unit.replace("n_", "n_groups_")]
     place = {name: f"%{{customdata[{number}]" for number, name in enumerate(shown)}
     groups = f" in {place[shown[-1]]}:.0f}} groups" if line[shown[-1]].notna().all() else ""
-    bars = {f"error_{axis}": _bars(line, name, colour) for axis, name in (("x", x), ("y", y)) if name != ENERGY}
+    bars = _bars(line, y, colour)
     return {
         "x": line[x],
         "y": line[y],
-        **{axis: bar for axis, bar in bars.items() if bar is not None},
+        **({} if bars is None else {"error_y": bars}),
         **projection_style(subspace, method),
         "customdata": line[shown].astype(float).to_numpy(),
         "hovertemplate": f"{PANELS[y].lower()} %{{y:.3f}} ± {place[f'{y}_reach']}:.3f}}<br>"
