@@ -307,7 +307,6 @@ def test_the_chart_has_four_panels_with_bars_over_seeds_and_none_of_one_seed():
     assert len(drawn) == 4 * 5 * 2
     assert sum(len(trace.x) for trace in drawn if trace.yaxis == "y4") == 5 * 2 * len(FRACTIONS)
     assert all(trace.error_y.array is not None for trace in drawn)
-    assert all(trace.error_y.array is not None for trace in drawn)
     assert {annotation.text for annotation in figure.layout.annotations} == {"aligned", "contaminated"}
     assert "seeds (0, 1, 2)" in caption(projections, "contaminated")
     assert "± half the 95 % t interval over seeds" in caption(projections, "contaminated")

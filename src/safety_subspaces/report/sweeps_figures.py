@@ -42,7 +42,7 @@ def sweep_figure(projections: pd.DataFrame, models: pd.DataFrame, tuned: str) ->
     """
     own = projections[(projections["tuned"] == tuned) & projections["method"].isin(METHODS)]
     frame = sweep_over_seeds(own)
-    figure = make_subplots(rows=len(AXES), cols=1, vertical_spacing=0.06, row_heights=list(HEIGHTS))
+    figure = make_subplots(rows=len(AXES), cols=1, vertical_spacing=0.075, row_heights=list(HEIGHTS))
     draw_projection_keys(figure, frame)
     for place, (x, y) in enumerate(AXES, start=1):
         for (subspace, method), cell in frame.groupby(["subspace", "method"], sort=False):
