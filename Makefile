@@ -82,6 +82,8 @@ QUICK_evaluate_adapters := $(QUICK_evaluate)
 QUICK_constrained := $(QUICK_evaluate)
 QUICK_sweep := --fractions '[0.1,0.25,0.5]' --draws 2 --evaluate.limit 64
 QUICK_sweep_adapter := --draws 2 --evaluate.limit 64
+QUICK_sweep_alignment := $(QUICK_sweep_adapter)
+QUICK_evaluate_alignment := $(QUICK_evaluate)
 
 comma := ,
 empty :=

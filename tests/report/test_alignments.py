@@ -88,7 +88,7 @@ def test_a_change_that_closes_the_gap_is_named_and_one_that_does_not_is_not(tmp_
     organisms = read_organisms(write_all(tmp_path, [SFT, DPO, replace(SFT, rate=5e-4, selectivity=moved)]))
     found = [finding for finding in read_alignments(organisms) if finding.topic == "changes"]
     assert found[0].verdict == explained
-    assert ("SFT, rate 0.0005" in found[0].headline) == (explained == "explained")
+    assert found[0].headline.endswith("by other changes: SFT, rate 0.0005.") == (explained == "explained")
     assert found[1].verdict == ("more selective" if moved else "no change shown")
 
 

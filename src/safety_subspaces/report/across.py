@@ -44,7 +44,8 @@ def across_tables(organisms: Sequence[Organism]) -> dict[str, Table]:
     tables: dict[str, Table] = {}
     for organism in organisms:
         seeds, name = organism.seeds, organism.name
-        tables[f"Models, across seeds: {name}"] = models_across_table(seeds)
+        if len(seeds.models):
+            tables[f"Models, across seeds: {name}"] = models_across_table(seeds)
         if seeds.has_evaluated_projections:
             tables[f"Kept energy and the outcome: {name}"] = correlations_table(seeds.projections)
             tables[f"Top-k of alignment beside its controls: {name}"] = _main_rows(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from safety_subspaces.report.across import organism_findings
@@ -23,7 +24,7 @@ from safety_subspaces.report.reading import answer, read
 from safety_subspaces.report.sweeps_figures import caption as sweep_caption
 from safety_subspaces.report.sweeps_figures import sweep_figure
 from safety_subspaces.report.sweeps_tables import correlations_table, selectivity_across_table, sweep_table
-from safety_subspaces.report.tables import Table
+from safety_subspaces.report.tables import Table, count
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class OrganismPart:
     name: str
     anchor: str
     recipe: str
+    prompts: str
     seeds: tuple[str, ...]
     answer: str
     findings: dict[str, list[str]]
@@ -83,6 +85,7 @@ def _part_of(organism: Organism, place: int) -> OrganismPart:
         name=organism.name,
         anchor=anchor,
         recipe="" if organism.alignment is None else str(organism.alignment),
+        prompts=_prompts_of(seeds),
         seeds=seeds.seeds,
         answer=answer(findings),
         findings=by_topic(findings),
@@ -95,6 +98,13 @@ def _part_of(organism: Organism, place: int) -> OrganismPart:
         differences=differences_across_table(seeds) if len(seeds.differences) else None,
         models=models_across_table(seeds) if len(seeds.models) else None,
     )
+
+
+def _prompts_of(seeds: Seeds) -> str:
+    """Say how many prompts stand behind each model's rates."""
+    counts = seeds.models[["n_utility", "n_harmful", "n_benign"]].max() if len(seeds.models) else pd.Series(dtype=float)
+    words = [f"{count(n)} {str(name).removeprefix('n_')}" for name, n in counts.items()]
+    return f"each model answers {', '.join(words)} prompts" if words else "no model was evaluated"
 
 
 def _sweep_charts(seeds: Seeds, anchor: str) -> list[tuple[Chart, str]]:

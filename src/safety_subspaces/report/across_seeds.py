@@ -43,7 +43,8 @@ class Seeds:
         frames = []
         for study in self.studies:
             rows = [study.model(str(label)) for label in dict.fromkeys(study.models["model"])]
-            frames.append(pd.DataFrame([row for row in rows if row is not None]).assign(seed=_label(study)))
+            found = pd.DataFrame([row for row in rows if row is not None]).reindex(columns=study.models.columns)
+            frames.append(found.assign(seed=_label(study)))
         return pd.concat(frames, ignore_index=True)
 
     @cached_property

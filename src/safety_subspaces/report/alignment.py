@@ -30,10 +30,13 @@ class Alignment:
         """Say in a few words what is different from another alignment; empty where nothing is."""
         said = [self.objective] if self.objective != other.objective else []
         said += [f"data {self.data}"] if self.data != other.data else []
-        said += [f"{self.examples} examples"] if self.examples != other.examples else []
-        said += [f"rate {self.learning_rate:g}"] if self.learning_rate != other.learning_rate else []
+        if self.examples != other.examples:
+            said.append("size unknown" if self.examples is None else f"{self.examples} examples")
+        if self.learning_rate != other.learning_rate:
+            said.append("rate unknown" if self.learning_rate is None else f"rate {self.learning_rate:g}")
         said += [detail for detail in self.details if detail not in other.details]
-        return ", ".join(said)
+        lacking = [detail for detail in other.details if detail.rsplit(" ", 1)[0] not in " ".join(self.details)]
+        return ", ".join([*said, *(f"no {detail.rsplit(' ', 1)[0]}" for detail in lacking)])
 
     def __str__(self) -> str:
         rate = "" if self.learning_rate is None else f"rate {self.learning_rate:g}"

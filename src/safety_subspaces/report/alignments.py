@@ -77,7 +77,9 @@ def changes(organisms: Sequence[Organism], by_seed: pd.DataFrame) -> pd.DataFram
         A row for each alignment that is not a first one: ``organism``, ``beside`` (that first one), the differences in
         each measure of ``MEASURES`` under its name (each an :class:`~safety_subspaces.report.findings.Interval`), and
         ``gap_share``: the mean change of ``lost_share`` as a share of the gap between the first alignments of the two
-        objectives, 1 where the change alone makes the one as selective as the other; NaN without two objectives.
+        objectives, 1 where the change alone makes the one as selective as the other; NaN without two objectives, or
+        where the gap is not shown; and ``past_half``: the interval of the change beyond half of that gap, signed so
+        that positive is beyond.
     """
     wide = by_seed.pivot_table(index="seed", columns="organism", values=list(MEASURES), dropna=False)
     firsts = first_of_each(organisms)
@@ -87,11 +89,18 @@ def changes(organisms: Sequence[Organism], by_seed: pd.DataFrame) -> pd.DataFram
         if first is None or first == organism.name:
             continue
         moved = {m: t_interval(wide[m][organism.name] - wide[m][first]) for m in MEASURES}
+        share, past_half = np.nan, t_interval(pd.Series(dtype=float))
         others = [name for name in firsts.values() if name != first]
-        apart = float((wide["lost_share"][others[0]] - wide["lost_share"][first]).mean()) if others else np.nan
-        share = moved["lost_share"].mean / apart if apart else np.nan
-        rows.append({"organism": organism.name, "beside": first, **moved, "gap_share": share})
-    return pd.DataFrame(rows, columns=["organism", "beside", *MEASURES, "gap_share"])
+        if others:
+            shares = wide["lost_share"]
+            apart = shares[others[0]] - shares[first]
+            between = t_interval(apart)
+            if between.sign:
+                share = moved["lost_share"].mean / between.mean
+                past_half = t_interval((shares[organism.name] - shares[first] - apart / 2) * between.sign)
+        row = {"organism": organism.name, "beside": first, **moved, "gap_share": share, "past_half": past_half}
+        rows.append(row)
+    return pd.DataFrame(rows, columns=["organism", "beside", *MEASURES, "gap_share", "past_half"])
 
 
 def gap(organisms: Sequence[Organism], by_seed: pd.DataFrame, measure: str) -> Interval:

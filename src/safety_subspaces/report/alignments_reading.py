@@ -10,6 +10,7 @@ from safety_subspaces.report.alignments import (
     JUDGED_BY,
     LEAST_ALIGNMENTS,
     MEASURES,
+    TRAITS,
     alignments_by_seed,
     alignments_over_seeds,
     changes,
@@ -28,8 +29,6 @@ TRAIT_WORDS: Final = {
     "head_share": "share of the output head",
     "aligned_margin": "refusal margin of the aligned model",
 }
-# A change that closes at least half of the gap between two objectives explains more than it leaves open.
-MOST_OF_THE_GAP: Final = 0.5
 
 
 def read_alignments(organisms: Sequence[Organism]) -> list[Finding]:
@@ -61,7 +60,7 @@ def alignments_table(organisms: Sequence[Organism]) -> Table:
                 *(with_error(row, name, "_reach") for name in ("norm", "stable_rank", "head_share")),
                 *(with_error(row, name, "_reach") for name in ("aligned_margin", "tuned_margin")),
                 *(with_error(row, name, "_reach") for name in MEASURES),
-                count(row["selectivity_seeds"]),
+                "/".join(dict.fromkeys(count(row[f"{name}_seeds"]) for name in (*TRAITS, *MEASURES))),
                 count(row["draws"]),
             )
         )
@@ -97,7 +96,8 @@ def _read_gap(organisms: Sequence[Organism], by_seed: pd.DataFrame) -> list[Find
         f"{said} Difference, seed by seed, as a share of the margin that the fine-tune took away: "
         f"{interval_words(between)}; in nats {interval_words(nats)}; in the judged harm score {interval_words(harm)}."
     )
-    return [Finding("alignments", verdict, said, text)]
+    headline = f"{said[:-1]}: {interval_words(between)} of the margin that was lost, {between.n} seeds."
+    return [Finding("alignments", verdict, headline, text)]
 
 
 def _read_changes(organisms: Sequence[Organism], by_seed: pd.DataFrame) -> list[Finding]:
@@ -112,7 +112,7 @@ def _read_changes(organisms: Sequence[Organism], by_seed: pd.DataFrame) -> list[
         verdict = "unknown" if change.n < 2 else verdict
         way = 100 * float(row["gap_share"])
         share = "" if pd.isna(way) else f", {way:.0f} % of the way to the other objective"
-        if change.sign and row["gap_share"] >= MOST_OF_THE_GAP:
+        if row["past_half"].sign > 0:
             closing.append(str(row["organism"]))
         text = (
             f"{row['organism']}, beside {row['beside']}: {verdict} (share {interval_words(change)} over {change.n} "
@@ -122,9 +122,13 @@ def _read_changes(organisms: Sequence[Organism], by_seed: pd.DataFrame) -> list[
         findings.append(Finding("changes", verdict, "", text))
     if moved["gap_share"].isna().all():
         return findings
-    headline = "No change that keeps the objective closes half of the gap between the objectives."
+    most = moved.sort_values("gap_share").iloc[-1]
+    headline = (
+        "No change that keeps the objective is shown to close more than half of the gap between the objectives; the "
+        f"most is {100 * most['gap_share']:.0f} %, by {most['organism']}."
+    )
     if closing:
-        headline = f"Half or more of the gap between the objectives is closed by other changes: {'; '.join(closing)}."
+        headline = f"More than half of the gap between the objectives is closed by other changes: {'; '.join(closing)}."
     return [Finding("changes", "explained" if closing else "not explained", headline, headline), *findings]
 
 

@@ -12,7 +12,7 @@ from scipy import stats
 
 from safety_subspaces.report.constrained_reading import LEAST_CHANGE, interval_words
 from safety_subspaces.report.findings import CONFIDENCE, Finding, Interval, interval_of
-from safety_subspaces.report.reading import CHANGED_SHARE, EXPECTED_SIGN, LEAST_RANGE, STRONG, WEAK, WORDS
+from safety_subspaces.report.reading import CHANGED_SHARE, LEAST_RANGE, STRONG, WEAK, WORDS
 from safety_subspaces.report.sweeps import (
     BOTH,
     METHODS,
@@ -36,7 +36,7 @@ EXPLAINED: Final = ("refusal_margin", "utility")
 LEAST_TOLD: Final = {**LEAST_CHANGE, "harm_score": 4 * CHANGED_SHARE}
 ORDER: Final = {
     "alone": "orders the outcome, and at equal energy no difference is shown",
-    "not alone": "orders the outcome, but not alone: at equal energy subspaces differ",
+    "not alone": "orders the outcome, but not alone: at equal energy kinds differ",
     "partly": "orders the outcome in part, or how far it does is not shown",
     "does not order": "does not order the outcome",
     "unknown": "is not known to order the outcome alone",
@@ -69,12 +69,12 @@ def energy_verdict(orders: Iterable[Interval], compared: int, differing: int) ->
     """Return ``alone``, ``not alone``, ``partly``, ``does not order`` or ``unknown``.
 
     Args:
-        orders: Rank correlations of kept energy, of the measures that move, signed so that positive is expected.
+        orders: Rank correlations of kept energy, of the measures that move, each signed by its own direction.
         compared: How many differences at equal energy have an interval.
-        differing: How many of these are shown.
+        differing: How many of these are sure, with intervals that hold for all of them together.
     """
-    known = [order for order in orders if not np.isnan(order.low)]
-    if not known:
+    known = [order for order in orders if not np.isnan(order.mean)]
+    if not known or any(np.isnan(order.low) for order in known):
         return "unknown"
     if min(order.low for order in known) >= STRONG:
         return ("not alone" if differing else "alone") if compared else "unknown"
@@ -96,10 +96,12 @@ def _read_energy(organism: str, correlations: pd.DataFrame, equal: pd.DataFrame)
         tuned, by_measure = str(name), rows.set_index("measure")
         orders = {m: _correlation(row_of(by_measure, m)) for m in WORDS}
         at_equal = equal[(equal["tuned"] == name) & (equal["method"] != BOTH)]
+        # Bonferroni: intervals of 1 - 0.05 / m hold for all m together in 95 % of experiments.
         compared = _comparisons(at_equal)
         shown = {key: over for key, over in compared.items() if _shown_sign(over, key[1])}
-        signed = [_signed(over, EXPECTED_SIGN[measure]) for measure, over in orders.items()]
-        verdict = energy_verdict(signed, len(compared), len(shown))
+        sure = [key for key, over in shown.items() if _p_value(over) * len(compared) < 1 - CONFIDENCE]
+        signed = [_signed(over, -1 if over.mean < 0 else 1) for over in orders.values()]
+        verdict = energy_verdict(signed, len(compared), len(sure))
         seeds, draws = max(over.n for over in orders.values()), int(by_measure["draws"].max())
         told = ", ".join(f"{WORDS[m]} {_order_words(over)}" for m, over in orders.items())
         spread = by_measure["draw_spread"].max()
@@ -107,7 +109,7 @@ def _read_energy(organism: str, correlations: pd.DataFrame, equal: pd.DataFrame)
         texts.append(
             f"{organism}, {tuned}: kept energy {ORDER[verdict]}. Spearman's rho over all subspaces, methods and "
             f"fractions: {told} ({_count(seeds, 'seed')}, {_count(draws, 'draw')}, "
-            f"{by_measure['points'].min():.0f} points each{between}). {_compared_words(compared, shown)}"
+            f"{by_measure['points'].min():.0f} points each{between}). {_compared_words(compared, shown, len(sure))}"
             f"{_gap_words(at_equal)}"
         )
         verdicts[tuned] = verdict
@@ -130,8 +132,11 @@ def _read_all(organism: str, equal: pd.DataFrame, matched: pd.DataFrame) -> list
     tuneds = list(dict.fromkeys(of_top["tuned"].astype(str)))
     main = MAIN if MAIN in tuneds else tuneds[0] if tuneds else ""
     for (tuned, other), rows in of_top.groupby(["tuned", "other"], sort=False):
-        place = (matched["tuned"] == tuned) & (matched["subspace"] == "top") & (matched["other"] == other)
-        finding = _read_selectivity(f"{organism}, {tuned}", str(other), rows, matched[place])
+        random = None
+        if other == "scaled":
+            random = tuple(_pair_of(frame, tuned, "random-energy", other) for frame in (equal, matched))
+        of_pair = _pair_of(matched, tuned, "top", other)
+        finding = _read_selectivity(f"{organism}, {tuned}", str(other), rows, of_pair, random)
         headline = finding.headline if tuned == main else ""
         sense = "" if findings else f" {SENSE}"
         findings.append(Finding(finding.topic, finding.verdict, headline, f"{finding.sentence}{sense}"))
@@ -141,8 +146,22 @@ def _read_all(organism: str, equal: pd.DataFrame, matched: pd.DataFrame) -> list
     return findings
 
 
-def _read_selectivity(name: str, other: str, equal: pd.DataFrame, matched: pd.DataFrame) -> Finding:
-    """Judge top-k beside one control at equal utility, or at equal energy where utility does not move."""
+def _pair_of(frame: pd.DataFrame, tuned: object, subspace: str, other: object) -> pd.DataFrame:
+    return frame[(frame["tuned"] == tuned) & (frame["subspace"] == subspace) & (frame["other"] == other)]
+
+
+def _read_selectivity(
+    name: str,
+    other: str,
+    equal: pd.DataFrame,
+    matched: pd.DataFrame,
+    random: tuple[pd.DataFrame, ...] | None,
+) -> Finding:
+    """Judge top-k beside one control at equal utility, or at equal energy where utility does not move.
+
+    ``random`` is what random subspaces of equal energy do beside the same control, at equal energy and at equal
+    utility: what they share with top-k is no property of alignment's directions, and the verdict is ``as random``.
+    """
     pooled = matched[matched["method"] == BOTH]
     moves = bool((pooled["utility_span"] >= LEAST_RANGE["utility"]).any())
     rows = matched if moves else equal
@@ -155,6 +174,12 @@ def _read_selectivity(name: str, other: str, equal: pd.DataFrame, matched: pd.Da
         "no difference": f"between top-k of alignment and {control} there is no difference that {seeds} can show",
         "unknown": f"whether top-k of alignment is more selective than {control} cannot be told",
     }.get(verdict, f"top-k of alignment is {verdict} than {control}")
+    beside = None if random is None else random[1] if moves else random[0]
+    if beside is not None and len(beside):
+        alike = interval_of(beside[beside["method"] == BOTH].iloc[0], "refusal_margin_difference")
+        as_much = verdict in ("more selective", "less selective") and selectivity_verdict(alike) == verdict
+        verdict = "as random" if as_much else verdict
+        said += f", {'and so are' if as_much else 'beside'} random subspaces of equal energy ({interval_words(alike)})"
     headline = f"{name}, {at}: {said}; refusal margin {interval_words(margin)}, {seeds}."
     methods = rows[rows["method"] != BOTH].set_index("method")
     alone = "; ".join(_method_words(row_of(methods, m), m, moves) for m in METHODS if m in methods.index)
@@ -182,12 +207,12 @@ def _comparisons(rows: pd.DataFrame) -> dict[tuple[str, str], Interval]:
     return found
 
 
-def _compared_words(compared: dict[tuple[str, str], Interval], shown: dict[tuple[str, str], Interval]) -> str:
+def _compared_words(
+    compared: dict[tuple[str, str], Interval], shown: dict[tuple[str, str], Interval], sure: int
+) -> str:
     m = len(compared)
     if not m:
         return "At equal energy no difference has an interval."
-    # Bonferroni: intervals of 1 - 0.05 / m hold for all m together in 95 % of experiments.
-    sure = sum(_p_value(over) * m < 1 - CONFIDENCE for over in shown.values())
     by_pair: dict[str, list[str]] = {}
     for (pair, measure), over in shown.items():
         by_pair.setdefault(pair, []).append(f"{WORDS[measure]} {interval_words(over)}")
