@@ -177,7 +177,7 @@ def _read_selectivity(
     beside = None if random is None else random[1] if moves else random[0]
     if beside is not None and len(beside):
         alike = interval_of(beside[beside["method"] == BOTH].iloc[0], "refusal_margin_difference")
-        as_much = verdict in ("more selective", "less selective") and selectivity_verdict(alike) == verdict
+        as_much = verdict == selectivity_verdict(alike) != "no difference" and margin.low <= alike.mean <= margin.high
         verdict = "as random" if as_much else verdict
         said += f", {'and so are' if as_much else 'beside'} random subspaces of equal energy ({interval_words(alike)})"
     headline = f"{name}, {at}: {said}; refusal margin {interval_words(margin)}, {seeds}."
