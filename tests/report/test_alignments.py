@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from synthetic_alignments import DPO, SFT, write_aligned, write_all
+from synthetic_study import World, write_study
 
 from safety_subspaces.analysis.report import report
 from safety_subspaces.errors import InputError
@@ -115,3 +116,9 @@ def test_the_page_has_both_organisms_and_what_they_show_side_by_side(tmp_path):
         assert wanted in text
     assert ">nan<" not in text
     assert "Side by side" in str(made)
+
+
+def test_a_study_that_was_stopped_before_its_evaluation_does_not_take_the_page_of_the_others(tmp_path):
+    half = write_study(tmp_path / "half", World(seed=7), (), ("base",))
+    made = report([write_aligned(tmp_path / "whole", SFT, 0), str(half)], str(tmp_path / "page.html"))
+    assert "No model was evaluated in these studies." in made.path.read_text()

@@ -326,3 +326,13 @@ def test_a_method_that_one_seed_cannot_compare_does_not_take_the_verdict_of_the_
     _, selective, said = read(projections)
     assert selective[0] == "more selective"
     assert "mean over away alone" in said
+
+
+def test_what_random_subspaces_gain_beside_scaling_as_well_is_no_selectivity_of_top():
+    projections = sweeps_of(replace(SMALL, own_noise=0.05))
+    scaled = projections["subspace"] == "scaled"
+    projections.loc[scaled, "refusal_margin"] += np.where(projections.loc[scaled, "method"] == "away", -2.0, 2.0)
+    _, selective, said = read(projections)
+    assert selective == ["no difference", "as random"]
+    assert "and so are random subspaces of equal energy" in said
+    assert read(sweeps_of(replace(SMALL, selectivity=2.0, own_noise=0.05)))[1] == ["more selective", "more selective"]

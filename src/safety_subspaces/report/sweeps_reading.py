@@ -96,9 +96,9 @@ def _read_energy(organism: str, correlations: pd.DataFrame, equal: pd.DataFrame)
         tuned, by_measure = str(name), rows.set_index("measure")
         orders = {m: _correlation(row_of(by_measure, m)) for m in WORDS}
         at_equal = equal[(equal["tuned"] == name) & (equal["method"] != BOTH)]
-        # Bonferroni: intervals of 1 - 0.05 / m hold for all m together in 95 % of experiments.
         compared = _comparisons(at_equal)
         shown = {key: over for key, over in compared.items() if _shown_sign(over, key[1])}
+        # Bonferroni: intervals of 1 - 0.05 / m hold for all m together in 95 % of experiments.
         sure = [key for key, over in shown.items() if _p_value(over) * len(compared) < 1 - CONFIDENCE]
         signed = [_signed(over, -1 if over.mean < 0 else 1) for over in orders.values()]
         verdict = energy_verdict(signed, len(compared), len(sure))
