@@ -11,9 +11,12 @@ from safety_subspaces.report.across_seeds import (
 )
 from safety_subspaces.report.comparisons import COMPARED
 from safety_subspaces.report.constrained_tables import INSIDE_NOTE, OTHER_NAMES, SUBSPACE_NAMES, leakage, named, signed
-from safety_subspaces.report.tables import Table, count, number, with_error
+from safety_subspaces.report.tables import Table, number, sample_words, seeds_of, with_error
 
-REACH_NOTE = "± half the 95 % t interval over seeds; a measure without it has one seed."
+REACH_NOTE = (
+    "± half the 95 % t interval over seeds; a measure without it has one seed. Where the measures differ in their "
+    "seeds, all are told in the order of the columns."
+)
 
 
 def models_across_table(seeds: Seeds) -> Table:
@@ -23,12 +26,12 @@ def models_across_table(seeds: Seeds) -> Table:
         (
             str(row["model"]),
             *(with_error(row, measure, "_reach") for measure in MEASURED),
-            count(row["harm_score_seeds"]),
+            seeds_of(row, MEASURED),
         )
         for _, row in frame.iterrows()
     ]
     columns = ("model", "utility", "harm 1-5", "over-refusal", "margin", "seeds")
-    return Table(columns, tuple(rows), note=f"Means {REACH_NOTE}")
+    return Table(columns, tuple(rows), note=f"Means {REACH_NOTE} n: {sample_words(seeds.models)}.")
 
 
 def constrained_across_table(seeds: Seeds) -> Table:
@@ -42,7 +45,7 @@ def constrained_across_table(seeds: Seeds) -> Table:
             number(row["energy_inside"], 2),
             leakage(row["leakage"]),
             *(with_error(row, measure, "_reach") for measure in MEASURED),
-            count(row["harm_score_seeds"]),
+            seeds_of(row, MEASURED),
         )
         for _, row in frame.iterrows()
     ]
@@ -50,7 +53,7 @@ def constrained_across_table(seeds: Seeds) -> Table:
         *("constraint", "subspace", "fraction", "inside", "leakage", "utility", "harm 1-5", "over-refusal", "margin"),
         "seeds",
     )
-    note = f"Means {REACH_NOTE} {INSIDE_NOTE} Leakage is the largest of the seeds'."
+    note = f"Means {REACH_NOTE} {INSIDE_NOTE} Leakage is the largest of the seeds'. n: {sample_words(seeds.runs)}."
     return Table(columns, tuple(rows), text_columns=2, note=note)
 
 
@@ -64,12 +67,15 @@ def differences_across_table(seeds: Seeds) -> Table:
             OTHER_NAMES[str(row["other"])],
             str(row["rank"]),
             *(_signed(row, measure) for measure in COMPARED),
-            count(row["harm_score_difference_seeds"]),
+            seeds_of(row, [f"{measure}_difference" for measure in COMPARED]),
         )
         for _, row in frame.iterrows()
     ]
     columns = ("held by alignment", "minus", "fraction", "utility", "harm 1-5", "margin", "seeds")
-    note = f"Mean differences, seed by seed, {REACH_NOTE} All: the mean over ranks within each seed."
+    note = (
+        f"Mean differences, seed by seed, {REACH_NOTE} All: the mean over ranks within each seed. "
+        f"n: {sample_words(seeds.runs)}."
+    )
     return Table(columns, tuple(rows), text_columns=2, note=note)
 
 

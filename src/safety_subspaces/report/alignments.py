@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from safety_subspaces.report.comparisons import selectivity_by_draw
-from safety_subspaces.report.findings import Interval, over_seeds, t_interval
+from safety_subspaces.report.findings import Interval, fisher_interval, over_seeds, t_interval
 from safety_subspaces.report.organisms import Organism
 from safety_subspaces.report.reading import SELECTIVE_SIGN
 
@@ -116,20 +116,20 @@ def trait_correlations(by_seed: pd.DataFrame) -> pd.DataFrame:
     """Return Spearman's rho of the lost margin's share with each trait over alignments, a row a trait.
 
     ``rho`` is the mean over seeds of each seed's own, ``low`` and ``high`` the 95 % t interval over seeds on Fisher's z
-    scale; ``alignments`` and ``seeds`` are what stands behind it. NaN with fewer than six alignments.
+    scale; ``alignments`` (the fewest of a seed) and ``seeds`` are what stands behind it. NaN with fewer than six
+    alignments.
     """
     rows = []
     for trait in TRAITS:
-        found = []
+        found, sizes = [], []
         for _, cell in by_seed.groupby("seed", sort=False):
             pair = cell[["lost_share", trait]].dropna().astype(float)
+            sizes.append(len(pair))
             moves = len(pair) >= LEAST_ALIGNMENTS and np.ptp(pair[trait]) > 0 and np.ptp(pair["lost_share"]) > 0
             found.append(float(stats.spearmanr(pair[trait], pair["lost_share"]).statistic) if moves else np.nan)
-        # A rho of exactly 1 has no finite z; 0.999 is further out than 11 points can tell it from 1.
-        over = t_interval(pd.Series(np.arctanh(np.clip(found, -0.999, 0.999))))
-        low, mean, high = (float(np.tanh(value)) for value in (over.low, over.mean, over.high))
-        count = by_seed["organism"].nunique()
-        rows.append({"trait": trait, "rho": mean, "low": low, "high": high, "alignments": count, "seeds": over.n})
+        over = fisher_interval(pd.Series(found))
+        described = {"alignments": min(sizes, default=0), "seeds": over.n}
+        rows.append({"trait": trait, "rho": over.mean, "low": over.low, "high": over.high, **described})
     return pd.DataFrame(rows)
 
 

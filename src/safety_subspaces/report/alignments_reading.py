@@ -21,7 +21,7 @@ from safety_subspaces.report.alignments import (
 from safety_subspaces.report.constrained_reading import interval_words
 from safety_subspaces.report.findings import Finding
 from safety_subspaces.report.organisms import Organism
-from safety_subspaces.report.tables import Table, count, number, with_error
+from safety_subspaces.report.tables import Table, count, number, sample_words, with_error
 
 TRAIT_WORDS: Final = {
     "norm": "size of the alignment update",
@@ -68,12 +68,14 @@ def alignments_table(organisms: Sequence[Organism]) -> Table:
         *("alignment", "data", "examples", "rate/1e-3", "norm", "stable rank", "head share", "margin", "tuned margin"),
         *("selectivity", "share", "of harm", "seeds", "draws"),
     )
+    asked = pd.concat([organism.seeds.projections for organism in organisms])
     note = (
         "Means over seeds, ± half the 95 % t interval. Norm, stable rank (blocks, by energy) and head share are those "
         "of the alignment update; margin is the aligned model's, tuned margin that of the contaminated fine-tune. "
         "Selectivity: refusal margin of top-k minus random of equal energy in nats, positive where alignment's "
         f"directions are spared by away and spent by onto, over {int(over['fractions'].max())} fractions; share: of "
-        "the margin that the fine-tune took away; of harm: the same difference of the judged score."
+        "the margin that the fine-tune took away; of harm: the same difference of the judged score. "
+        f"n: {sample_words(asked)}."
     )
     return Table(columns, tuple(rows), text_columns=2, note=note)
 

@@ -10,6 +10,8 @@ from scipy import stats
 
 # Two-sided 95 %, the field's habit.
 CONFIDENCE: Final = 0.95
+# A rho of 1 has no finite z; 0.999 is nearer to it than the points behind any rho here can tell.
+LARGEST_RHO: Final = 0.999
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,13 @@ def t_interval(values: pd.Series) -> Interval:
         return Interval(mean, np.nan, np.nan, 1)
     reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * finite.std(ddof=1) / np.sqrt(n))
     return Interval(mean, mean - reach, mean + reach, n)
+
+
+def fisher_interval(rhos: pd.Series) -> Interval:
+    """Return the mean of rank correlations with its t interval, both on Fisher's z scale and back, within -1 and 1."""
+    over = t_interval(rhos.astype(float).clip(-LARGEST_RHO, LARGEST_RHO).map(np.arctanh))
+    mean, low, high = (float(np.tanh(value)) for value in (over.mean, over.low, over.high))
+    return Interval(mean, low, high, over.n)
 
 
 def over_seeds(

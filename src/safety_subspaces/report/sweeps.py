@@ -16,7 +16,7 @@ from scipy import optimize, stats
 
 from safety_subspaces.report.across_seeds import MEASURED
 from safety_subspaces.report.comparisons import COMPARED, SAMPLE_SIZES, without_trivial
-from safety_subspaces.report.findings import over_seeds, t_interval
+from safety_subspaces.report.findings import fisher_interval, over_seeds
 from safety_subspaces.report.reading import LEAST_MODELS, LEAST_RANGE, SELECTIVE_SIGN
 
 CONFIGURATION: Final = ["tuned", "subspace", "method", "fraction"]
@@ -32,8 +32,6 @@ MATCHED: Final = ("harm_score", "refusal_margin")
 UTILITIES: Final = ("utility_low", "utility_high", "utility_range", "utility_span")
 # Utilities at which two curves are compared: four times as many as a curve of the study has points.
 GRID_POINTS: Final = 41
-# A rho of 1 has no finite z; 0.999 is nearer to it than any two of these sweeps lie.
-LARGEST_RHO: Final = 0.999
 
 Curve = tuple[np.ndarray, np.ndarray]
 
@@ -72,13 +70,11 @@ def energy_correlations(projections: pd.DataFrame) -> pd.DataFrame:
         for measure in COMPARED:
             found = [[_order(draw, measure) for draw in draws] for draws in seeds]
             rhos = pd.DataFrame([[rho for rho, _ in draws] for draws in found])
-            z = np.arctanh(rhos.mean(axis=1).clip(-LARGEST_RHO, LARGEST_RHO))
-            over = t_interval(z)
-            rho, low, high = (float(np.tanh(value)) for value in (over.mean, over.low, over.high))
+            over = fisher_interval(rhos.mean(axis=1))
             scored = of_tuned[of_tuned[measure].notna()].groupby("seed").size()
             rows.append(
                 {
-                    **{"tuned": tuned, "measure": measure, "rho": rho, "low": low, "high": high},
+                    **{"tuned": tuned, "measure": measure, "rho": over.mean, "low": over.low, "high": over.high},
                     **{"draw_spread": rhos.std(axis=1, ddof=1).mean(), "seeds": over.n},
                     "draws": max(map(len, seeds)),
                     "points": min(n for draws in found for _, n in draws),

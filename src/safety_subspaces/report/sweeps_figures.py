@@ -21,7 +21,7 @@ from safety_subspaces.report.chart_style import (
     subspace_colour,
 )
 from safety_subspaces.report.sweeps import METHODS, sweep_over_seeds
-from safety_subspaces.report.sweeps_tables import sample_words
+from safety_subspaces.report.tables import sample_words
 
 ENERGY, UTILITY = "energy_kept", "utility"
 # What stands on each panel's axes, from the top.

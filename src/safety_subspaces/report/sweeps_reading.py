@@ -180,13 +180,14 @@ def _read_selectivity(
         as_much = verdict == selectivity_verdict(alike) != "no difference" and margin.low <= alike.mean <= margin.high
         verdict = "as random" if as_much else verdict
         said += f", {'and so are' if as_much else 'beside'} random subspaces of equal energy ({interval_words(alike)})"
-    headline = f"{name}, {at}: {said}; refusal margin {interval_words(margin)}, {seeds}."
     methods = rows[rows["method"] != BOTH].set_index("method")
+    of_methods = _methods_in(methods)
+    headline = f"{name}, {at}: {said}; refusal margin {interval_words(margin)}, {of_methods}, {seeds}."
     alone = "; ".join(_method_words(row_of(methods, m), m, moves) for m in METHODS if m in methods.index)
     draws = _count(int(both["draws"]), "draw") if other.startswith("random") else "without draws"
     sizes = f"{seeds}, {draws}, {_count(int(both['fractions']), 'fraction')}"
     text = (
-        f"{name}, {at}: {said}{_because(both, margin, moves)}. Signed, mean over {_methods_in(methods)}: refusal "
+        f"{name}, {at}: {said}{_because(both, margin, moves)}. Signed, mean over {of_methods}: refusal "
         f"margin {interval_words(margin)}, in nats, harm score {interval_words(harm)} ({sizes}"
         f"{_beside_words(both, moves)}). "
         f"Each method alone, not signed: {alone}. By the judged harm score: {_judged(margin, harm)}."

@@ -1,7 +1,5 @@
 """The tables of sweeps over seeds: every projection, top-k beside its controls, and what kept energy orders."""
 
-from collections.abc import Iterable
-
 import pandas as pd
 
 from safety_subspaces.report.across_seeds import MEASURED
@@ -14,7 +12,7 @@ from safety_subspaces.report.sweeps import (
     matched_utility_over_seeds,
     sweep_over_seeds,
 )
-from safety_subspaces.report.tables import NOTHING, Table, count, number, with_error
+from safety_subspaces.report.tables import NOTHING, Table, count, number, once, sample_words, seeds_of, with_error
 
 REACH_NOTE = (
     "± half the 95 % t interval over seeds, draws averaged within each; none with one seed. Where the measures differ "
@@ -33,7 +31,7 @@ def sweep_table(projections: pd.DataFrame) -> Table:
             number(row["chance_energy"], 3),
             *(with_error(row, measure, "_reach") for measure in MEASURED),
             count(row["draws"]),
-            _seeds(row, MEASURED),
+            seeds_of(row, MEASURED),
         )
         for _, row in frame.iterrows()
     ]
@@ -76,7 +74,7 @@ def selectivity_across_table(projections: pd.DataFrame) -> Table:
                     *(_difference(row, measure) for measure in MATCHED),
                     (shared or NOTHING) if of_utility else "",
                     *(count(row[name]) for name in ("fractions", "draws")),
-                    _seeds(row, [f"{measure}_difference" for measure in measures]),
+                    seeds_of(row, [f"{measure}_difference" for measure in measures]),
                 )
             )
     columns = (
@@ -97,7 +95,8 @@ def selectivity_across_table(projections: pd.DataFrame) -> Table:
     note = (
         f"Mean differences, seed by seed, {REACH_NOTE} Equal utility: the mean over the shared utilities, each curve's "
         "utility made non-decreasing in energy; equal energy: the mean over fractions that every seed has. Both: the "
-        "mean over methods, margin and harm signed: positive is selective (margin spared by away, spent by onto)."
+        "mean over methods, margin and harm signed: positive is selective (margin spared by away, spent by onto). "
+        f"n: {sample_words(projections)}."
     )
     return Table(columns, tuple(rows), text_columns=4, note=note)
 
@@ -115,7 +114,7 @@ def correlations_table(projections: pd.DataFrame) -> Table:
                 number(by_measure["draw_spread"].max(), 2),
                 count(by_measure["points"].min()),
                 count(by_measure["draws"].max()),
-                _once(seeds),
+                once(seeds),
             )
         )
     columns = ("tuned", "utility", "harm 1-5", "margin", "spread", "points", "draws", "seeds")
@@ -123,31 +122,13 @@ def correlations_table(projections: pd.DataFrame) -> Table:
         "Mean over seeds [95 % t interval over seeds, on Fisher's z scale], draws averaged within each seed; no "
         "interval with one seed, - where the measure does not move. Spread: the largest mean standard deviation over "
         "draws. Points: behind each rho, the fewest. Where the measures differ in their seeds, all are told in the "
-        "order of the columns."
+        f"order of the columns. n: {sample_words(projections)}."
     )
     return Table(columns, tuple(rows), note=note)
 
 
-def sample_words(frame: pd.DataFrame) -> str:
-    """Return how many prompts of each set were asked, and in how many independent groups."""
-    words = []
-    for kind in ("utility", "harmful", "benign"):
-        asked, groups = frame[f"n_{kind}"].max(), frame[f"n_groups_{kind}"].max()
-        number_of = "an unknown number of" if pd.isna(asked) else count(asked)
-        words.append(f"{number_of} {kind} prompts" + ("" if pd.isna(groups) else f" in {count(groups)} groups"))
-    return ", ".join(words)
-
-
 def _difference(row: pd.Series, measure: str) -> str:
     return signed(float(row[f"{measure}_difference"]), float(row[f"{measure}_difference_reach"]))
-
-
-def _seeds(row: pd.Series, measures: Iterable[str]) -> str:
-    return _once([count(row[f"{measure}_seeds"]) for measure in measures])
-
-
-def _once(counts: list[str]) -> str:
-    return counts[0] if len(set(counts)) == 1 else "/".join(counts)
 
 
 def _correlation(row: pd.Series) -> str:

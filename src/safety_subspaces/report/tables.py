@@ -324,6 +324,26 @@ def memory(size: Any) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
+def sample_words(frame: pd.DataFrame) -> str:
+    """Return how many prompts of each set were asked, and in how many independent groups."""
+    words = []
+    for kind in ("utility", "harmful", "benign"):
+        asked, groups = frame[f"n_{kind}"].max(), frame[f"n_groups_{kind}"].max()
+        number_of = "an unknown number of" if pd.isna(asked) else count(asked)
+        words.append(f"{number_of} {kind} prompts" + ("" if pd.isna(groups) else f" in {count(groups)} groups"))
+    return ", ".join(words)
+
+
+def seeds_of(row: pd.Series, measures: Iterable[str]) -> str:
+    """Return over how many seeds the measures are means: once, or each where they differ."""
+    return once([count(row[f"{measure}_seeds"]) for measure in measures])
+
+
+def once(counts: list[str]) -> str:
+    """Return the count that all share, else all of them in their order."""
+    return counts[0] if len(set(counts)) == 1 else "/".join(counts)
+
+
 def _difference(row: pd.Series, measure: str) -> str:
     difference, error = row[f"{measure}_difference"], row[f"{measure}_error"]
     if pd.isna(difference):
