@@ -9,10 +9,11 @@ from tiny_checkpoints import VOCABULARY, edit, save_adapter, save_llama, save_pe
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
-from safety_subspaces.checkpoint import AdapterCheckpoint, open_checkpoint
 from safety_subspaces.checkpoint_writing import write_checkpoint
 from safety_subspaces.compatibility import check_compatible
+from safety_subspaces.delta import update_of
 from safety_subspaces.errors import InputError
+from safety_subspaces.update_checkpoint import AdapterCheckpoint, open_checkpoint
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 
@@ -147,8 +148,8 @@ def test_adapter_reads_as_the_weights_that_peft_merges(tmp_path, llama, options)
         assert_close(checkpoint.read(name), expected[name].data, rtol=0, atol=1e-6)
         if not checkpoint.is_whole(name):
             difference = expected[name].data - base.read(name)
-            assert_close(checkpoint.low_rank_update(name), difference, rtol=0, atol=1e-6)
-    assert checkpoint.low_rank_update(Q).abs().max() > 0
+            assert_close(update_of(checkpoint, base, name), difference, rtol=0, atol=1e-6)
+    assert checkpoint.update(Q).dense().abs().max() > 0
 
 
 def test_adapter_finds_its_base_beside_itself(tmp_path, monkeypatch):

@@ -6,10 +6,10 @@ import torch
 from tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, weights_of
 from torch.testing import assert_close
 
-from safety_subspaces.checkpoint import open_checkpoint
 from safety_subspaces.delta import iterate_deltas, iterate_updates, update_of, warn_of_foreign_bases
 from safety_subspaces.errors import InputError
 from safety_subspaces.linalg import left_factors
+from safety_subspaces.update_checkpoint import open_checkpoint
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 
@@ -63,7 +63,7 @@ def test_update_of_an_adapter_upon_another_base_holds_their_difference(tmp_path,
     adapter, reference = open_checkpoint(save_adapter(other, tmp_path / "adapter")), open_checkpoint(base)
     assert_close(update_of(adapter, reference, Q), adapter.read(Q) - reference.read(Q))
     warn_of_foreign_bases(reference, {"lora": adapter})
-    assert "adapter lora is upon" in caplog.text
+    assert "lora is an update upon" in caplog.text
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -11,7 +11,7 @@ from safety_subspaces.nulls import (
     overlap_p_value,
     random_k_energy_moments,
 )
-from safety_subspaces.overlap import mode_subspace_overlap
+from safety_subspaces.overlap import LeadingFactors, mode_subspace_overlap
 from safety_subspaces.projector import Projector
 
 RANKS = [(24, 1, 1), (24, 2, 5), (24, 12, 12), (24, 20, 10), (24, 23, 23)]
@@ -149,3 +149,15 @@ def test_signs_of_the_basis_are_signs_of_the_rows():
     right = (left_factors(second).basis * signs)[:, : direct.rank_second]
     smaller = min(direct.rank_first, direct.rank_second)
     assert direct.value == pytest.approx(squared_norm(left.T @ right) / smaller, abs=1e-5)
+
+
+def test_matched_control_takes_leading_directions_and_skips_what_lies_beyond_them():
+    first, second = (left_factors(update) for update in independent_pair(4))
+    whole = mode_subspace_overlap(first, second, [0.3, 0.9])
+    held = whole[0].rank_second
+    leading = LeadingFactors(second.basis[:, :held], second.singular_values)
+    overlaps = mode_subspace_overlap(first, leading, [0.3, 0.9])
+    near, beyond = matched_control(first, leading, overlaps, 19, generator())
+    assert near == matched_control(first, second, whole[:1], 19, generator())[0]
+    assert math.isnan(beyond.mean)
+    assert math.isnan(beyond.p_value)

@@ -55,7 +55,7 @@ def test_an_update_in_factors_measures_as_its_product(side) -> None:
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_streamed_update_measures_as_the_difference(shape, side) -> None:
     weight, reference = (torch.randn(shape, generator=generator(seed)) for seed in (1, 2))
-    update, dense = StreamedUpdate(weight, lambda: reference, torch.float32), weight - reference
+    update, dense = StreamedUpdate(lambda: weight, lambda: reference, weight.shape, torch.float32), weight - reference
     assert torch.equal(update.whole(), dense)
     dim = dense.numel() if dense.ndim == 1 else shape[0 if side == "left" else 1]
     basis = haar_basis(dim, 3, generator())

@@ -1,13 +1,13 @@
 """Checkpoints as lists of named tensors: opened without loading, then read one tensor at a time.
 
-Peak memory follows the largest tensor, not the model. Two kinds are served: a folder in Hugging Face format
-(one safetensors file, or shards with an index) and a PEFT LoRA adapter upon such a folder. Everything else is
-refused with the command that converts it.
+Peak memory follows the largest tensor, not the model. A folder in Hugging Face format (one safetensors file, or shards
+with an index) holds every weight; :mod:`safety_subspaces.update_checkpoint` has what is an update upon one. Everything
+else is refused with the command that converts it.
 """
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -16,7 +16,6 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from safety_subspaces.adapter_base import ADAPTER_CONFIG, adapter_base
 from safety_subspaces.errors import InputError
 from safety_subspaces.files import read_json
 from safety_subspaces.names import canonical_name
@@ -24,29 +23,34 @@ from safety_subspaces.names import canonical_name
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 ADAPTER_FILE = "adapter_model.safetensors"
+# Bytes of a number, of every type that the format has.
+SIZES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64"), 8),
+}
+# Architectures whose fused experts (experts, in, out) multiply from the right; those of all others are (experts, out,
+# in): `is_transposed` of transformers' experts implementations, and Llama 4's `torch.bmm`.
+TRANSPOSED_EXPERTS = {"gpt_oss", "openai_privacy_filter", "aria", "aria_text", "llama4", "llama4_text"}
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Beside the weights, what makes a folder a model: configuration, tokenizer, chat template.
 COMPANION_SUFFIXES = (".json", ".jinja", ".model", ".txt")
-# Adapter options that make the update something else than scale * B A upon the base's own weights.
-UNSERVED_ADAPTER_OPTIONS = (
-    *(
-        "use_dora",
-        "use_qalora",
-        "lora_bias",
-        "fan_in_fan_out",
-        "layer_replication",
-        "trainable_token_indices",
-    ),
-    *(
-        "target_parameters",
-        "alora_invocation_tokens",
-        "velora_config",
-        "monteclora_config",
-        "megatron_config",
-    ),
-)
-# Initialisations that rewrite the base's weights, so that B A alone is not the update.
-UNSERVED_INITIALISATIONS = re.compile(r"pissa|olora|corda|loftq|lora_ga", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a weight is stored.
+
+    Args:
+        stored: Name of the tensor in the file.
+        index: Its place along the first dimension of that tensor, where that holds one matrix for each expert.
+        transposed: Whether it is stored as ``(in, out)``.
+    """
+
+    stored: str
+    index: int | None = None
+    transposed: bool = False
 
 
 class Checkpoint(ABC):
@@ -84,6 +88,20 @@ class Checkpoint(ABC):
 
     @property
     @abstractmethod
+    def place(self) -> Path:
+        """The file or folder that makes it what it is."""
+
+    @property
+    @abstractmethod
+    def stored_names(self) -> tuple[str, ...]:
+        """Every tensor of its own files, by the name that it has there, whether it is a weight or not."""
+
+    @abstractmethod
+    def stored_of(self, name: str) -> tuple[str, ...]:
+        """Return which of its own stored tensors a weight is read from; none of one that is the base's."""
+
+    @property
+    @abstractmethod
     def folders(self) -> tuple[Path, ...]:
         """Folders with configuration and tokenizer; a file in a later one goes before an earlier one's."""
 
@@ -117,19 +135,33 @@ class FullCheckpoint(Checkpoint):
             )
         self.left_out: dict[str, str] = {}
         self._files: dict[Path, Any] = {}
-        self._stored: dict[str, str] = {}  # canonical name -> name in the file
+        self._slots: dict[str, Slot] = {}  # by canonical name
         self._where = self._find_tensors()
         self._choose_tensors()
 
     @property
     def names(self) -> tuple[str, ...]:
         """Canonical names, in the order of the files."""
-        return tuple(self._stored)
+        return tuple(self._slots)
 
     @property
     def full(self) -> "FullCheckpoint":
         """This checkpoint."""
         return self
+
+    @property
+    def place(self) -> Path:
+        """The folder."""
+        return self.folder
+
+    @property
+    def stored_names(self) -> tuple[str, ...]:
+        """Names in the files."""
+        return tuple(self._where)
+
+    def stored_of(self, name: str) -> tuple[str, ...]:
+        """Return the one tensor that a weight is read from."""
+        return (self.slot(name).stored,)
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -138,20 +170,34 @@ class FullCheckpoint(Checkpoint):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from its file's header."""
-        return tuple(self._slice(self.stored_name(name)).get_shape())
+        slot = self.slot(name)
+        shape = self.stored_shape(slot.stored)
+        shape = shape if slot.index is None else shape[1:]
+        return shape[::-1] if slot.transposed else shape
 
     def dtype(self, name: str) -> torch.dtype:
         """Type that a tensor is stored in."""
-        return DTYPES[self._slice(self.stored_name(name)).get_dtype()]
+        return DTYPES[self.stored_type(self.slot(name).stored)]
 
     def read(self, name: str) -> Float[Tensor, "..."]:
         """Read one tensor in the type that it is stored in."""
-        return self.read_stored(self.stored_name(name))
+        slot = self.slot(name)
+        if slot.index is None:
+            return self.read_stored(slot.stored)
+        try:
+            matrix = self._slice(slot.stored)[slot.index]
+        except SafetensorError as error:
+            raise InputError(
+                f"{self._where[slot.stored]} cannot be read at {name} ({error}); copy the file again"
+            ) from error
+        return matrix.T.contiguous() if slot.transposed else matrix
 
     def open_slice(self, name: str) -> Any:
         """Return a tensor as safetensors opens it, unread: rows are read when they are taken, and let go with it."""
-        stored = self.stored_name(name)
-        return open_safetensors(self._where[stored]).get_slice(stored)
+        slot = self.slot(name)
+        if slot.index is not None:  # one expert's matrix is not large
+            return self.read(name)
+        return open_safetensors(self._where[slot.stored]).get_slice(slot.stored)
 
     def read_stored(self, stored: str) -> Tensor:
         """Read one tensor by the name that it has in the file, whatever its type."""
@@ -161,11 +207,23 @@ class FullCheckpoint(Checkpoint):
         except SafetensorError as error:
             raise InputError(f"{file} cannot be read at tensor {stored} ({error}); copy the file again") from error
 
-    def stored_name(self, name: str) -> str:
-        """Return the name that a tensor has in the file."""
-        if name not in self._stored:
+    def slot(self, name: str) -> Slot:
+        """Return where a tensor is stored."""
+        if name not in self._slots:
             raise InputError(f"checkpoint {self.path} has no tensor {name}; it has {', '.join(self.names[:3])}, ...")
-        return self._stored[name]
+        return self._slots[name]
+
+    def stored_shape(self, stored: str) -> tuple[int, ...]:
+        """Shape of a tensor of the files."""
+        return tuple(self._slice(stored).get_shape())
+
+    def stored_type(self, stored: str) -> str:
+        """Type of a tensor of the files, as safetensors names it."""
+        return str(self._slice(stored).get_dtype())
+
+    def stored_bytes(self, stored: str) -> int:
+        """Size of a tensor of the files."""
+        return torch.Size(self.stored_shape(stored)).numel() * SIZES[self.stored_type(stored)]
 
     def _find_tensors(self) -> dict[str, Path]:
         """Map each stored name to its file; every file is opened, so that a damaged one is found at once."""
@@ -195,6 +253,7 @@ class FullCheckpoint(Checkpoint):
         canonical = {stored: canonical_name(stored) for stored in self._where}
         text_config = self.config.get("text_config") or {}
         tied = self.config.get("tie_word_embeddings", text_config.get("tie_word_embeddings", False))
+        placed: dict[str, str] = {}
         embedded = any(name.endswith("embed_tokens.weight") for name in canonical.values())
         for stored, name in canonical.items():
             stored_type = self._slice(stored).get_dtype()
@@ -208,10 +267,18 @@ class FullCheckpoint(Checkpoint):
                 self.left_out[stored] = "a constant of the position encoding, no weight"
             elif tied and embedded and name.endswith("lm_head.weight"):
                 self.left_out[stored] = "tied to the embeddings, which count once"
-            elif name in self._stored:
-                raise InputError(f"checkpoint {self.path} holds {name} twice: as {self._stored[name]} and as {stored}")
+            elif name in placed:
+                raise InputError(f"checkpoint {self.path} holds {name} twice: as {placed[name]} and as {stored}")
             else:
-                self._stored[name] = stored
+                placed[name] = stored
+        transposes = {self.config.get("model_type"), text_config.get("model_type")} & TRANSPOSED_EXPERTS
+        for name, stored in placed.items():
+            shape = self.stored_shape(stored)
+            if len(shape) == 3 and ".experts." in name:
+                for index in range(shape[0]):
+                    self._slots[f"{name}[{index}]"] = Slot(stored, index, bool(transposes))
+            else:
+                self._slots[name] = Slot(stored)
 
     def _slice(self, stored: str) -> Any:
         return self._open(self._where[stored]).get_slice(stored)
@@ -220,136 +287,6 @@ class FullCheckpoint(Checkpoint):
         if file not in self._files:
             self._files[file] = open_safetensors(file)
         return self._files[file]
-
-
-@final
-class AdapterCheckpoint(Checkpoint):
-    """A PEFT LoRA adapter upon a full checkpoint: ``W = W_base + scale * B A``.
-
-    Tensors that PEFT saved whole (``modules_to_save``, biases) take the base's place.
-
-    Args:
-        path: What the user called it.
-        folder: Where it is.
-
-    Raises:
-        InputError: The base is missing, the adapter is no plain LoRA, or it does not fit the base.
-    """
-
-    def __init__(self, path: str, folder: Path) -> None:
-        self.path = path
-        self.folder = folder
-        self.config: dict[str, Any] = read_json(folder / ADAPTER_CONFIG)
-        self._refuse_unserved()
-        self.base = _open_base(path, folder)
-        self.left_out = dict(self.base.left_out)
-        if not (folder / ADAPTER_FILE).is_file():
-            raise InputError(
-                f"adapter {path} has no {ADAPTER_FILE}; a pickled adapter_model.bin is not read: load it with "
-                f"peft.PeftModel.from_pretrained(base, {path!r}) and save_pretrained it again"
-            )
-        self._file = open_safetensors(folder / ADAPTER_FILE)
-        self._factors: dict[str, dict[str, str]] = {}  # canonical name of the weight -> factor -> stored name
-        self._whole: dict[str, str] = {}
-        for stored in self._file.keys():  # noqa: SIM118 - a safetensors handle, no dict
-            self._place(stored)
-        for name, factors in self._factors.items():
-            self._check_factors(name, factors)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The base's names."""
-        return self.base.names
-
-    @property
-    def full(self) -> FullCheckpoint:
-        """The base."""
-        return self.base
-
-    @property
-    def folders(self) -> tuple[Path, ...]:
-        """The base's folder, then the adapter's."""
-        return (self.base.folder, self.folder)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
-        return self.base.shape(name)
-
-    def read(self, name: str) -> Float[Tensor, "..."]:
-        """Read one merged tensor, in float32."""
-        whole = self._whole.get(name)  # beside factors too: PEFT saves an adapted embedding's base with them
-        value = self.base.read(name) if whole is None else self._file.get_tensor(whole)
-        return value.float() + self.low_rank_update(name) if name in self._factors else value.float()
-
-    def is_whole(self, name: str) -> bool:
-        """Tell whether the adapter holds this tensor whole, in place of the base's."""
-        return name in self._whole
-
-    def low_rank_update(self, name: str) -> Float[Tensor, "..."]:
-        """Return ``scale * B A`` in float32, from a float64 product; zero where there are no factors."""
-        if name not in self._factors:
-            return torch.zeros(self.shape(name))
-        stored = self._factors[name]
-        down, up = (self._file.get_tensor(stored[factor]).double() for factor in ("A", "B"))
-        product = (up @ down).T if stored.get("embedding") else up @ down
-        return (self._scale(name.removesuffix(".weight"), down.shape[0]) * product).float()
-
-    def _scale(self, module: str, rank: int) -> float:
-        alphas = self.config.get("alpha_pattern") or {}
-        # PEFT's own rule for patterns: the first one that matches the end of the module's name.
-        key = next((pattern for pattern in alphas if re.match(rf"(.*\.)?({pattern})$", module)), None)
-        alpha = self.config["lora_alpha"] if key is None else alphas[key]
-        return alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
-
-    def _refuse_unserved(self) -> None:
-        kind = self.config.get("peft_type")
-        unserved = [option for option in UNSERVED_ADAPTER_OPTIONS if self.config.get(option)]
-        if UNSERVED_INITIALISATIONS.search(str(self.config.get("init_lora_weights"))):
-            unserved.append(f"init_lora_weights={self.config['init_lora_weights']}")
-        if kind != "LORA" or unserved:
-            raise InputError(
-                f"adapter {self.path} is not plain LoRA ({', '.join([f'peft_type {kind}', *unserved])}): "
-                "merge it first with peft.AutoPeftModelForCausalLM.from_pretrained"
-                f"({self.path!r}).merge_and_unload().save_pretrained('<merged>'), and give the merged folder"
-            )
-
-    def _place(self, stored: str) -> None:
-        """Find the base's tensor that a stored one belongs to."""
-        match = re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(?:\.[^.]+)??(?:\.weight)?", stored)
-        name = f"{canonical_name(match[1])}.weight" if match else canonical_name(stored)
-        if name not in self.base.names:
-            raise InputError(
-                f"adapter {self.path} holds {stored}, but its base {self.base.path} has no {name}; "
-                "base_model_name_or_path in adapter_config.json must name the model that was adapted"
-            )
-        if match:
-            self._factors.setdefault(name, {})[match[3]] = stored
-            if match[2]:
-                self._factors[name]["embedding"] = "yes"
-        else:
-            self._whole[name] = stored
-
-    def _check_factors(self, name: str, factors: dict[str, str]) -> None:
-        if not {"A", "B"} <= factors.keys():
-            raise InputError(f"adapter {self.path} holds only one factor for {name}; expected lora_A and lora_B")
-        down, up = (self._file.get_slice(factors[factor]).get_shape() for factor in ("A", "B"))
-        made = (down[1], up[0]) if factors.get("embedding") else (up[0], down[1])
-        if made != self.shape(name):
-            raise InputError(
-                f"adapter {self.path} makes {name} of shape {made}, its base {self.base.path} has {self.shape(name)}"
-            )
-
-
-def open_checkpoint(path: str) -> Checkpoint:
-    """Open a model folder or a LoRA adapter, by path or Hub id, without loading its weights.
-
-    Raises:
-        InputError: There is no such folder, or it holds something else; the message says what to do.
-    """
-    folder = _resolve(path)
-    if (folder / ADAPTER_CONFIG).is_file():
-        return AdapterCheckpoint(path, folder)
-    return FullCheckpoint(path, folder)
 
 
 def open_safetensors(file: Path) -> Any:
@@ -364,7 +301,12 @@ def open_safetensors(file: Path) -> Any:
         raise InputError(f"{file} is damaged or cut short ({error}); copy or download it again") from error
 
 
-def _resolve(path: str) -> Path:
+def model_folder(path: str) -> Path:
+    """Return the folder of a model, by path or Hub id.
+
+    Raises:
+        InputError: There is none; the message says what to do.
+    """
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
@@ -382,18 +324,6 @@ def _resolve(path: str) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(f"{path} is neither a folder here nor a model that the Hub gives: {reason}") from error
-
-
-def _open_base(path: str, folder: Path) -> FullCheckpoint:
-    """Open an adapter's base."""
-    base = adapter_base(folder)
-    try:
-        opened = open_checkpoint(base)
-    except InputError as error:
-        raise InputError(f"the base of adapter {path} cannot be opened: {error}") from error
-    if not isinstance(opened, FullCheckpoint):
-        raise InputError(f"the base of adapter {path} is itself an adapter ({base}); merge that one first")
-    return opened
 
 
 def _why_no_weights(path: str, folder: Path) -> str:

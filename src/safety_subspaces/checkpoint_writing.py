@@ -1,73 +1,182 @@
-"""Writing model folders in Hugging Face format, one shard in memory at a time."""
+"""Writing model folders in Hugging Face format: every tensor has its place in its file from the start.
 
+Tensors, and rows of a tensor, may then come in any order and from several processes, and memory follows what is
+written at a time. A file gets its name when all are there. The format is a length, a JSON header of names, types,
+shapes and offsets, then the numbers: https://github.com/huggingface/safetensors#format.
+"""
+
+import json
+import os
 import shutil
+import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, final
 
 import torch
-from safetensors.torch import save_file
+from jaxtyping import Float
 from torch import Tensor
 
-from safety_subspaces.checkpoint import (
-    ADAPTER_CONFIG,
-    COMPANION_SUFFIXES,
-    INDEX_FILE,
-    SINGLE_FILE,
-    Checkpoint,
-    FullCheckpoint,
-)
+from safety_subspaces.adapter_base import ADAPTER_CONFIG
+from safety_subspaces.checkpoint import COMPANION_SUFFIXES, INDEX_FILE, SINGLE_FILE, Checkpoint, FullCheckpoint
 from safety_subspaces.files import write_json
 
 # The Hub's own limit for a shard that transformers writes.
 MAX_SHARD_BYTES = 5 * 10**9
+PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the numbers of a stored tensor go."""
+
+    file: str
+    start: int
+    size: int
+
+
+@final
+class CheckpointWriter:
+    """Writes a model folder with another's names, types, configuration and tokenizer, and other weights.
+
+    Values are equal in every process that is given the same arguments: one creates the folder, all write, one finishes.
+
+    Args:
+        folder: Where to; made if need be.
+        like: The checkpoint that it resembles; tensors outside its ``names`` are copied, tied ones left away.
+        max_shard_bytes: Size from which a shard is closed.
+    """
+
+    def __init__(self, folder: Path, like: Checkpoint, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+        self.folder = folder
+        self._like, self._source = like, like.full
+        self._files: dict[str, dict[str, Any]] = {}  # header of each file
+        self._places: dict[str, _Place] = {}
+        self._copied = [s for s, reason in self._source.left_out.items() if not reason.startswith("tied")]
+        shards = _plan_shards(self._source, self._copied, max_shard_bytes)
+        for number, shard in enumerate(shards, start=1):
+            file = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            self._plan_file(file, shard)
+
+    def create(self) -> None:
+        """Make the folder with everything but the weights, and room for those.
+
+        Raises:
+            OSError: There is no room on the disk; nothing is left of the folder.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for parent in self._like.folders:
+                for file in parent.iterdir():
+                    if file.suffix in COMPANION_SUFFIXES and file.name not in (INDEX_FILE, ADAPTER_CONFIG):
+                        shutil.copyfile(file, self.folder / file.name)
+            for name, header in self._files.items():
+                self._make_file(name, header)
+            for stored in self._copied:
+                self._put(stored, self._source.read_stored(stored), 0)
+        except OSError:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+
+    def write(self, name: str, value: Float[Tensor, "..."], first: int = 0) -> Tensor:
+        """Write numbers of one tensor, and return them as they are stored.
+
+        Args:
+            name: Canonical name.
+            value: The tensor, or a run of its numbers.
+            first: Place of the first of them in the flattened tensor.
+        """
+        slot, dtype = self._source.slot(name), self._source.dtype(name)
+        cast = value.detach().to("cpu", dtype)
+        if slot.transposed and cast.shape != self._source.shape(name):
+            raise ValueError(f"{name} is stored transposed: write it whole, got {tuple(cast.shape)}")
+        before = 0 if slot.index is None else slot.index * torch.Size(self._source.shape(name)).numel()
+        self._put(slot.stored, cast.T if slot.transposed else cast, (before + first) * dtype.itemsize)
+        return cast
+
+    def finish(self) -> None:
+        """Give the files their names."""
+        for file in self._files:
+            partial = self._partial(file)
+            with partial.open("rb") as stream:
+                os.fsync(stream.fileno())
+            partial.replace(self.folder / file)
+        if len(self._files) > 1:
+            total = sum(place.size for place in self._places.values())
+            weight_map = {stored: place.file for stored, place in self._places.items()}
+            write_json(self.folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+    def _plan_file(self, file: str, stored_names: list[str]) -> None:
+        entries: dict[str, Any] = {}
+        end = 0
+        for stored in stored_names:
+            start, end = end, end + self._source.stored_bytes(stored)
+            dtype, shape = self._source.stored_type(stored), list(self._source.stored_shape(stored))
+            entries[stored] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+        self._files[file] = {"__metadata__": {"format": "pt"}, **entries}
+        room = 8 + len(_encode(self._files[file]))
+        for stored, entry in entries.items():
+            start, end = entry["data_offsets"]
+            self._places[stored] = _Place(file, room + start, end - start)
+
+    def _make_file(self, file: str, header: dict[str, Any]) -> None:
+        encoded = _encode(header)
+        size = max((p.start + p.size for p in self._places.values() if p.file == file), default=8 + len(encoded))
+        with self._partial(file).open("wb") as stream:
+            if hasattr(os, "posix_fallocate"):  # a disk that is too small says so now
+                os.posix_fallocate(stream.fileno(), 0, size)
+            else:
+                stream.truncate(size)
+            stream.write(struct.pack("<Q", len(encoded)) + encoded)
+
+    def _put(self, stored: str, value: Tensor, first_byte: int) -> None:
+        place = self._places[stored]
+        numbers = memoryview(value.contiguous().reshape(-1).view(torch.uint8).numpy().data).cast("B")
+        if first_byte + len(numbers) > place.size:
+            raise ValueError(f"{stored} has {place.size} bytes, got {len(numbers)} from {first_byte}")
+        with self._partial(place.file).open("r+b", buffering=0) as stream:
+            stream.seek(place.start + first_byte)
+            while len(numbers):
+                numbers = numbers[stream.write(numbers) :]
+
+    def _partial(self, file: str) -> Path:
+        return self.folder / f".{file}{PARTIAL}"
 
 
 def write_checkpoint(
     folder: Path, like: Checkpoint, read: Callable[[str], Tensor], max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> None:
-    """Write a model folder with another's names, types, configuration and tokenizer, and other weights.
+    """Write a model folder as :class:`CheckpointWriter` does, one tensor after another.
 
     Args:
         folder: Where to; made if need be.
-        like: The checkpoint that it resembles; tensors outside its ``names`` are copied, tied ones left away.
-        read: Gives the new value of a tensor by canonical name; called for each once, shard by shard.
+        like: The checkpoint that it resembles.
+        read: Gives the new value of a tensor by canonical name; called for each once, in the order of ``names``.
         max_shard_bytes: Size from which a shard is closed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    source = like.full
-    for parent in like.folders:
-        for file in parent.iterdir():
-            if file.suffix in COMPANION_SUFFIXES and file.name not in (INDEX_FILE, ADAPTER_CONFIG):
-                shutil.copyfile(file, folder / file.name)
-    shards = _plan_shards(source, max_shard_bytes)
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file_name = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {source.stored_name(name): read(name).to(source.dtype(name)).contiguous() for name in shard}
-        if number == 1:
-            kept = (stored for stored, reason in source.left_out.items() if not reason.startswith("tied"))
-            tensors |= {stored: source.read_stored(stored) for stored in kept}
-        partial = folder / f".{file_name}.partial"
-        save_file(tensors, partial, metadata={"format": "pt"})
-        partial.replace(folder / file_name)
-        weight_map |= dict.fromkeys(tensors, file_name)
-    if len(shards) > 1:
-        total = sum(_bytes_of(source, name) for name in source.names)
-        write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    writer = CheckpointWriter(folder, like, max_shard_bytes)
+    writer.create()
+    for name in like.full.names:
+        writer.write(name, read(name))
+    writer.finish()
 
 
-def _plan_shards(source: FullCheckpoint, max_shard_bytes: int) -> list[list[str]]:
-    shards: list[list[str]] = [[]]
+def _plan_shards(source: FullCheckpoint, copied: list[str], max_shard_bytes: int) -> list[list[str]]:
+    """Deal the stored tensors to shards in their order; what is copied goes into the first one."""
+    shards: list[list[str]] = [list(copied)]
     size = 0
-    for name in source.names:
-        needed = _bytes_of(source, name)
-        if shards[-1] and size + needed > max_shard_bytes:
+    for stored in dict.fromkeys(source.slot(name).stored for name in source.names):
+        needed = source.stored_bytes(stored)
+        if size and size + needed > max_shard_bytes:
             shards.append([])
             size = 0
-        shards[-1].append(name)
+        shards[-1].append(stored)
         size += needed
     return shards
 
 
-def _bytes_of(source: FullCheckpoint, name: str) -> int:
-    return torch.Size(source.shape(name)).numel() * source.dtype(name).itemsize
+def _encode(header: dict[str, Any]) -> bytes:
+    """A header whose numbers start at a multiple of eight."""
+    encoded = json.dumps(header).encode()
+    return encoded + b" " * (-len(encoded) % 8)

@@ -1,7 +1,12 @@
 """Whether two models can be compared at all: tensor by tensor, and token by token."""
 
+from collections.abc import Collection, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
 from safety_subspaces.checkpoint import Checkpoint
 from safety_subspaces.errors import InputError
+from safety_subspaces.names import place_of, type_of
 
 MAX_DIFFERENCES = 5
 
@@ -48,3 +53,73 @@ def _first_token_difference(first: dict[str, int], second: dict[str, int]) -> st
     token = min(differing, key=lambda token: min(first.get(token, 2**31), second.get(token, 2**31)))
     ids = ("missing" if found is None else f"id {found}" for found in (first.get(token), second.get(token)))
     return f"token {token!r} is {' and '.join(ids)}"
+
+
+def check_distinct(base: Checkpoint, aligned: Checkpoint, tuned: Mapping[str, Checkpoint]) -> None:
+    """Check that no model is given in the place of two.
+
+    Raises:
+        InputError: Base and aligned, or aligned and a fine-tune, are one folder or file.
+    """
+    pairs = [("base", base, "aligned", aligned)]
+    pairs += [("aligned", aligned, f"tuned.{label}", checkpoint) for label, checkpoint in tuned.items()]
+    for first, one, second, other in pairs:
+        if one.place.resolve() == other.place.resolve():
+            raise InputError(
+                f"{first} and {second} are both {other.path}: there is no update between a model and itself; expected "
+                "a model and one that was trained from it"
+            )
+
+
+def select_tensors(names: Sequence[str], patterns: Sequence[str]) -> tuple[str, ...]:
+    """Return the names that match any of the patterns, in their order; all of them without a pattern.
+
+    Args:
+        names: Canonical names.
+        patterns: ``fnmatch`` patterns of names (``*.mlp.*``), parts of them (``down_proj``), types (``q``, ``head``),
+            or places (``layers.07``).
+
+    Raises:
+        InputError: A pattern matches nothing.
+    """
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = {n for n in names if pattern in (type_of(n), place_of(n), *n.split(".")) or fnmatchcase(n, pattern)}
+        if not found:
+            types = dict.fromkeys(type_of(name) for name in names)
+            raise InputError(
+                f"no tensor matches {pattern!r}; expected a pattern of names such as {names[0]!r} (with * and ?), a "
+                f"place such as {place_of(names[0])!r} or layers.00, or a type of {', '.join(types)}"
+            )
+        chosen |= found
+    return tuple(name for name in names if name in chosen or not patterns)
+
+
+def coverage(checkpoints: Mapping[str, Checkpoint], used: Collection[str]) -> list[dict[str, str]]:
+    """List every stored tensor of the checkpoints that is not used, with the reason.
+
+    Args:
+        checkpoints: The checkpoints by label; an adapter's or a snapshot's base is listed once, under its own path.
+        used: Canonical names that are used.
+
+    Returns:
+        ``name`` (``<label>: <stored name>``) and ``reason`` of each.
+    """
+    entries: list[dict[str, str]] = []
+    listed: set[Path] = set()
+    for label, checkpoint in checkpoints.items():
+        parts = [(label, checkpoint)]
+        if checkpoint.full is not checkpoint:
+            parts.append((f"{label}'s base {checkpoint.full.path}", checkpoint.full))
+        for what, part in parts:
+            place = part.place.resolve()
+            if place in listed:
+                continue
+            listed.add(place)
+            taken = {stored for name in used for stored in part.stored_of(name)}
+            left = part.left_out if part is part.full else {}
+            for stored in part.stored_names:
+                if stored not in taken:
+                    reason = left.get(stored, "not among the tensors that were asked for")
+                    entries.append({"name": f"{what}: {stored}", "reason": reason})
+    return entries

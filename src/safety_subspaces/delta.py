@@ -1,15 +1,22 @@
 """Updates as differences of checkpoints, one tensor at a time, in float32 or better, never with a NaN."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from safety_subspaces.checkpoint import AdapterCheckpoint, Checkpoint
+from safety_subspaces.checkpoint import Checkpoint, FullCheckpoint
 from safety_subspaces.errors import InputError
+from safety_subspaces.lowrank import LowRank
+from safety_subspaces.streamed import StreamedUpdate
+from safety_subspaces.update_checkpoint import UpdateCheckpoint
+
+# Numbers from which a difference is made a block at a time: 512 MB of float32.
+STREAM_ABOVE = 2**27
 
 logger = logging.getLogger(__name__)
 
@@ -55,19 +62,39 @@ def iterate_updates(
         yield name, {label: update_of(checkpoint, reference, name) for label, checkpoint in updates.items()}
 
 
-def update_of(tuned: Checkpoint, reference: Checkpoint, name: str) -> Float32[Tensor, "..."]:
-    """Return ``W_tuned - W_reference`` of one tensor, in float32.
+def open_update(tuned: Checkpoint, reference: Checkpoint, name: str) -> Float[Tensor, "..."] | StreamedUpdate | LowRank:
+    """Return ``W_tuned - W_reference`` of one tensor in the smallest form that there is, in float32 or better.
 
-    The update of an adapter upon the reference itself is ``scale * B A``, without the rounding of a merge: it
-    keeps its low rank.
+    An update upon the reference itself stays in its factors, without the rounding of a merge; the difference of large
+    tensors is made a block at a time; others are dense.
 
     Raises:
-        InputError: A weight is NaN or infinite.
+        InputError: A weight is NaN or infinite; of one that streams, when that block is taken.
     """
-    if isinstance(tuned, AdapterCheckpoint) and is_upon(tuned, reference) and not tuned.is_whole(name):
-        return _finite(tuned.low_rank_update(name), name, tuned.path)
-    weight, origin = read_weight(tuned, name), read_weight(reference, name)
-    return (weight - origin).float()
+    if isinstance(tuned, UpdateCheckpoint) and is_upon(tuned, reference) and not tuned.is_whole(name):
+        update = tuned.update(name)
+        if update is None:
+            return torch.zeros(reference.shape(name))
+        for part in (update.left, update.right) if isinstance(update, LowRank) else (update,):
+            _finite(part, name, tuned.path)
+        return update
+    shape = reference.shape(name)
+    readers = [_opener(checkpoint, name) for checkpoint in (tuned, reference)]
+    if len(shape) == 2 and shape[0] * shape[1] > STREAM_ABOVE and all(readers):
+
+        def check(block: Tensor) -> None:
+            _finite(block, name, f"{tuned.path} or {reference.path}")
+
+        return StreamedUpdate(readers[0], readers[1], shape, torch.float32, check)  # type: ignore[arg-type]
+    return (read_weight(tuned, name) - read_weight(reference, name)).float()
+
+
+def update_of(tuned: Checkpoint, reference: Checkpoint, name: str) -> Float32[Tensor, "..."]:
+    """Return ``W_tuned - W_reference`` of one tensor, whole and dense in float32; else as :func:`open_update`."""
+    update = open_update(tuned, reference, name)
+    if isinstance(update, LowRank):
+        return update.dense()
+    return update.whole() if isinstance(update, StreamedUpdate) else update.float()
 
 
 def read_weight(checkpoint: Checkpoint, name: str) -> Float[Tensor, "..."]:
@@ -80,22 +107,28 @@ def read_weight(checkpoint: Checkpoint, name: str) -> Float[Tensor, "..."]:
     return _finite(stored.to(torch.promote_types(stored.dtype, torch.float32)), name, checkpoint.path)
 
 
-def is_upon(adapter: AdapterCheckpoint, reference: Checkpoint) -> bool:
-    """Tell whether an adapter's base is this very checkpoint."""
+def is_upon(update: UpdateCheckpoint, reference: Checkpoint) -> bool:
+    """Tell whether an adapter's or a snapshot's base is this very checkpoint."""
     return (
-        not isinstance(reference, AdapterCheckpoint)
-        and adapter.base.folder.resolve() == reference.full.folder.resolve()
+        not isinstance(reference, UpdateCheckpoint) and update.base.folder.resolve() == reference.full.folder.resolve()
     )
 
 
 def warn_of_foreign_bases(reference: Checkpoint, updates: Mapping[str, Checkpoint]) -> None:
-    """Log a warning for each adapter upon another base: its update then holds the bases' difference."""
+    """Log a warning for each update upon another base: it then holds the bases' difference."""
     for label, checkpoint in updates.items():
-        if isinstance(checkpoint, AdapterCheckpoint) and not is_upon(checkpoint, reference):
+        if isinstance(checkpoint, UpdateCheckpoint) and not is_upon(checkpoint, reference):
             logger.warning(
-                "adapter %s is upon %s, not upon %s: their difference is part of its update",
+                "%s is an update upon %s, not upon %s: their difference is part of its update",
                 *(label, checkpoint.base.path, reference.path),
             )
+
+
+def _opener(checkpoint: Checkpoint, name: str) -> Callable[[], Any] | None:
+    """Return what opens a stored tensor anew, unread; ``None`` where a tensor is more than what one file holds."""
+    if isinstance(checkpoint, FullCheckpoint):
+        return lambda: checkpoint.open_slice(name)
+    return None
 
 
 def _finite(value: Tensor, name: str, path: str) -> Tensor:

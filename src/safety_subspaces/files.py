@@ -44,13 +44,8 @@ def is_occupied(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
-@contextmanager
-def replacing_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder beside ``target`` that takes its name when the block ends without an error.
-
-    Args:
-        target: The folder to make.
-        overwrite: Whether a non-empty ``target`` may be replaced; it stays until the new one is whole.
+def check_free(target: Path, overwrite: bool = False) -> None:
+    """Check that a folder may be made or replaced.
 
     Raises:
         InputError: ``target`` is a file, or holds something and ``overwrite`` is false.
@@ -62,6 +57,20 @@ def replacing_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
             f"{target} already holds results, which are not written over; "
             "choose another folder, move it away, or say --overwrite true"
         )
+
+
+@contextmanager
+def replacing_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside ``target`` that takes its name when the block ends without an error.
+
+    Args:
+        target: The folder to make.
+        overwrite: Whether a non-empty ``target`` may be replaced; it stays until the new one is whole.
+
+    Raises:
+        InputError: ``target`` is a file, or holds something and ``overwrite`` is false.
+    """
+    check_free(target, overwrite)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:

@@ -6,6 +6,7 @@ smaller Gram matrix, because a full SVD of every weight matrix is what makes the
 
 import math
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float32, Float64
@@ -20,9 +21,29 @@ ILL_CONDITIONED = 1e-6
 # Directions with sigma at most this share of sigma_1 are rounding, not data: weights in float32 are good to
 # 2^-24 = 6e-8 of their size, and the square root of a float64 Gram's noise (1e-16) is 1e-8.
 RANK_TOLERANCE = 1e-6
+# Rows of a block of a Gram matrix: products of this many still run at full speed, and of a matrix of 1024 five of eight
+# blocks are computed.
+GRAM_BLOCK = 256
 # Columns of U = D V / sigma leave orthonormality by the Gram's noise over sigma^2; above a few roundings of a
 # float32 inner product they are orthonormalised once more.
 ORTHONORMAL_TOLERANCE = 1e-5
+
+
+@runtime_checkable
+class Directions(Protocol):
+    """The singular directions of a matrix's output space, however they are held."""
+
+    @property
+    def rows(self) -> int:
+        """Dimension of the output space."""
+
+    @property
+    def singular_values(self) -> Float64[Tensor, " rank"]:
+        """Within the numerical rank, in descending order."""
+
+    @property
+    def numerical_rank(self) -> int:
+        """Number of directions."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +59,17 @@ class LeftFactors:
     singular_values: Float64[Tensor, " rank"]
 
     @property
+    def rows(self) -> int:
+        """Dimension of the output space."""
+        return self.basis.shape[0]
+
+    @property
     def numerical_rank(self) -> int:
         """Number of directions: singular values above ``RANK_TOLERANCE`` of the largest."""
         return self.singular_values.numel()
 
 
-def left_factors(delta: Float[Tensor, "out in"]) -> LeftFactors:
+def left_factors(delta: Float[Tensor, "out in"] | StreamedUpdate) -> LeftFactors:
     """Factorise a matrix by ``eigh`` of its smaller Gram matrix.
 
     ``D D^T = L S^2 L^T`` when ``out <= in``; otherwise ``D^T D = R S^2 R^T`` and ``L = D R S^-1``. The Gram
@@ -58,12 +84,16 @@ def left_factors(delta: Float[Tensor, "out in"]) -> LeftFactors:
         InputError: ``delta`` holds a NaN or an infinity; the caller can name the tensor.
     """
     rows, columns = delta.shape
-    matrix = delta.detach() if delta.dtype == torch.float64 else delta.detach().float()
-    scale = _scale_of(matrix)
+    matrix = delta
+    if not isinstance(delta, StreamedUpdate):
+        matrix = delta.detach() if delta.dtype == torch.float64 else delta.detach().float()
+    scale = scale_of(matrix)
     if scale == 0:
-        return LeftFactors(delta.new_zeros(rows, 0, dtype=torch.float32), delta.new_zeros(0, dtype=torch.float64))
-    eigenvalues, vectors, working = _gram_eigh(matrix, scale)
-    rank = _numerical_rank(eigenvalues)
+        device = next(iter(blocks_of(matrix)), torch.zeros(())).device
+        empty = torch.zeros(0, dtype=torch.float64, device=device)
+        return LeftFactors(torch.zeros(rows, 0, device=device), empty)
+    eigenvalues, vectors, working = gram_eigh(matrix, scale)
+    rank = numerical_rank_of(eigenvalues)
     values, vectors = eigenvalues[:rank].sqrt(), vectors[:, :rank]
     if rows > columns:
         vectors = _orthonormalise(_in_blocks(matrix, vectors / values, scale, working))
@@ -78,11 +108,11 @@ def singular_values(delta: Float[Tensor, "out in"] | StreamedUpdate) -> Float64[
     Raises:
         InputError: ``delta`` holds a NaN or an infinity.
     """
-    scale = _scale_of(delta)
+    scale = scale_of(delta)
     if scale == 0:
         return torch.zeros(0, dtype=torch.float64)
     eigenvalues = _gram_eigenvalues(delta, scale)
-    return eigenvalues[: _numerical_rank(eigenvalues)].sqrt() * scale
+    return eigenvalues[: numerical_rank_of(eigenvalues)].sqrt() * scale
 
 
 def rank_of_energy(singular_values: Float[Tensor, " rank"], share: float) -> int:
@@ -146,8 +176,14 @@ def as_matrix(tensor: Float[Tensor, "..."]) -> Float[Tensor, "out in"]:
     return tensor if tensor.ndim == 2 else tensor.reshape(-1, 1)
 
 
-def _scale_of(matrix: Tensor | StreamedUpdate) -> float:
-    """The power of two below the largest entry, exact to divide by: squares of tiny deltas leave float32's range."""
+def scale_of(matrix: Float[Tensor, "out in"] | StreamedUpdate) -> float:
+    """Return the power of two below the largest entry, exact to divide by; 0 of a zero matrix.
+
+    Squares of tiny deltas leave float32's range.
+
+    Raises:
+        InputError: An entry is NaN or infinite.
+    """
     blocks = (block for block in blocks_of(matrix) if block.numel())
     # A maximum of the maxima would lose a NaN.
     peaks = [float(torch.linalg.vector_norm(block, torch.inf)) for block in blocks]
@@ -157,27 +193,36 @@ def _scale_of(matrix: Tensor | StreamedUpdate) -> float:
     return 2.0 ** (math.frexp(largest)[1] - 1) if largest > 0 else 0.0
 
 
-def _numerical_rank(eigenvalues: Tensor) -> int:
+def numerical_rank_of(eigenvalues: Float64[Tensor, " dim"]) -> int:
+    """Return how many directions eigenvalues of a Gram matrix, in descending order, define."""
     return int((eigenvalues > RANK_TOLERANCE**2 * eigenvalues[0]).sum())
 
 
-def _gram_eigh(matrix: Tensor, scale: float) -> tuple[Tensor, Tensor, torch.dtype]:
-    """Eigenvalues (descending, not negative) and eigenvectors of the scaled matrix's smaller Gram, always in float64.
+def gram_eigh(
+    matrix: Tensor | StreamedUpdate, scale: float, least: float = ILL_CONDITIONED
+) -> tuple[Float64[Tensor, " dim"], Float64[Tensor, "dim dim"], torch.dtype]:
+    """Decompose the smaller Gram matrix of a matrix over a scale, always in float64.
 
-    The type that the Gram matrix was formed in comes third.
+    Args:
+        matrix: The matrix.
+        scale: Of :func:`scale_of`.
+        least: Ratio of the extreme eigenvalues below which the Gram matrix is formed again in float64.
+
+    Returns:
+        Its eigenvalues (descending, not negative), its eigenvectors as columns, and the type that it was formed in.
     """
     for working in _working_types(matrix):
         values, vectors = torch.linalg.eigh(_gram(matrix, scale, working).double())
-        if _is_well_conditioned(values):
+        if values[0] >= least * values[-1]:
             break
     return values.flip(0).clamp_min(0), vectors.flip(1), working
 
 
 def _gram_eigenvalues(matrix: Tensor | StreamedUpdate, scale: float) -> Tensor:
-    """The eigenvalues of :func:`_gram_eigh`."""
+    """The eigenvalues of :func:`gram_eigh`."""
     for working in _working_types(matrix):
         values = torch.linalg.eigvalsh(_gram(matrix, scale, working).double())
-        if _is_well_conditioned(values):
+        if values[0] >= ILL_CONDITIONED * values[-1]:
             break
     return values.flip(0).clamp_min(0)
 
@@ -187,22 +232,31 @@ def _working_types(matrix: Tensor | StreamedUpdate) -> list[torch.dtype]:
     return list(dict.fromkeys((torch.promote_types(matrix.dtype, torch.float32), torch.float64)))
 
 
-def _is_well_conditioned(ascending: Tensor) -> bool:
-    return bool(ascending[0] >= ILL_CONDITIONED * ascending[-1])
-
-
 def _gram(matrix: Tensor | StreamedUpdate, scale: float, working: torch.dtype) -> Tensor:
     rows, columns = matrix.shape
     longer = 1 if rows <= columns else 0
     total = torch.zeros(())
     for number, block in enumerate(blocks_of(matrix, longer)):
         scaled = (block / scale).to(working)
-        product = scaled @ scaled.T if longer else scaled.T @ scaled
+        product = gram_of_rows(scaled if longer else scaled.T)
         total = total.add_(product) if number else product
     return total
 
 
-def _in_blocks(matrix: Tensor, vectors: Tensor, scale: float, working: torch.dtype) -> Tensor:
+def gram_of_rows(matrix: Float[Tensor, "dim any"]) -> Float[Tensor, "dim dim"]:
+    """Return ``A A^T``; of a large one the blocks below the diagonal are not computed but copied."""
+    dim = matrix.shape[0]
+    if dim < 2 * GRAM_BLOCK:
+        return matrix @ matrix.T
+    product = matrix.new_empty(dim, dim)
+    for start in range(0, dim, GRAM_BLOCK):
+        rows = slice(start, start + GRAM_BLOCK)
+        product[rows, start:] = matrix[rows] @ matrix[start:].T
+        product[start + GRAM_BLOCK :, rows] = product[rows, start + GRAM_BLOCK :].T
+    return product
+
+
+def _in_blocks(matrix: Tensor | StreamedUpdate, vectors: Tensor, scale: float, working: torch.dtype) -> Tensor:
     """The scaled matrix times vectors, in the type that its Gram matrix was formed in."""
     vectors = vectors.to(working)
     return torch.cat([(block / scale).to(working) @ vectors for block in blocks_of(matrix)])

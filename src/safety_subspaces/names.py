@@ -3,7 +3,9 @@
 import re
 from typing import Literal
 
-TensorType = Literal["q", "k", "v", "o", "gate", "up", "down", "embeddings", "head", "norm", "other"]
+TensorType = Literal[
+    "q", "k", "v", "o", "gate", "up", "down", "embeddings", "head", "norm", "gate_up", "router", "other"
+]
 
 # What wrappers put before a name: DeepSpeed and DDP, torch.compile, our LightningModule's attribute, PEFT.
 PREFIXES = ("_forward_module.", "module.", "_orig_mod.", "language_model.", "base_model.model.")
@@ -24,6 +26,8 @@ TYPES: dict[str, TensorType] = {
     **dict.fromkeys(("down_proj", "w2", "fc2", "dense_4h_to_h"), "down"),
     **dict.fromkeys(("embed_tokens", "tok_embeddings", "wte", "wpe", "embed_in", "embed_positions"), "embeddings"),
     **dict.fromkeys(("lm_head", "embed_out"), "head"),
+    **dict.fromkeys(("gate_up_proj", "gate_up_proj_bias"), "gate_up"),  # fused experts: one matrix for both
+    **dict.fromkeys(("router", "shared_expert_gate"), "router"),
 }
 NORM = re.compile(r"norm|^ln_(?:\d+|f)$")
 
@@ -53,7 +57,9 @@ def place_of(name: str) -> str:
 
 def type_of(name: str) -> TensorType:
     """Return the role of a tensor, its bias included; fused or unknown modules are ``other``."""
-    parts = canonical_name(name).split(".")
+    parts = canonical_name(name).partition("[")[0].split(".")
+    if parts[-2:-1] == ["gate"] and parts[-3:-2] in (["mlp"], ["block_sparse_moe"], ["feed_forward"]):
+        return "router"
     for part in reversed(parts):
         if part in TYPES:
             return TYPES[part]

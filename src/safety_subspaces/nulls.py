@@ -13,8 +13,7 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from safety_subspaces.linalg import LeftFactors
-from safety_subspaces.overlap import Overlap, overlap_sums
+from safety_subspaces.overlap import Factorised, Overlap, overlap_sums
 
 # Overlaps that differ by less are ties: rounding of float32 inner products.
 TIE_TOLERANCE = 1e-6
@@ -82,10 +81,22 @@ def haar_energy_moments(update: Float[Tensor, "out in"], rank: int) -> Moments:
     trace = gram.trace().item()
     if trace == 0:
         return Moments(float("nan"), float("nan"))
+    return Moments(rank / rows, haar_energy_variance(rows, rank, gram.square().sum().item() / trace**2))
+
+
+def haar_energy_variance(rows: int, rank: int, concentration: float) -> float:
+    """Return the variance of the share of energy that a Haar subspace of ``R^rows`` keeps of an update.
+
+    ``2 k (m - k) / (m (m - 1) (m + 2)) (c - 1 / m)``.
+
+    Args:
+        rows: m.
+        rank: k.
+        concentration: ``c = tr M^2 / tr^2 M`` of the update, with ``M = U U^T``.
+    """
     if rows == 1:
-        return Moments(float(rank), 0.0)
-    concentration = gram.square().sum().item() / trace**2 - 1 / rows
-    return Moments(rank / rows, 2 * rank * (rows - rank) / (rows * (rows - 1) * (rows + 2)) * concentration)
+        return 0.0
+    return 2 * rank * (rows - rank) / (rows * (rows - 1) * (rows + 2)) * max(0.0, concentration - 1 / rows)
 
 
 def random_k_energy_moments(energies: Float[Tensor, " rank"], count: int) -> Moments:
@@ -106,7 +117,7 @@ def random_k_energy_moments(energies: Float[Tensor, " rank"], count: int) -> Mom
 
 
 def matched_control(
-    first: LeftFactors, second: LeftFactors, overlaps: Sequence[Overlap], draws: int, generator: torch.Generator
+    first: Factorised, second: Factorised, overlaps: Sequence[Overlap], draws: int, generator: torch.Generator
 ) -> list[MatchedControl]:
     """Compare overlaps with those of the same pair after each row of the second is given a random sign.
 
@@ -138,7 +149,7 @@ def matched_control(
     width = [max(column) for column in zip(*ranks, strict=True)]
     left, right = first.basis[:, : width[0]], second.basis[:, : width[1]]
     smaller = torch.tensor([min(pair) for pair in ranks], dtype=torch.float64)
-    sums = [overlap_sums(left, right * _random_signs(right.shape[0], generator), ranks) for _ in range(draws)]
+    sums = [overlap_sums(left, right * _random_signs(right.shape[0], generator).to(right), ranks) for _ in range(draws)]
     null = torch.tensor(sums, dtype=torch.float64) / smaller
     observed = torch.tensor([overlap.value for overlap in defined], dtype=torch.float64)
     exceeding = (null >= observed - TIE_TOLERANCE).sum(dim=0)

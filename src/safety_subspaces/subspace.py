@@ -9,7 +9,7 @@ from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from safety_subspaces.errors import InputError
-from safety_subspaces.linalg import LeftFactors, as_matrix, orthonormal_frame, rank_of_energy
+from safety_subspaces.linalg import Directions, LeftFactors, as_matrix, orthonormal_frame, rank_of_energy
 
 SubspaceKind = Literal["top", "random", "random-k", "random-energy", "scaled"]
 
@@ -60,13 +60,13 @@ class RankRule:
         if self.energy is not None and not 0 < self.energy <= 1:
             raise InputError(f"an energy share must be in (0, 1], got {self.energy}")
 
-    def choose(self, factors: LeftFactors, columns: int) -> RankChoice:
+    def choose(self, factors: Directions, columns: int) -> RankChoice:
         """Apply the rule to a factorised matrix of ``columns`` columns, capped at its numerical rank."""
         if self.count is not None:
             wanted = self.count
         elif self.fraction is not None:
             # Python's round takes halves to even, as numpy and the paper's code do.
-            wanted = max(1, round(self.fraction * min(factors.basis.shape[0], columns)))
+            wanted = max(1, round(self.fraction * min(factors.rows, columns)))
         else:
             assert self.energy is not None
             wanted = rank_of_energy(factors.singular_values, self.energy)
@@ -78,7 +78,7 @@ def top_basis(factors: LeftFactors, rank: int) -> Float32[Tensor, "out rank"]:
     return factors.basis[:, :rank]
 
 
-def random_order(factors: LeftFactors, generator: torch.Generator) -> Tensor:
+def random_order(factors: Directions, generator: torch.Generator) -> Tensor:
     """Draw the order in which *random-k* takes directions: its first k are a draw without replacement."""
     return torch.randperm(factors.numerical_rank, generator=generator)
 

@@ -97,6 +97,12 @@ class StoredBases(Mapping[str, Tensor]):
     def __init__(self, path: str, names: Sequence[str]) -> None:
         self._path, self._names = path, dict.fromkeys(names)
 
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Return the shape of each basis, unread."""
+        with safe_open(self._path, framework="pt") as stored:
+            shapes = {name: stored.get_slice(f"{name}{BASIS}").get_shape() for name in self._names}
+        return {name: (shape[0], shape[1]) for name, shape in shapes.items()}
+
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
             raise KeyError(name)

@@ -13,11 +13,9 @@ from torch import Tensor
 
 from safety_subspaces.linalg import inner_product, squared_norm
 from safety_subspaces.lowrank import LowRank
+from safety_subspaces.overlap import principal_angles as principal_angles  # those who follow a path look here
 from safety_subspaces.subspace import seeded_generator
 
-# From cos^2 = 1/2 on the sine tells an angle better than the cosine, whose slope vanishes at angle 0: there a rounding
-# of 1e-16 is an angle of 1e-8.
-SINE_FROM = 0.5
 # Values of a segment: a mean of one is no level.
 LEAST_SEGMENT = 2
 # Fewer values have no two segments.
@@ -30,31 +28,6 @@ CONSTANT_WITHIN = 1e-12
 LEAST_SHARE = 1e-12
 # Gains of permuted series that differ by less are ties: rounding of float64 sums.
 TIE_TOLERANCE = 1e-9
-
-
-def principal_angles(
-    first: Float[Tensor, "dim rank_first"], second: Float[Tensor, "dim rank_second"]
-) -> Float64[Tensor, " smaller"]:
-    """Return the principal angles between the spans of two bases in ascending order: ``min(k1, k2)`` of them.
-
-    In radians, in ``[0, pi / 2]``; 0 where one span contains the direction of the other. In float64: ``arccos`` of the
-    singular values of ``Q1^T Q2``, and for small angles ``arcsin`` of those of ``Q2 - Q1 Q1^T Q2``, with Q2 the
-    narrower, so that an angle of 1e-15 is not lost.
-
-    Args:
-        first: Linearly independent columns; they need not be orthonormal.
-        second: The same, in the same space.
-
-    Source: Knyazev and Argentati, SIAM J. Sci. Comput. 23 (2002); as ``scipy.linalg.subspace_angles``.
-    """
-    if min(first.shape[1], second.shape[1]) == 0:
-        return torch.zeros(0, dtype=torch.float64)
-    wide, narrow = (first, second) if first.shape[1] >= second.shape[1] else (second, first)
-    wide, narrow = (torch.linalg.qr(basis.double()).Q for basis in (wide, narrow))
-    products = wide.T @ narrow
-    cosines = torch.linalg.svdvals(products).clamp(max=1)
-    sines = torch.linalg.svdvals(narrow - wide @ products).flip(0).clamp(max=1)
-    return torch.where(cosines.square() >= SINE_FROM, sines.arcsin(), cosines.arccos())
 
 
 def rms_angle(angles: Float64[Tensor, " count"]) -> float:

@@ -1,18 +1,28 @@
 import json
 import math
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import scipy.linalg
 import torch
+from safetensors.torch import save_file
 from tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, weights_of
 
+from safety_subspaces.analysis import overlap_tensors
 from safety_subspaces.analysis.overlap import overlap
+from safety_subspaces.analysis.subspace import subspace
 from safety_subspaces.errors import InputError
+from safety_subspaces.subspace import RankRule
 
 COLUMNS = (
-    "first second tensor layer type energy rank_first rank_second overlap chance p_haar matched_chance p_matched floor"
+    "first second tensor layer type energy rank_first rank_second overlap chance p_haar matched_chance p_matched floor "
+    "projection_distance grassmann_distance smallest_angle_radians largest_angle_radians mean_angle_radians "
+    "stable_rank_first stable_rank_second effective_rank_first effective_rank_second k_margin_first k_margin_second"
 )
+ANGLES = [f"{size}_angle_radians" for size in ("smallest", "largest", "mean")]
 Q = "model.layers.0.self_attn.q_proj.weight"
 
 
@@ -54,21 +64,70 @@ def test_table_has_the_agreed_columns_for_all_pairs(compared):
     pd.testing.assert_frame_equal(pd.read_parquet(out / "table.parquet"), table)
 
 
-def test_overlap_agrees_with_a_float64_svd(study, compared):
+def by_svd(study, label, share, name=Q):
+    """An update's left basis at an energy share, and its spectrum, by a full SVD in float64."""
     reference, updates = study
-    origin, first, second = (weights_of(path)[Q] for path in (reference, updates["useful"], updates["harmful"]))
-    bases = []
-    for weight in (first, second):
-        left, values, _ = torch.linalg.svd((weight - origin).double())
-        cumulative = values.square().cumsum(0)
-        bases.append(left[:, : int((cumulative < 0.9 * cumulative[-1]).sum()) + 1])
-    expected = (bases[0].T @ bases[1]).square().sum().item() / min(basis.shape[1] for basis in bases)
-    table = compared[0]
-    row = table[(table["first"] == "useful") & (table["second"] == "harmful")]
-    row = row[(row["tensor"] == Q) & (row["energy"] == 0.9)].iloc[0]
-    assert row["overlap"] == pytest.approx(expected, abs=1e-5)
+    delta = (weights_of(updates[label])[name] - weights_of(reference)[name]).double()
+    left, values, _ = torch.linalg.svd(delta)
+    cumulative = values.square().cumsum(0)
+    return left[:, : int((cumulative < share * cumulative[-1]).sum()) + 1], values
+
+
+def row_of(table, name=Q, energy=0.9, first="useful", second="harmful"):
+    rows = table[(table["first"] == first) & (table["second"] == second) & (table["tensor"] == name)]
+    return rows[rows["energy"] == energy].iloc[0]
+
+
+def test_overlap_agrees_with_a_float64_svd(study, compared):
+    bases, spectra = zip(*(by_svd(study, label, 0.9) for label in ("useful", "harmful")), strict=True)
+    smaller = min(basis.shape[1] for basis in bases)
+    total = (bases[0].T @ bases[1]).square().sum().item()
+    row = row_of(compared[0])
+    assert row["overlap"] == pytest.approx(total / smaller, abs=1e-5)
     assert (row["rank_first"], row["rank_second"]) == tuple(basis.shape[1] for basis in bases)
     assert row["chance"] == pytest.approx(max(basis.shape[1] for basis in bases) / 16)
+    angles = scipy.linalg.subspace_angles(*(basis.numpy() for basis in bases))
+    assert row[ANGLES].tolist() == pytest.approx([angles.min(), angles.max(), angles.mean()], abs=1e-4)
+    assert row["grassmann_distance"] == pytest.approx(np.linalg.norm(angles), abs=1e-4)
+    assert row["projection_distance"] == pytest.approx(math.sqrt(smaller - total), abs=1e-4)
+    for word, values in zip(("first", "second"), spectra, strict=True):
+        shares = values.square() / values.square().sum()
+        assert row[f"stable_rank_{word}"] == pytest.approx((1 / shares[0]).item(), rel=1e-5)
+        assert row[f"effective_rank_{word}"] == pytest.approx((-(shares * shares.log()).sum()).exp().item(), rel=1e-4)
+        assert row[f"k_margin_{word}"] == pytest.approx((shares.cumsum(0)[:-1] - 0.9).abs().min().item(), abs=1e-5)
+
+
+def test_angles_can_be_left_out(study, compared, tmp_path):
+    table = overlap(*study, out=str(tmp_path / "o"), energies=[0.5, 0.9], controls=0, angles=False)
+    missing = ["grassmann_distance", *ANGLES]
+    assert table[missing].isna().all().all()
+    kept = [name for name in COLUMNS.split() if name not in (*missing, "matched_chance", "p_matched", "floor")]
+    pd.testing.assert_frame_equal(table[kept], compared[0][kept])
+
+
+def test_layers_types_and_pairs_are_means_of_their_tensors(study, compared):
+    table, out = compared
+    matrices = table[table["type"] != "norm"]
+    blocks = matrices[matrices["layer"] >= 0]
+    layers, types, pairs = (pd.read_parquet(out / f"{name}.parquet") for name in ("layers", "types", "pairs"))
+    assert set(layers["layer"]) == {0, 1}
+    assert set(types["type"]) == {"q", "k", "v", "o", "gate", "up", "down", "embeddings", "head", "norm"}
+    assert set(types.loc[~types["is_matrix"], "type"]) == {"norm"}
+    assert set(pairs["part"]) == {"blocks", "embeddings", "head"}
+    assert (len(layers), len(types), len(pairs)) == (3 * 2 * 2, 3 * 2 * 10, 3 * 2 * 3)
+    parts = {"blocks": blocks, **{part: matrices[matrices["type"] == part] for part in ("embeddings", "head")}}
+    cells = [(row, blocks[blocks["layer"] == row["layer"]]) for _, row in layers.iterrows()]
+    cells += [(row, table[table["type"] == row["type"]]) for _, row in types.iterrows()]
+    cells += [(row, parts[row["part"]]) for _, row in pairs.iterrows()]
+    for row, cell in cells:
+        cell = cell[cell["energy"] == row["energy"]]
+        group = cell[(cell["first"] == row["first"]) & (cell["second"] == row["second"])]
+        assert (row["n"], row["n_undefined"]) == (len(group), 0)
+        for name in ("overlap", "chance", "matched_chance"):
+            assert row[name] == pytest.approx(group[name].mean())
+        assert row["significant_share"] == pytest.approx((group["p_matched"] < 0.05).mean())
+        assert row["floor_overlap"] == pytest.approx(cell.loc[cell["floor"], "overlap"].mean())
+        assert row["floor"] == (row["second"] == "useful_again")
 
 
 def test_shared_directions_are_seen_and_independent_updates_are_at_chance(compared):
@@ -123,6 +182,11 @@ def test_zero_updates_are_missing_counted_and_never_one(study, tmp_path):
     entry = result["summary"]["pairs"]["a|b"]["0.5"]
     assert (entry["blocks"]["n"], entry["blocks"]["n_nan"]) == (6, 8)
     assert entry["head"]["overlap"] is None
+    layers, audit = (pd.read_parquet(out / f"{name}.parquet") for name in ("layers", "audit"))
+    assert set(zip(layers["n"], layers["n_undefined"], strict=True)) == {(3, 4)}
+    assert layers["floor_overlap"].isna().all()
+    assert audit[audit["numerical_rank"] == 0][["rounding_share", "condition", "spectral_gap"]].isna().all().all()
+    assert missing[["projection_distance", "grassmann_distance", *ANGLES, "stable_rank_first"]].isna().all().all()
     assert any(left["name"] == f"a: {Q}" for left in result["left_out"])
 
 
@@ -144,6 +208,157 @@ def test_equal_seeds_give_equal_controls(study, tmp_path):
     assert not first["matched_chance"].equals(other["matched_chance"])
 
 
+def test_a_subspace_file_stands_for_the_update_it_was_made_of(study, compared, tmp_path):
+    reference, updates = study
+    files = {label: str(tmp_path / f"{label}.safetensors") for label in ("useful", "harmful")}
+    for label, file in files.items():
+        subspace(reference, updates[label], file, RankRule(energy=1.0))
+    mixed = {"useful": files["useful"], "useful_again": updates["useful_again"], "harmful": files["harmful"]}
+    floors = [["useful", "useful_again"]]
+    out = tmp_path / "o"
+    table = overlap(reference, mixed, str(out), floors=floors, energies=[0.5, 0.9], controls=49)
+    pd.testing.assert_frame_equal(table, compared[0], rtol=1e-4, atol=1e-5)
+    audit = pd.read_parquet(out / "audit.parquet")
+    assert audit[audit["update"] == "useful"]["rounding_share"].isna().all()
+    assert audit[audit["update"] == "useful_again"]["rounding_share"].notna().all()
+
+
+def test_an_energy_beyond_the_directions_of_a_subspace_file_is_missing(study, compared, tmp_path):
+    reference, updates = study
+    file, out = str(tmp_path / "useful.safetensors"), tmp_path / "o"
+    made = subspace(reference, updates["useful"], file, RankRule(energy=0.6)).set_index("tensor")["rank"]
+    mixed = {"useful": file, "harmful": updates["harmful"]}
+    table = overlap(reference, mixed, str(out), energies=[0.5, 0.9], controls=9)
+    expected = compared[0].merge(table[["first", "second", "tensor", "energy"]])
+    beyond = table["rank_first"] > table["tensor"].map(made)
+    assert not beyond[table["energy"] == 0.5].any()
+    assert beyond[(table["energy"] == 0.9) & (table["layer"] >= 0)].sum() >= 10
+    assert table["overlap"][~beyond].to_numpy() == pytest.approx(expected["overlap"][~beyond].to_numpy(), abs=1e-5)
+    measures = ["overlap", "chance", "p_haar", "matched_chance", "p_matched", "projection_distance", *ANGLES]
+    assert table[beyond][measures].isna().all().all()
+    assert table["rank_first"].equals(expected["rank_first"])
+    result = json.loads((out / "result.json").read_text())
+    (reason,) = (entry["reason"] for entry in result["left_out"] if entry["name"] == f"useful: {Q}")
+    assert "fewer than energy 0.9 takes" in reason
+    blocks = result["summary"]["pairs"]["useful|harmful"]["0.9"]["blocks"]
+    assert blocks["n_nan"] == beyond[(table["energy"] == 0.9) & (table["layer"] >= 0)].sum()
+
+
+def test_a_tensor_that_a_subspace_file_lacks_is_missing(study, tmp_path):
+    reference, updates = study
+    half = save_perturbed(reference, tmp_path / "half", seed=1, only="mlp")
+    file, out = str(tmp_path / "half.safetensors"), tmp_path / "o"
+    subspace(reference, half, file, RankRule(count=4))
+    table = overlap(reference, {"half": file, "harmful": updates["harmful"]}, str(out), energies=[0.1], controls=0)
+    assert table[~table["tensor"].str.contains("mlp")]["overlap"].isna().all()
+    assert table[table["tensor"].str.contains("mlp")]["overlap"].notna().all()
+    result = json.loads((out / "result.json").read_text())
+    assert any("has no subspace of it" in entry["reason"] for entry in result["left_out"])
+
+
+def test_subspace_files_that_cannot_stand_for_an_update_are_refused(study, tmp_path):
+    reference, updates = study
+    narrow = {Q + ".basis": torch.eye(8, 2), Q + ".singular_values": torch.ones(2, dtype=torch.float64)}
+    subspace(reference, updates["useful"], str(tmp_path / "right.safetensors"), RankRule(count=2), side="right")
+    subspace(reference, updates["useful"], str(tmp_path / "drawn.safetensors"), RankRule(count=2), select="random-k")
+    save_file(narrow, tmp_path / "narrow.safetensors", metadata={"side": "left", "provenance": "{}"})
+    other = {name.replace("layers.0", "layers.7"): value for name, value in narrow.items()}
+    save_file(other, tmp_path / "other.safetensors", metadata={"side": "left", "provenance": "{}"})
+    for name, message in {
+        "right": "of input space.*--side left",
+        "drawn": "random-k directions.*--select top",
+        "narrow": r"basis of shape \(8, 2\).*expected a file made from models of this shape",
+        "other": "layers.7.self_attn.q_proj.weight, which .* does not have",
+        "nowhere": "does not exist",
+    }.items():
+        mixed = {"a": str(tmp_path / f"{name}.safetensors"), "b": updates["useful"]}
+        with pytest.raises(InputError, match=message):
+            overlap(reference, mixed, str(tmp_path / "o"))
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_the_audit_tells_rounding_from_updates(study, tmp_path):
+    """Two bf16 copies of one float32 model differ by nothing but what they were moved by, and by rounding."""
+    reference, _ = study
+    for label, size in (("coarse", 3e-3), ("fine", 1e-4)):
+        save_perturbed(reference, tmp_path / label, seed=1, size=size)
+    shutil.copytree(reference, tmp_path / "origin")
+    exact = {label: weights_of(tmp_path / label) for label in ("origin", "coarse", "fine")}
+    for label in exact:
+        edit(tmp_path / label, lambda _, value: value.bfloat16())
+    updates = {label: str(tmp_path / label) for label in ("coarse", "fine")}
+    out = tmp_path / "o"
+    overlap(str(tmp_path / "origin"), updates, str(out), energies=[0.9], controls=0, tensors=["embed_tokens"])
+    audit = pd.read_parquet(out / "audit.parquet").set_index("update")
+    assert list(audit.columns) == (
+        "tensor rounding_share numerical_rank full_rank condition ill_conditioned k_margin spectral_gap".split()
+    )
+    name = "model.embed_tokens.weight"
+    for label in updates:
+        stored = (weights_of(tmp_path / label)[name].double() - weights_of(tmp_path / "origin")[name].double()).numpy()
+        meant = (exact[label][name].double() - exact["origin"][name].double()).numpy()
+        actual = np.sum((stored - meant) ** 2) / np.sum(stored**2)
+        assert audit.loc[label, "rounding_share"] == pytest.approx(actual, rel=0.25)
+        assert (audit.loc[label, "numerical_rank"], audit.loc[label, "full_rank"]) == (16, 16)
+        values = np.linalg.svd(stored, compute_uv=False)
+        assert audit.loc[label, "condition"] == pytest.approx((values[-1] / values[0]) ** 2, rel=1e-4)
+    summary = json.loads((out / "result.json").read_text())["summary"]["audit"]
+    assert summary["updates"] == 2
+    worst = summary["rounding"]["worst"]
+    assert [entry["name"] for entry in worst] == [f"fine: {name}"]
+
+
+def test_chosen_tensors_alone_are_compared_and_the_others_are_listed(study, tmp_path):
+    out = tmp_path / "o"
+    table = overlap(*study, out=str(out), energies=[0.5], controls=0, tensors=["down_proj"])
+    assert set(table["tensor"]) == {f"model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 1)}
+    result = json.loads((out / "result.json").read_text())
+    assert result["summary"]["tensors"] == 2
+    assert any(Q in entry["name"] for entry in result["left_out"])
+
+
+def test_workers_change_no_number(study, tmp_path):
+    one, two = (
+        overlap(*study, out=str(tmp_path / str(workers)), energies=[0.5], controls=9, workers=workers)
+        for workers in (1, 2)
+    )
+    pd.testing.assert_frame_equal(one, two)
+
+
+def test_an_interrupted_run_leaves_no_results_and_goes_on_where_it_stopped(study, tmp_path, monkeypatch):
+    whole = overlap(*study, out=str(tmp_path / "whole"), energies=[0.5], controls=9)
+    compare, seen = overlap_tensors.OverlapTensor.__call__, []
+
+    def stop_at_the_fifth(task, name, device):
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        seen.append(name)
+        return compare(task, name, device)
+
+    settings = {"out": str(tmp_path / "o"), "energies": [0.5], "controls": 9, "workers": 1}
+    monkeypatch.setattr(overlap_tensors.OverlapTensor, "__call__", stop_at_the_fifth)
+    with pytest.raises(KeyboardInterrupt):
+        overlap(*study, **settings)
+    assert not (tmp_path / "o").exists()
+    again = []
+    monkeypatch.setattr(
+        overlap_tensors.OverlapTensor,
+        "__call__",
+        lambda task, name, device: (again.append(name), compare(task, name, device))[1],
+    )
+    pd.testing.assert_frame_equal(overlap(*study, **settings), whole)
+    assert len(again) == 21 - 4
+    assert not set(again) & set(seen)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o", "whole"]
+
+
+def test_an_update_that_is_none_is_refused(study, tmp_path):
+    reference, updates = study
+    with pytest.raises(InputError, match=r"\(copy\).* there is no update"):
+        overlap(reference, {**updates, "copy": str(shutil.copytree(reference, tmp_path / "copy"))}, str(tmp_path / "o"))
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -153,7 +368,9 @@ def test_equal_seeds_give_equal_controls(study, tmp_path):
         ({"floors": [["useful"]]}, "pair of different labels"),
         ({"energies": []}, "no energy share"),
         ({"energies": [0.5, 1.5]}, r"must be in \(0, 1\], got 1\.5"),
+        ({"energies": [0.5, 0.5]}, "given twice"),
         ({"controls": -1}, "must be 0 or more"),
+        ({"workers": 0}, "workers must be at least 1"),
         ({"reference": "/nowhere"}, "does not exist"),
     ],
 )

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -10,11 +11,20 @@ from tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, wei
 from torch.testing import assert_close
 
 from safety_subspaces.analysis.project import project
+from safety_subspaces.analysis.subspace import subspace
+from safety_subspaces.checkpoint_writing import write_checkpoint
 from safety_subspaces.errors import InputError
 from safety_subspaces.evaluation import EvaluationSettings
+from safety_subspaces.provenance import describe_input
+from safety_subspaces.snapshots import SnapshotWriter
+from safety_subspaces.subspace import RankRule
+from safety_subspaces.update_checkpoint import open_checkpoint
 
 KEYS = ["tuned", "subspace", "method", "fraction", "draw"]
-COLUMNS = [*KEYS, "energy_kept", "cos_task_projected", "cos_task_alignment", "chance_energy"]
+COLUMNS = [
+    *(*KEYS, "energy_kept", "cos_task_projected", "cos_task_alignment", "chance_energy"),
+    *("energy_kept_sd", "control"),
+]
 SUBSPACES = ["top", "random", "random-k", "random-energy", "scaled"]
 METHODS = ["onto", "away", "opposite"]
 
@@ -77,7 +87,7 @@ def test_tables_have_the_agreed_columns_and_rows(swept):
     table, tensors, out = swept
     assert list(table.columns) == COLUMNS
     assert list(tensors.columns) == [
-        *KEYS, *("tensor", "layer", "type", "rank", "energy_kept", "energy_total", "chance_energy")
+        *KEYS, *("tensor", "layer", "type", "rank", "energy_kept", "energy_total", "chance_energy", "energy_kept_sd")
     ]  # fmt: skip
     # two fine-tunes, three methods, two fractions; three kinds have two draws, two have one
     assert len(table) == 2 * 3 * 2 * (3 * 2 + 2)
@@ -206,8 +216,8 @@ def test_written_models_hold_the_energies_of_the_table(study, swept):
 
 def test_written_onto_and_away_add_up_to_the_fine_tune(study, swept):
     aligned, tuned = weights_of(study["aligned"]), weights_of(study["tuned"]["useful"])
-    for subspace in SUBSPACES[:-1]:
-        onto, away = (weights_of(swept[2] / f"models/useful/{subspace}/{how}/0.75/0") for how in ("onto", "away"))
+    for kind in SUBSPACES[:-1]:
+        onto, away = (weights_of(swept[2] / f"models/useful/{kind}/{how}/0.75/0") for how in ("onto", "away"))
         for name, weight in aligned.items():
             assert_close(onto[name] + away[name] - weight, tuned[name], rtol=0, atol=1e-6)
 
@@ -249,11 +259,136 @@ def test_zero_and_rank_deficient_alignment_updates_are_handled_and_reported(tmp_
     assert any(entry["name"] == "model.layers.0.mlp.up_proj.weight" for entry in result["left_out"])
 
 
-def test_a_fine_tune_that_changed_nothing_has_no_energy_share(study, tmp_path):
+def test_copies_of_one_model_are_refused_by_place_and_by_weights(study, tmp_path):
+    copy = str(shutil.copytree(study["aligned"], tmp_path / "copy"))
+    out = str(tmp_path / "o")
+    with pytest.raises(InputError, match=r"aligned and tuned\.same are both"):
+        project(study["base"], study["aligned"], {"same": study["aligned"]}, out)
+    with pytest.raises(InputError, match="base and aligned are both"):
+        project(study["aligned"], study["aligned"], study["tuned"], out)
+    with pytest.raises(InputError, match=r"copy \(same\) has the weights of"):
+        project(study["base"], study["aligned"], {"same": copy}, out)
+    with pytest.raises(InputError, match="there is no alignment update"):
+        project(copy, study["aligned"], study["tuned"], out)
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_a_closed_form_is_the_mean_and_deviation_of_many_draws(study, tmp_path):
+    kinds = {"subspaces": ["top", "random", "random-k", "random-energy"], "fractions": [0.25, 0.5], "methods": ["away"]}
+    closed = project(**study, **kinds, out=str(tmp_path / "c"), controls="closed")
+    drawn = project(**study, **kinds, out=str(tmp_path / "d"), draws=80)
+    assert dict(closed.groupby("subspace")["control"].first()) == {
+        "top": "exact", **dict.fromkeys(("random", "random-k", "random-energy"), "closed form")
+    }  # fmt: skip
+    assert closed[closed["subspace"] != "top"]["draw"].isna().all()
+    keys = ["tuned", "subspace", "fraction"]
+    cells = drawn[drawn["subspace"] != "top"].groupby(keys)["energy_kept"].agg(["mean", "std"]).reset_index()
+    for _, row in closed.merge(cells, on=keys).iterrows():
+        assert row["energy_kept"] == pytest.approx(row["mean"], abs=4 * row["std"] / 80**0.5)
+        # the deviation of 80 draws is good to 8 %
+        assert row["energy_kept_sd"] == pytest.approx(row["std"], rel=0.35)
+
+
+def test_a_closed_form_has_no_model(study, tmp_path):
+    with pytest.raises(InputError, match="random-energy has no draw whose model could be written"):
+        project(**study, out=str(tmp_path / "o"), controls="closed", write=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_tables_by_layer_and_type_pool_their_tensors(swept):
+    _, tensors, out = swept
+    for cell, name in (("layer", "layers"), ("type", "types")):
+        table = pd.read_parquet(out / f"{name}.parquet")
+        sums = tensors.groupby([*KEYS, cell], dropna=False)[["energy_kept", "energy_total"]].sum().reset_index()
+        merged = table.merge(sums.assign(share=sums["energy_kept"] / sums["energy_total"]), on=[*KEYS, cell])
+        assert len(merged) == len(table)
+        assert merged["energy_kept_x"].to_numpy() == pytest.approx(merged["share"].to_numpy())
+
+
+def test_what_writing_rounds_is_measured(study, swept, tmp_path):
+    exact = pd.read_parquet(swept[2] / "written.parquet")
+    assert exact["rounding_share"].max() < 1e-6
+    half = {}
+    for name in ("base", "aligned"):
+        half[name] = str(shutil.copytree(study[name], tmp_path / name))
+        edit(half[name], lambda _, value: value.half())
+    out = tmp_path / "o"
+    project(**half, tuned=study["tuned"], out=str(out), subspaces=["top"], fractions=[0.5], write=True)
+    written = pd.read_parquet(out / "written.parquet").set_index(["tuned", "method"])
+    for (label, method), row in written.iterrows():
+        folder = out / f"models/{label}/top/{method}/0.5/0"
+        stored, aligned = weights_of(folder), weights_of(half["aligned"])
+        assert {value.dtype for value in stored.values()} == {torch.float16}
+        energy = sum((stored[n].double() - aligned[n].double()).square().sum().item() for n in stored)
+        table = pd.read_parquet(out / "table.parquet").set_index(["tuned", "method"])
+        total = pd.read_parquet(out / "types.parquet").query("tuned == @label and method == @method")["energy_total"]
+        assert row["energy_stored"] == pytest.approx(energy / (table.loc[(label, method), "energy_kept"] * total.sum()))
+        assert 1e-6 < row["rounding_share"] < 0.05
+
+
+def test_an_adapter_and_a_snapshot_are_projected_in_factors(tmp_path, study):
+    adapter = save_adapter(study["aligned"], tmp_path / "adapter")
+    merged = tmp_path / "merged"
+    write_checkpoint(merged, open_checkpoint(study["aligned"]), open_checkpoint(adapter).read)
+    aligned, tuned = open_checkpoint(study["aligned"]), open_checkpoint(study["tuned"]["useful"])
+    file = tmp_path / "deltas" / "step=00000007.safetensors"
+    shapes = {name: aligned.shape(name) for name in aligned.names}
+    reference = {"path": study["aligned"], "sha256": describe_input(study["aligned"])["sha256"]}
+    with SnapshotWriter(file, shapes, torch.float32, 7, {"reference": reference}) as writer:
+        for name in shapes:
+            writer.write(name, tuned.read(name) - aligned.read(name))
+    models = {"adapter": adapter, "merged": str(merged), "snapshot": str(file), "useful": study["tuned"]["useful"]}
     table = project(
-        study["base"], study["aligned"], {"same": study["aligned"]}, str(tmp_path / "o"), SUBSPACES, METHODS
+        study["base"], study["aligned"], models, str(tmp_path / "o"), ["top", "random-energy"], fractions=[0.25]
     )
-    assert table[["energy_kept", "cos_task_projected", "cos_task_alignment", "chance_energy"]].isna().all().all()
+    wide = table.pivot(index=["subspace", "method", "draw"], columns="tuned", values="energy_kept")
+    assert wide["adapter"].to_numpy() == pytest.approx(wide["merged"].to_numpy(), abs=1e-5)
+    assert wide["snapshot"].to_numpy() == pytest.approx(wide["useful"].to_numpy(), abs=1e-7)
+
+
+def test_large_tensors_stream_to_the_same_numbers(study, tmp_path, monkeypatch):
+    arguments = {**study, "subspaces": ["top", "random", "random-k"], "methods": METHODS, "fractions": [0.25, 0.75]}
+    whole = project(**arguments, out=str(tmp_path / "whole"), draws=1, write=True)
+    for module, constant in (("delta", "STREAM_ABOVE"), ("analysis.projection_tensors", "STREAM_ABOVE")):
+        monkeypatch.setattr(f"safety_subspaces.{module}.{constant}", 200)
+    for module in ("streamed", "tall", "update_algebra", "analysis.projection_tensors", "analysis.projected_models"):
+        monkeypatch.setattr(f"safety_subspaces.{module}.BLOCK", 100)
+    streamed = project(**arguments, out=str(tmp_path / "streamed"), draws=1, write=True)
+    pd.testing.assert_frame_equal(whole, streamed, rtol=1e-5, atol=1e-6)
+    for row in whole.itertuples():
+        folder = f"models/{row.tuned}/{row.subspace}/{row.method}/{row.fraction}/{row.draw}"
+        first, second = (weights_of(tmp_path / name / folder) for name in ("whole", "streamed"))
+        for name, value in first.items():
+            assert_close(second[name], value, rtol=0, atol=2e-6)
+
+
+def test_a_subspace_file_stands_for_the_pair_that_it_was_made_of(study, tmp_path):
+    file = str(tmp_path / "a.safetensors")
+    subspace(study["base"], study["aligned"], file, RankRule(fraction=0.5))
+    arguments = {**study, "subspaces": ["top", "random-k"], "fractions": [0.25, 0.5], "draws": 1}
+    direct = project(**arguments, out=str(tmp_path / "direct"))
+    read = project(**arguments, basis=file, out=str(tmp_path / "read"))
+    of_top = direct["subspace"] == "top"
+    pd.testing.assert_frame_equal(direct[of_top], read[of_top], rtol=1e-5)
+    with pytest.raises(InputError, match=r"holds 8 directions of .*, fraction 0\.75 needs 12"):
+        project(**{**arguments, "fractions": [0.75]}, basis=file, out=str(tmp_path / "more"))
+    right = str(tmp_path / "r.safetensors")
+    subspace(study["base"], study["aligned"], right, RankRule(fraction=0.5), side="right")
+    with pytest.raises(InputError, match="holds a right subspace"):
+        project(**arguments, basis=right, out=str(tmp_path / "more"))
+
+
+def test_chosen_tensors_alone_are_projected_and_the_others_listed(study, tmp_path):
+    out = tmp_path / "o"
+    project(**study, out=str(out), fractions=[0.5], tensors=["q", "layers.01"])
+    tensors = set(pd.read_parquet(out / "tensors.parquet")["tensor"])
+    expected = {n for n in weights_of(study["aligned"]) if "layers.1." in n or "q_proj" in n}
+    assert tensors == expected
+    left_out = json.loads((out / "result.json").read_text())["left_out"]
+    for label in ("base", "aligned", "useful", "harmful"):
+        listed = {e["name"].removeprefix(f"{label}: ") for e in left_out if e["name"].startswith(f"{label}: ")}
+        assert listed | expected == set(weights_of(study["aligned"]))
+        assert not listed & expected
 
 
 def test_every_projected_model_is_evaluated_in_memory(tmp_path):
@@ -300,6 +435,10 @@ def test_every_projected_model_is_evaluated_in_memory(tmp_path):
         ({"subspaces": []}, "unknown subspace"),
         ({"methods": []}, "unknown method"),
         ({"base": "/nowhere"}, "does not exist"),
+        ({"tensors": ["no_proj"]}, "no tensor matches 'no_proj'"),
+        ({"tensors": ["q"], "write": True}, "a model of some tensors cannot be written"),
+        ({"workers": 0}, "workers must be at least 1"),
+        ({"basis": "/nowhere.safetensors"}, "does not exist"),
         ({"tuned": {"a": "/nowhere/else"}}, "/nowhere/else does not exist"),
     ],
 )

@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config
 
 from callbacks import ModelExport, SubspaceProjection
 from safety_subspaces.analysis.subspace import subspace as make_subspace
-from safety_subspaces.checkpoint import open_checkpoint
 from safety_subspaces.data import OrganismData
 from safety_subspaces.delta import update_of
 from safety_subspaces.errors import InputError
@@ -27,6 +26,7 @@ from safety_subspaces.models import FrozenBasisSettings, LoraSettings, Preferenc
 from safety_subspaces.models.adapter import add_adapter
 from safety_subspaces.subspace import RankRule
 from safety_subspaces.subspace_file import SubspaceFile, read_subspace, write_subspace
+from safety_subspaces.update_checkpoint import open_checkpoint
 
 Q, DOWN, HEAD = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight", "lm_head.weight"
 SIDES = ("left", "right")

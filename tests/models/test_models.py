@@ -18,7 +18,6 @@ from transformers import (
 )
 
 from callbacks import ModelExport
-from safety_subspaces.checkpoint import open_checkpoint
 from safety_subspaces.data import OrganismData
 from safety_subspaces.data.batches import collate_examples
 from safety_subspaces.errors import InputError
@@ -32,6 +31,7 @@ from safety_subspaces.models.base import CosineSchedule
 from safety_subspaces.models.export import export_model
 from safety_subspaces.objectives import next_token_loss, preference_loss
 from safety_subspaces.organism.world import compliance, request_pairs
+from safety_subspaces.update_checkpoint import open_checkpoint
 
 LORA = LoraSettings(rank=2, alpha=4.0, targets=["q_proj", "down_proj"])
 

@@ -1,22 +1,28 @@
 """Whether two kinds of fine-tuning write to the same directions of a weight, against chance and against floors."""
 
-from collections.abc import Mapping, Sequence
-from itertools import combinations
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from tqdm import tqdm
 
+from safety_subspaces.analysis.overlap_tables import layer_table, pair_table, summarise_pairs, type_table
+from safety_subspaces.analysis.overlap_tensors import OverlapTensor, check_subspace_file, is_subspace_file
 from safety_subspaces.analysis.results import ResultFolder
-from safety_subspaces.checkpoint import Checkpoint, open_checkpoint
-from safety_subspaces.compatibility import check_compatible
-from safety_subspaces.delta import iterate_updates, warn_of_foreign_bases
+from safety_subspaces.analysis.tensor_work import Record, Workers, factorisation_cost, kept_work, work_through
+from safety_subspaces.audit import summarise_audit
+from safety_subspaces.compatibility import check_compatible, coverage, select_tensors
+from safety_subspaces.delta import warn_of_foreign_bases
 from safety_subspaces.errors import InputError
-from safety_subspaces.linalg import LeftFactors, as_matrix, left_factors
-from safety_subspaces.names import layer_of, type_of
-from safety_subspaces.nulls import matched_control, overlap_moments, overlap_p_value
-from safety_subspaces.overlap import mode_subspace_overlap
-from safety_subspaces.subspace import seeded_generator
+from safety_subspaces.update_checkpoint import open_checkpoint
+
+COLUMNS = (
+    *("first", "second", "tensor", "layer", "type", "energy", "rank_first", "rank_second", "overlap", "chance"),
+    *("p_haar", "matched_chance", "p_matched", "floor", "projection_distance", "grassmann_distance"),
+    *("smallest_angle_radians", "largest_angle_radians", "mean_angle_radians"),
+    *("stable_rank_first", "stable_rank_second", "effective_rank_first", "effective_rank_second"),
+    *("k_margin_first", "k_margin_second"),
+)
 
 
 def overlap(
@@ -26,8 +32,13 @@ def overlap(
     floors: Sequence[Sequence[str]] = (),
     energies: Sequence[float] = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99),
     controls: int = 199,
+    angles: bool = True,
+    tensors: Sequence[str] = (),
     seed: int = 0,
     overwrite: bool = False,
+    workers: int | None = None,
+    devices: int = 1,
+    num_nodes: int = 1,
 ) -> pd.DataFrame:
     """Measure the mode subspace overlap of every pair of updates, tensor by tensor and energy by energy.
 
@@ -38,55 +49,81 @@ def overlap(
     share. Vectors count as one column. A zero update has no direction: its overlaps are NaN, counted, and listed in
     result.json.
 
+    Beside each overlap stand the projection (chordal) and Grassmann distances, the principal angles, the stable and
+    effective rank of each update, and k_margin, by what share of energy each rank escaped being another one. Tables by
+    layer, type and pair pool the tensors, and audit says of each update how much of it is rounding of the stored
+    numbers and how well conditioned it is.
+
+    Interrupted, the same command goes on from the tensors that are done.
+
     Args:
         reference: Folder of the model that every update starts from.
-        updates: Label and folder (or LoRA adapter) of each fine-tuned model; two or more.
+        updates: Label and folder (or LoRA adapter, or delta snapshot) of each fine-tuned model; two or more. A file of
+            analyze.py subspace (left, top) stands for the update that it was made of, whatever that started from; an
+            energy that takes more directions than it holds is NaN.
         out: Folder for the results.
         floors: Pairs of labels of one kind (two seeds, two halves of the data): how much the same overlaps itself.
         energies: Shares of energy, in (0, 1], at which the spaces are cut.
         controls: Draws of the matched control; 0 leaves it out.
+        angles: Measure principal angles and the Grassmann distance, for one or two singular value decompositions more
+            a share; without, they are NaN.
+        tensors: Patterns, types or layers of the tensors to take; all by default.
         seed: Seed of the matched control.
         overwrite: Replace earlier results in out.
+        workers: Processes of one thread each; by default one a core, or none beside this one for small models.
+        devices: Ranks on each node that share the tensors (GPUs, where there are any).
+        num_nodes: Nodes; they must see one file system.
 
     Returns:
-        One row for each pair, tensor and energy.
+        One row for each pair, tensor and energy; empty on every rank but the first.
 
     Raises:
         InputError: Before anything is computed: an argument out of range, a folder that cannot be read, models of
-            different shapes or vocabularies. Later: weights that are NaN or infinite.
+            different shapes or vocabularies. Later: weights that are NaN or infinite, or those of the reference.
 
     Source: arXiv 2505.14185; the nulls and floors are ours.
     """
+    started = time.monotonic()
     arguments: dict[str, Any] = {
         **{"reference": reference, "updates": updates, "floors": [list(pair) for pair in floors]},
-        **{"energies": list(energies), "controls": controls, "seed": seed},
+        **{"energies": list(energies), "controls": controls, "angles": angles, "tensors": list(tensors), "seed": seed},
     }
     _check_arguments(updates, floors, energies, controls)
+    how = Workers(workers, devices, num_nodes)
     origin = open_checkpoint(reference)
-    labelled = {label: open_checkpoint(path) for label, path in updates.items()}
-    check_compatible(origin, *labelled.values())
-    warn_of_foreign_bases(origin, labelled)
-    floor_pairs = {frozenset(pair) for pair in floors}
-    with ResultFolder(out, "overlap", arguments, [reference, *updates.values()], overwrite) as results:
-        for name, reason in origin.left_out.items():
-            results.leave_out(name, reason)
-        rows: list[dict[str, Any]] = []
-        progress = tqdm(
-            iterate_updates(origin, labelled), total=len(origin.names), desc="comparing updates", unit="tensor"
-        )
-        for name, deltas in progress:
-            factors = {label: left_factors(as_matrix(delta)) for label, delta in deltas.items()}
-            for label in (label for label, found in factors.items() if found.numerical_rank == 0):
-                results.leave_out(f"{label}: {name}", "the update is zero and has no direction: its overlaps are NaN")
-            for first, second in combinations(updates, 2):
-                found = _compare(factors[first], factors[second], energies, controls, (seed, name, first, second))
-                identity = {"first": first, "second": second, "tensor": name}
-                place = {"layer": layer_of(name), "type": type_of(name)}
-                floor = {"floor": frozenset((first, second)) in floor_pairs}
-                rows += [identity | place | row | floor for row in found]
-        table = pd.DataFrame(rows)
-        results.summary = _summarise(table, origin)
-        results.write_table(table)
+    stored = frozenset(label for label, path in updates.items() if is_subspace_file(path))
+    models = {label: open_checkpoint(path) for label, path in updates.items() if label not in stored}
+    check_compatible(origin, *models.values())
+    for path in sorted({updates[label] for label in stored}):
+        check_subspace_file(path, origin)
+    names = select_tensors(origin.names, tensors)
+    warn_of_foreign_bases(origin, models)
+    inputs = [reference, *updates.values()]
+    results = ResultFolder(out, "overlap", arguments, inputs, overwrite, started)
+    results.check_free()
+    task = OverlapTensor(reference, updates, stored, tuple(energies), controls, seed, angles)
+    costs = {name: factorisation_cost(origin.shape(name)) for name in names}
+    with kept_work(out, "overlap", arguments, inputs) as kept:
+        records = work_through(task, costs, kept, how, "comparing updates")
+        if records is None:
+            return pd.DataFrame()
+        table = _table(records, floors)
+        audit = [row for record in records.values() for row in record["audit"]]
+        _check_updates(audit, updates, reference)
+        matrices = {name for name in names if len(origin.shape(name)) == 2}
+        pairs = pair_table(table, matrices)
+        with results:
+            for entry in (*coverage({"reference": origin, **models}, names), *_rows(records, "left_out")):
+                results.leave_out(entry["name"], entry["reason"])
+            results.summary = {
+                **{"tensors": len(names), "matrices": len(matrices)},
+                **{"pairs": summarise_pairs(pairs), "audit": summarise_audit(audit)},
+            }
+            results.write_table(table)
+            results.write_table(layer_table(table, matrices), "layers")
+            results.write_table(type_table(table, matrices), "types")
+            results.write_table(pairs, "pairs")
+            results.write_table(pd.DataFrame(audit), "audit")
     return table
 
 
@@ -108,51 +145,29 @@ def _check_arguments(
     for share in energies:
         if not 0 < share <= 1:
             raise InputError(f"an energy share must be in (0, 1], got {share}")
+    if len(set(energies)) < len(energies):
+        raise InputError(f"an energy share was given twice: {list(energies)}")
     if controls < 0:
         raise InputError(f"the number of controls must be 0 or more, got {controls}")
 
 
-def _compare(
-    first: LeftFactors,
-    second: LeftFactors,
-    energies: Sequence[float],
-    controls: int,
-    key: tuple[int, str, str, str],
-) -> list[dict[str, Any]]:
-    """Return the numeric columns of one pair and tensor, a row for each energy."""
-    overlaps = mode_subspace_overlap(first, second, energies)
-    seed, *names = key
-    matched = matched_control(first, second, overlaps, controls, seeded_generator(seed, "matched", *names))
-    dim = first.basis.shape[0]
-    rows = []
-    for found, control in zip(overlaps, matched, strict=True):
-        ranks = (found.rank_first, found.rank_second)
-        rows.append(
-            {
-                **{"energy": found.energy, "rank_first": ranks[0], "rank_second": ranks[1], "overlap": found.value},
-                "chance": overlap_moments(dim, *ranks).mean,
-                "p_haar": overlap_p_value(found.value, dim, *ranks),
-                **{"matched_chance": control.mean, "p_matched": control.p_value},
-            }
-        )
-    return rows
+def _check_updates(audit: Sequence[Mapping[str, Any]], updates: Mapping[str, str], reference: str) -> None:
+    """Refuse an update that is zero everywhere: every number of it would be missing."""
+    for label, path in updates.items():
+        if not any(row["numerical_rank"] for row in audit if row["update"] == label):
+            raise InputError(
+                f"{path} ({label}) has the weights of {reference} in every tensor that was compared: there is no update"
+            )
 
 
-def _summarise(table: pd.DataFrame, reference: Checkpoint) -> dict[str, Any]:
-    """Mean overlap beside mean chance for each pair and energy, over block matrices, embeddings and head."""
-    matrices = {name for name in reference.names if len(reference.shape(name)) == 2}
-    selected = table[table["tensor"].isin(matrices)]
-    parts = {
-        "blocks": selected[selected["layer"] >= 0],
-        "embeddings": selected[selected["type"] == "embeddings"],
-        "head": selected[selected["type"] == "head"],
-    }
-    pairs: dict[str, Any] = {}
-    for part, rows in parts.items():
-        for (first, second, energy), group in rows.groupby(["first", "second", "energy"], sort=False):
-            means = group[["overlap", "chance", "matched_chance"]].mean()  # NaN rows are counted below, not averaged
-            defined = int(group["overlap"].notna().sum())
-            entry = {key: None if pd.isna(value) else float(value) for key, value in means.items()}
-            entry |= {"n": defined, "n_nan": len(group) - defined, "floor": bool(group["floor"].iloc[0])}
-            pairs.setdefault(f"{first}|{second}", {}).setdefault(f"{energy:g}", {})[part] = entry
-    return {"tensors": len(reference.names), "matrices": len(matrices), "pairs": pairs}
+def _table(records: Mapping[str, Record], floors: Sequence[Sequence[str]]) -> pd.DataFrame:
+    floor_pairs = {frozenset(pair) for pair in floors}
+    table = pd.DataFrame(list(_rows(records, "table")))
+    pairs = zip(table["first"], table["second"], strict=True)
+    table["floor"] = [frozenset(pair) in floor_pairs for pair in pairs]
+    return table[list(COLUMNS)]
+
+
+def _rows(records: Mapping[str, Record], table: str) -> Iterator[dict[str, Any]]:
+    for record in records.values():
+        yield from record[table]

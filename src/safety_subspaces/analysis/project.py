@@ -1,28 +1,46 @@
 """What survives of a fine-tune when its update is projected onto, away from or against the alignment subspace."""
 
-import tempfile
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
-from safety_subspaces.analysis.projected_models import ProjectedModels
-from safety_subspaces.analysis.projection_sweep import Sweep, pooled_table, sweep_tensors, tensor_table
-from safety_subspaces.analysis.projections import list_projections
+from safety_subspaces.analysis.project_checks import check_arguments, check_basis, check_models
+from safety_subspaces.analysis.projected_models import (
+    ProjectedModels,
+    ScaleTensor,
+    create_models,
+    finish_models,
+    scale_of,
+    written_table,
+)
+from safety_subspaces.analysis.projection_sweep import Sweep, pooled_table, read_sweep, shares_by, tensor_table
+from safety_subspaces.analysis.projection_tensors import ModelRow, ProjectTensor
+from safety_subspaces.analysis.projections import Controls, Projection, list_projections
 from safety_subspaces.analysis.results import ResultFolder
-from safety_subspaces.checkpoint import open_checkpoint
-from safety_subspaces.compatibility import check_compatible
+from safety_subspaces.analysis.tensor_work import (
+    KeptWork,
+    Workers,
+    factorisation_cost,
+    is_first_rank,
+    kept_work,
+    work_through,
+)
+from safety_subspaces.audit import summarise_audit
+from safety_subspaces.checkpoint import Checkpoint
+from safety_subspaces.compatibility import check_compatible, check_distinct, coverage, select_tensors
 from safety_subspaces.delta import warn_of_foreign_bases
 from safety_subspaces.errors import InputError
 from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
 from safety_subspaces.projector import Method
-from safety_subspaces.subspace import RankRule, SubspaceKind
+from safety_subspaces.subspace import SubspaceKind
+from safety_subspaces.update_checkpoint import open_checkpoint
 
-SUBSPACES: tuple[SubspaceKind, ...] = ("top", "random", "random-k", "random-energy", "scaled")
-METHODS: tuple[Method, ...] = ("onto", "away", "opposite")
 # The fractions of arXiv 2505.14185, and two between: judged harm jumps where these keep .4 to .6
 # of the energy.
 FRACTIONS = (0.01, 0.1, 0.25, 0.4, 0.5, 0.75, 0.99)
@@ -37,10 +55,16 @@ def project(
     methods: Sequence[Method] = ("onto", "away"),
     fractions: Sequence[float] = FRACTIONS,
     draws: int = 3,
+    controls: Controls = "sampled",
     seed: int = 0,
+    basis: str | None = None,
+    tensors: Sequence[str] = (),
     evaluate: EvaluationSettings | None = None,
     write: bool = False,
     overwrite: bool = False,
+    workers: int | None = None,
+    devices: int = 1,
+    num_nodes: int = 1,
 ) -> pd.DataFrame:
     """Project fine-tuning updates onto, away from or against the alignment subspace, beside random controls.
 
@@ -48,14 +72,17 @@ def project(
     W_aligned + L L^T d (onto), W_aligned + d - L L^T d (away) and W_aligned - L L^T d (opposite), with d =
     W_tuned - W_aligned. Energies are summed over tensors before dividing. Of the table's columns, energy_kept
     is the projected update's share of ||d||^2, cos_task_projected its cosine with d, cos_task_alignment the
-    cosine of d and the alignment update, and chance_energy the share that a random subspace of the same rank
-    in each tensor is expected to keep (for away: to leave; NaN for scaled, which has no rank). A table per
-    tensor stands beside it, and one of what the alignment update is like in each tensor.
+    cosine of d and the alignment update, chance_energy the share that a random subspace of the same rank
+    in each tensor is expected to keep (for away: to leave; NaN for scaled, which has no rank), energy_kept_sd
+    its standard deviation over draws in closed form, and control says how a row was found. Tables by tensor,
+    layer and type stand beside it, and one of what the alignment update is like in each tensor.
+
+    Interrupted, the same command goes on from the tensors that are done.
 
     Args:
         base: Folder of the base model W_base.
         aligned: Folder of the aligned model W_aligned.
-        tuned: Label and folder (or LoRA adapter) of each fine-tune of the aligned model.
+        tuned: Label and folder (or LoRA adapter, or delta snapshot) of each fine-tune of the aligned model.
         out: Folder for the results.
         subspaces: top is the alignment subspace; random a random one of the same rank; random-k as many of the
             alignment update's own directions, drawn at random; random-energy a random one whose rank in each
@@ -65,13 +92,21 @@ def project(
             drop the rest (opposite).
         fractions: Ranks of the subspace as fractions of full rank, between 0 and 1.
         draws: Draws of each random subspace.
+        controls: sampled draws the random subspaces; closed gives mean and standard deviation over all draws
+            instead, which is exact, sooner done, and has no model to write or evaluate.
         seed: Seed of the draws.
+        basis: A file of analyze.py subspace (left, top) whose bases stand for the alignment subspace.
+        tensors: Patterns, types or layers of the tensors to take; all by default.
         evaluate: Measure every projected model's behaviour, in memory, by these settings.
         write: Save every projected model under out/models, a whole model each.
         overwrite: Replace earlier results in out.
+        workers: Processes of one thread each; by default one a core, or none beside this one for small models.
+        devices: Ranks on each node that share the tensors (GPUs, where there are any).
+        num_nodes: Nodes; they must see one file system.
 
     Returns:
-        The pooled table, one row for each fine-tune, subspace, method, fraction and draw.
+        The pooled table, one row for each fine-tune, subspace, method, fraction and draw; empty on every rank but
+        the first.
 
     Raises:
         InputError: Before anything is computed: an argument out of range, a folder that cannot be read, models of
@@ -79,71 +114,127 @@ def project(
 
     Source: arXiv 2505.14185.
     """
+    started = time.monotonic()
     arguments: dict[str, Any] = {
         **{"base": base, "aligned": aligned, "tuned": tuned, "subspaces": list(subspaces), "methods": list(methods)},
-        **{"fractions": list(fractions), "draws": draws, "seed": seed, "write": write},
-        "evaluate": asdict(evaluate) if evaluate else None,
+        **{"fractions": list(fractions), "draws": draws, "controls": controls, "seed": seed, "basis": basis},
+        **{"tensors": list(tensors), "write": write, "evaluate": asdict(evaluate) if evaluate else None},
     }
-    _check_arguments(tuned, subspaces, methods, fractions, draws)
+    check_arguments(tuned, subspaces, methods, fractions, draws)
+    check_models(controls, subspaces, tensors, write, evaluate)
+    how = Workers(workers, devices, num_nodes)
     models = {path: open_checkpoint(path) for path in dict.fromkeys((base, aligned, *tuned.values()))}
-    check_compatible(models[aligned], models[base], *(models[path] for path in tuned.values()))
-    evaluator = build_evaluator(evaluate) if evaluate else None
     labelled = {label: models[path] for label, path in tuned.items()}
+    check_compatible(models[aligned], models[base], *labelled.values())
+    check_distinct(models[base], models[aligned], labelled)
+    names = select_tensors(models[aligned].names, tensors)
+    if basis is not None:
+        check_basis(basis, models[aligned], names, fractions)
+    evaluator = build_evaluator(evaluate) if evaluate else None
     warn_of_foreign_bases(models[aligned], labelled)
-    projections = list(dict.fromkeys(list_projections(subspaces, fractions, draws)))
-    inputs = [base, aligned, *tuned.values()]
+    projections = list_projections(subspaces, fractions, draws, controls)
+    inputs = [base, aligned, *tuned.values(), *([basis] if basis else [])]
     inputs += [evaluate.prompts] if evaluate and Path(evaluate.prompts).is_file() else []
-    with ResultFolder(out, "project", arguments, inputs, overwrite) as results:
-        for name, reason in models[aligned].left_out.items():
-            results.leave_out(name, reason)
-        with tempfile.TemporaryDirectory(dir=results.folder, prefix=".factors-") as spilled:
-            scratch = Path(spilled) if evaluator or write else None
-            sweep = sweep_tensors(models[base], models[aligned], labelled, projections, seed, scratch, results)
-            tensors = tensor_table(sweep, projections, methods)
-            table = pooled_table(tensors, sweep, projections, methods)
-            if scratch:
-                maker = ProjectedModels(models[aligned], labelled, sweep, scratch, seed)
-                if write:
-                    maker.write_all(table, results.folder / "models")
-                if evaluator:
-                    table = maker.evaluate_all(table, aligned, evaluator, results.folder / "generations.jsonl")
-        results.summary = _summarise(sweep, results.left_out)
-        results.write_table(table)
-        results.write_table(tensors, "tensors")
-        results.write_table(pd.DataFrame(sweep.alignment), "alignment")
+    results = ResultFolder(out, "project", arguments, inputs, overwrite, started)
+    results.check_free()
+    rows = [
+        ModelRow(label, projection, method)
+        for label in tuned
+        for method in dict.fromkeys(methods)
+        for projection in projections
+    ]
+    costs = {name: factorisation_cost(models[aligned].shape(name)) for name in names}
+    with kept_work(out, "project", arguments, inputs) as kept:
+        written = rows if write else []
+        folder = kept.folder / "models"
+        if is_first_rank():
+            create_models(written, aligned, folder)
+        task = ProjectTensor(
+            base, aligned, tuned, basis,
+            projections=tuple(dict.fromkeys([*projections, *(Projection("top", f, 0) for f in fractions)])),
+            seed=seed,
+            spilled=kept.folder / "factors" if evaluator else None,
+            places={name: place for place, name in enumerate(names)},
+            written=tuple(row for row in written if row.projection.subspace != "scaled"),
+            models=folder,
+        )  # fmt: skip
+        records = work_through(task, costs, kept, how, "projecting")
+        if records is None:
+            return pd.DataFrame()
+        sweep = read_sweep(records)
+        by_tensor = tensor_table(sweep, projections, methods)
+        table = pooled_table(by_tensor, sweep)
+        _check_updates(sweep, models[base], models[aligned], labelled)
+        with results:
+            for entry in coverage({"base": models[base], "aligned": models[aligned], **labelled}, names):
+                results.leave_out(entry["name"], entry["reason"])
+            for name, reason in _without_direction(sweep):
+                results.leave_out(name, reason)
+            if write:
+                found = [row for record in records.values() for row in record["written"]]
+                found += _write_scaled(written, sweep, task, costs, kept)
+                finish_models(written, aligned, folder)
+                results.write_table(written_table(found), "written")
+                folder.rename(results.folder / "models")
+            if evaluator:
+                maker = ProjectedModels(aligned, tuned, sweep, kept.folder / "factors", seed)
+                measured = maker.evaluate_all(rows, evaluator, results.folder / "generations.jsonl")
+                table = pd.concat([table, pd.DataFrame(measured, index=table.index)], axis=1)
+            audit = pd.DataFrame([row for record in records.values() for row in record["audit"]])
+            results.summary = _summarise(sweep, max(fractions), results.left_out)
+            results.summary["audit"] = summarise_audit([dict(row) for _, row in audit.iterrows()])
+            results.write_table(table)
+            results.write_table(by_tensor, "tensors")
+            results.write_table(shares_by(by_tensor, "layer"), "layers")
+            results.write_table(shares_by(by_tensor, "type"), "types")
+            results.write_table(sweep.alignment, "alignment")
+            results.write_table(audit, "audit")
     return table
 
 
-def _check_arguments(
-    tuned: Mapping[str, str],
-    subspaces: Sequence[str],
-    methods: Sequence[str],
-    fractions: Sequence[float],
-    draws: int,
-) -> None:
-    if not tuned:
-        raise InputError("no fine-tune was given; expected at least one label and folder (--tuned.useful FOLDER)")
-    for label in tuned:
-        if not label or "/" in label or label.startswith("."):
-            raise InputError(f"label {label!r} names a folder and rows of tables; expected letters, digits, - and _")
-    for what, got, known in (("subspace", subspaces, SUBSPACES), ("method", methods, METHODS)):
-        unknown = [value for value in got if value not in known]
-        if unknown or not got:
-            raise InputError(f"unknown {what} {unknown[0] if unknown else '(none given)'}; expected {', '.join(known)}")
-    if not fractions:
-        raise InputError("no fraction was given; expected at least one between 0 and 1")
-    for fraction in fractions:
-        RankRule(fraction=fraction)  # raises outside (0, 1)
-    if draws < 1:
-        raise InputError(f"draws must be at least 1, got {draws}")
+def _check_updates(sweep: Sweep, base: Checkpoint, aligned: Checkpoint, tuned: Mapping[str, Checkpoint]) -> None:
+    """Refuse models that are copies of one another: every number of such a pair would be of nothing."""
+    if sweep.alignment_energy == 0:
+        raise InputError(f"{base.path} and {aligned.path} have the same weights: there is no alignment update")
+    for label, checkpoint in tuned.items():
+        if sweep.total(label) == 0:
+            raise InputError(f"{checkpoint.path} ({label}) has the weights of {aligned.path}: there is no update")
 
 
-def _summarise(sweep: Sweep, left_out: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+def _without_direction(sweep: Sweep) -> Iterator[tuple[str, str]]:
+    zero = sweep.alignment["numerical_rank"] == 0
+    for name in sweep.alignment.loc[zero, "tensor"]:
+        yield name, "the alignment update is zero: its subspace is empty, onto keeps nothing of it"
+    unchanged = sweep.tasks[sweep.tasks["energy_total"] == 0]
+    for label, name in zip(unchanged["tuned"], unchanged["tensor"], strict=True):
+        yield f"{label}: {name}", "the fine-tune did not change it"
+
+
+def _write_scaled(
+    written: Sequence[ModelRow], sweep: Sweep, task: ProjectTensor, costs: Mapping[str, float], kept: KeptWork
+) -> list[dict[str, Any]]:
+    """Write the models whose factor was not known before all tensors were seen."""
+    rows = [row for row in written if row.projection.subspace == "scaled"]
+    scales = tuple(scale_of(sweep, row) * (-1 if row.method == "opposite" else 1) for row in rows)
+    scaling = ScaleTensor(task.aligned, task.tuned, tuple(rows), scales, task.models)
+    return [row for name in costs for row in scaling(name, torch.device("cpu"))["written"]] if rows else []
+
+
+def _summarise(sweep: Sweep, largest: float, left_out: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    wanted = (largest * sweep.alignment["full_rank"]).round().clip(lower=1).astype(int)
+    ranks = sweep.alignment.assign(wanted=wanted)
+    capped = ranks[(ranks["numerical_rank"] < ranks["wanted"]) & (ranks["numerical_rank"] > 0)]
     return {
-        "tensors": len(sweep.totals),
+        "tensors": len(sweep.alignment),
         "alignment_frobenius_norm": sweep.alignment_energy**0.5,
         "task_frobenius_norm": {label: sweep.total(label) ** 0.5 for label in sweep.labels},
         "cos_task_alignment": {label: sweep.cosine_with_alignment(label) for label in sweep.labels},
-        "capped_ranks": {"count": len(sweep.capped), "at_largest_fraction": sweep.capped},
+        "capped_ranks": {
+            "count": len(capped),
+            "at_largest_fraction": {
+                str(row["tensor"]): {"wanted": int(row["wanted"]), "rank": int(row["numerical_rank"])}
+                for _, row in capped.iterrows()
+            },
+        },
         "left_out_counts": Counter(entry["reason"] for entry in left_out),
     }

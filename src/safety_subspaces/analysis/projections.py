@@ -6,27 +6,41 @@ the same seeds only for the models that are written or evaluated.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from safety_subspaces.linalg import LeftFactors, as_matrix, haar_basis, squared_norm
-from safety_subspaces.projector import Method, Projector, complete_update
+from safety_subspaces.linalg import LeftFactors, as_matrix, haar_basis
+from safety_subspaces.lowrank import LowRank
+from safety_subspaces.nulls import Moments, haar_energy_variance, random_k_energy_moments
+from safety_subspaces.projector import Method, complete_update
+from safety_subspaces.streamed import StreamedUpdate
 from safety_subspaces.subspace import (
     RankRule,
     SubspaceKind,
     energy_matched_rank,
     haar_triangle,
     is_tall,
-    random_k_basis,
     random_order,
     sampled_haar_energy,
     sampled_haar_projection,
     seeded_generator,
-    top_basis,
+)
+from safety_subspaces.update_algebra import (
+    Factors,
+    Update,
+    basis_row_blocks,
+    concentration,
+    coordinates,
+    direction_energies,
+    energy,
+    matrix_of,
+    row_blocks,
 )
 
+Controls = Literal["sampled", "closed"]
 # Kinds of which every draw is the same.
 DRAWN_ONCE: tuple[SubspaceKind, ...] = ("top", "scaled")
 
@@ -38,12 +52,19 @@ class Projection:
     Args:
         subspace: Kind of subspace.
         fraction: Its rank, as a fraction of full rank.
-        draw: Which draw of a random kind, from 0.
+        draw: Which draw of a random kind, from 0; ``None`` for the mean over all of them, in closed form.
     """
 
     subspace: SubspaceKind
     fraction: float
-    draw: int
+    draw: int | None
+
+    @property
+    def control(self) -> str:
+        """How its energy is found: ``exact``, ``sampled`` or ``closed form``."""
+        if self.subspace in DRAWN_ONCE:
+            return "exact"
+        return "closed form" if self.draw is None else "sampled"
 
 
 @dataclass(frozen=True)
@@ -52,21 +73,30 @@ class Kept:
 
     Args:
         rank: Dimension of the subspace; ``None`` for *scaled*, which has none.
-        energy: Squared Frobenius norm of the kept part.
+        energy: Squared Frobenius norm of the kept part; its mean over draws in closed form.
         chance: Squared norm that a random subspace of this rank is expected to keep; NaN for *scaled*.
+        variance: Variance of the energy over draws, in closed form; NaN where it was not asked for.
     """
 
     rank: int | None
     energy: float
     chance: float
+    variance: float = float("nan")
 
 
-def list_projections(subspaces: Sequence[SubspaceKind], fractions: Sequence[float], draws: int) -> Iterator[Projection]:
-    """Yield every choice; kinds without chance have the one draw 0."""
-    for subspace in subspaces:
-        for fraction in fractions:
-            for draw in range(1 if subspace in DRAWN_ONCE else draws):
-                yield Projection(subspace, fraction, draw)
+def list_projections(
+    subspaces: Sequence[SubspaceKind], fractions: Sequence[float], draws: int, controls: Controls = "sampled"
+) -> list[Projection]:
+    """Return every choice once; kinds without chance have the one draw 0, those in closed form none."""
+    numbers: list[int | None] = list(range(draws)) if controls == "sampled" else [None]
+    return list(
+        dict.fromkeys(
+            Projection(subspace, fraction, draw)
+            for subspace in subspaces
+            for fraction in fractions
+            for draw in ([0] if subspace in DRAWN_ONCE else numbers)
+        )
+    )
 
 
 class TensorProjections:
@@ -84,10 +114,10 @@ class TensorProjections:
         seed: The user's seed.
     """
 
-    def __init__(self, name: str, factors: LeftFactors, columns: int, seed: int) -> None:
+    def __init__(self, name: str, factors: Factors, columns: int, seed: int) -> None:
         self.name = name
         self.factors = factors
-        self.rows, self.columns = factors.basis.shape[0], columns
+        self.rows, self.columns = factors.rows, columns
         self.seed = seed
 
     def rank(self, fraction: float) -> int:
@@ -95,19 +125,18 @@ class TensorProjections:
         return RankRule(fraction=fraction).choose(self.factors, self.columns).rank
 
     def kept(
-        self, updates: Mapping[str, Float[Tensor, "..."]], projections: Sequence[Projection]
+        self, updates: Mapping[str, Update], projections: Sequence[Projection]
     ) -> dict[tuple[str, Projection], Kept]:
         """Return what each projection keeps of each labelled update.
 
         *scaled* is left out: its factor is pooled over tensors.
         """
-        matrices = {label: as_matrix(update) for label, update in updates.items()}
-        totals = {label: squared_norm(matrix) for label, matrix in matrices.items()}
-        own = {label: Projector(self.factors.basis).energies(matrix) for label, matrix in matrices.items()}
+        matrices = {label: matrix_of(update) for label, update in updates.items()}
+        totals = {label: energy(matrix) for label, matrix in matrices.items()}
+        own = {label: direction_energies(self.factors, matrix) for label, matrix in matrices.items()}
+        spreads = self._concentrations(matrices, totals, projections)
         triangles: dict[str, Tensor] = {}
-        if is_tall((self.rows, self.columns)) and any(p.subspace == "random-energy" for p in projections):
-            triangles = {label: haar_triangle(matrix) for label, matrix in matrices.items()}
-        found = {}
+        found: dict[tuple[str, Projection], Kept] = {}
         for (kind, draw), group in _by_draw(projections):
             ranks = {(label, p): self.rank(p.fraction) for label in updates for p in group}
             if kind == "random-energy":
@@ -116,16 +145,28 @@ class TensorProjections:
                     (label, p): self._matched_rank(top[label][rank].item(), totals[label])
                     for (label, p), rank in ranks.items()
                 }
-            if kind == "random-energy" and triangles:
+            if draw is None:
+                moments = {
+                    key: self._moments(kind, own[key[0]], totals[key[0]], spreads[key[0]], rank)
+                    for key, rank in ranks.items()
+                }
+                energies_kept = {key: found_moments.mean for key, found_moments in moments.items()}
+                variances = {key: found_moments.variance for key, found_moments in moments.items()}
+            elif kind == "random-energy" and is_tall((self.rows, self.columns)):
+                triangles = triangles or {label: haar_triangle(_dense(matrix)) for label, matrix in matrices.items()}
                 energies_kept = {
                     (label, p): sampled_haar_energy(triangles[label], self.rows, rank, self._generator(kind, draw))
                     for (label, p), rank in ranks.items()
                 }
+                variances = {}
             else:
                 curves = self._energy_curves(kind, draw, matrices, own, max(ranks.values(), default=0))
                 energies_kept = {(label, p): curves[label][rank].item() for (label, p), rank in ranks.items()}
+                variances = {}
             for (label, p), rank in ranks.items():
-                found[label, p] = Kept(rank, energies_kept[label, p], totals[label] * rank / self.rows)
+                chance = totals[label] * rank / self.rows
+                variance = variances.get((label, p), float("nan"))
+                found[label, p] = Kept(rank, energies_kept[label, p], chance, variance)
         return found
 
     def updated(
@@ -141,31 +182,72 @@ class TensorProjections:
         """
         if projection.subspace == "scaled":
             return -scale * update if method == "opposite" else scale * update
-        return complete_update(update, self._onto(update, projection), method)
+        matrix = as_matrix(update)
+        (blocks,) = self.updated_blocks(matrix, [(projection, method)], self.rows)
+        return blocks[0].reshape(update.shape)
 
-    def _onto(self, update: Tensor, projection: Projection) -> Tensor:
+    def updated_blocks(
+        self, update: Update, wanted: Sequence[tuple[Projection, Method]], rows: int
+    ) -> Iterator[list[Float32[Tensor, "part in"]]]:
+        """Yield, so many rows at a time, the update of each projection and method that is wanted; not of *scaled*.
+
+        Subspaces of one draw are nested: each is added to the one before it, and all ranks together cost what the
+        largest one does.
+        """
+        matrix = matrix_of(update)
+        groups: dict[tuple[SubspaceKind, int | None], set[int]] = {}
+        ranks = []
+        for projection, _ in wanted:
+            rank = self._rank_of(projection, matrix)
+            ranks.append(rank)
+            groups.setdefault((projection.subspace, projection.draw), set()).add(rank)
+        parts = {key: self._onto_blocks(*key, sorted(of_key), matrix, rows) for key, of_key in groups.items()}
+        for block in row_blocks(matrix, rows):
+            onto = {key: next(of_key) for key, of_key in parts.items()}
+            yield [
+                complete_update(block, onto[projection.subspace, projection.draw][rank], method)
+                for (projection, method), rank in zip(wanted, ranks, strict=True)
+            ]
+
+    def _rank_of(self, projection: Projection, matrix: Update) -> int:
         rank = self.rank(projection.fraction)
-        if projection.subspace == "top":
-            basis = top_basis(self.factors, rank)
-        elif projection.subspace == "random-k":
-            basis = random_k_basis(self.factors, rank, self._generator("random-k", projection.draw))
-        elif projection.subspace == "random":
-            basis = haar_basis(self.rows, rank, self._generator("random", projection.draw))
-        else:
-            matrix = as_matrix(update)
-            kept = Projector(top_basis(self.factors, rank)).energies(matrix).sum().item()
-            rank = self._matched_rank(kept, squared_norm(matrix))
-            generator = self._generator("random-energy", projection.draw)
-            if is_tall(matrix.shape):
-                return sampled_haar_projection(matrix, rank, generator).reshape(update.shape)
-            basis = haar_basis(self.rows, rank, generator)
-        return Projector(basis).onto(update)
+        if projection.subspace != "random-energy":
+            return rank
+        kept = float(_cumulate(direction_energies(self.factors, matrix))[rank])
+        return self._matched_rank(kept, energy(matrix))
+
+    def _onto_blocks(
+        self, kind: SubspaceKind, draw: int | None, ranks: Sequence[int], matrix: Update, rows: int
+    ) -> Iterator[dict[int, Tensor]]:
+        """Yield ``P_k U`` at each rank k of one draw, so many rows at a time."""
+        assert draw is not None, "a mean over draws has no update"
+        if kind == "random-energy" and is_tall((self.rows, self.columns)):
+            dense = _dense(matrix)
+            whole = {k: sampled_haar_projection(dense, k, self._generator(kind, draw)) for k in ranks}
+            for start in range(0, self.rows, rows):
+                yield {k: value[start : start + rows] for k, value in whole.items()}
+            return
+        factors: Factors = self.factors
+        order: Tensor | slice = slice(None)
+        if kind == "random-k":
+            order = random_order(factors, self._generator(kind, draw))
+        elif kind != "top":
+            factors = _as_factors(haar_basis(self.rows, max(ranks), self._generator(kind, draw)))
+        along = coordinates(factors, matrix)[order]
+        for basis in basis_row_blocks(factors, rows):
+            directions, before = basis.to(along.dtype)[:, order], 0
+            total = along.new_zeros(len(basis), along.shape[1])
+            found = {}
+            for k in ranks:
+                total = total + directions[:, before:k] @ along[before:k]
+                found[k], before = total, k
+            yield found
 
     def _matched_rank(self, kept: float, total: float) -> int:
         return energy_matched_rank(min(1.0, kept / total), self.rows) if total > 0 else 0
 
     def _energy_curves(
-        self, kind: SubspaceKind, draw: int, matrices: Mapping[str, Tensor], own: Mapping[str, Tensor], widest: int
+        self, kind: SubspaceKind, draw: int, matrices: Mapping[str, Update], own: Mapping[str, Tensor], widest: int
     ) -> dict[str, Float64[Tensor, " ranks"]]:
         """Energy kept at every rank of one draw, by label: nested subspaces, so one basis serves all ranks."""
         if kind == "top":
@@ -173,11 +255,42 @@ class TensorProjections:
         if kind == "random-k":
             order = random_order(self.factors, self._generator(kind, draw))
             return {label: _cumulate(energies[order]) for label, energies in own.items()}
-        projector = Projector(haar_basis(self.rows, widest, self._generator(kind, draw)))
-        return {label: _cumulate(projector.energies(matrix)) for label, matrix in matrices.items()}
+        device = self.factors.singular_values.device
+        basis = haar_basis(self.rows, widest, self._generator(kind, draw)).to(device)
+        factors = _as_factors(basis)
+        return {label: _cumulate(direction_energies(factors, matrix)) for label, matrix in matrices.items()}
+
+    def _concentrations(
+        self, matrices: Mapping[str, Update], totals: Mapping[str, float], projections: Sequence[Projection]
+    ) -> dict[str, float]:
+        """What the closed form of Haar subspaces needs of each update; a second product of the matrix with itself."""
+        wanted = any(p.draw is None and p.subspace in ("random", "random-energy") for p in projections)
+        return {
+            label: concentration(matrix) if wanted and totals[label] > 0 else float("nan")
+            for label, matrix in matrices.items()
+        }
+
+    def _moments(self, kind: SubspaceKind, own: Tensor, total: float, spread: float, rank: int) -> Moments:
+        """Mean and variance over all draws of the energy that a random kind keeps."""
+        if kind == "random-k":
+            return random_k_energy_moments(own, rank)
+        if total == 0:
+            return Moments(0.0, 0.0)
+        return Moments(total * rank / self.rows, total**2 * haar_energy_variance(self.rows, rank, spread))
 
     def _generator(self, kind: SubspaceKind, draw: int) -> torch.Generator:
         return seeded_generator(self.seed, self.name, kind, draw)
+
+
+def _as_factors(basis: Tensor) -> LeftFactors:
+    """A basis whose directions have no singular values of their own."""
+    return LeftFactors(basis, torch.ones(basis.shape[1], dtype=torch.float64, device=basis.device))
+
+
+def _dense(matrix: Update) -> Tensor:
+    if isinstance(matrix, LowRank):
+        return matrix.dense()
+    return matrix.whole() if isinstance(matrix, StreamedUpdate) else matrix
 
 
 def _cumulate(energies: Tensor) -> Tensor:
@@ -185,9 +298,9 @@ def _cumulate(energies: Tensor) -> Tensor:
     return torch.cat([energies.new_zeros(1), energies.cumsum(0)])
 
 
-def _by_draw(projections: Sequence[Projection]) -> Iterator[tuple[tuple[SubspaceKind, int], list[Projection]]]:
+def _by_draw(projections: Sequence[Projection]) -> Iterator[tuple[tuple[SubspaceKind, int | None], list[Projection]]]:
     """Group projections that read their energies off one basis: those of a kind and draw; *scaled* has none."""
-    groups: dict[tuple[SubspaceKind, int], list[Projection]] = {}
+    groups: dict[tuple[SubspaceKind, int | None], list[Projection]] = {}
     for projection in projections:
         if projection.subspace != "scaled":
             groups.setdefault((projection.subspace, projection.draw), []).append(projection)

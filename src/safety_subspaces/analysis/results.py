@@ -9,7 +9,7 @@ import pandas as pd
 import yaml
 
 from safety_subspaces.errors import InputError
-from safety_subspaces.files import is_occupied, read_json, replacing_folder, write_json, write_text
+from safety_subspaces.files import check_free, is_occupied, read_json, replacing_folder, write_json, write_text
 from safety_subspaces.provenance import describe_input, peak_memory_bytes, provenance
 
 
@@ -25,13 +25,20 @@ class ResultFolder:
         arguments: What it was called with, as plain values.
         inputs: Paths (or Hub ids) of the models and files that it reads.
         overwrite: Whether an earlier result of the same subcommand under ``out`` may be replaced.
+        started: When the work began, by ``time.monotonic``; by default when the context is entered.
 
     Raises:
         InputError: On entering, if ``out`` is occupied and ``overwrite`` is false, or holds something else.
     """
 
     def __init__(
-        self, out: str | Path, command: str, arguments: dict[str, Any], inputs: list[str], overwrite: bool = False
+        self,
+        out: str | Path,
+        command: str,
+        arguments: dict[str, Any],
+        inputs: list[str],
+        overwrite: bool = False,
+        started: float | None = None,
     ) -> None:
         self.out = Path(out)
         self.folder = self.out  # the temporary folder, while the context is open
@@ -40,13 +47,14 @@ class ResultFolder:
         self._command = command
         self._arguments = arguments
         self._inputs = inputs
+        self._started, self._overwrite = started, overwrite
         self._replacing = replacing_folder(self.out, overwrite)
 
     def __enter__(self) -> "ResultFolder":
-        self._refuse_strangers()
+        self.check_free()
         self.folder = self._replacing.__enter__()
         self._provenance = provenance()
-        self._started = time.monotonic()
+        self._started = time.monotonic() if self._started is None else self._started
         return self
 
     def __exit__(
@@ -61,7 +69,7 @@ class ResultFolder:
                     "summary": self.summary,
                     "inputs": [describe_input(path) for path in dict.fromkeys(self._inputs)],
                     "left_out": self.left_out,
-                    "wall_seconds": round(time.monotonic() - self._started, 3),
+                    "wall_seconds": round(time.monotonic() - (self._started or 0.0), 3),
                     "peak_memory_bytes": peak_memory_bytes(),
                     "provenance": self._provenance,
                 },
@@ -69,8 +77,12 @@ class ResultFolder:
         self._replacing.__exit__(kind, error, trace)
         self.folder = self.out
 
-    def _refuse_strangers(self) -> None:
-        """Let ``overwrite`` replace an earlier result of this subcommand, and nothing else."""
+    def check_free(self) -> None:
+        """Check that the folder may be made: ``overwrite`` lets an earlier result of this subcommand be replaced.
+
+        Raises:
+            InputError: ``out`` is occupied and ``overwrite`` is false, or holds something else.
+        """
         if not is_occupied(self.out):
             return
         found = self.out / "result.json"
@@ -79,6 +91,7 @@ class ResultFolder:
                 f"{self.out} holds something else than an earlier result of {self._command}, which is never replaced; "
                 "choose another folder"
             )
+        check_free(self.out, self._overwrite)
 
     def write_table(self, frame: pd.DataFrame, name: str = "table") -> None:
         """Write a table as ``<name>.parquet`` and ``<name>.csv``."""

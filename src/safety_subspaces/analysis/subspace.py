@@ -6,7 +6,6 @@ from typing import Literal
 import pandas as pd
 from tqdm import tqdm
 
-from safety_subspaces.checkpoint import open_checkpoint
 from safety_subspaces.compatibility import check_compatible
 from safety_subspaces.delta import update_of
 from safety_subspaces.errors import InputError
@@ -14,6 +13,7 @@ from safety_subspaces.linalg import as_matrix, left_factors
 from safety_subspaces.provenance import describe_input, provenance
 from safety_subspaces.subspace import RankRule, random_k_basis, seeded_generator, top_basis
 from safety_subspaces.subspace_file import Side, SubspaceFile, read_subspace, write_subspace
+from safety_subspaces.update_checkpoint import open_checkpoint
 
 
 def subspace(

@@ -13,10 +13,8 @@ from safety_subspaces.analysis.trajectory_figure import draw_trajectory
 from safety_subspaces.analysis.trajectory_inputs import (
     Alignment,
     OtherUpdates,
-    counts_from_start,
     open_alignment,
     open_run,
-    reference_of,
 )
 from safety_subspaces.analysis.trajectory_measures import (
     SIGNIFICANT,
@@ -30,6 +28,7 @@ from safety_subspaces.analysis.trajectory_measures import (
 from safety_subspaces.errors import InputError
 from safety_subspaces.linalg import left_factors, rank_of_energy
 from safety_subspaces.names import place_of, type_of
+from safety_subspaces.snapshot_reference import counts_from_start, reference_of
 from safety_subspaces.snapshots import Snapshot
 from safety_subspaces.subspace import RankRule, seeded_generator, top_basis
 from safety_subspaces.trajectory import ChangePoints, find_change_points, least_p_value

@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-import yaml
 from jaxtyping import Float
 from torch import Tensor
 
-from safety_subspaces.checkpoint import Checkpoint, open_checkpoint, open_safetensors
+from safety_subspaces.checkpoint import Checkpoint, open_safetensors
 from safety_subspaces.compatibility import MAX_DIFFERENCES, check_compatible
 from safety_subspaces.delta import read_weight, update_of
 from safety_subspaces.errors import InputError
-from safety_subspaces.files import read_json
 from safety_subspaces.linalg import as_matrix, left_factors
-from safety_subspaces.provenance import describe_input, sha256_of_file
+from safety_subspaces.provenance import sha256_of_file
+from safety_subspaces.snapshot_reference import counts_from_start, reference_folder, reference_of
 from safety_subspaces.snapshots import START_FILE, Snapshot, open_snapshots, snapshot_files
 from safety_subspaces.subspace import RankRule, top_basis
 from safety_subspaces.subspace_file import SubspaceFile, read_subspace
+from safety_subspaces.update_checkpoint import open_checkpoint
 
 FOLDER = "deltas"
 FEWEST_SNAPSHOTS = 2
@@ -45,17 +45,6 @@ def open_run(run: str) -> list[Snapshot]:
             "more: train with --trainer.callbacks+=callbacks.WeightDeltaSnapshot and a smaller every_n_steps"
         )
     return open_snapshots(folder)
-
-
-def reference_of(snapshot: Snapshot) -> dict[str, Any]:
-    """Return what a snapshot says about its reference: a path and hashes."""
-    reference = snapshot.facts.get("reference")
-    return reference if isinstance(reference, dict) else {"path": reference, "sha256": None}
-
-
-def counts_from_start(snapshot: Snapshot) -> bool:
-    """Tell whether the update counts from the start of its own run, so that it was zero at step 0."""
-    return reference_of(snapshot)["path"] == START_FILE
 
 
 @final
@@ -133,7 +122,7 @@ class OtherUpdates:
         if counts_from_start(snapshot):
             self._open_kept(snapshot)
         if not self._kept_names.issuperset(snapshot.names):
-            origin = _origin_of(snapshot)
+            origin = reference_folder(snapshot)
             self._origin = open_checkpoint(origin)
             _refuse_other_shapes(snapshot, self._origin)
             self.inputs.append(origin)
@@ -179,33 +168,6 @@ def read_update(snapshot: Snapshot, name: str) -> Any:
             "snapshots from there on away"
         )
     return update
-
-
-def _origin_of(snapshot: Snapshot) -> str:
-    """Return the model folder that snapshots count from: the one they name, or the one that their run started from.
-
-    Raises:
-        InputError: It is not known, or has changed since.
-    """
-    reference, run = reference_of(snapshot), snapshot.path.parent.parent
-    if counts_from_start(snapshot):
-        config, manifest = run / "config.yaml", run / "manifest.json"
-        value = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None
-        for key in ("model", "init_args", "source", "init_args", "path"):
-            value = value.get(key) if isinstance(value, Mapping) else None
-        recorded = read_json(manifest).get("inputs") or [] if manifest.is_file() else []
-        reference = next((entry for entry in recorded if entry["path"] == value), {"path": value, "sha256": None})
-    if not isinstance(reference["path"], str):
-        raise InputError(
-            f"the model that {run} started from is not known (no model.init_args.source.init_args.path in its "
-            "config.yaml), so the updates of others cannot be counted from it; leave others out"
-        )
-    if reference["sha256"] is not None and describe_input(reference["path"])["sha256"] != reference["sha256"]:
-        raise InputError(
-            f"{reference['path']} is missing or has changed since the run counted from it (another sha256), so the "
-            "updates of others would not be from the same weights; put it back, or leave others out"
-        )
-    return reference["path"]
 
 
 def _refuse_other_shapes(snapshot: Snapshot, checkpoint: Checkpoint) -> None:

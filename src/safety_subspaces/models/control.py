@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from safety_subspaces.checkpoint import open_checkpoint
 from safety_subspaces.compatibility import check_compatible
 from safety_subspaces.delta import update_of
 from safety_subspaces.errors import InputError
@@ -13,6 +12,7 @@ from safety_subspaces.linalg import as_matrix, haar_basis, squared_norm
 from safety_subspaces.models.targets import Target
 from safety_subspaces.projector import Projector
 from safety_subspaces.subspace import energy_matched_rank, seeded_generator
+from safety_subspaces.update_checkpoint import open_checkpoint
 
 ControlKind = Literal["none", "random", "random-energy"]
 

@@ -14,7 +14,6 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
-from safety_subspaces.checkpoint import AdapterCheckpoint, open_checkpoint
 from safety_subspaces.constraint import Mode, Piece, rounding_floor, update_energies
 from safety_subspaces.distributed import MasterWeight, gather_objects
 from safety_subspaces.errors import InputError
@@ -23,6 +22,7 @@ from safety_subspaces.linalg import as_matrix
 from safety_subspaces.models.targets import Target
 from safety_subspaces.provenance import sha256_of_file
 from safety_subspaces.tensor_stream import stream_tensors
+from safety_subspaces.update_checkpoint import AdapterCheckpoint, open_checkpoint
 
 REFERENCE, BASIS = ".reference", ".basis"
 LEAKAGE_FILE = "leakage.json"
@@ -139,7 +139,9 @@ def _measure(model: Path, path: Path) -> HeldLeakage:
         names = set(held.keys())
         for name in (stored.removesuffix(BASIS) for stored in sorted(names) if stored.endswith(BASIS)):
             if isinstance(checkpoint, AdapterCheckpoint):
-                weight = update = checkpoint.low_rank_update(name).double()
+                factors = checkpoint.update(name)
+                weight = update = torch.zeros(checkpoint.shape(name)) if factors is None else factors.dense()
+                weight = update = update.double()
             else:
                 weight = checkpoint.read(name).double()
                 update = weight - held.get_tensor(f"{name}{REFERENCE}").double()

@@ -13,7 +13,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from safety_subspaces.checkpoint import AdapterCheckpoint, Checkpoint, open_checkpoint, open_safetensors
+from safety_subspaces.checkpoint import Checkpoint, open_safetensors
 from safety_subspaces.distributed import gather_objects, open_master
 from safety_subspaces.errors import InputError
 from safety_subspaces.lowrank import LowRank
@@ -23,6 +23,7 @@ from safety_subspaces.names import canonical_name
 from safety_subspaces.provenance import sha256_of_file
 from safety_subspaces.streamed import StreamedUpdate
 from safety_subspaces.tensor_stream import stream_tensors
+from safety_subspaces.update_checkpoint import AdapterCheckpoint, open_checkpoint
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class NetworkUpdate:
             return None
         if factors is not None:
             whole = whole + factors.dense().to(whole)
-        return StreamedUpdate(whole, self._opener(name), self.dtype)
+        return StreamedUpdate(lambda: whole, self._opener(name), whole.shape, self.dtype)
 
     def _gather_factors(self, weight: _Weight) -> LowRank:
         assert weight.factors is not None

@@ -1,0 +1,200 @@
+"""What an overlap does with one tensor: each update factorised once, for every pair, energy share and measure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from safety_subspaces.analysis.audits import audit_row, stored_rounding
+from safety_subspaces.analysis.tensor_work import Record, opened
+from safety_subspaces.audit import k_margin
+from safety_subspaces.checkpoint import Checkpoint
+from safety_subspaces.delta import open_update
+from safety_subspaces.errors import InputError
+from safety_subspaces.linalg import rank_of_energy
+from safety_subspaces.names import layer_of, type_of
+from safety_subspaces.nulls import matched_control, overlap_moments, overlap_p_value
+from safety_subspaces.overlap import (
+    AngleSummary,
+    Factorised,
+    LeadingFactors,
+    Overlap,
+    mode_subspace_overlap,
+    nested_principal_angles,
+    summarise_angles,
+)
+from safety_subspaces.subspace import seeded_generator
+from safety_subspaces.subspace_file import BASIS, SPECTRUM, SubspaceFile, open_subspace
+from safety_subspaces.update_algebra import on_device
+from safety_subspaces.update_measures import factors_of, spectral_ranks
+
+ZERO = "the update is zero and has no direction: its overlaps are NaN"
+
+
+@dataclass(frozen=True)
+class OverlapTensor:
+    """The task of one tensor.
+
+    Args:
+        reference: Path of the model that every update starts from.
+        updates: Path of each fine-tuned model, or of a subspace file that stands for its update, by label.
+        stored: Labels of those that are subspace files.
+        energies: Shares of energy at which the spaces are cut.
+        controls: Draws of the matched control.
+        seed: Seed of the matched control.
+        angles: Whether principal angles are measured.
+    """
+
+    reference: str
+    updates: Mapping[str, str]
+    stored: frozenset[str]
+    energies: tuple[float, ...]
+    controls: int
+    seed: int
+    angles: bool
+
+    def __call__(self, name: str, device: torch.device) -> Record:
+        """Return its rows of the tables ``table`` and ``audit``, and what is ``left_out`` with the reason."""
+        found = {label: self._factors(label, name, device) for label in self.updates}
+        origin = stored_rounding(opened(self.reference), name)
+        rows = []
+        for first, second in combinations(self.updates, 2):
+            identity = {"first": first, "second": second, "tensor": name}
+            place = {"layer": layer_of(name), "type": type_of(name)}
+            rows += [identity | place | row for row in self._compare(name, first, second, found)]
+        return {
+            "table": rows,
+            "audit": [self._audit(name, label, factors, origin) for label, factors in found.items()],
+            "left_out": [row for label, factors in found.items() for row in self._missing(name, label, factors)],
+        }
+
+    def _factors(self, label: str, name: str, device: torch.device) -> Factorised:
+        path = self.updates[label]
+        if label in self.stored:
+            return _stored_factors(path, name, opened(self.reference), device)
+        return factors_of(on_device(open_update(opened(path), opened(self.reference), name), device))
+
+    def _compare(self, name: str, first: str, second: str, found: Mapping[str, Factorised]) -> list[dict[str, Any]]:
+        """Return the numeric columns of one pair, a row for each energy."""
+        pair = found[first], found[second]
+        overlaps = mode_subspace_overlap(*pair, self.energies)
+        generator = seeded_generator(self.seed, "matched", name, first, second)
+        matched = matched_control(*pair, overlaps, self.controls, generator)
+        angles = _angles(*pair, overlaps) if self.angles else [AngleSummary()] * len(overlaps)
+        spectral = [spectral_ranks(factors.singular_values) for factors in pair]
+        dim = pair[0].basis.shape[0]
+        rows = []
+        for overlap, control, angle in zip(overlaps, matched, angles, strict=True):
+            ranks = (overlap.rank_first, overlap.rank_second)
+            defined = overlap.reason is None
+            rows.append(
+                {
+                    **{"energy": overlap.energy, "rank_first": ranks[0], "rank_second": ranks[1]},
+                    **{"overlap": overlap.value, "chance": overlap_moments(dim, *ranks).mean if defined else nan},
+                    "p_haar": overlap_p_value(overlap.value, dim, *ranks),
+                    **{"matched_chance": control.mean, "p_matched": control.p_value},
+                    "projection_distance": overlap.projection_distance,
+                    "grassmann_distance": angle.grassmann_distance,
+                    "smallest_angle_radians": angle.smallest,
+                    "largest_angle_radians": angle.largest,
+                    "mean_angle_radians": angle.mean,
+                    **{"stable_rank_first": spectral[0][0], "stable_rank_second": spectral[1][0]},
+                    **{"effective_rank_first": spectral[0][1], "effective_rank_second": spectral[1][1]},
+                    "k_margin_first": k_margin(pair[0].singular_values, overlap.energy),
+                    "k_margin_second": k_margin(pair[1].singular_values, overlap.energy),
+                }
+            )
+        return rows
+
+    def _audit(self, name: str, label: str, factors: Factorised, origin: float) -> dict[str, Any]:
+        reference = opened(self.reference)
+        rounding = nan
+        if label not in self.stored:
+            rounding = origin + stored_rounding(opened(self.updates[label]), name)
+        row = audit_row(name, factors.singular_values, rounding, reference.shape(name), self.energies)
+        return {"tensor": row.pop("tensor"), "update": label, **row}
+
+    def _missing(self, name: str, label: str, factors: Factorised) -> list[dict[str, Any]]:
+        """Say why overlaps of an update are NaN, if some are."""
+        place, path = f"{label}: {name}", self.updates[label]
+        if factors.numerical_rank == 0:
+            return [{"name": place, "reason": _absent(path) if label in self.stored else ZERO}]
+        held = factors.basis.shape[1]
+        short = [share for share in self.energies if rank_of_energy(factors.singular_values, share) > held]
+        if not short:
+            return []
+        shares = ", ".join(f"{share:g}" for share in short)
+        reason = f"{path} holds {held} directions, fewer than energy {shares} takes: its overlaps there are NaN"
+        return [{"name": place, "reason": reason}]
+
+
+def is_subspace_file(path: str) -> bool:
+    """Tell whether an update is given by a subspace file, by its header: snapshots end in the same letters."""
+    if not Path(path).is_file():
+        return False
+    try:
+        with safe_open(path, framework="pt") as stored:
+            return "side" in (stored.metadata() or {})
+    except SafetensorError:
+        return False
+
+
+def check_subspace_file(path: str, reference: Checkpoint) -> SubspaceFile:
+    """Open a subspace file that stands for an update of a model.
+
+    Raises:
+        InputError: It is no subspace file, of the wrong side, of drawn directions, or made from other models.
+    """
+    stored = open_subspace(path)
+    if stored.side != "left":
+        raise InputError(
+            f"{path} holds {stored.side} subspaces, of input space; an overlap compares what updates write to: "
+            "make it with python analyze.py subspace --side left"
+        )
+    select = stored.provenance.get("select", "top")
+    if select != "top":
+        raise InputError(
+            f"{path} holds {select} directions, which no energy share can be cut from; "
+            "make it with python analyze.py subspace --select top"
+        )
+    shapes = {name: reference.shape(name) for name in reference.names}
+    for name, basis in stored.bases.items():
+        if name not in shapes:
+            raise InputError(f"{path} has a subspace of {name}, which {reference.path} does not have")
+        shape = shapes[name]
+        rows, full_rank = (shape[0], min(shape)) if len(shape) == 2 else (torch.Size(shape).numel(), 1)
+        spectrum = stored.spectra.get(name)
+        if basis.shape[0] != rows or spectrum is None or not basis.shape[1] <= len(spectrum) <= full_rank:
+            held = "no spectrum" if spectrum is None else f"{len(spectrum)} singular values"
+            raise InputError(
+                f"{path} has a basis of shape {tuple(basis.shape)} and {held} for {name}, "
+                f"which is {shape} in {reference.path}; expected a file made from models of this shape"
+            )
+    return stored
+
+
+def _stored_factors(path: str, name: str, reference: Checkpoint, device: torch.device) -> LeadingFactors:
+    """Read one tensor of a subspace file that was checked; its spectrum may be longer than its basis."""
+    with safe_open(path, framework="pt") as stored:
+        if f"{name}{BASIS}" in set(stored.keys()):
+            basis, spectrum = stored.get_tensor(f"{name}{BASIS}"), stored.get_tensor(f"{name}{SPECTRUM}")
+            return LeadingFactors(basis.float().to(device), spectrum.double().to(device))
+    shape = reference.shape(name)
+    rows = shape[0] if len(shape) == 2 else torch.Size(shape).numel()
+    empty = torch.zeros(0, dtype=torch.float64, device=device)
+    return LeadingFactors(torch.zeros(rows, 0, device=device), empty)
+
+
+def _angles(first: Factorised, second: Factorised, overlaps: Sequence[Overlap]) -> list[AngleSummary]:
+    ranks = [(overlap.rank_first, overlap.rank_second) for overlap in overlaps if overlap.reason is None]
+    found = iter(nested_principal_angles(first.basis, second.basis, ranks))
+    return [summarise_angles(next(found)) if o.reason is None else AngleSummary() for o in overlaps]
+
+
+def _absent(path: str) -> str:
+    return f"{path} has no subspace of it (its update was zero, or it was not selected): its overlaps are NaN"

@@ -1,0 +1,101 @@
+"""What ``analyze.py project`` refuses before anything is computed."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from safety_subspaces.analysis.projections import DRAWN_ONCE, Controls
+from safety_subspaces.checkpoint import Checkpoint
+from safety_subspaces.errors import InputError
+from safety_subspaces.evaluation import EvaluationSettings
+from safety_subspaces.projector import Method
+from safety_subspaces.subspace import RankRule, SubspaceKind
+from safety_subspaces.subspace_file import StoredBases, open_subspace
+
+SUBSPACES: tuple[SubspaceKind, ...] = ("top", "random", "random-k", "random-energy", "scaled")
+METHODS: tuple[Method, ...] = ("onto", "away", "opposite")
+
+
+def check_arguments(
+    tuned: Mapping[str, str],
+    subspaces: Sequence[str],
+    methods: Sequence[str],
+    fractions: Sequence[float],
+    draws: int,
+) -> None:
+    """Check labels, kinds, methods, fractions and draws.
+
+    Raises:
+        InputError: One is missing, unknown or out of range.
+    """
+    if not tuned:
+        raise InputError("no fine-tune was given; expected at least one label and folder (--tuned.useful FOLDER)")
+    for label in tuned:
+        if not label or "/" in label or label.startswith("."):
+            raise InputError(f"label {label!r} names a folder and rows of tables; expected letters, digits, - and _")
+    for what, got, known in (("subspace", subspaces, SUBSPACES), ("method", methods, METHODS)):
+        unknown = [value for value in got if value not in known]
+        if unknown or not got:
+            raise InputError(f"unknown {what} {unknown[0] if unknown else '(none given)'}; expected {', '.join(known)}")
+    if not fractions:
+        raise InputError("no fraction was given; expected at least one between 0 and 1")
+    for fraction in fractions:
+        RankRule(fraction=fraction)  # raises outside (0, 1)
+    if draws < 1:
+        raise InputError(f"draws must be at least 1, got {draws}")
+
+
+def check_models(
+    controls: Controls,
+    subspaces: Sequence[SubspaceKind],
+    tensors: Sequence[str],
+    write: bool,
+    evaluate: EvaluationSettings | None,
+) -> None:
+    """Check that the models that are written or evaluated exist: of single draws, and of every tensor.
+
+    Raises:
+        InputError: They do not.
+    """
+    if controls not in ("sampled", "closed"):
+        raise InputError(f"controls is {controls!r}; expected sampled or closed")
+    if not (write or evaluate):
+        return
+    random = [kind for kind in subspaces if kind not in DRAWN_ONCE]
+    if controls == "closed" and random:
+        raise InputError(
+            f"controls are in closed form, so that {random[0]} has no draw whose model could be written or evaluated; "
+            "say --controls sampled, or leave the random subspaces out"
+        )
+    if tensors:
+        raise InputError("a model of some tensors cannot be written or evaluated; leave --tensors out")
+
+
+def check_basis(path: str, aligned: Checkpoint, names: Sequence[str], fractions: Sequence[float]) -> None:
+    """Check that a subspace file is of these tensors and holds as many directions as will be asked for.
+
+    Raises:
+        InputError: It does not, or is of the right side, or of directions drawn at random.
+    """
+    stored = open_subspace(path)
+    shapes = StoredBases(path, list(stored.bases)).shapes()
+    if stored.side != "left" or stored.provenance.get("select", "top") != "top":
+        raise InputError(
+            f"{path} holds a {stored.side} subspace selected by {stored.provenance.get('select', 'top')}; expected the "
+            "leading left directions: make one with python analyze.py subspace --side left --select top"
+        )
+    unknown = [name for name in stored.bases if name not in aligned.names]
+    if unknown:
+        raise InputError(f"{path} holds a basis of {unknown[0]}, which {aligned.path} does not have")
+    for name in names:
+        shape = aligned.shape(name)
+        shape = shape if len(shape) == 2 else (torch.Size(shape).numel(), 1)
+        held, directions = shapes.get(name, (shape[0], 0)), len(stored.spectra.get(name, ()))
+        if held[0] != shape[0]:
+            raise InputError(f"{path} holds a basis of {name} with {held[0]} rows, {aligned.path} has {shape[0]}")
+        wanted = min(directions, max(1, round(max(fractions) * min(shape))))
+        if held[1] < wanted:
+            raise InputError(
+                f"{path} holds {held[1]} directions of {name}, fraction {max(fractions):g} needs {wanted}; make it "
+                "with a larger --rank, or ask for smaller fractions"
+            )

@@ -1,0 +1,223 @@
+"""What a projection sweep does with one tensor: its energies, and its part of the models that are written."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from safety_subspaces.analysis.audits import audit_row, stored_rounding
+from safety_subspaces.analysis.projections import Kept, Projection, TensorProjections
+from safety_subspaces.analysis.tensor_work import Record, opened
+from safety_subspaces.checkpoint import Checkpoint, FullCheckpoint
+from safety_subspaces.checkpoint_writing import CheckpointWriter
+from safety_subspaces.delta import STREAM_ABOVE, open_update, read_weight
+from safety_subspaces.linalg import LeftFactors
+from safety_subspaces.names import layer_of, type_of
+from safety_subspaces.projector import Method
+from safety_subspaces.streamed import BLOCK
+from safety_subspaces.subspace_file import SubspaceFile, open_subspace
+from safety_subspaces.tall import TallFactors
+from safety_subspaces.update_algebra import (
+    Factors,
+    Update,
+    energy,
+    factorise,
+    inner_product_of,
+    matrix_of,
+    on_device,
+)
+from safety_subspaces.update_measures import spectral_ranks
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One projected model."""
+
+    tuned: str
+    projection: Projection
+    method: Method
+
+    @property
+    def folder(self) -> str:
+        """``<tuned>/<subspace>/<method>/<fraction>/<draw>``: in generations, and as a folder."""
+        p = self.projection
+        return "/".join(str(part) for part in (self.tuned, p.subspace, self.method, p.fraction, p.draw))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The columns that name it in tables."""
+        p = self.projection
+        named = {"tuned": self.tuned, "subspace": p.subspace, "method": self.method}
+        return {**named, "fraction": p.fraction, "draw": p.draw}
+
+
+@dataclass(frozen=True)
+class ProjectTensor:
+    """The task of one tensor.
+
+    Args:
+        base: Path of the base model.
+        aligned: Path of the aligned model.
+        tuned: Path of each fine-tune by label.
+        basis: A subspace file that stands for the alignment subspace; ``None`` factorises the alignment update.
+        projections: What is kept of an update.
+        seed: The user's seed.
+        spilled: Folder for each tensor's factors, numbered by ``places``; ``None`` keeps none.
+        places: Number of each tensor.
+        written: Models that are written; without *scaled*, whose factor is pooled over tensors.
+        models: Folder of the models that are written.
+    """
+
+    base: str
+    aligned: str
+    tuned: Mapping[str, str]
+    basis: str | None
+    projections: tuple[Projection, ...]
+    seed: int
+    spilled: Path | None
+    places: Mapping[str, int]
+    written: tuple[ModelRow, ...]
+    models: Path
+
+    def __call__(self, name: str, device: torch.device) -> Record:
+        """Return its rows of the tables ``kept``, ``tasks``, ``alignment``, ``audit`` and ``written``."""
+        aligned = opened(self.aligned)
+        alignment = on_device(open_update(aligned, opened(self.base), name), device)
+        factors = self._factors(name, alignment)
+        if self.spilled is not None:
+            _spill(self.spilled / f"{self.places[name]}.safetensors", factors)
+        columns = matrix_of(alignment).shape[1]
+        projections = TensorProjections(name, factors, columns, self.seed)
+        updates = {
+            label: on_device(open_update(opened(path), aligned, name), device) for label, path in self.tuned.items()
+        }
+        kept = projections.kept(updates, self.projections)
+        tasks: list[dict[str, Any]] = [
+            {"tuned": label, "energy_total": energy(update), "inner": inner_product_of(update, alignment)}
+            for label, update in updates.items()
+        ]
+        return {
+            "kept": [_kept_row(label, projection, found) for (label, projection), found in kept.items()],
+            "tasks": [{"tensor": name, **row} for row in tasks],
+            "alignment": [self._describe(name, alignment, factors)],
+            "audit": self._audit(name, projections, tasks, matrix_of(alignment).shape),
+            "written": self._write(name, projections, updates),
+        }
+
+    def _factors(self, name: str, alignment: Update) -> Factors:
+        if self.basis is None:
+            return factorise(alignment)
+        stored = _opened_subspace(self.basis)
+        basis = stored.bases.get(name)
+        if basis is None:
+            return LeftFactors(torch.zeros(matrix_of(alignment).shape[0], 0), torch.zeros(0, dtype=torch.float64))
+        return LeftFactors(basis, stored.spectra[name][: basis.shape[1]])
+
+    def _describe(self, name: str, alignment: Update, factors: Factors) -> dict[str, Any]:
+        stable, effective = spectral_ranks(factors.singular_values)
+        matrix = matrix_of(alignment)
+        return {
+            **{"tensor": name, "layer": layer_of(name), "type": type_of(name), "energy": energy(alignment)},
+            **{"stable_rank": stable, "effective_rank": effective, "numerical_rank": factors.numerical_rank},
+            "full_rank": min(matrix.shape),
+        }
+
+    def _audit(
+        self, name: str, projections: TensorProjections, tasks: Sequence[Mapping[str, Any]], shape: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        """Audit the alignment update, and say of each task's how much of it is rounding."""
+        paths = {self.base, self.aligned, *self.tuned.values()}
+        rounding = {path: stored_rounding(opened(path), name) for path in paths}
+        values, noise = projections.factors.singular_values, rounding[self.base] + rounding[self.aligned]
+        ranks = sorted({projections.rank(p.fraction) for p in self.projections})
+        rows = [{"update": "alignment", **audit_row(name, values, noise, shape, ranks=ranks)}]
+        for task in tasks:
+            noise = rounding[self.aligned] + rounding[self.tuned[task["tuned"]]]
+            share = noise / task["energy_total"] if task["energy_total"] > 0 else float("nan")
+            rows.append({"update": task["tuned"], "tensor": name, "rounding_share": share})
+        return rows
+
+    def _write(self, name: str, projections: TensorProjections, updates: Mapping[str, Update]) -> list[dict[str, Any]]:
+        """Write this tensor of every model, some rows at a time; return what its numbers lost by their type."""
+        rows: list[dict[str, Any]] = []
+        for label in dict.fromkeys(row.tuned for row in self.written):
+            models = [row for row in self.written if row.tuned == label]
+            wanted = [(row.projection, row.method) for row in models]
+            step = max(1, BLOCK // max(1, projections.columns))
+            made = projections.updated_blocks(updates[label], wanted, step)
+            rows += write_rows(self.models, self.aligned, name, models, made, step * projections.columns)
+        return rows
+
+
+def write_rows(
+    folder: Path, aligned: str, name: str, models: Sequence[ModelRow], updates: Iterable[list[Tensor]], numbers: int
+) -> list[dict[str, Any]]:
+    """Add updates to the aligned weight and write them to the models.
+
+    Args:
+        folder: Folder of the models; each is there with room for its tensors.
+        aligned: Path of the aligned model.
+        name: The tensor.
+        models: The models.
+        updates: Yields, for one run of the tensor's numbers after another, the update of each model.
+        numbers: Numbers of a run.
+
+    Returns:
+        For each model the energy of the update as it was meant, as it was stored, and of their difference.
+    """
+    source = opened(aligned)
+    writers = [CheckpointWriter(folder / model.folder, source) for model in models]
+    sums = torch.zeros(len(models), 3, dtype=torch.float64)
+    read = _runs_of(source, name)
+    if source.full.slot(name).transposed:  # rows of it are not runs of the file
+        updates = [[torch.cat(parts) for parts in zip(*updates, strict=True)]]
+    for number, block in enumerate(updates):
+        first = number * numbers
+        for place, (writer, update) in enumerate(zip(writers, block, strict=True)):
+            before = read(first, update.numel()).reshape(update.shape)
+            meant = update.cpu().to(torch.float64)
+            stored = writer.write(name, before + meant.to(before.dtype), first).double() - before.double()
+            sums[place] += torch.stack([part.square().sum() for part in (meant, stored, stored - meant)])
+    kinds = ("energy_meant", "energy_stored", "energy_rounding")
+    return [
+        {"tensor": name, **model.identity, **dict(zip(kinds, row, strict=True))}
+        for model, row in zip(models, sums.tolist(), strict=True)
+    ]
+
+
+def _runs_of(source: Checkpoint, name: str) -> Callable[[int, int], Tensor]:
+    """Return what reads a run of a weight's numbers in float32 or better; of a large one no more than that is read."""
+    shape = source.shape(name)
+    if isinstance(source, FullCheckpoint) and len(shape) == 2 and shape[0] * shape[1] > STREAM_ABOVE:
+
+        def read_rows(first: int, count: int) -> Tensor:
+            start, stop = first // shape[1], (first + count) // shape[1]
+            rows = source.open_slice(name)[start:stop]
+            return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+        return read_rows
+    whole = read_weight(source, name).reshape(-1)
+    return lambda first, count: whole[first : first + count]
+
+
+@lru_cache(maxsize=4)
+def _opened_subspace(path: str) -> SubspaceFile:
+    """Open a subspace file once a process: its bases are checked then."""
+    return open_subspace(path)
+
+
+def _kept_row(label: str, projection: Projection, kept: Kept) -> dict[str, Any]:
+    named = {"tuned": label, "subspace": projection.subspace, "fraction": projection.fraction, "draw": projection.draw}
+    return {**named, "rank": kept.rank, "energy": kept.energy, "chance": kept.chance, "variance": kept.variance}
+
+
+def _spill(path: Path, factors: Factors) -> None:
+    left = factors.factors() if isinstance(factors, TallFactors) else factors
+    tensors = {"basis": left.basis.contiguous().cpu(), "singular_values": left.singular_values.cpu()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path)

@@ -1,0 +1,268 @@
+"""Work shared out tensor by tensor: over processes of one thread each, or over the ranks of Lightning Fabric.
+
+What is done with a tensor depends on nothing but that tensor, so that tensors are dealt out, each one's rows are kept
+on disk as they come, and an interrupted analysis goes on from those that are there. One process of many threads is
+three to five times slower than as many processes of one.
+"""
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from tqdm import tqdm
+
+from safety_subspaces.adapter_base import ADAPTER_CONFIG, adapter_base
+from safety_subspaces.checkpoint import Checkpoint
+from safety_subspaces.errors import InputError
+from safety_subspaces.files import read_json, write_json
+from safety_subspaces.provenance import git_state
+from safety_subspaces.update_checkpoint import open_checkpoint
+
+Record = dict[str, list[dict[str, Any]]]
+
+# rows x columns x the smaller of them, over all tensors: less is done in about a second, sooner than processes start.
+WORTH_PROCESSES = 2e10
+PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
+@runtime_checkable
+class TensorTask(Protocol):
+    """What is done with one tensor: a picklable value of paths and settings, which opens what it reads by itself."""
+
+    def __call__(self, name: str, device: torch.device) -> Record:
+        """Return rows of JSON values by table; NaN is allowed."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who does the work.
+
+    Args:
+        workers: Processes of one thread each on this machine; by default one a core, or none beside this one where the
+            models are small.
+        devices: Ranks on each node that share the tensors, one a GPU where there are GPUs.
+        num_nodes: Nodes; they must see one file system.
+
+    Raises:
+        InputError: A number below one.
+    """
+
+    workers: int | None = None
+    devices: int = 1
+    num_nodes: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}")
+
+    def processes(self, costs: Mapping[str, float]) -> int:
+        """Return how many processes one rank starts for tensors of these costs; 1 is this process itself."""
+        if self.workers is not None:
+            return self.workers
+        if sum(costs.values()) < WORTH_PROCESSES:
+            return 1
+        return max(1, min(len(os.sched_getaffinity(0)) // self.devices, len(costs)))
+
+
+@dataclass(frozen=True)
+class KeptWork:
+    """A folder of the tensors that are done, and of files that belong to them.
+
+    Args:
+        folder: Where; hidden beside the results.
+        done_before: How many tensors an interrupted analysis left here.
+    """
+
+    folder: Path
+    done_before: int
+
+    def path(self, name: str) -> Path:
+        """Return the file of one tensor's rows."""
+        return self.folder / "tensors" / f"{name}.json"
+
+
+@contextmanager
+def kept_work(out: str | Path, command: str, arguments: Mapping[str, Any], inputs: Sequence[str]) -> Iterator[KeptWork]:
+    """Yield the folder of what is done so far; it goes when the block ends, and stays when it is interrupted.
+
+    It is taken up again by the same command with the same arguments, inputs and code; else it starts empty. An
+    :class:`InputError` and a full disk remove it too: what they ask for changes the inputs, or is room.
+
+    Args:
+        out: Folder of the results; the work is kept beside it.
+        command: Name of the subcommand.
+        arguments: What decides its numbers, as plain values.
+        inputs: Paths of the models that it reads.
+    """
+    target = Path(out)
+    folder = target.with_name(f".{target.name}.unfinished")
+    key: dict[str, Any] = {
+        "command": command,
+        "arguments": dict(arguments),
+        "inputs": [_stamp(path) for path in inputs],
+    }
+    key |= {"code": git_state()}
+    stored = folder / "key.json"
+    if is_first_rank():
+        found = read_json(stored) if stored.is_file() else None
+        if found != json.loads(json.dumps(key, default=str)):
+            shutil.rmtree(folder, ignore_errors=True)
+        (folder / "tensors").mkdir(parents=True, exist_ok=True)
+        write_json(stored, key)
+    done = sum(1 for path in (folder / "tensors").glob("[!.]*.json")) if folder.exists() else 0
+    try:
+        yield KeptWork(folder, done)
+    except (InputError, OSError):
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if is_first_rank():
+        shutil.rmtree(folder)
+
+
+def work_through(
+    task: TensorTask, costs: Mapping[str, float], kept: KeptWork, how: Workers, label: str
+) -> dict[str, Record] | None:
+    """Do a task for every tensor, those apart that are done already.
+
+    Args:
+        task: What is done.
+        costs: The tensors in the order of the result, each with what it costs in any unit.
+        kept: Where the rows are kept.
+        how: Who does it.
+        label: What the progress bar calls it.
+
+    Returns:
+        Each tensor's rows; ``None`` on every rank but the first, whose part ends here.
+
+    Raises:
+        InputError: What a task raises; or a worker was killed, as by a system without memory.
+    """
+    fabric, device = _launch(how)
+    todo = [name for name in costs if not kept.path(name).is_file()]
+    todo.sort(key=lambda name: -costs[name])  # the largest first: no worker is left alone with it at the end
+    rank, ranks = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
+    mine = todo[rank::ranks]
+    with _progress(costs, [name for name in costs if name not in mine] if ranks == 1 else [], mine, label, rank) as bar:
+        for name in _do_all(task, mine, costs, kept, how, device):
+            bar(name)
+    if fabric is not None:
+        fabric.barrier()
+        if rank:
+            return None
+    return {name: read_json(kept.path(name)) for name in costs}
+
+
+@lru_cache(maxsize=64)
+def opened(path: str) -> Checkpoint:
+    """Open a checkpoint once a process."""
+    return open_checkpoint(path)
+
+
+def factorisation_cost(shape: Sequence[int]) -> float:
+    """Return what a factorisation costs: rows x columns x the smaller of them; of a vector its numbers."""
+    if len(shape) != 2:
+        return float(torch.Size(shape).numel())
+    return float(shape[0]) * shape[1] * min(shape)
+
+
+def _do_all(
+    task: TensorTask,
+    names: Sequence[str],
+    costs: Mapping[str, float],
+    kept: KeptWork,
+    how: Workers,
+    device: torch.device,
+) -> Iterator[str]:
+    processes = 1 if device.type != "cpu" else how.processes({name: costs[name] for name in names})
+    if processes == 1 or len(names) < 2:
+        for name in names:
+            yield _do(task, name, kept, device)
+        return
+    # A fork is ready at once, where a new interpreter imports for seconds; a CUDA context does not survive it.
+    context = get_context("fork" if sys.platform == "linux" and not torch.cuda.is_initialized() else "spawn")
+    pool = ProcessPoolExecutor(min(processes, len(names)), context, initializer=_start_worker, initargs=(os.getpid(),))
+    try:
+        for future in as_completed([pool.submit(_do, task, name, kept, device) for name in names]):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            f"a worker process was killed, as when memory ends ({processes} were at work); say fewer with --workers. "
+            "What is done is kept: the same command goes on from there"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _do(task: TensorTask, name: str, kept: KeptWork, device: torch.device) -> str:
+    write_json(kept.path(name), task(name, device))
+    return name
+
+
+def _start_worker(parent: int) -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    if sys.platform == "linux":  # else a worker whose parent is killed waits for it for ever
+        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def _launch(how: Workers) -> tuple[Any, torch.device]:
+    """Start the other ranks, if any; return Fabric and the device of this one."""
+    cuda = torch.cuda.is_available()
+    if how.devices * how.num_nodes == 1:
+        return None, torch.device("cuda" if cuda else "cpu")
+    from lightning.fabric import Fabric  # one rank need not pay its import
+
+    fabric = Fabric(accelerator="cuda" if cuda else "cpu", devices=how.devices, num_nodes=how.num_nodes, strategy="ddp")
+    fabric.launch()
+    return fabric, fabric.device
+
+
+def is_first_rank() -> bool:
+    """Tell whether this process writes; before Fabric has started the launcher's environment says so."""
+    ranks = [os.environ[name] for name in ("RANK", "SLURM_PROCID") if name in os.environ]
+    ranks = ranks or [os.environ.get(name, "0") for name in ("NODE_RANK", "LOCAL_RANK")]
+    return all(rank == "0" for rank in ranks[:2])
+
+
+@contextmanager
+def _progress(
+    costs: Mapping[str, float], done: Sequence[str], mine: Sequence[str], label: str, rank: int
+) -> Iterator[Any]:
+    """A bar of this rank's tensors whose time left goes by cost, not by number."""
+    total = sum(costs[name] for name in mine)
+    shape = "{desc}: {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]"
+    with tqdm(total=total, desc=label, bar_format=shape, disable=rank > 0) as bar:
+        count = len(done)
+        bar.set_postfix_str(f"{count}/{count + len(mine)} tensors")
+
+        def advance(name: str) -> None:
+            nonlocal count
+            count += 1
+            bar.set_postfix_str(f"{count}/{len(done) + len(mine)} tensors", refresh=False)
+            bar.update(costs[name])
+
+        yield advance
+
+
+def _stamp(path: str) -> list[Any]:
+    """Name an input with the size and time of each file: enough to see that it changed, and read at once."""
+    location = Path(path)
+    files = [location] if location.is_file() else sorted(f for f in location.glob("*") if f.is_file())
+    stamp = [str(path), [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]]
+    return [*stamp, _stamp(adapter_base(location))] if (location / ADAPTER_CONFIG).is_file() else stamp

@@ -1,0 +1,96 @@
+"""Left factors of a matrix with many more rows than columns: its singular vectors are never formed.
+
+An embedding of 128,256 x 8,192 has left singular vectors as large as itself. ``L = D T`` with ``T = R S^-1`` of the
+small Gram matrix ``D^T D = R S^2 R^T`` keeps the small factor alone, and ``L^T U = T^T (D^T U)`` reads both matrices
+once, some rows at a time.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float, Float32, Float64
+from torch import Tensor
+
+from safety_subspaces.linalg import ILL_CONDITIONED, LeftFactors, gram_eigh, numerical_rank_of, scale_of
+from safety_subspaces.streamed import BLOCK, StreamedUpdate, blocks_of
+
+# A float32 Gram matrix errs by about 1e-7 of its largest eigenvalue, and nothing orthonormalises the columns of D T
+# afterwards: below this ratio of the extreme eigenvalues they would leave orthonormality by more than 1e-4, so that the
+# matrix is taken in float64.
+TALL_ILL_CONDITIONED = 1e-3
+
+
+@final
+@dataclass(frozen=True)
+class TallFactors:
+    """The left singular vectors ``L = D T`` of a tall matrix, within its numerical rank, by descending singular value.
+
+    Args:
+        matrix: The matrix D.
+        turn: ``T = R S^-1`` of the matrix over its scale, in the type that products with D are made in.
+        singular_values: Those of D.
+        scale: A power of two by which D is divided before anything is made of it.
+    """
+
+    matrix: Float[Tensor, "out in"] | StreamedUpdate
+    turn: Float[Tensor, "in rank"]
+    singular_values: Float64[Tensor, " rank"]
+    scale: float = 1.0
+
+    @property
+    def rows(self) -> int:
+        """Dimension of the output space."""
+        return self.matrix.shape[0]
+
+    @property
+    def numerical_rank(self) -> int:
+        """Number of directions."""
+        return self.singular_values.numel()
+
+    @property
+    def basis(self) -> Float32[Tensor, "out rank"]:
+        """L as one matrix, as large as D: for tests and small cases."""
+        return torch.cat(list(self.basis_blocks()))
+
+    def factors(self) -> LeftFactors:
+        """Return the same with L as one matrix."""
+        return LeftFactors(self.basis, self.singular_values)
+
+    def basis_blocks(self, rows: int | None = None) -> Iterator[Float32[Tensor, "part rank"]]:
+        """Yield L so many rows at a time; by default as :func:`~safety_subspaces.streamed.blocks_of` splits D."""
+        for block in blocks_of(self.matrix) if rows is None else self.matrix.split(rows):
+            yield (self._scaled(block) @ self.turn).float()
+
+    def coordinates(self, update: Float[Tensor, "out columns"] | StreamedUpdate) -> Float[Tensor, "rank columns"]:
+        """Return ``L^T U``; both matrices are read some rows at a time."""
+        total = torch.zeros(())
+        step = max(1, BLOCK // max(1, self.matrix.shape[1]))
+        for number, (block, other) in enumerate(zip(self.matrix.split(step), update.split(step), strict=True)):
+            product = self._scaled(block).T @ other.to(self.turn)
+            total = total.add_(product) if number else product
+        return self.turn.T @ total
+
+    def _scaled(self, block: Tensor) -> Tensor:
+        return (block / self.scale).to(self.turn.dtype)
+
+
+def tall_factors(delta: Float[Tensor, "out in"] | StreamedUpdate) -> TallFactors:
+    """Factorise a matrix with at least as many rows as columns by ``eigh`` of ``D^T D``.
+
+    Raises:
+        InputError: ``delta`` holds a NaN or an infinity.
+    """
+    scale = scale_of(delta)
+    if scale == 0:
+        device = next(iter(blocks_of(delta))).device
+        empty = torch.zeros(delta.shape[1], 0, device=device)
+        return TallFactors(delta, empty, torch.zeros(0, dtype=torch.float64, device=device))
+    eigenvalues, vectors, working = gram_eigh(delta, scale, TALL_ILL_CONDITIONED)
+    rank = numerical_rank_of(eigenvalues)
+    values = eigenvalues[:rank].sqrt()
+    turn = vectors[:, :rank] / values
+    if working == torch.float64 and eigenvalues[-1] >= ILL_CONDITIONED * eigenvalues[0]:
+        working = torch.float32  # the Gram matrix needed float64; products of this matrix do not yet
+    return TallFactors(delta, turn.to(working), values * scale, scale)

@@ -1,0 +1,284 @@
+"""Checkpoints that are an update upon another one: a PEFT LoRA adapter, and a snapshot of a run's weight update.
+
+Both hold what they changed and name their base, so that the update itself is read without the rounding of a sum, and
+in factors where it is kept so.
+"""
+
+import re
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from safety_subspaces.adapter_base import ADAPTER_CONFIG, adapter_base
+from safety_subspaces.checkpoint import Checkpoint, FullCheckpoint, model_folder, open_safetensors
+from safety_subspaces.errors import InputError
+from safety_subspaces.files import read_json
+from safety_subspaces.lowrank import LowRank
+from safety_subspaces.names import canonical_name
+from safety_subspaces.snapshot_reference import reference_folder
+from safety_subspaces.snapshots import Snapshot
+
+ADAPTER_FILE = "adapter_model.safetensors"
+# Adapter options that make the update something else than scale * B A upon the base's own weights.
+UNSERVED_ADAPTER_OPTIONS = (
+    *(
+        "use_dora",
+        "use_qalora",
+        "lora_bias",
+        "fan_in_fan_out",
+        "layer_replication",
+        "trainable_token_indices",
+    ),
+    *(
+        "target_parameters",
+        "alora_invocation_tokens",
+        "velora_config",
+        "monteclora_config",
+        "megatron_config",
+    ),
+)
+# Initialisations that rewrite the base's weights, so that B A alone is not the update.
+UNSERVED_INITIALISATIONS = re.compile(r"pissa|olora|corda|loftq|lora_ga", re.IGNORECASE)
+
+
+class UpdateCheckpoint(Checkpoint):
+    """A checkpoint that is an update upon a full one.
+
+    Attributes:
+        base: The checkpoint that it changes.
+    """
+
+    base: FullCheckpoint
+
+    @abstractmethod
+    def update(self, name: str) -> Float[Tensor, "..."] | LowRank | None:
+        """Return what it adds to the base's tensor, in float32: dense, in factors, or ``None`` where it adds nothing.
+
+        Raises:
+            InputError: The tensor is kept whole, so that its update is a difference: :meth:`is_whole`.
+        """
+
+    def is_whole(self, name: str) -> bool:
+        """Tell whether it holds this tensor whole, in place of the base's."""
+        return False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The base's names."""
+        return self.base.names
+
+    @property
+    def full(self) -> FullCheckpoint:
+        """The base."""
+        return self.base
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self.base.shape(name)
+
+    def read(self, name: str) -> Float[Tensor, "..."]:
+        """Read one tensor with its update, in float32 or better."""
+        stored = self.base.read(name)
+        value, update = stored.to(torch.promote_types(stored.dtype, torch.float32)), self.update(name)
+        if update is None:
+            return value
+        return value + (update.dense() if isinstance(update, LowRank) else update).to(value.dtype)
+
+
+@final
+class AdapterCheckpoint(UpdateCheckpoint):
+    """A PEFT LoRA adapter upon a full checkpoint: ``W = W_base + scale * B A``.
+
+    Tensors that PEFT saved whole (``modules_to_save``, biases) take the base's place.
+
+    Args:
+        path: What the user called it.
+        folder: Where it is.
+
+    Raises:
+        InputError: The base is missing, the adapter is no plain LoRA, or it does not fit the base.
+    """
+
+    def __init__(self, path: str, folder: Path) -> None:
+        self.path = path
+        self.folder = folder
+        self.config: dict[str, Any] = read_json(folder / ADAPTER_CONFIG)
+        self._refuse_unserved()
+        self.base = _full(adapter_base(folder), f"the base of adapter {path}")
+        self.left_out = dict(self.base.left_out)
+        if not (folder / ADAPTER_FILE).is_file():
+            raise InputError(
+                f"adapter {path} has no {ADAPTER_FILE}; a pickled adapter_model.bin is not read: load it with "
+                f"peft.PeftModel.from_pretrained(base, {path!r}) and save_pretrained it again"
+            )
+        self._file = open_safetensors(folder / ADAPTER_FILE)
+        self._factors: dict[str, dict[str, str]] = {}  # canonical name of the weight -> factor -> stored name
+        self._whole: dict[str, str] = {}
+        for stored in self._file.keys():  # noqa: SIM118 - a safetensors handle, no dict
+            self._place(stored)
+        for name, factors in self._factors.items():
+            self._check_factors(name, factors)
+
+    @property
+    def place(self) -> Path:
+        """The adapter's folder."""
+        return self.folder
+
+    @property
+    def stored_names(self) -> tuple[str, ...]:
+        """Names in the adapter's file."""
+        return tuple(self._file.keys())
+
+    def stored_of(self, name: str) -> tuple[str, ...]:
+        """Return the factors of a weight, and the tensor that stands whole in its place."""
+        factors = self._factors.get(name, {})
+        whole = [self._whole[name]] if name in self._whole else []
+        return (*(factors[factor] for factor in ("A", "B") if factor in factors), *whole)
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The base's folder, then the adapter's."""
+        return (self.base.folder, self.folder)
+
+    def read(self, name: str) -> Float[Tensor, "..."]:
+        """Read one merged tensor, in float32."""
+        whole = self._whole.get(name)  # beside factors too: PEFT saves an adapted embedding's base with them
+        value = self.base.read(name) if whole is None else self._file.get_tensor(whole)
+        update = self.update(name)
+        return value.float() if update is None else value.float() + update.dense()
+
+    def is_whole(self, name: str) -> bool:
+        """Tell whether the adapter holds this tensor whole, in place of the base's."""
+        return name in self._whole
+
+    def update(self, name: str) -> LowRank | None:
+        """Return ``scale * B A`` in factors; ``None`` where there are none."""
+        if name not in self._factors:
+            return None
+        stored = self._factors[name]
+        down, up = (self._file.get_tensor(stored[factor]).float() for factor in ("A", "B"))
+        made = LowRank(up, down, self._scale(name.removesuffix(".weight"), down.shape[0]))
+        return made.transposed if stored.get("embedding") else made
+
+    def _scale(self, module: str, rank: int) -> float:
+        alphas = self.config.get("alpha_pattern") or {}
+        # PEFT's own rule for patterns: the first one that matches the end of the module's name.
+        key = next((pattern for pattern in alphas if re.match(rf"(.*\.)?({pattern})$", module)), None)
+        alpha = self.config["lora_alpha"] if key is None else alphas[key]
+        return alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
+
+    def _refuse_unserved(self) -> None:
+        kind = self.config.get("peft_type")
+        unserved = [option for option in UNSERVED_ADAPTER_OPTIONS if self.config.get(option)]
+        if UNSERVED_INITIALISATIONS.search(str(self.config.get("init_lora_weights"))):
+            unserved.append(f"init_lora_weights={self.config['init_lora_weights']}")
+        if kind != "LORA" or unserved:
+            raise InputError(
+                f"adapter {self.path} is not plain LoRA ({', '.join([f'peft_type {kind}', *unserved])}): "
+                "merge it first with peft.AutoPeftModelForCausalLM.from_pretrained"
+                f"({self.path!r}).merge_and_unload().save_pretrained('<merged>'), and give the merged folder"
+            )
+
+    def _place(self, stored: str) -> None:
+        """Find the base's tensor that a stored one belongs to."""
+        match = re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(?:\.[^.]+)??(?:\.weight)?", stored)
+        name = f"{canonical_name(match[1])}.weight" if match else canonical_name(stored)
+        if name not in self.base.names:
+            raise InputError(
+                f"adapter {self.path} holds {stored}, but its base {self.base.path} has no {name}; "
+                "base_model_name_or_path in adapter_config.json must name the model that was adapted"
+            )
+        if match:
+            self._factors.setdefault(name, {})[match[3]] = stored
+            if match[2]:
+                self._factors[name]["embedding"] = "yes"
+        else:
+            self._whole[name] = stored
+
+    def _check_factors(self, name: str, factors: dict[str, str]) -> None:
+        if not {"A", "B"} <= factors.keys():
+            raise InputError(f"adapter {self.path} holds only one factor for {name}; expected lora_A and lora_B")
+        down, up = (self._file.get_slice(factors[factor]).get_shape() for factor in ("A", "B"))
+        made = (down[1], up[0]) if factors.get("embedding") else (up[0], down[1])
+        if made != self.shape(name):
+            raise InputError(
+                f"adapter {self.path} makes {name} of shape {made}, its base {self.base.path} has {self.shape(name)}"
+            )
+
+
+@final
+class SnapshotCheckpoint(UpdateCheckpoint):
+    """A snapshot of a run's weight update, upon the model that it counts from: ``W = W_reference + update``.
+
+    Args:
+        path: The ``.safetensors`` file.
+
+    Raises:
+        InputError: It is no snapshot, its reference is missing or has changed, or does not fit.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.snapshot = Snapshot(Path(path))
+        self.base = _full(reference_folder(self.snapshot), f"the reference of snapshot {path}")
+        self._names = set(self.snapshot.names)
+        for name in self.snapshot.names:
+            shape = self.base.shape(name) if name in self.base.names else None
+            if shape != self.snapshot.shape(name):
+                raise InputError(
+                    f"snapshot {path} changes {name} of shape {self.snapshot.shape(name)}, its reference "
+                    f"{self.base.path} has {'no such tensor' if shape is None else shape}"
+                )
+        self.left_out = dict(self.base.left_out)
+
+    @property
+    def place(self) -> Path:
+        """The file."""
+        return self.snapshot.path
+
+    @property
+    def stored_names(self) -> tuple[str, ...]:
+        """Weights that the snapshot has an update of."""
+        return self.snapshot.names
+
+    def stored_of(self, name: str) -> tuple[str, ...]:
+        """Return the update of a weight, if there is one."""
+        return (name,) if name in self._names else ()
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The reference's folder."""
+        return (self.base.folder,)
+
+    def update(self, name: str) -> Float[Tensor, "..."] | LowRank | None:
+        """Return the update of one weight as it was kept; ``None`` where the snapshot has none."""
+        return self.snapshot.read(name) if name in self._names else None
+
+
+def open_checkpoint(path: str) -> Checkpoint:
+    """Open a model folder, a LoRA adapter (by path or Hub id) or a delta snapshot, without loading its weights.
+
+    Raises:
+        InputError: There is no such folder, or it holds something else; the message says what to do.
+    """
+    if path.endswith(".safetensors") and Path(path).is_file():
+        return SnapshotCheckpoint(path)
+    folder = model_folder(path)
+    if (folder / ADAPTER_CONFIG).is_file():
+        return AdapterCheckpoint(path, folder)
+    return FullCheckpoint(path, folder)
+
+
+def _full(path: str, what: str) -> FullCheckpoint:
+    """Open what an update is upon."""
+    try:
+        opened = open_checkpoint(path)
+    except InputError as error:
+        raise InputError(f"{what} cannot be opened: {error}") from error
+    if not isinstance(opened, FullCheckpoint):
+        raise InputError(f"{what} is itself an update upon another model ({path}); merge that one first")
+    return opened
