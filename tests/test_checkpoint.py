@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 from tiny_checkpoints import VOCABULARY, edit, save_adapter, save_llama, save_perturbed, weights_of
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from safety_subspaces.checkpoint_writing import write_checkpoint
-from safety_subspaces.compatibility import check_compatible
+from safety_subspaces.compatibility import check_compatible, coverage, select_tensors
 from safety_subspaces.delta import update_of
 from safety_subspaces.errors import InputError
+from safety_subspaces.names import layer_of, type_of
 from safety_subspaces.update_checkpoint import AdapterCheckpoint, open_checkpoint
 
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -261,3 +263,91 @@ def test_model_written_like_an_adapter_is_whole(tmp_path, llama):
     written = open_checkpoint(str(tmp_path / "written"))
     assert not isinstance(written, AdapterCheckpoint)
     assert_close(written.read(Q), adapter.read(Q))
+
+
+def tiny_configs():
+    small = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    experts = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2}
+    return {
+        "llama": transformers.LlamaConfig(**small, **heads),
+        "qwen2": transformers.Qwen2Config(**small, num_attention_heads=2, tie_word_embeddings=True),
+        "qwen3": transformers.Qwen3Config(**small, **heads),
+        "gemma2": transformers.Gemma2Config(**small, **heads),
+        "gemma3": transformers.Gemma3TextConfig(**small, **heads),
+        "qwen3_moe": transformers.Qwen3MoeConfig(**small, **heads, **experts, moe_intermediate_size=8),
+        "gpt_oss": transformers.GptOssConfig(**small, **heads, **experts),
+    }
+
+
+@pytest.mark.parametrize("family", list(tiny_configs()))
+def test_every_weight_of_a_family_is_named_once_and_read_as_out_in(tmp_path, family):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(tiny_configs()[family]).float()
+    model.save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(str(tmp_path))
+    numbers = sum(torch.Size(checkpoint.shape(name)).numel() for name in checkpoint.names)
+    assert numbers == sum(parameter.numel() for parameter in model.parameters())  # tied ones count once in both
+    assert len(checkpoint.names) == len(set(checkpoint.names))
+    for name in checkpoint.names:
+        assert checkpoint.read(name).shape == checkpoint.shape(name)
+        assert len(checkpoint.shape(name)) <= 2
+    types = {type_of(name) for name in checkpoint.names}
+    assert {"q", "k", "v", "o", "down", "embeddings", "norm"} <= types
+    tied = getattr(model.config, "tie_word_embeddings", False)
+    assert ("head" in types) is not tied
+    written = tmp_path / "written"
+    write_checkpoint(written, checkpoint, checkpoint.read)
+    again = transformers.AutoModelForCausalLM.from_pretrained(written, dtype=torch.float32)
+    for (name, parameter), other in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(parameter, other), name
+
+
+def test_fused_experts_are_a_matrix_each_and_stand_as_they_multiply(tmp_path):
+    model = transformers.AutoModelForCausalLM.from_config(tiny_configs()["gpt_oss"]).float()
+    model.save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(str(tmp_path))
+    name = "model.layers.1.mlp.experts.gate_up_proj[3]"
+    stored = dict(model.named_parameters())["model.layers.1.mlp.experts.gate_up_proj"]
+    assert checkpoint.shape(name) == (48, 16)  # out is both halves of the gated unit, in the hidden size
+    assert torch.equal(checkpoint.read(name), stored[3].T)
+    assert (layer_of(name), type_of(name)) == (1, "gate_up")
+    assert type_of("model.layers.0.mlp.router.weight") == "router"
+    assert checkpoint.slot(name).index == 3
+
+
+def test_every_stored_tensor_is_used_or_listed_with_a_reason(tmp_path, llama):
+    adapter = save_adapter(llama, tmp_path / "adapter")
+    edit(Path(llama), lambda name, value: value)
+    checkpoints = {"base": open_checkpoint(llama), "lora": open_checkpoint(adapter)}
+    used = select_tensors(checkpoints["base"].names, ["q", "norm"])
+    listed = coverage(checkpoints, used)
+    assert all(entry["reason"] for entry in listed)
+    of_base = {entry["name"].removeprefix("base: ") for entry in listed if entry["name"].startswith("base: ")}
+    assert of_base | set(used) == set(weights_of(llama))
+    of_adapter = {entry["name"].removeprefix("lora: ") for entry in listed if entry["name"].startswith("lora: ")}
+    assert of_adapter == {name for name in checkpoints["lora"].stored_names if "down_proj" in name}
+
+
+def test_tensors_are_chosen_by_pattern_type_and_place():
+    names = [
+        "model.embed_tokens.weight",
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.layers.10.mlp.up_proj.weight",
+    ]
+    assert select_tensors(names, []) == tuple(names)
+    assert select_tensors(names, ["up", "embeddings"]) == (names[0], names[2])
+    assert select_tensors(names, ["layers.10"]) == (names[2],)
+    assert select_tensors(names, ["*.self_attn.*"]) == (names[1],)
+    with pytest.raises(InputError, match=r"no tensor matches 'head'.*a type of embeddings, q, up"):
+        select_tensors(names, ["head"])
+
+
+def test_a_corrupt_header_is_named(llama):
+    file = Path(llama) / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[8:12] = b"{{{{"
+    file.write_bytes(data)
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged"):
+        open_checkpoint(llama)

@@ -100,6 +100,11 @@ def left_factors(delta: Float[Tensor, "out in"] | StreamedUpdate) -> LeftFactors
     return LeftFactors(vectors.float(), values * scale)
 
 
+def drawn_factors(basis: Float32[Tensor, "out rank"]) -> LeftFactors:
+    """Return a basis as factors: its directions have no singular values of their own, and all count alike."""
+    return LeftFactors(basis, torch.ones(basis.shape[1], dtype=torch.float64, device=basis.device))
+
+
 def singular_values(delta: Float[Tensor, "out in"] | StreamedUpdate) -> Float64[Tensor, " rank"]:
     """Return the singular values within the numerical rank, in descending order: those of :func:`left_factors`.
 

@@ -39,7 +39,7 @@ def reference_folder(snapshot: Snapshot) -> str:
     if not isinstance(reference["path"], str):
         raise InputError(
             f"the model that {run} started from is not known (no model.init_args.source.init_args.path in its "
-            "config.yaml), so the weights cannot be told; give a model folder instead"
+            "config.yaml), so neither are its weights; give a model folder, or leave others out"
         )
     if reference["sha256"] is not None and describe_input(reference["path"])["sha256"] != reference["sha256"]:
         raise InputError(

@@ -30,20 +30,25 @@ class TensorStream:
     Args:
         path: The ``.safetensors`` file.
         largest: The largest shape that each tensor may have, by name. Not all of them have to be written.
-        dtype: Type of all tensors in the file.
+        dtype: Type of all tensors in the file, or of each by name.
         metadata_room: Bytes kept for ``metadata`` as JSON; what is longer is an error.
     """
 
     def __init__(
-        self, path: Path, largest: Mapping[str, Sequence[int]], dtype: torch.dtype, metadata_room: int
+        self,
+        path: Path,
+        largest: Mapping[str, Sequence[int]],
+        dtype: torch.dtype | Mapping[str, torch.dtype],
+        metadata_room: int,
     ) -> None:
         self.metadata: dict[str, str] = {}
-        self._path, self._dtype = path, dtype
+        self._path = path
+        self._dtypes = dtype if isinstance(dtype, Mapping) else dict.fromkeys(largest, dtype)
         self._partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
         self._entries: dict[str, object] = {}
         self._end = 0
-        total = sum(torch.Size(shape).numel() for shape in largest.values()) * dtype.itemsize
-        worst = {name: self._entry(shape, total, total) for name, shape in largest.items()}
+        total = sum(torch.Size(s).numel() * self._dtypes[name].itemsize for name, s in largest.items())
+        worst = {name: self._entry(name, shape, total, total) for name, shape in largest.items()}
         room = len(json.dumps({"__metadata__": {}, **worst})) + metadata_room
         self._room = room + (-room % 8)  # the numbers start at a multiple of eight
 
@@ -59,10 +64,10 @@ class TensorStream:
 
     def write(self, name: str, tensor: Tensor | StreamedUpdate) -> None:
         """Append one tensor, some rows at a time."""
-        start, self._end = self._end, self._end + tensor.shape.numel() * self._dtype.itemsize
-        self._entries[name] = self._entry(tensor.shape, start, self._end)
+        start, self._end = self._end, self._end + tensor.shape.numel() * self._dtypes[name].itemsize
+        self._entries[name] = self._entry(name, tensor.shape, start, self._end)
         for block in blocks_of(tensor):
-            stored = block.detach().to("cpu", self._dtype).contiguous()
+            stored = block.detach().to("cpu", self._dtypes[name]).contiguous()
             self._file.write(stored.reshape(-1).view(torch.uint8).numpy().data)
 
     def __exit__(
@@ -90,15 +95,15 @@ class TensorStream:
         os.fsync(self._file.fileno())
         self._partial.replace(self._path)
 
-    def _entry(self, shape: Sequence[int], start: int, end: int) -> object:
-        return {"dtype": DTYPE_NAMES[self._dtype], "shape": list(shape), "data_offsets": [start, end]}
+    def _entry(self, name: str, shape: Sequence[int], start: int, end: int) -> object:
+        return {"dtype": DTYPE_NAMES[self._dtypes[name]], "shape": list(shape), "data_offsets": [start, end]}
 
 
 def stream_tensors(
     path: Path | None,
     shapes: Mapping[str, Sequence[int]],
     read: Callable[[str], Tensor],
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | Mapping[str, torch.dtype] = torch.float32,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write tensors of known shapes in turn, then give the file its name.
@@ -108,7 +113,7 @@ def stream_tensors(
             them is all that is wanted of it.
         shapes: Shape of each tensor by name, in the order in which they are read.
         read: Gives a tensor by name; called once for each.
-        dtype: Type of all tensors in the file.
+        dtype: Type of all tensors in the file, or of each by name.
         metadata: Texts for the header.
     """
     if path is None:

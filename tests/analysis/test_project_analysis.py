@@ -1,5 +1,7 @@
+import errno
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -462,3 +464,13 @@ def test_non_finite_weights_leave_no_results(study, tmp_path):
     with pytest.raises(InputError, match=r"layers\.1\.mlp\.down_proj\.weight of .*broken"):
         project(study["base"], study["aligned"], {"b": broken}, str(tmp_path / "o"))
     assert not (tmp_path / "o").exists()
+
+
+def test_a_disk_without_room_is_told_before_anything_is_computed(study, tmp_path, monkeypatch):
+    def refuse(descriptor, start, size):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(InputError, match="no room on the disk"):
+        project(**study, out=str(tmp_path / "o"), write=True)
+    assert not list(tmp_path.iterdir())

@@ -47,6 +47,12 @@ def run(task: Note, out: Path, workers: int | None = 1, arguments: dict | None =
         return work_through(task, COSTS, kept, Workers(workers), "testing")
 
 
+def stop_with(error: BaseException, out: Path, inputs: list[str]) -> None:
+    with kept_work(out, "test", {}, inputs) as kept:
+        kept.path("a").write_text("{}")
+        raise error
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
@@ -104,15 +110,17 @@ def test_other_arguments_start_anew(tmp_path):
 def test_bad_input_and_a_full_disk_leave_nothing(tmp_path):
     with pytest.raises(InputError, match="tensor c is broken"):
         run(Note(tmp_path / "log", fails="c"), tmp_path / "o", workers=2)
-    with pytest.raises(OSError, match="No space"), kept_work(tmp_path / "o", "test", {}, []):
+    with (
+        pytest.raises(InputError, match=r"there is no room on the disk for .*nothing is left of it"),
+        kept_work(tmp_path / "o", "test", {}, []),
+    ):
         raise OSError(28, "No space left on device")
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
 def test_an_interruption_keeps_what_is_done(tmp_path):
-    with pytest.raises(KeyboardInterrupt), kept_work(tmp_path / "o", "test", {}, []) as kept:
-        kept.path("a").write_text("{}")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        stop_with(KeyboardInterrupt(), tmp_path / "o", [])
     with kept_work(tmp_path / "o", "test", {}, []) as again:
         assert isinstance(again, KeptWork)
         assert again.done_before == 1
@@ -120,9 +128,8 @@ def test_an_interruption_keeps_what_is_done(tmp_path):
 
 def test_a_changed_model_starts_anew(study, tmp_path):
     inputs = [study["aligned"]]
-    with pytest.raises(KeyboardInterrupt), kept_work(tmp_path / "o", "test", {}, inputs) as kept:
-        kept.path("a").write_text("{}")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        stop_with(KeyboardInterrupt(), tmp_path / "o", inputs)
     os.utime(Path(study["aligned"]) / "model.safetensors")
     with kept_work(tmp_path / "o", "test", {}, inputs) as again:
         assert again.done_before == 0

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from safety_subspaces.linalg import LeftFactors, as_matrix, haar_basis
+from safety_subspaces.linalg import as_matrix, drawn_factors, haar_basis
 from safety_subspaces.lowrank import LowRank
 from safety_subspaces.nulls import Moments, haar_energy_variance, random_k_energy_moments
 from safety_subspaces.projector import Method, complete_update
@@ -232,7 +232,7 @@ class TensorProjections:
         if kind == "random-k":
             order = random_order(factors, self._generator(kind, draw))
         elif kind != "top":
-            factors = _as_factors(haar_basis(self.rows, max(ranks), self._generator(kind, draw)))
+            factors = drawn_factors(haar_basis(self.rows, max(ranks), self._generator(kind, draw)))
         along = coordinates(factors, matrix)[order]
         for basis in basis_row_blocks(factors, rows):
             directions, before = basis.to(along.dtype)[:, order], 0
@@ -257,7 +257,7 @@ class TensorProjections:
             return {label: _cumulate(energies[order]) for label, energies in own.items()}
         device = self.factors.singular_values.device
         basis = haar_basis(self.rows, widest, self._generator(kind, draw)).to(device)
-        factors = _as_factors(basis)
+        factors = drawn_factors(basis)
         return {label: _cumulate(direction_energies(factors, matrix)) for label, matrix in matrices.items()}
 
     def _concentrations(
@@ -280,11 +280,6 @@ class TensorProjections:
 
     def _generator(self, kind: SubspaceKind, draw: int) -> torch.Generator:
         return seeded_generator(self.seed, self.name, kind, draw)
-
-
-def _as_factors(basis: Tensor) -> LeftFactors:
-    """A basis whose directions have no singular values of their own."""
-    return LeftFactors(basis, torch.ones(basis.shape[1], dtype=torch.float64, device=basis.device))
 
 
 def _dense(matrix: Update) -> Tensor:

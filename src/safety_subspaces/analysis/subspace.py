@@ -1,19 +1,106 @@
-"""``analyze.py subspace``: the alignment subspace of a pair of checkpoints, for the training callback."""
+"""``analyze.py subspace``: the subspace of a pair of checkpoints, for the training callback and the other commands."""
 
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
-from tqdm import tqdm
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
-from safety_subspaces.compatibility import check_compatible
-from safety_subspaces.delta import update_of
+from safety_subspaces.analysis.audits import audit_row, stored_rounding
+from safety_subspaces.analysis.tensor_work import (
+    Record,
+    Workers,
+    factorisation_cost,
+    kept_work,
+    opened,
+    work_through,
+)
+from safety_subspaces.audit import summarise_audit
+from safety_subspaces.compatibility import check_compatible, check_distinct, coverage, select_tensors
+from safety_subspaces.delta import open_update
 from safety_subspaces.errors import InputError
-from safety_subspaces.linalg import as_matrix, left_factors
+from safety_subspaces.linalg import drawn_factors, haar_basis
+from safety_subspaces.lowrank import LowRank
 from safety_subspaces.provenance import describe_input, provenance
-from safety_subspaces.subspace import RankRule, random_k_basis, seeded_generator, top_basis
-from safety_subspaces.subspace_file import Side, SubspaceFile, read_subspace, write_subspace
+from safety_subspaces.streamed import StreamedUpdate
+from safety_subspaces.subspace import RankRule, random_order, seeded_generator
+from safety_subspaces.subspace_file import BASIS, SPECTRUM, Side, read_subspace
+from safety_subspaces.tall import TallFactors
+from safety_subspaces.tensor_stream import stream_tensors
+from safety_subspaces.update_algebra import (
+    Factors,
+    Update,
+    direction_energies,
+    energy,
+    factorise,
+    matrix_of,
+    on_device,
+)
 from safety_subspaces.update_checkpoint import open_checkpoint
+
+Selection = Literal["top", "random-k", "random"]
+
+
+@dataclass(frozen=True)
+class SubspaceTensor:
+    """The task of one tensor: decompose its update, and leave the basis that is asked for in a file.
+
+    Args:
+        base: Path of the model that the update starts from.
+        aligned: Path of the one that it leads to.
+        rank: How many directions.
+        side: Of output or input space.
+        select: Which directions.
+        seed: Seed of those that are drawn.
+        folder: Where the file goes.
+    """
+
+    base: str
+    aligned: str
+    rank: RankRule
+    side: Side
+    select: Selection
+    seed: int
+    folder: Path
+
+    def __call__(self, name: str, device: torch.device) -> Record:
+        """Return its row of the table, and of the audit."""
+        pair = opened(self.aligned), opened(self.base)
+        update = _on_side(on_device(open_update(*pair, name), device), self.side)
+        rows, columns = update.shape
+        factors = factorise(update)
+        choice = self.rank.choose(factors, columns)
+        noise = sum(stored_rounding(checkpoint, name) for checkpoint in pair)
+        audit = audit_row(name, factors.singular_values, noise, (rows, columns), ranks=[choice.rank])
+        row = {"tensor": name, "rank": choice.rank, "rank_wanted": choice.wanted, "energy": float("nan")}
+        if choice.rank:
+            basis, kept = self._select(name, factors, choice.rank, update)
+            row["energy"] = kept / energy(update)
+            tensors = {BASIS: basis.cpu().contiguous(), SPECTRUM: factors.singular_values.cpu()}
+            save_file(tensors, self.path(name))
+        return {"table": [row], "audit": [audit]}
+
+    def path(self, name: str) -> Path:
+        """Return the file of a tensor's basis."""
+        return self.folder / f"{name}.safetensors"
+
+    def _select(self, name: str, factors: Factors, count: int, update: Update) -> tuple[Tensor, float]:
+        """Return the basis, and the energy of the update inside it."""
+        generator = seeded_generator(self.seed, name, self.select)
+        if self.select == "random":
+            basis = haar_basis(factors.rows, count, generator).to(factors.singular_values.device)
+            return basis, float(direction_energies(drawn_factors(basis), update).sum())
+        squares = factors.singular_values.square()
+        if self.select == "random-k":
+            order = random_order(factors, generator)[:count]
+            return _columns(factors, order), float(squares[order].sum())
+        return _columns(factors, torch.arange(count)), float(squares[:count].sum())
 
 
 def subspace(
@@ -22,63 +109,78 @@ def subspace(
     out: str,
     rank: RankRule,
     side: Side = "left",
-    select: Literal["top", "random-k"] = "top",
+    select: Selection = "top",
     seed: int = 0,
+    tensors: Sequence[str] = (),
     overwrite: bool = False,
+    workers: int | None = None,
+    devices: int = 1,
+    num_nodes: int = 1,
 ) -> pd.DataFrame:
     """Decompose ``W_aligned - W_base`` and keep a subspace of each tensor.
 
     A tensor that is not 2-D has the one direction of its whole update. A tensor that did not change has none and is
-    left out of the file.
+    left out of the file. Interrupted, the same command goes on from the tensors that are done.
 
     Args:
         base: Folder of the base model.
-        aligned: Folder of the aligned model; any two checkpoints will do.
+        aligned: Folder of the aligned model (or LoRA adapter, or delta snapshot); any two checkpoints will do.
         out: The ``.safetensors`` file to write.
         rank: Directions of each tensor: exactly one of count, fraction and energy.
         side: ``left`` for directions of output space, ``right`` for input space.
-        select: ``top`` for the leading directions, ``random-k`` for as many of them drawn at random.
+        select: ``top`` for the leading directions, ``random-k`` for as many of them drawn at random, ``random`` for a
+            random subspace of that rank.
         seed: Seed of the draw.
+        tensors: Patterns, types or layers of the tensors to take; all by default.
         overwrite: Whether an earlier file may be replaced.
+        workers: Processes of one thread each; by default one a core, or none beside this one for small models.
+        devices: Ranks on each node that share the tensors (GPUs, where there are any).
+        num_nodes: Nodes; they must see one file system.
 
     Returns:
-        One row a tensor: rank, the rank that was asked for, the share of the update's energy in the subspace.
+        One row a tensor: rank, the rank that was asked for, the share of the update's energy in the subspace; empty on
+        every rank but the first.
 
     Raises:
         InputError: Before anything is computed: models of different shapes, a file in the way, a rank out of range.
+            Later: weights that are NaN or infinite, or the same in both models.
     """
     target = Path(out)
     if target.suffix != ".safetensors":
         raise InputError(f"out is {out}; expected a file that ends in .safetensors")
     if target.exists() and not overwrite:
         raise InputError(f"{out} exists and is not written over; choose another name, or say --overwrite true")
-    models = [open_checkpoint(base), open_checkpoint(aligned)]
-    check_compatible(models[1], models[0])
-    bases, spectra, rows = {}, {}, []
-    for name in tqdm(models[1].names, desc="subspace", unit="tensor"):
-        delta = as_matrix(update_of(models[1], models[0], name))
-        delta = delta.T.contiguous() if side == "right" and min(delta.shape) > 1 else delta
-        factors = left_factors(delta)
-        choice = rank.choose(factors, delta.shape[1])
-        if choice.rank == 0:
-            rows.append({"tensor": name, "rank": 0, "rank_wanted": choice.wanted, "energy": float("nan")})
-            continue
-        if select == "top":
-            bases[name] = top_basis(factors, choice.rank)
-        else:
-            bases[name] = random_k_basis(factors, choice.rank, seeded_generator(seed, name, select))
-        spectra[name] = factors.singular_values
-        kept = float((bases[name].T.double() @ delta.double()).square().sum() / delta.double().square().sum())
-        rows.append({"tensor": name, "rank": choice.rank, "rank_wanted": choice.wanted, "energy": kept})
-    made_from = {
-        **provenance(),
-        "inputs": [describe_input(base), describe_input(aligned)],
+    how = Workers(workers, devices, num_nodes)
+    models = {"base": open_checkpoint(base), "aligned": open_checkpoint(aligned)}
+    check_compatible(models["aligned"], models["base"])
+    check_distinct(models["base"], models["aligned"], {})
+    names = select_tensors(models["aligned"].names, tensors)
+    chosen: dict[str, Any] = {
         "rank": vars(rank),
+        "side": side,
         "select": select,
         "seed": seed,
+        "tensors": list(tensors),
     }
-    write_subspace(target, SubspaceFile(bases, spectra, side, made_from))
-    return pd.DataFrame(rows)
+    costs = {name: factorisation_cost(models["aligned"].shape(name)) for name in names}
+    with kept_work(out, "subspace", {"base": base, "aligned": aligned, **chosen}, [base, aligned]) as kept:
+        task = SubspaceTensor(base, aligned, rank, side, select, seed, kept.folder / "bases")
+        task.folder.mkdir(exist_ok=True)
+        records = work_through(task, costs, kept, how, "decomposing")
+        if records is None:
+            return pd.DataFrame()
+        table = pd.DataFrame([row for record in records.values() for row in record["table"]])
+        if not table["rank"].any():
+            raise InputError(f"{base} and {aligned} have the same weights: there is no update to decompose")
+        audit = summarise_audit([row for record in records.values() for row in record["audit"]])
+        zero = [{"name": str(name), "reason": "the update is zero"} for name in table.loc[table["rank"] == 0, "tensor"]]
+        made_from = {
+            **provenance(),
+            **{"inputs": [describe_input(base), describe_input(aligned)], **chosen},
+            **{"audit": audit, "left_out": [*coverage(models, names), *zero]},
+        }
+        _assemble(target, side, made_from, [task.path(str(name)) for name in table.loc[table["rank"] > 0, "tensor"]])
+    return table
 
 
 def cached_subspace(path: Path, base: str, aligned: str, rank: RankRule, side: Side = "left") -> None:
@@ -93,3 +195,39 @@ def cached_subspace(path: Path, base: str, aligned: str, rank: RankRule, side: S
         if made_from == (side, vars(rank), [describe_input(model) for model in (base, aligned)]):
             return
     subspace(base, aligned, str(path), rank, side, overwrite=True)
+
+
+def _assemble(target: Path, side: Side, made_from: Mapping[str, Any], files: Sequence[Path]) -> None:
+    """Put the bases of all tensors into one file, one after another."""
+    shapes, dtypes = {}, {}
+    for file in files:
+        with safe_open(file, framework="pt") as stored:
+            for part, dtype in ((BASIS, torch.float32), (SPECTRUM, torch.float64)):
+                shapes[file.stem + part] = tuple(stored.get_slice(part).get_shape())
+                dtypes[file.stem + part] = dtype
+    metadata = {"side": side, "provenance": json.dumps(made_from, default=str)}
+
+    def read(name: str) -> Tensor:
+        part = BASIS if name.endswith(BASIS) else SPECTRUM
+        with safe_open(target_of[name], framework="pt") as stored:
+            return stored.get_tensor(part)
+
+    target_of = {file.stem + part: file for file in files for part in (BASIS, SPECTRUM)}
+    stream_tensors(target, shapes, read, dtypes, metadata)
+
+
+def _on_side(update: Update, side: Side) -> Update:
+    """Return an update as a matrix whose output space is the side that is asked for; a vector has one side."""
+    matrix = matrix_of(update)
+    if side == "left" or min(matrix.shape) == 1:
+        return matrix
+    if isinstance(matrix, LowRank):
+        return matrix.transposed
+    return (matrix.whole() if isinstance(matrix, StreamedUpdate) else matrix).T.contiguous()
+
+
+def _columns(factors: Factors, order: Tensor) -> Tensor:
+    """Return some directions of a basis; of a tall matrix no more than these are held."""
+    if isinstance(factors, TallFactors):
+        return torch.cat([block[:, order] for block in factors.basis_blocks()])
+    return factors.basis[:, order]

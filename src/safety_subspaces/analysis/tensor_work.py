@@ -6,6 +6,7 @@ three to five times slower than as many processes of one.
 """
 
 import ctypes
+import errno
 import json
 import os
 import shutil
@@ -126,9 +127,16 @@ def kept_work(out: str | Path, command: str, arguments: Mapping[str, Any], input
     done = sum(1 for path in (folder / "tensors").glob("[!.]*.json")) if folder.exists() else 0
     try:
         yield KeptWork(folder, done)
-    except (InputError, OSError):
+    except InputError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(
+            f"there is no room on the disk for {out} ({error}); nothing is left of it. Make room, or choose another out"
+        ) from error
     if is_first_rank():
         shutil.rmtree(folder)
 

@@ -1,0 +1,106 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_checkpoints import save_adapter, save_llama, save_perturbed, weights_of
+from torch.testing import assert_close
+
+from safety_subspaces.analysis.subspace import subspace
+from safety_subspaces.errors import InputError
+from safety_subspaces.subspace import RankRule
+from safety_subspaces.subspace_file import read_subspace
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pair")
+    base = save_llama(folder / "base")
+    return base, save_perturbed(base, folder / "aligned", seed=1)
+
+
+def deltas_of(pair):
+    base, aligned = map(weights_of, pair)
+    return {name: (aligned[name] - base[name]).double() for name in aligned}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("rule", "energy"), [(RankRule(count=3), None), (RankRule(energy=0.8), 0.8)])
+def test_bases_are_those_of_a_float64_svd(pair, tmp_path, side, rule, energy):
+    table = subspace(*pair, str(tmp_path / "s.safetensors"), rule, side=side).set_index("tensor")
+    stored = read_subspace(str(tmp_path / "s.safetensors"))
+    assert stored.side == side
+    for name, delta in deltas_of(pair).items():
+        matrix = delta if delta.ndim == 2 else delta.reshape(-1, 1)
+        matrix = matrix.T if side == "right" and delta.ndim == 2 else matrix
+        left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
+        shares = values.square().cumsum(0) / values.square().sum()
+        rank = min(3, len(values)) if energy is None else int((shares < energy).sum()) + 1
+        basis = stored.bases[name].double()
+        assert basis.shape == (matrix.shape[0], rank)
+        assert_close(
+            basis @ (basis.T @ matrix), left[:, :rank] @ (left[:, :rank].T @ matrix), rtol=0, atol=2e-4 * values[0]
+        )
+        # the noise of a float32 Gram matrix, 1e-7 of sigma_1^2, in the least of them
+        assert_close(stored.spectra[name], values, rtol=1e-5, atol=5e-6 * float(values[0]))
+        assert table.loc[name, "energy"] == pytest.approx(shares[rank - 1].item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("select", ["random-k", "random"])
+def test_drawn_subspaces_are_seeded_and_tell_the_energy_they_hold(pair, tmp_path, select):
+    files = [str(tmp_path / f"{seed}-{turn}.safetensors") for seed, turn in ((0, 0), (0, 1), (1, 0))]
+    tables = [
+        subspace(*pair, file, RankRule(fraction=0.5), select=select, seed=int(Path(file).name[0])) for file in files
+    ]
+    first, again, other = map(read_subspace, files)
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(first.bases[name], again.bases[name])
+    assert not torch.allclose(first.bases[name], other.bases[name])
+    delta = deltas_of(pair)[name]
+    kept = (first.bases[name].double().T @ delta).square().sum() / delta.square().sum()
+    assert tables[0].set_index("tensor").loc[name, "energy"] == pytest.approx(kept.item(), abs=1e-5)
+    assert first.provenance["select"] == select
+
+
+def test_an_adapter_is_decomposed_in_its_own_rank(pair, tmp_path):
+    adapter = save_adapter(pair[1], tmp_path / "adapter")
+    table = subspace(pair[1], adapter, str(tmp_path / "s.safetensors"), RankRule(fraction=0.99)).set_index("tensor")
+    adapted = table["rank"] > 0
+    assert set(table.loc[adapted, "rank"]) == {2}
+    assert all("q_proj" in name or "down_proj" in name for name in table.index[adapted])
+    assert table.loc[adapted, "energy"].to_numpy() == pytest.approx(1)
+    left_out = read_subspace(str(tmp_path / "s.safetensors")).provenance["left_out"]
+    assert {"name": "lm_head.weight", "reason": "the update is zero"} in left_out
+
+
+def test_workers_and_streaming_change_nothing(pair, tmp_path, monkeypatch):
+    plain = str(tmp_path / "plain.safetensors")
+    subspace(*pair, plain, RankRule(fraction=0.5))
+    subspace(*pair, str(tmp_path / "two.safetensors"), RankRule(fraction=0.5), workers=2)
+    for module, constant in (("delta", "STREAM_ABOVE"), ("streamed", "BLOCK"), ("tall", "BLOCK")):
+        monkeypatch.setattr(f"safety_subspaces.{module}.{constant}", 100)
+    subspace(*pair, str(tmp_path / "streamed.safetensors"), RankRule(fraction=0.5))
+    expected = read_subspace(plain)
+    for name in ("two", "streamed"):
+        found = read_subspace(str(tmp_path / f"{name}.safetensors"))
+        for tensor, basis in expected.bases.items():
+            assert_close(found.bases[tensor] @ found.bases[tensor].T, basis @ basis.T, rtol=0, atol=1e-3)
+
+
+def test_what_is_no_pair_is_refused_and_an_earlier_file_stays(pair, tmp_path):
+    file = tmp_path / "s.safetensors"
+    subspace(*pair, str(file), RankRule(count=1))
+    before = file.read_bytes()
+    copy = str(shutil.copytree(pair[0], tmp_path / "copy"))
+    refused = [
+        ((*pair, str(file), RankRule(count=2)), {}, "exists and is not written over"),
+        ((*pair, str(tmp_path / "s.pt"), RankRule(count=2)), {}, "ends in .safetensors"),
+        ((pair[0], pair[0], str(file), RankRule(count=2)), {"overwrite": True}, "base and aligned are both"),
+        ((pair[0], copy, str(file), RankRule(count=2)), {"overwrite": True}, "have the same weights"),
+        ((*pair, str(file), RankRule(count=2)), {"overwrite": True, "tensors": ["x"]}, "no tensor matches 'x'"),
+    ]
+    for arguments, options, message in refused:
+        with pytest.raises(InputError, match=message):
+            subspace(*arguments, **options)
+    assert file.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "s.safetensors"]
