@@ -107,7 +107,7 @@ def rounding_energy(weights: Float[Tensor, "..."], dtype: torch.dtype | None = N
     for block in blocks_of(weights.detach().reshape(-1, 1) if weights.ndim != 2 else weights.detach()):
         # The exponent's bits alone are the power of two below a number; of zero and subnormal numbers, zero.
         powers = (block.to(stored).view(kind) & mask).view(stored).clamp_min(limits.smallest_normal)
-        total.append(float(powers.to(working).square().sum(dtype=torch.float64)))
+        total.append(float(torch.linalg.vector_norm(powers.to(working)).double().square()))
     return limits.eps**2 * fsum(total) / 12
 
 

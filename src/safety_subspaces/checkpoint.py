@@ -185,7 +185,7 @@ class FullCheckpoint(Checkpoint):
         if slot.index is None:
             return self.read_stored(slot.stored)
         try:
-            matrix = self._slice(slot.stored)[slot.index]
+            matrix = open_safetensors(self._where[slot.stored]).get_slice(slot.stored)[slot.index]
         except SafetensorError as error:
             raise InputError(
                 f"{self._where[slot.stored]} cannot be read at {name} ({error}); copy the file again"
@@ -203,7 +203,7 @@ class FullCheckpoint(Checkpoint):
         """Read one tensor by the name that it has in the file, whatever its type."""
         file = self._where[stored]
         try:
-            return self._open(file).get_tensor(stored)
+            return open_safetensors(file).get_tensor(stored)  # anew: a mapping keeps every page that was read
         except SafetensorError as error:
             raise InputError(f"{file} cannot be read at tensor {stored} ({error}); copy the file again") from error
 

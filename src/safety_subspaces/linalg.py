@@ -21,9 +21,16 @@ ILL_CONDITIONED = 1e-6
 # Directions with sigma at most this share of sigma_1 are rounding, not data: weights in float32 are good to
 # 2^-24 = 6e-8 of their size, and the square root of a float64 Gram's noise (1e-16) is 1e-8.
 RANK_TOLERANCE = 1e-6
+# Squares of numbers above it, and of a millionth of them, are normal numbers of float32.
+LEAST_SCALED = 1e-12
 # Rows of a block of a Gram matrix: products of this many still run at full speed, and of a matrix of 1024 five of eight
 # blocks are computed.
 GRAM_BLOCK = 256
+# Noise alone gives a matrix of less than this ratio of its sides a least eigenvalue below a hundredth of the largest; and
+# in a spectrum that decays besides, float32 would lose it: not worth a try.
+NEARLY_SQUARE = 1.5
+# Steps of a power iteration: the largest eigenvalue to a few per cent, which a threshold of 1e-6 does not feel.
+POWER_STEPS = 12
 # Columns of U = D V / sigma leave orthonormality by the Gram's noise over sigma^2; above a few roundings of a
 # float32 inner product they are orthonormalised once more.
 ORTHONORMAL_TOLERANCE = 1e-5
@@ -182,9 +189,9 @@ def as_matrix(tensor: Float[Tensor, "..."]) -> Float[Tensor, "out in"]:
 
 
 def scale_of(matrix: Float[Tensor, "out in"] | StreamedUpdate) -> float:
-    """Return the power of two below the largest entry, exact to divide by; 0 of a zero matrix.
+    """Return a power of two to divide a matrix by, so that its squares stay in float32's range; 0 of a zero matrix.
 
-    Squares of tiny deltas leave float32's range.
+    1 where they do by themselves, else the one below the largest entry.
 
     Raises:
         InputError: An entry is NaN or infinite.
@@ -195,7 +202,9 @@ def scale_of(matrix: Float[Tensor, "out in"] | StreamedUpdate) -> float:
     if not all(math.isfinite(peak) for peak in peaks):
         raise InputError("the matrix to factorise holds NaN or infinite entries; expected finite numbers")
     largest = max(peaks, default=0.0)
-    return 2.0 ** (math.frexp(largest)[1] - 1) if largest > 0 else 0.0
+    if largest == 0 or LEAST_SCALED < largest < 1 / LEAST_SCALED:
+        return float(largest > 0)
+    return 2.0 ** (math.frexp(largest)[1] - 1)
 
 
 def numerical_rank_of(eigenvalues: Float64[Tensor, " dim"]) -> int:
@@ -216,20 +225,35 @@ def gram_eigh(
     Returns:
         Its eigenvalues (descending, not negative), its eigenvectors as columns, and the type that it was formed in.
     """
-    for working in _working_types(matrix):
-        values, vectors = torch.linalg.eigh(_gram(matrix, scale, working).double())
-        if values[0] >= least * values[-1]:
-            break
+    gram, working = _conditioned_gram(matrix, scale, least)
+    values, vectors = torch.linalg.eigh(gram)
     return values.flip(0).clamp_min(0), vectors.flip(1), working
 
 
 def _gram_eigenvalues(matrix: Tensor | StreamedUpdate, scale: float) -> Tensor:
     """The eigenvalues of :func:`gram_eigh`."""
-    for working in _working_types(matrix):
-        values = torch.linalg.eigvalsh(_gram(matrix, scale, working).double())
-        if values[0] >= ILL_CONDITIONED * values[-1]:
-            break
-    return values.flip(0).clamp_min(0)
+    gram, _ = _conditioned_gram(matrix, scale, ILL_CONDITIONED)
+    return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
+
+
+def _conditioned_gram(matrix: Tensor | StreamedUpdate, scale: float, least: float) -> tuple[Tensor, torch.dtype]:
+    """Form the Gram matrix, in float64 where float32 would lose the small end; and return it in float64.
+
+    That ``lambda_min >= least lambda_1`` is told by whether ``G - least lambda_1 I`` has a Cholesky factor, for a
+    fiftieth of what the eigenvalues cost; lambda_1 by a power iteration, which is never above it.
+    """
+    *first, last = _working_types(matrix)
+    if max(matrix.shape) >= NEARLY_SQUARE * min(matrix.shape):
+        for working in first:
+            gram = _gram(matrix, scale, working)
+            vector = gram.sum(dim=0)
+            for _ in range(POWER_STEPS):
+                vector = gram @ (vector / torch.linalg.vector_norm(vector))
+            shifted = gram.clone()
+            shifted.diagonal().sub_(least * torch.linalg.vector_norm(vector))
+            if int(torch.linalg.cholesky_ex(shifted).info) == 0:
+                return gram.double(), working
+    return _gram(matrix, scale, last).double(), last
 
 
 def _working_types(matrix: Tensor | StreamedUpdate) -> list[torch.dtype]:
@@ -242,7 +266,7 @@ def _gram(matrix: Tensor | StreamedUpdate, scale: float, working: torch.dtype) -
     longer = 1 if rows <= columns else 0
     total = torch.zeros(())
     for number, block in enumerate(blocks_of(matrix, longer)):
-        scaled = (block / scale).to(working)
+        scaled = (block if scale == 1 else block / scale).to(working)
         product = gram_of_rows(scaled if longer else scaled.T)
         total = total.add_(product) if number else product
     return total
@@ -264,7 +288,7 @@ def gram_of_rows(matrix: Float[Tensor, "dim any"]) -> Float[Tensor, "dim dim"]:
 def _in_blocks(matrix: Tensor | StreamedUpdate, vectors: Tensor, scale: float, working: torch.dtype) -> Tensor:
     """The scaled matrix times vectors, in the type that its Gram matrix was formed in."""
     vectors = vectors.to(working)
-    return torch.cat([(block / scale).to(working) @ vectors for block in blocks_of(matrix)])
+    return torch.cat([(block if scale == 1 else block / scale).to(working) @ vectors for block in blocks_of(matrix)])
 
 
 def _orthonormalise(columns: Tensor) -> Tensor:

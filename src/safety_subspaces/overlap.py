@@ -10,6 +10,7 @@ from torch import Tensor
 
 from safety_subspaces.errors import InputError
 from safety_subspaces.linalg import LeftFactors, rank_of_energy
+from safety_subspaces.tall import TallFactors
 
 # From cos^2 = 1/2 on the sine tells an angle better than the cosine, whose slope vanishes at angle 0: there a rounding
 # of 1e-16 is an angle of 1e-8.
@@ -29,12 +30,22 @@ class LeadingFactors:
     singular_values: Float64[Tensor, " rank"]
 
     @property
+    def rows(self) -> int:
+        """Dimension of the output space."""
+        return self.basis.shape[0]
+
+    @property
+    def held(self) -> int:
+        """Number of directions that the basis holds."""
+        return self.basis.shape[1]
+
+    @property
     def numerical_rank(self) -> int:
         """Number of directions, of which the basis holds the first."""
         return self.singular_values.numel()
 
 
-Factorised = LeftFactors | LeadingFactors
+Factorised = LeftFactors | LeadingFactors | TallFactors
 
 
 @dataclass(frozen=True)
@@ -110,21 +121,30 @@ def mode_subspace_overlap(first: Factorised, second: Factorised, energies: Seque
 
     Source: arXiv 2505.14185; there two zero updates overlap by 1, here by nothing.
     """
-    if first.basis.shape[0] != second.basis.shape[0]:
+    if first.rows != second.rows:
         raise InputError(
-            f"updates of {first.basis.shape[0]} and {second.basis.shape[0]} rows share no space; "
-            "expected two updates of one tensor"
+            f"updates of {first.rows} and {second.rows} rows share no space; expected two updates of one tensor"
         )
     ranks = [ranks_of(first, second, share) for share in energies]
     reasons = [_why_undefined(first, second, pair) for pair in ranks]
     defined = [pair for pair, reason in zip(ranks, reasons, strict=True) if reason is None]
-    totals = dict(zip(defined, overlap_sums(first.basis, second.basis, defined), strict=True))
+    sums: list[float] = []
+    if defined and isinstance(first, TallFactors) and isinstance(second, TallFactors):
+        sums = _prefix_sums(first.products(second), defined)
+    elif defined:
+        sums = overlap_sums(first.basis, second.basis, defined)
+    totals = dict(zip(defined, sums, strict=True))
     return [
         Overlap(share, *pair, min(1.0, totals[pair] / min(pair)))  # rounding may pass 1 by 1e-7
         if reason is None
         else Overlap(share, *pair, nan, reason)
         for share, pair, reason in zip(energies, ranks, reasons, strict=True)
     ]
+
+
+def held_of(factors: Factorised) -> int:
+    """Return how many of an update's directions are known."""
+    return factors.held if isinstance(factors, LeadingFactors) else factors.numerical_rank
 
 
 def ranks_of(first: Factorised, second: Factorised, share: float) -> tuple[int, int]:
@@ -141,8 +161,11 @@ def overlap_sums(
     if not ranks:
         return []
     widest_first, widest_second = (max(column) for column in zip(*ranks, strict=True))
-    squares: Float64[Tensor, "a b"] = (first[:, :widest_first].T @ second[:, :widest_second]).square().double()
-    prefix = squares.cumsum(0).cumsum(1)
+    return _prefix_sums(first[:, :widest_first].T @ second[:, :widest_second], ranks)
+
+
+def _prefix_sums(products: Float[Tensor, "a b"], ranks: Sequence[tuple[int, int]]) -> list[float]:
+    prefix: Float64[Tensor, "a b"] = products.square().double().cumsum(0).cumsum(1)
     return [prefix[ku - 1, kh - 1].item() for ku, kh in ranks]
 
 
@@ -222,8 +245,8 @@ def _why_undefined(first: Factorised, second: Factorised, ranks: tuple[int, int]
     if zero:
         return f"the {' and the '.join(zero)} update is zero"
     short = [
-        f"the basis of the {word} update holds {factors.basis.shape[1]} directions, and this energy takes {rank}"
+        f"the basis of the {word} update holds {held_of(factors)} directions, and this energy takes {rank}"
         for word, factors, rank in updates
-        if rank > factors.basis.shape[1]
+        if rank > held_of(factors)
     ]
     return "; ".join(short) or None

@@ -7,6 +7,7 @@ once, some rows at a time.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 import torch
@@ -49,7 +50,7 @@ class TallFactors:
         """Number of directions."""
         return self.singular_values.numel()
 
-    @property
+    @cached_property
     def basis(self) -> Float32[Tensor, "out rank"]:
         """L as one matrix, as large as D: for tests and small cases."""
         return torch.cat(list(self.basis_blocks()))
@@ -72,8 +73,16 @@ class TallFactors:
             total = total.add_(product) if number else product
         return self.turn.T @ total
 
+    def products(self, other: "TallFactors") -> Float[Tensor, "rank_first rank_second"]:
+        """Return ``L^T L'`` with the singular vectors of another matrix of this shape, ``T^T (D^T D') T'``."""
+        if other.scale != 1:
+            other = TallFactors(other.matrix, other.turn / other.scale, other.singular_values)
+        along = self.coordinates(other.matrix)
+        working = torch.promote_types(along.dtype, other.turn.dtype)
+        return along.to(working) @ other.turn.to(working)
+
     def _scaled(self, block: Tensor) -> Tensor:
-        return (block / self.scale).to(self.turn.dtype)
+        return (block if self.scale == 1 else block / self.scale).to(self.turn.dtype)
 
 
 def tall_factors(delta: Float[Tensor, "out in"] | StreamedUpdate) -> TallFactors:

@@ -92,19 +92,26 @@ def inner_product_of(first: Update, second: Update) -> float:
     return fsum(float((as_matrix(a) * as_matrix(b)).sum(dim=1).double().sum()) for a, b in pairs)
 
 
-def concentration(update: Update) -> float:
-    """Return ``tr M^2 / tr^2 M`` with ``M = U U^T``, what the variance of a random projection's energy needs; or NaN.
+def concentration(update: Update, total: float) -> float:
+    """Return ``tr M^2 / tr^2 M`` with ``M = U U^T``, what the variance of a random projection's energy needs.
 
-    It lies between 1 over the rank and 1, of an update of rank one.
+    It lies between 1 over the rank and 1, of an update of rank one; NaN of a zero update.
+
+    Args:
+        update: U.
+        total: Its squared norm.
     """
     matrix = matrix_of(update)
     if isinstance(matrix, LowRank):
         values = matrix.singular_values().square()
         return float(values.square().sum() / values.sum() ** 2) if values.numel() else float("nan")
     longer = 1 if matrix.shape[0] <= matrix.shape[1] else 0
-    gram, scale = torch.zeros(()), scale_of(matrix) or 1.0
+    if total == 0:
+        return float("nan")
+    gram, scale = torch.zeros(()), scale_of(matrix)
     for number, block in enumerate(blocks_of(matrix, longer)):
-        product = gram_of_rows((block if longer else block.T) / scale)
+        scaled = block if scale == 1 else block / scale
+        product = gram_of_rows(scaled if longer else scaled.T)
         gram = gram.add_(product) if number else product
     trace = float(gram.diagonal().double().sum())
     return squared_norm(gram) / trace**2 if trace > 0 else float("nan")

@@ -14,7 +14,7 @@ from safety_subspaces.analysis.audits import audit_row, stored_rounding
 from safety_subspaces.analysis.tensor_work import Record, opened
 from safety_subspaces.audit import k_margin
 from safety_subspaces.checkpoint import Checkpoint
-from safety_subspaces.delta import open_update
+from safety_subspaces.delta import STREAM_ABOVE, open_update
 from safety_subspaces.errors import InputError
 from safety_subspaces.linalg import rank_of_energy
 from safety_subspaces.names import layer_of, type_of
@@ -24,15 +24,17 @@ from safety_subspaces.overlap import (
     Factorised,
     LeadingFactors,
     Overlap,
+    held_of,
     mode_subspace_overlap,
     nested_principal_angles,
     summarise_angles,
 )
 from safety_subspaces.subspace import seeded_generator
 from safety_subspaces.subspace_file import BASIS, SPECTRUM, SubspaceFile, open_subspace
-from safety_subspaces.update_algebra import on_device
-from safety_subspaces.update_measures import factors_of, spectral_ranks
+from safety_subspaces.update_algebra import factorise, on_device
+from safety_subspaces.update_measures import spectral_ranks
 
+LARGE = f"more than {STREAM_ABOVE} numbers: its singular vectors are not formed, nor its matched control and angles"
 ZERO = "the update is zero and has no direction: its overlaps are NaN"
 
 
@@ -70,24 +72,28 @@ class OverlapTensor:
         return {
             "table": rows,
             "audit": [self._audit(name, label, factors, origin) for label, factors in found.items()],
-            "left_out": [row for label, factors in found.items() for row in self._missing(name, label, factors)],
+            "left_out": [{"name": name, "reason": LARGE}]
+            * (self._is_large(name) and (self.angles or self.controls > 0))
+            + [row for label, factors in found.items() for row in self._missing(name, label, factors)],
         }
 
     def _factors(self, label: str, name: str, device: torch.device) -> Factorised:
         path = self.updates[label]
         if label in self.stored:
             return _stored_factors(path, name, opened(self.reference), device)
-        return factors_of(on_device(open_update(opened(path), opened(self.reference), name), device))
+        return factorise(on_device(open_update(opened(path), opened(self.reference), name), device))
 
     def _compare(self, name: str, first: str, second: str, found: Mapping[str, Factorised]) -> list[dict[str, Any]]:
         """Return the numeric columns of one pair, a row for each energy."""
         pair = found[first], found[second]
         overlaps = mode_subspace_overlap(*pair, self.energies)
         generator = seeded_generator(self.seed, "matched", name, first, second)
-        matched = matched_control(*pair, overlaps, self.controls, generator)
-        angles = _angles(*pair, overlaps) if self.angles else [AngleSummary()] * len(overlaps)
+        matched = matched_control(*pair, overlaps, 0 if self._is_large(name) else self.controls, generator)
+        angles = (
+            _angles(*pair, overlaps) if self.angles and not self._is_large(name) else [AngleSummary()] * len(overlaps)
+        )
         spectral = [spectral_ranks(factors.singular_values) for factors in pair]
-        dim = pair[0].basis.shape[0]
+        dim = pair[0].rows
         rows = []
         for overlap, control, angle in zip(overlaps, matched, angles, strict=True):
             ranks = (overlap.rank_first, overlap.rank_second)
@@ -111,6 +117,10 @@ class OverlapTensor:
             )
         return rows
 
+    def _is_large(self, name: str) -> bool:
+        """Tell whether a tensor's singular vectors are too large to be held, as signs and angles need them."""
+        return torch.Size(opened(self.reference).shape(name)).numel() > STREAM_ABOVE
+
     def _audit(self, name: str, label: str, factors: Factorised, origin: float) -> dict[str, Any]:
         reference = opened(self.reference)
         rounding = nan
@@ -124,7 +134,7 @@ class OverlapTensor:
         place, path = f"{label}: {name}", self.updates[label]
         if factors.numerical_rank == 0:
             return [{"name": place, "reason": _absent(path) if label in self.stored else ZERO}]
-        held = factors.basis.shape[1]
+        held = held_of(factors)
         short = [share for share in self.energies if rank_of_energy(factors.singular_values, share) > held]
         if not short:
             return []

@@ -171,7 +171,7 @@ def write_rows(
         For each model the energy of the update as it was meant, as it was stored, and of their difference.
     """
     source = opened(aligned)
-    writers = [CheckpointWriter(folder / model.folder, source) for model in models]
+    writers = [_writer(folder / model.folder, aligned) for model in models]
     sums = torch.zeros(len(models), 3, dtype=torch.float64)
     read = _runs_of(source, name)
     if source.full.slot(name).transposed:  # rows of it are not runs of the file
@@ -180,9 +180,10 @@ def write_rows(
         first = number * numbers
         for place, (writer, update) in enumerate(zip(writers, block, strict=True)):
             before = read(first, update.numel()).reshape(update.shape)
-            meant = update.cpu().to(torch.float64)
-            stored = writer.write(name, before + meant.to(before.dtype), first).double() - before.double()
-            sums[place] += torch.stack([part.square().sum() for part in (meant, stored, stored - meant)])
+            meant = update.to(before)
+            stored = writer.write(name, before + meant, first).to(before).sub_(before)
+            norms = [torch.linalg.vector_norm(part) for part in (meant, stored, stored - meant)]
+            sums[place] += torch.stack(norms).double().square()
     kinds = ("energy_meant", "energy_stored", "energy_rounding")
     return [
         {"tensor": name, **model.identity, **dict(zip(kinds, row, strict=True))}
@@ -203,6 +204,12 @@ def _runs_of(source: Checkpoint, name: str) -> Callable[[int, int], Tensor]:
         return read_rows
     whole = read_weight(source, name).reshape(-1)
     return lambda first, count: whole[first : first + count]
+
+
+@lru_cache(maxsize=256)
+def _writer(folder: Path, aligned: str) -> CheckpointWriter:
+    """Plan a model's files once a process."""
+    return CheckpointWriter(folder, opened(aligned))
 
 
 @lru_cache(maxsize=4)

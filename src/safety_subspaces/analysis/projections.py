@@ -266,7 +266,7 @@ class TensorProjections:
         """What the closed form of Haar subspaces needs of each update; a second product of the matrix with itself."""
         wanted = any(p.draw is None and p.subspace in ("random", "random-energy") for p in projections)
         return {
-            label: concentration(matrix) if wanted and totals[label] > 0 else float("nan")
+            label: concentration(matrix, totals[label]) if wanted else float("nan")
             for label, matrix in matrices.items()
         }
 
