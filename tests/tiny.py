@@ -1,8 +1,13 @@
 """Small things that tests share: an organism of one block, a minimal trainer, a command line in a new process."""
 
+import json
 import os
+import select
+import signal
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import lightning as L
@@ -11,6 +16,7 @@ import torch
 from safety_subspaces.organism import OrganismModel
 
 ROOT = Path(__file__).parent.parent
+OFFLINE = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
 TRAIN, ANALYZE = ROOT / "train.py", ROOT / "analyze.py"
 
 
@@ -45,15 +51,59 @@ def trainer(folder: Path, **options: object) -> L.Trainer:
     return L.Trainer(**{**settings, **options})
 
 
-def run_command(*arguments: object, cwd: Path = ROOT, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run Python on the arguments in a new process, offline, on one thread."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
+def run_command(
+    *arguments: object, cwd: Path = ROOT, timeout: float = 240, new_interpreter: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run Python on the arguments in a process of its own, offline, on one thread.
+
+    This tree's entry points run in a fork of a process that has imported them, unless a new interpreter is asked for.
+    """
+    environment = {**os.environ, **OFFLINE}
+    command = [*map(str, arguments)]
+    if command[0] not in (str(TRAIN), str(ANALYZE)) or new_interpreter:
+        return subprocess.run(
+            [sys.executable, *command],
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        streams = {name: Path(folder) / name for name in ("stdout", "stderr")}
+        for path in streams.values():
+            path.touch()
+        request = {"arguments": command, "cwd": str(cwd), "environment": environment}
+        code = _ask_zygote({**request, **{name: str(path) for name, path in streams.items()}}, timeout)
+        output = {name: path.read_text(encoding="utf-8", errors="replace") for name, path in streams.items()}
+    return subprocess.CompletedProcess(command, code, **output)
+
+
+def _ask_zygote(request: dict[str, object], timeout: float) -> int:
+    """Have a command run; one that takes too long is killed with all that it has started."""
+    zygote = _zygote()
+    assert zygote.stdin is not None
+    assert zygote.stdout is not None
+    zygote.stdin.write(json.dumps(request) + "\n")
+    zygote.stdin.flush()
+    pid = json.loads(zygote.stdout.readline())["pid"]
+    ready, _, _ = select.select([zygote.stdout], [], [], timeout)
+    if not ready:
+        os.killpg(pid, signal.SIGKILL)
+    code = json.loads(zygote.stdout.readline())["returncode"]
+    if not ready:
+        raise subprocess.TimeoutExpired(str(request["arguments"]), timeout)
+    return code
+
+
+@cache
+def _zygote() -> subprocess.Popen[str]:
+    """Start the process that is forked, once in each process of the test run; it ends with its standard input."""
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__).parent / "zygote.py")],
+        env={**os.environ, **OFFLINE},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=timeout,
-        check=False,
     )

@@ -171,7 +171,7 @@ def test_a_run_that_fails_before_its_first_step_leaves_nothing(tmp_path: Path, e
 
 def test_a_missing_source_names_the_stage_to_train(tmp_path: Path) -> None:
     config = ROOT / "configs" / "organism" / "align.yaml"
-    failed = run_command(TRAIN, "fit", "--config", config, f"--study={tmp_path}")
+    failed = run_command(TRAIN, "fit", "--config", config, f"--study={tmp_path}", new_interpreter=True)
     assert failed.returncode == 2
     assert f"{tmp_path}/base/model does not exist" in failed.stderr
     assert not (tmp_path / "aligned").exists()
@@ -179,7 +179,7 @@ def test_a_missing_source_names_the_stage_to_train(tmp_path: Path) -> None:
 
 def test_bare_commands_name_three_to_try() -> None:
     for script in ("train.py", "analyze.py"):
-        shown = run_command(ROOT / script)
+        shown = run_command(ROOT / script, new_interpreter=True)
         assert shown.returncode == 0
         assert shown.stdout.count(f"  python {script} ") == 3
 
