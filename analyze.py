@@ -1,7 +1,10 @@
 """Analyse checkpoints: ``python analyze.py project --help``. Each subcommand is a typed function, for notebooks too."""
 
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 # A plain clone works without installing; `pip install -e .` makes this line idle.
 sys.path.insert(0, str(Path(__file__).parent / "src"))
@@ -10,18 +13,9 @@ import pandas as pd
 from jsonargparse import auto_cli
 
 from safety_subspaces import command_line
-from safety_subspaces.analysis.evaluate import evaluate
-from safety_subspaces.analysis.export import export
-from safety_subspaces.analysis.overlap import overlap
-from safety_subspaces.analysis.project import project
-from safety_subspaces.analysis.report import report
-from safety_subspaces.analysis.subspace import subspace
-from safety_subspaces.analysis.trajectory import trajectory
 
-COMMANDS = {
-    "subspace": subspace, "project": project, "overlap": overlap, "evaluate": evaluate, "export": export,
-    "report": report, "trajectory": trajectory,
-}  # fmt: skip
+# Each is the function of its name in the module of its name.
+COMMANDS = ("subspace", "project", "overlap", "atlas", "evaluate", "export", "report", "trajectory")
 ROWS_SHOWN = 40
 TRY = """try:
   python analyze.py evaluate --models.base runs/organism-0/base/model --out runs/organism-0/analysis/evaluate/base
@@ -29,12 +23,21 @@ TRY = """try:
   python analyze.py report --study runs/organism-0"""
 
 
+def load(name: str) -> Callable[..., Any]:
+    """Import a subcommand."""
+    return getattr(import_module(f"safety_subspaces.analysis.{name}"), name)
+
+
 def main() -> None:
     """Parse the command line, run the subcommand and print its result."""
     if len(sys.argv) == 1:
         sys.argv.append("--help")
         print(TRY, end="\n\n")
-    result = auto_cli(COMMANDS, parser_mode=command_line.PARSER_MODE, as_positional=False)
+    # A report takes a second to start, what loads models several: only what is asked for is imported.
+    asked = [name for name in COMMANDS if name == sys.argv[1]] or COMMANDS
+    commands = {name: load(name) for name in asked}
+    command_line.configure()
+    result = auto_cli(commands, parser_mode=command_line.PARSER_MODE, as_positional=False)
     if isinstance(result, pd.DataFrame):
         print(result.head(ROWS_SHOWN).to_string(index=False, float_format="%.4g", line_width=160))
         if len(result) > ROWS_SHOWN:
@@ -44,5 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.configure()
     command_line.run(main)

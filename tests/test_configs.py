@@ -39,6 +39,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_tiny_model(folder / stage / "model", seed)
     shutil.rmtree(folder / "contaminated_lora" / "model")
     adapted = add_adapter(load_model(str(folder / "aligned" / "model")), LoraSettings(rank=2))
+    for name, parameter in adapted.named_parameters():
+        if ".lora_B." in name:  # zero before training: an adapter without an update is refused
+            torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(0))
     export_model(adapted, tiny_source().load_tokenizer(), folder / "contaminated_lora" / "model")
     for kind in ("useful_lora", "harmful_lora"):
         for stage in (kind, f"{kind}_again"):

@@ -107,3 +107,10 @@ def _zygote() -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
     )
+
+
+def end_zygote() -> None:
+    """End it and wait, so that what its forks took counts among what the tests took."""
+    if _zygote.cache_info().currsize:
+        zygote = _zygote()
+        zygote.communicate(timeout=60)

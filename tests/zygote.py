@@ -6,6 +6,7 @@ are those of ``python train.py ...``, and nothing of it comes back here. Request
 """
 
 import atexit
+import gc
 import json
 import os
 import random
@@ -22,9 +23,16 @@ ROOT = Path(__file__).parent.parent
 def main() -> None:
     """Import, then serve requests until standard input ends."""
     sys.path[:0] = [str(ROOT), str(ROOT / "src")]
-    import analyze  # noqa: F401
+    import analyze
     import train  # noqa: F401
 
+    for name in analyze.COMMANDS:
+        analyze.load(name)
+    from safety_subspaces.analysis import measured_models  # noqa: F401
+
+    # The collector passes over what is frozen: else each pass walks, and in a fork copies, all that was imported.
+    gc.collect()
+    gc.freeze()
     sys.path[:2] = []
     for line in sys.stdin:
         request = json.loads(line)

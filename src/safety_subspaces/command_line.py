@@ -7,8 +7,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import torch
-import transformers
 from jsonargparse import set_parsing_settings
 from omegaconf.errors import OmegaConfBaseException
 
@@ -22,7 +20,7 @@ INTERRUPTED = 130  # the exit status of a process that Ctrl-C ended
 
 
 def configure() -> None:
-    """Set up parsing and logging; call it before a parser is made."""
+    """Set up parsing and logging; call it before a parser is made, and after what the command needs was imported."""
     # A subcommand's options are nested under its name; absolute ${run_dir} then needs to become relative.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -31,9 +29,9 @@ def configure() -> None:
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.callbacks.model_checkpoint"):
         logging.getLogger(name).addFilter(lambda record: "Tip:" not in record.getMessage())
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads fight the loader's
-    if not torch.cuda.is_available():
+    torch = sys.modules.get("torch")  # a report does without it, and without the seconds of its import
+    if torch and not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, which transformers imports, warns of it
-    transformers.utils.logging.disable_progress_bar()  # the shards of a model; our own bars show stages and models
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # text needs none
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # inside Lightning
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # inside transformers
@@ -50,7 +48,8 @@ def run(main: Callable[[], Any]) -> None:
     """Run an entry point; an :class:`InputError` is printed in one message, and the exit status is 2."""
     try:
         main()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch = sys.modules.get("torch")
+        if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()  # else its threads abort the interpreter at its end
     except (InputError, OmegaConfBaseException) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201

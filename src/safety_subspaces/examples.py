@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+# The prompt template that is the tokenizer's own.
+CHAT = "chat"
+
 
 @dataclass(frozen=True)
 class Example:

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from safety_subspaces.adapter_base import ADAPTER_CONFIG, adapter_base
 from safety_subspaces.errors import InputError
@@ -106,6 +107,7 @@ def load_model(
             would be drawn at random.
     """
     check_model_path(path)
+    disable_progress_bar()  # of a model's shards; our own bars show stages and models
     if (Path(path) / ADAPTER_CONFIG).is_file():
         return _merged(path, dtype, trust_remote_code, attn_implementation)
     try:

@@ -26,8 +26,8 @@ LEAST_SCALED = 1e-12
 # Rows of a block of a Gram matrix: products of this many still run at full speed, and of a matrix of 1024 five of eight
 # blocks are computed.
 GRAM_BLOCK = 256
-# Noise alone gives a matrix of less than this ratio of its sides a least eigenvalue under a hundredth of the largest; and
-# in a spectrum that decays besides, float32 would lose it: not worth a try.
+# Noise alone gives a matrix of less than this ratio of its sides a least eigenvalue under a hundredth of the largest;
+# and in a spectrum that decays besides, float32 would lose it: not worth a try.
 NEARLY_SQUARE = 1.5
 # Steps of a power iteration: the largest eigenvalue to a few per cent, which a threshold of 1e-6 does not feel.
 POWER_STEPS = 12

@@ -10,9 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from safety_subspaces.errors import InputError
-from safety_subspaces.examples import EncodedExample, Example
+from safety_subspaces.examples import CHAT, EncodedExample, Example
 
-CHAT = "chat"
 # Named prompt templates; "chat" stands for the tokenizer's own chat template.
 TEMPLATES = {
     "plain": "{prompt}",

@@ -86,11 +86,14 @@ class TallFactors:
 
 
 def tall_factors(delta: Float[Tensor, "out in"] | StreamedUpdate) -> TallFactors:
-    """Factorise a matrix with at least as many rows as columns by ``eigh`` of ``D^T D``.
+    """Factorise a matrix with more rows than columns by ``eigh`` of ``D^T D``.
 
     Raises:
+        ValueError: It has no more rows than columns: its smaller Gram matrix is ``D D^T``.
         InputError: ``delta`` holds a NaN or an infinity.
     """
+    if delta.shape[0] <= delta.shape[1]:
+        raise ValueError(f"expected more rows than columns, got {tuple(delta.shape)}; left_factors serves this shape")
     scale = scale_of(delta)
     if scale == 0:
         device = next(iter(blocks_of(delta))).device

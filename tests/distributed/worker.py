@@ -1,5 +1,6 @@
 """Trains cases on several ranks: every rank runs this file; rank zero writes ``results.json``."""
 
+import gc
 import json
 import sys
 import warnings
@@ -129,6 +130,8 @@ def main() -> None:
     folder = Path(sys.argv[1])
     plan = json.loads((folder / "cases.json").read_text())
     results = []
+    gc.collect()
+    gc.freeze()  # ZeRO-3 collects in each fit, which would walk all that was imported
     for number, case in enumerate(plan["cases"]):
         run = watched if "watched" in case else interrupted if "stop" in case else straight
         models = [str(folder / name) for name in ("base", "aligned")]

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from safety_subspaces.analysis.results import ResultFolder
 from safety_subspaces.errors import InputError
 from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
-from safety_subspaces.evaluation.prompt_sets import ORGANISM
+from safety_subspaces.evaluation.settings import ORGANISM
 from safety_subspaces.language_model import check_model_path, load_language_model
 from safety_subspaces.prompting import CHAT
 

@@ -12,7 +12,6 @@ import torch
 
 from safety_subspaces.analysis.project_checks import check_arguments, check_basis, check_models
 from safety_subspaces.analysis.projected_models import (
-    ProjectedModels,
     ScaleTensor,
     create_models,
     finish_models,
@@ -36,7 +35,7 @@ from safety_subspaces.checkpoint import Checkpoint
 from safety_subspaces.compatibility import check_compatible, check_distinct, coverage, select_tensors
 from safety_subspaces.delta import warn_of_foreign_bases
 from safety_subspaces.errors import InputError
-from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
+from safety_subspaces.evaluation import EvaluationSettings
 from safety_subspaces.projector import Method
 from safety_subspaces.subspace import SubspaceKind
 from safety_subspaces.update_checkpoint import open_checkpoint
@@ -130,6 +129,10 @@ def project(
     names = select_tensors(models[aligned].names, tensors)
     if basis is not None:
         check_basis(basis, models[aligned], names, fractions)
+    if evaluate:
+        # A sweep of weights alone need not wait for Transformers.
+        from safety_subspaces.analysis.measured_models import MeasuredModels
+        from safety_subspaces.evaluation import build_evaluator
     evaluator = build_evaluator(evaluate) if evaluate else None
     warn_of_foreign_bases(models[aligned], labelled)
     projections = list_projections(subspaces, fractions, draws, controls)
@@ -177,7 +180,7 @@ def project(
                 results.write_table(written_table(found), "written")
                 folder.rename(results.folder / "models")
             if evaluator:
-                maker = ProjectedModels(aligned, tuned, sweep, kept.folder / "factors", seed)
+                maker = MeasuredModels(aligned, tuned, sweep, kept.folder / "factors", seed)
                 measured = maker.evaluate_all(rows, evaluator, results.folder / "generations.jsonl")
                 table = pd.concat([table, pd.DataFrame(measured, index=table.index)], axis=1)
             audit = pd.DataFrame([row for record in records.values() for row in record["audit"]])

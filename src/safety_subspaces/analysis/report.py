@@ -3,6 +3,7 @@
 import logging
 import os
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -62,7 +63,9 @@ def report(study: list[str] | str, out: str | None = None) -> StudyReport:
         own, html, text = known.folder / "report" / "index.html", partial(render, known), partial(summary_text, known)
     else:
         organisms = read_organisms(folders)
-        own, html, text = default_page(folders), partial(render_across, organisms), partial(across_text, organisms)
+        findings = across_findings(organisms)
+        own, html = default_page(folders), partial(render_across, organisms, findings)
+        text = partial(across_text, organisms, findings)
     target = own if out is None else Path(out)
     _refuse_what_is_no_page(target, own, is_folder_name=out is not None and out.endswith(("/", os.sep)))
     write_text(target, html())
@@ -85,11 +88,11 @@ def summary_text(study: str | Study, width: int = TERMINAL_WIDTH) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def across_text(organisms: list[Organism], width: int = TERMINAL_WIDTH) -> str:
+def across_text(organisms: list[Organism], findings: Mapping[str, list[Finding]], width: int = TERMINAL_WIDTH) -> str:
     """Return what a terminal shows of several studies: the tables over seeds, then the headlines; the page has more."""
     parts = [f"{title}\n{table.to_text(width)}" for title, table in across_tables(organisms).items() if table.rows]
-    for name, findings in across_findings(organisms).items():
-        headlines = list(dict.fromkeys(finding.headline for finding in findings if finding.headline))
+    for name, said in findings.items():
+        headlines = list(dict.fromkeys(finding.headline for finding in said if finding.headline))
         parts.append(f"What the numbers say: {name}\n{_listed(headlines, width)}")
     return "\n\n".join(parts)
 

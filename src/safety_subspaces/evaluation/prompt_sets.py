@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from safety_subspaces.errors import InputError
+from safety_subspaces.evaluation.settings import ORGANISM
 from safety_subspaces.examples import PromptItem, PromptSets
 from safety_subspaces.organism.arithmetic import final_answer
 from safety_subspaces.organism.evaluation_sets import evaluation_sets
 from safety_subspaces.organism.world import Split
 
-ORGANISM = "organism"
 SETS = ("utility", "harmful", "benign")
 
 

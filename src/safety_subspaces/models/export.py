@@ -7,6 +7,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from safety_subspaces.distributed import open_master
 from safety_subspaces.files import read_json, replacing_folder, write_json
@@ -44,6 +45,7 @@ def export_model(
         return
     # Else PEFT adds the whole embeddings to an adapter on the head; they are the base's, and untouched.
     options = {"save_embedding_layers": False} if isinstance(network, PeftModel) else {}
+    disable_progress_bar()  # of a model's shards; our own bars show stages and models
     with replacing_folder(target, overwrite=overwrite) as folder:
         network.save_pretrained(folder, state_dict=state, **options)
         tokenizer.save_pretrained(folder)

@@ -1,20 +1,21 @@
 """Renders the page of several studies: each organism over seeds, and the organisms side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from safety_subspaces.report.across import organism_findings
+from safety_subspaces.report.across import SIDE_BY_SIDE
 from safety_subspaces.report.across_seeds import MEASURED, Seeds, models_over_seeds, runs_over_seeds
 from safety_subspaces.report.across_tables import (
     constrained_across_table,
     differences_across_table,
     models_across_table,
 )
-from safety_subspaces.report.alignments_reading import alignments_table, read_alignments
+from safety_subspaces.report.alignments_reading import alignments_table
 from safety_subspaces.report.constrained_figures import draw_runs
+from safety_subspaces.report.findings import Finding
 from safety_subspaces.report.organisms import Organism
 from safety_subspaces.report.overlaps_across_figures import caption as overlap_caption
 from safety_subspaces.report.overlaps_across_figures import overlap_across_figure
@@ -48,11 +49,11 @@ class OrganismPart:
     models: Table | None
 
 
-def render_across(organisms: Sequence[Organism]) -> str:
-    """Return the whole page as HTML."""
-    parts = [_part_of(organism, place) for place, organism in enumerate(organisms)]
+def render_across(organisms: Sequence[Organism], findings: Mapping[str, list[Finding]]) -> str:
+    """Return the whole page as HTML, with the findings of :func:`~safety_subspaces.report.across.across_findings`."""
+    parts = [_part_of(organism, findings[organism.name], place) for place, organism in enumerate(organisms)]
     studies = [study for organism in organisms for study in organism.seeds.studies]
-    side_by_side = read_alignments(organisms)
+    side_by_side = findings.get(SIDE_BY_SIDE, [])
     seeds = list(dict.fromkeys(seed for organism in organisms for seed in organism.seeds.seeds))
     return fill(
         "across_seeds.html.j2",
@@ -76,8 +77,8 @@ def across_figure(seeds: Seeds) -> go.Figure:
     return draw_runs(runs_over_seeds(seeds), levels, "± half the 95 % t interval over seeds", single=seeds.runs)
 
 
-def _part_of(organism: Organism, place: int) -> OrganismPart:
-    seeds, findings = organism.seeds, organism_findings(organism)
+def _part_of(organism: Organism, findings: list[Finding], place: int) -> OrganismPart:
+    seeds = organism.seeds
     anchor = f"organism-{place}"
     has_runs = bool(len(seeds.runs))
     held = "Harm score and refusal margin of each kind of run under a constraint, against its utility, over seeds"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -51,7 +52,7 @@ def t_interval(values: pd.Series) -> Interval:
     mean = float(finite.mean())
     if n == 1:
         return Interval(mean, np.nan, np.nan, 1)
-    reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * finite.std(ddof=1) / np.sqrt(n))
+    reach = float(_t_quantile(n - 1) * finite.std(ddof=1) / np.sqrt(n))
     return Interval(mean, mean - reach, mean + reach, n)
 
 
@@ -90,3 +91,8 @@ def interval_of(row: pd.Series, measure: str) -> Interval:
     """Return a mean of :func:`over_seeds` with its interval."""
     mean, reach = float(row[measure]), float(row[f"{measure}_reach"])
     return Interval(mean, mean - reach, mean + reach, int(row[f"{measure}_seeds"]))
+
+
+@cache  # thousands of intervals of a page have the same few n, and this takes scipy longer than all the rest of one
+def _t_quantile(degrees: int) -> float:
+    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, degrees))

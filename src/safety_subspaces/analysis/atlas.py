@@ -1,0 +1,243 @@
+"""Whether the paper's conclusions in weight space hold whatever one chooses: the sensitivity atlas."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from safety_subspaces.analysis.atlas_conclusions import conclude
+from safety_subspaces.analysis.atlas_measures import tensor_table
+from safety_subspaces.analysis.atlas_summary import summarise
+from safety_subspaces.analysis.atlas_tensors import ALIGNMENT, AtlasTensor, Choice, SeedModels
+from safety_subspaces.analysis.results import ResultFolder
+from safety_subspaces.analysis.tensor_work import Record, Workers, factorisation_cost, kept_work, work_through
+from safety_subspaces.audit import summarise_audit
+from safety_subspaces.checkpoint import Checkpoint
+from safety_subspaces.compatibility import check_compatible, check_distinct, coverage, select_tensors
+from safety_subspaces.delta import warn_of_foreign_bases
+from safety_subspaces.errors import InputError
+from safety_subspaces.subspace import RankRule
+from safety_subspaces.subspace_file import Side
+from safety_subspaces.update_checkpoint import open_checkpoint
+
+PLACEHOLDER = "{seed}"
+GIVEN = "given"  # what the tables call the seed of paths that are taken as they are
+# Two and a half per cent of fewer resamples is less than one of them.
+LEAST_RESAMPLES = 40
+
+
+def atlas(
+    base: str,
+    aligned: str,
+    tuned: dict[str, str],
+    out: str,
+    floors: Sequence[Sequence[str]] = (),
+    seeds: Sequence[int] = (),
+    fractions: Sequence[float] = (0.1, 0.25, 0.5),
+    energies: Sequence[float] = (0.5, 0.75, 0.9),
+    counts: Sequence[int] = (4, 16),
+    sides: Sequence[Side] = ("left", "right"),
+    bootstrap: int = 1000,
+    seed: int = 0,
+    tensors: Sequence[str] = (),
+    overwrite: bool = False,
+    workers: int | None = None,
+    devices: int = 1,
+    num_nodes: int = 1,
+) -> pd.DataFrame:
+    """Ask five conclusions of every rank rule, rank, side, aggregation, layer, tensor type and seed.
+
+    alignment_above_chance: alignment's leading directions keep more of a fine-tune's energy than random ones (log2 of
+    the ratio); alignment_above_matched_chance: more than if the fine-tune's rows had random signs, so that scales of
+    rows that any two updates share explain nothing of it. same_alignment_energy: they keep as much of one fine-tune as
+    of another of a different kind (difference of the shares, within a quarter of the room between chance and the most
+    that any subspace of the rank could keep). overlap_above_matched_chance: the mode subspace overlap of two kinds of
+    fine-tune lies above that of the same pair with random signs of rows. overlap_nearer_to_same_kind: it lies above the
+    midpoint of that level and the overlap of two fine-tunes of one kind.
+
+    A conclusion holds where the whole bootstrap interval is on the claimed side, is the opposite where it is wholly on
+    the other, and undecided between. One seed is resampled by tensors; all seeds by seeds first and tensors within
+    each, which three seeds make coarse. A tensor whose alignment or fine-tune is zero, or whose subspace is the whole
+    space, decides nothing: it is left out of every aggregation, and counted.
+
+    Interrupted, the same command goes on from the tensors that are done.
+
+    Args:
+        base: Folder of the base model; {seed} in a path stands for each of seeds.
+        aligned: Folder of the aligned model.
+        tuned: Label and folder (or LoRA adapter, or delta snapshot) of each fine-tune of the aligned model.
+        out: Folder for the results.
+        floors: Pairs of labels of one kind (two seeds, two halves of the data); other pairs are of two kinds.
+        seeds: Seeds of the models; none takes the paths as they are.
+        fractions: Ranks as fractions of full rank, between 0 and 1.
+        energies: Ranks as shares of each update's energy, in (0, 1].
+        counts: Ranks as numbers of directions.
+        sides: left compares what updates write to, right what they read from.
+        bootstrap: Resamples of each interval.
+        seed: Seed of the bootstrap.
+        tensors: Patterns, types or layers of the tensors to take; all by default.
+        overwrite: Replace earlier results in out.
+        workers: Processes of one thread each; by default one a core, or none beside this one for small models.
+        devices: Ranks on each node that share the tensors (GPUs, where there are any).
+        num_nodes: Nodes; they must see one file system.
+
+    Returns:
+        One row for each conclusion and fine-tune or pair: how many choices it holds for, and what it depends on. The
+        atlas itself is table.parquet, and what it is made of tensors.parquet. Empty on every rank but the first.
+
+    Raises:
+        InputError: Before anything is computed: an argument out of range, a path without {seed} where there are several
+            seeds, a folder that cannot be read, models of different shapes or vocabularies. Later: weights that are NaN
+            or infinite, or the same in two models.
+
+    Source: arXiv 2505.14185 for the conclusions and the overlap; choices, nulls, margins and intervals are ours.
+    """
+    started = time.monotonic()
+    arguments: dict[str, Any] = {
+        **{"base": base, "aligned": aligned, "tuned": tuned, "floors": [list(pair) for pair in floors]},
+        **{"seeds": list(seeds), "fractions": list(fractions), "energies": list(energies), "counts": list(counts)},
+        **{"sides": list(sides), "bootstrap": bootstrap, "seed": seed, "tensors": list(tensors)},
+    }
+    _check_labels(tuned, floors)
+    choices = _choices(fractions, energies, counts)
+    _check_bootstrap(sides, bootstrap, seed)
+    how = Workers(workers, devices, num_nodes)
+    models = expand_seeds(base, aligned, tuned, seeds)
+    opened = {path: open_checkpoint(path) for one in models for path in one.paths}
+    origin = _check_models(models, opened)
+    names = select_tensors(origin.names, tensors)
+    results = ResultFolder(out, "atlas", arguments, list(opened), overwrite, started)
+    results.check_free()
+    task = AtlasTensor(models, tuple(sides), choices)
+    costs = {name: len(models) * len(sides) * factorisation_cost(origin.shape(name)) for name in names}
+    with kept_work(out, "atlas", arguments, list(opened)) as kept:
+        records = work_through(task, costs, kept, how, "measuring")
+        if records is None:
+            return pd.DataFrame()
+        audit = [row for record in records.values() for row in record["audit"]]
+        _check_updates(audit, models)
+        matrices = {name for name in names if len(origin.shape(name)) == 2}
+        by_tensor = tensor_table(records.values(), [(choice.rule, float(choice.value)) for choice in choices], matrices)
+        table = conclude(by_tensor, floors, bootstrap, seed)
+        summary, conclusions = summarise(table)
+        with results:
+            for entry in _left_out(records, models, opened, names):
+                results.leave_out(entry["name"], entry["reason"])
+            results.summary = {
+                **{"seeds": [one.seed for one in models], "tensors": len(names), "matrices": len(matrices)},
+                **{"choices": len(table), "conclusions": conclusions},
+                "audit": summarise_audit([{**row, "update": f"{row['seed']}, {row['update']}"} for row in audit]),
+            }
+            results.write_table(table)
+            results.write_table(summary, "summary")
+            results.write_table(by_tensor, "tensors")
+            results.write_table(pd.DataFrame(audit), "audit")
+    return summary
+
+
+def expand_seeds(base: str, aligned: str, tuned: Mapping[str, str], seeds: Sequence[int]) -> tuple[SeedModels, ...]:
+    """Return the models of each seed.
+
+    Raises:
+        InputError: A path has a place for a seed and there is none, or has none and there are several; or a seed was
+            given twice.
+    """
+    paths = {"base": base, "aligned": aligned, **{f"tuned.{label}": path for label, path in tuned.items()}}
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"a seed was given twice: {list(seeds)}")
+    for what, path in paths.items():
+        if PLACEHOLDER in path and not seeds:
+            raise InputError(f"{what} is {path}, and no seeds were given to stand for {PLACEHOLDER}; say --seeds [0,1]")
+        if PLACEHOLDER not in path and len(seeds) > 1:
+            raise InputError(
+                f"{what} is {path}, one model for {len(seeds)} seeds; expected a path with {PLACEHOLDER} in the place "
+                "of the seed"
+            )
+    if not seeds:
+        return (SeedModels(GIVEN, base, aligned, dict(tuned)),)
+    found = []
+    for one in map(str, seeds):
+        fine_tunes = {label: path.replace(PLACEHOLDER, one) for label, path in tuned.items()}
+        found.append(SeedModels(one, base.replace(PLACEHOLDER, one), aligned.replace(PLACEHOLDER, one), fine_tunes))
+    return tuple(found)
+
+
+def _check_labels(tuned: Mapping[str, str], floors: Sequence[Sequence[str]]) -> None:
+    if not tuned:
+        raise InputError("no fine-tune was given; expected at least one label and folder (--tuned.useful FOLDER)")
+    if ALIGNMENT in tuned:
+        raise InputError(f"{ALIGNMENT!r} is what the audit calls the update of the aligned model; take another label")
+    for pair in floors:
+        if len(pair) != 2 or len(set(pair)) != 2:
+            raise InputError(f"a floor is a pair of different labels, got {list(pair)}")
+        for label in pair:
+            if label not in tuned:
+                raise InputError(
+                    f"floor {list(pair)} names {label!r}, which is no fine-tune; expected two of {', '.join(tuned)}"
+                )
+
+
+def _choices(fractions: Sequence[float], energies: Sequence[float], counts: Sequence[int]) -> tuple[Choice, ...]:
+    for values in (fractions, energies, counts):
+        if len(set(values)) < len(values):
+            raise InputError(f"a rank was given twice: {list(values)}")
+    for fraction in fractions:
+        RankRule(fraction=fraction)  # raises outside (0, 1)
+    for energy in energies:
+        RankRule(energy=energy)  # raises outside (0, 1]
+    for count in counts:
+        RankRule(count=count)  # raises below 1
+    choices = [Choice("fraction", value) for value in fractions]
+    choices += [Choice("energy", value) for value in energies]
+    choices += [Choice("count", value) for value in counts]
+    if not choices:
+        raise InputError("no rank was given; expected at least one of fractions, energies or counts")
+    return tuple(choices)
+
+
+def _check_bootstrap(sides: Sequence[str], bootstrap: int, seed: int) -> None:
+    unknown = [side for side in sides if side not in ("left", "right")]
+    if unknown or not sides or len(set(sides)) < len(sides):
+        raise InputError(f"sides are left, right or both, got {list(sides)}")
+    if bootstrap < LEAST_RESAMPLES:
+        raise InputError(f"a 95 % interval needs at least {LEAST_RESAMPLES} resamples, got bootstrap {bootstrap}")
+    if seed < 0:
+        raise InputError(f"the seed of the bootstrap must be 0 or more, got {seed}")
+
+
+def _check_models(models: Sequence[SeedModels], opened: Mapping[str, Checkpoint]) -> Checkpoint:
+    """Check that all can be compared, and return the first aligned model."""
+    origin = opened[models[0].aligned]
+    check_compatible(origin, *(checkpoint for checkpoint in opened.values() if checkpoint is not origin))
+    for one in models:
+        labelled = {label: opened[path] for label, path in one.tuned.items()}
+        check_distinct(opened[one.base], opened[one.aligned], labelled)
+        warn_of_foreign_bases(opened[one.aligned], labelled)
+    return origin
+
+
+def _check_updates(audit: Sequence[Mapping[str, Any]], models: Sequence[SeedModels]) -> None:
+    """Refuse an update that is zero everywhere: every number of it would be missing."""
+    moved = {(row["seed"], row["update"]) for row in audit if row["numerical_rank"]}
+    for one in models:
+        for label, path in {ALIGNMENT: one.aligned, **one.tuned}.items():
+            start = one.base if label == ALIGNMENT else one.aligned
+            if audit and (one.seed, label) not in moved:
+                raise InputError(
+                    f"{path} ({label}) has the weights of {start} in every tensor that was compared: there is no update"
+                )
+
+
+def _left_out(
+    records: Mapping[str, Record],
+    models: Sequence[SeedModels],
+    opened: Mapping[str, Checkpoint],
+    names: Sequence[str],
+) -> list[dict[str, str]]:
+    listed: dict[str, Checkpoint] = {}
+    for one in models:
+        prefix = f"seed {one.seed}, " if len(models) > 1 else ""
+        for label, path in {"base": one.base, "aligned": one.aligned, **one.tuned}.items():
+            listed[prefix + label] = opened[path]
+    return [*coverage(listed, names), *(row for record in records.values() for row in record["left_out"])]
