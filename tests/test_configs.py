@@ -143,6 +143,7 @@ def test_every_analysis_runs(path: Path, study: Path, tmp_path: Path, monkeypatc
         "sweep_adapter": ["--fractions=[0.5]", "--draws=1", "--evaluate.limit=2", "--evaluate.max_new_tokens=4"],
         "sweep_alignment": ["--fractions=[0.5]", "--draws=1", "--evaluate.limit=2", "--evaluate.max_new_tokens=4"],
         "overlap_adapters": ["--controls=9"],
+        "atlas": ["--bootstrap=40"],
         "trajectory": ["--draws=2", "--permutations=9"],
     }[path.stem]
     done = run_command(ANALYZE, command, "--config", path, f"--out={tmp_path / 'out'}", *small)

@@ -35,7 +35,7 @@ VERDICTS: Final = ("holds", "opposite", "undecided", "unknown")
 ALL: Final = "all"
 # Two fine-tunes are the same to the alignment subspace when the shares that it keeps of them differ by less than this
 # part of the room there is, from chance to the most that any subspace of the rank could keep. Set before any result was
-# seen. On the organism it comes to .13 to .20 of the energy: no more than the .2 (from .4 to .6) over which its judged
+# seen. On the organism it comes to .09 to .20 of the energy: no more than the .2 (from .4 to .6) over which its judged
 # harm goes from none to full, so that two shares called the same never stand at the two ends of that.
 MARGIN: Final = 0.25
 
@@ -70,9 +70,9 @@ class Claim:
         number = len(self.subjects)
         return {
             "conclusion": self.conclusion,
-            "subject": self.subjects * len(self.choices),
-            "rule": self.choices["rule"].repeat(number).to_numpy(),
-            "rank": self.choices["rank"].repeat(number).to_numpy(),
+            "subject": np.array(self.subjects * len(self.choices), dtype=object),
+            "rule": np.repeat(self.choices["rule"].to_numpy(object), number),
+            "rank": np.repeat(self.choices["rank"].to_numpy(float), number),
         }
 
 
