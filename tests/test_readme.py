@@ -22,6 +22,7 @@ SMALL = {
     "evaluate": ["--limit=2", "--max_new_tokens=4"],
     "project": ["--fractions=[0.5]", "--draws=1", "--evaluate.limit=2", "--evaluate.max_new_tokens=4"],
     "overlap": ["--controls=9"],
+    "atlas": ["--bootstrap=40"],
     "trajectory": ["--draws=2", "--permutations=9"],
 }
 
