@@ -6,9 +6,10 @@ import torch
 from tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, weights_of
 from torch.testing import assert_close
 
-from safety_subspaces.delta import iterate_deltas, iterate_updates, update_of, warn_of_foreign_bases
+from safety_subspaces.delta import open_update, update_of, warn_of_foreign_bases
 from safety_subspaces.errors import InputError
 from safety_subspaces.linalg import left_factors
+from safety_subspaces.streamed import StreamedUpdate
 from safety_subspaces.update_checkpoint import open_checkpoint
 
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -23,13 +24,13 @@ def test_deltas_are_differences_by_name(tmp_path, base):
     aligned = save_perturbed(base, tmp_path / "aligned", seed=1)
     tuned = save_perturbed(aligned, tmp_path / "tuned", seed=2, only="mlp")
     w0, wa, wt = (weights_of(folder) for folder in (base, aligned, tuned))
-    seen = set()
-    for deltas in iterate_deltas(*map(open_checkpoint, (base, aligned)), {"t": open_checkpoint(tuned)}):
-        assert_close(deltas.alignment, wa[deltas.name] - w0[deltas.name])
-        assert_close(deltas.tasks["t"], wt[deltas.name] - wa[deltas.name])
-        assert (deltas.tasks["t"].abs().max() > 0) == ("mlp" in deltas.name)
-        seen.add(deltas.name)
-    assert seen == set(w0)
+    models = [open_checkpoint(path) for path in (base, aligned, tuned)]
+    assert set(models[1].names) == set(w0)
+    for name in models[1].names:
+        assert_close(update_of(models[1], models[0], name), wa[name] - w0[name])
+        task = update_of(models[2], models[1], name)
+        assert_close(task, wt[name] - wa[name])
+        assert (task.abs().max() > 0) == ("mlp" in name)
 
 
 def test_small_updates_survive_half_precision_storage(tmp_path, base):
@@ -68,7 +69,7 @@ def test_update_of_an_adapter_upon_another_base_holds_their_difference(tmp_path,
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("culprit", ["base", "tuned"])
-def test_non_finite_weights_name_tensor_and_checkpoint(tmp_path, base, bad, culprit):
+def test_non_finite_weights_name_tensor_and_checkpoint(tmp_path, base, bad, culprit, monkeypatch):
     tuned = save_perturbed(base, tmp_path / "tuned", seed=1)
 
     def spoil(_, value):
@@ -77,4 +78,10 @@ def test_non_finite_weights_name_tensor_and_checkpoint(tmp_path, base, bad, culp
 
     edit({"base": Path(base), "tuned": Path(tuned)}[culprit], spoil, only=Q)
     with pytest.raises(InputError, match=f"tensor {Q} of .*{culprit} holds NaN"):
-        list(iterate_updates(open_checkpoint(base), {"t": open_checkpoint(tuned)}))
+        update_of(open_checkpoint(tuned), open_checkpoint(base), Q)
+    # of a difference that streams it is not known which of the two it is
+    monkeypatch.setattr("safety_subspaces.delta.STREAM_ABOVE", 1)
+    streamed = open_update(open_checkpoint(tuned), open_checkpoint(base), Q)
+    assert isinstance(streamed, StreamedUpdate)
+    with pytest.raises(InputError, match=f"tensor {Q} of .* or .* holds NaN"):
+        streamed.whole()

@@ -2,8 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,47 +19,6 @@ from safety_subspaces.update_checkpoint import UpdateCheckpoint
 STREAM_ABOVE = 2**27
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TensorDeltas:
-    """What alignment and each fine-tune did to one tensor.
-
-    Args:
-        name: Canonical name.
-        alignment: ``delta_A = W_A - W_0``.
-        tasks: ``delta_T = W_T - W_A`` by label.
-    """
-
-    name: str
-    alignment: Float32[Tensor, "..."]
-    tasks: dict[str, Float32[Tensor, "..."]]
-
-
-def iterate_deltas(base: Checkpoint, aligned: Checkpoint, tuned: Mapping[str, Checkpoint]) -> Iterator[TensorDeltas]:
-    """Yield the deltas of each tensor, in the order of the aligned checkpoint.
-
-    Raises:
-        InputError: A weight is NaN or infinite; the tensor and the checkpoint are named.
-    """
-    for name in aligned.names:
-        yield TensorDeltas(
-            name,
-            update_of(aligned, base, name),
-            {label: update_of(checkpoint, aligned, name) for label, checkpoint in tuned.items()},
-        )
-
-
-def iterate_updates(
-    reference: Checkpoint, updates: Mapping[str, Checkpoint]
-) -> Iterator[tuple[str, dict[str, Float32[Tensor, "..."]]]]:
-    """Yield each tensor's name with the updates of the labelled checkpoints from the reference.
-
-    Raises:
-        InputError: As :func:`iterate_deltas`.
-    """
-    for name in reference.names:
-        yield name, {label: update_of(checkpoint, reference, name) for label, checkpoint in updates.items()}
 
 
 def open_update(tuned: Checkpoint, reference: Checkpoint, name: str) -> Float[Tensor, "..."] | StreamedUpdate | LowRank:

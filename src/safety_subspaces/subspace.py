@@ -83,11 +83,6 @@ def random_order(factors: Directions, generator: torch.Generator) -> Tensor:
     return torch.randperm(factors.numerical_rank, generator=generator)
 
 
-def random_k_basis(factors: LeftFactors, rank: int, generator: torch.Generator) -> Float32[Tensor, "out rank"]:
-    """Return ``rank`` of the matrix's own singular directions, drawn without replacement."""
-    return factors.basis[:, random_order(factors, generator)[:rank]]
-
-
 def energy_matched_rank(share: float, dim: int) -> int:
     """Return ``round(share * dim)``: a Haar subspace of that rank is expected to keep ``share``."""
     return round(share * dim)

@@ -22,6 +22,7 @@ from safety_subspaces.overlap import overlap_sums
 from safety_subspaces.streamed import StreamedUpdate, blocks_of
 from safety_subspaces.subspace import RankRule, top_basis
 from safety_subspaces.subspace_file import Side, SubspaceFile
+from safety_subspaces.update_algebra import energy as energy_of
 
 
 @dataclass(frozen=True)
@@ -104,13 +105,6 @@ def measure_update(
     return UpdateMeasures(
         name, is_matrix, energy, inside, inside_chance, stable, effective, overlap, overlap_chance, spectrum
     )
-
-
-def energy_of(update: Float[Tensor, "..."] | StreamedUpdate | LowRank) -> float:
-    """Return the squared Frobenius norm of an update, its rows summed in float64."""
-    if isinstance(update, LowRank):
-        return update.squared_norm()
-    return fsum(squared_norm(block) for block in blocks_of(update))
 
 
 def energy_along(
