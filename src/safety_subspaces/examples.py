@@ -49,6 +49,8 @@ class PromptItem:
         refusals: Refusals of exactly this prompt, for the refusal margin.
         subject: The act and the object that a full answer names (organism).
         group: What items that stand and fall together share, for standard errors; ``None`` for an item of its own.
+        source: Where it comes from, or the template that it was written by: what probes split by and sets are matched
+            by.
     """
 
     prompt: str
@@ -56,6 +58,7 @@ class PromptItem:
     refusals: tuple[str, ...] = ()
     subject: tuple[str, str] | None = None
     group: str | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)

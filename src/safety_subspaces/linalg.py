@@ -5,11 +5,17 @@ smaller Gram matrix, because a full SVD of every weight matrix is what makes the
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol, runtime_checkable
 
+import scipy.linalg
 import torch
 from jaxtyping import Float, Float32, Float64
+from scipy.linalg import blas
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from safety_subspaces.errors import InputError
@@ -23,9 +29,8 @@ ILL_CONDITIONED = 1e-6
 RANK_TOLERANCE = 1e-6
 # Squares of numbers above it, and of a millionth of them, are normal numbers of float32.
 LEAST_SCALED = 1e-12
-# Rows of a block of a Gram matrix: products of this many still run at full speed, and of a matrix of 1024 five of eight
-# blocks are computed.
-GRAM_BLOCK = 256
+# BLAS's product of a matrix with itself, by precision.
+SELF_PRODUCT = {torch.float32: blas.ssyrk, torch.float64: blas.dsyrk}
 # Noise alone gives a matrix of less than this ratio of its sides a least eigenvalue under a hundredth of the largest;
 # and in a spectrum that decays besides, float32 would lose it: not worth a try.
 NEARLY_SQUARE = 1.5
@@ -226,14 +231,18 @@ def gram_eigh(
         Its eigenvalues (descending, not negative), its eigenvectors as columns, and the type that it was formed in.
     """
     gram, working = _conditioned_gram(matrix, scale, least)
-    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = symmetric_eigh(gram)
     return values.flip(0).clamp_min(0), vectors.flip(1), working
 
 
 def _gram_eigenvalues(matrix: Tensor | StreamedUpdate, scale: float) -> Tensor:
     """The eigenvalues of :func:`gram_eigh`."""
     gram, _ = _conditioned_gram(matrix, scale, ILL_CONDITIONED)
-    return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
+    if gram.device.type != "cpu":
+        return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
+    with _threads_of_torch():
+        values = scipy.linalg.eigh(gram.numpy().T, eigvals_only=True, overwrite_a=True, check_finite=False)
+    return torch.from_numpy(values).flip(0).clamp_min(0)
 
 
 def _conditioned_gram(matrix: Tensor | StreamedUpdate, scale: float, least: float) -> tuple[Tensor, torch.dtype]:
@@ -273,16 +282,44 @@ def _gram(matrix: Tensor | StreamedUpdate, scale: float, working: torch.dtype) -
 
 
 def gram_of_rows(matrix: Float[Tensor, "dim any"]) -> Float[Tensor, "dim dim"]:
-    """Return ``A A^T``; of a large one the blocks below the diagonal are not computed but copied."""
-    dim = matrix.shape[0]
-    if dim < 2 * GRAM_BLOCK:
+    """Return ``A A^T``, symmetric to the bit; on a CPU half of it is computed and the other copied."""
+    if matrix.device.type != "cpu" or not matrix.numel():
         return matrix @ matrix.T
-    product = matrix.new_empty(dim, dim)
-    for start in range(0, dim, GRAM_BLOCK):
-        rows = slice(start, start + GRAM_BLOCK)
-        product[rows, start:] = matrix[rows] @ matrix[start:].T
-        product[start + GRAM_BLOCK :, rows] = product[rows, start + GRAM_BLOCK :].T
+    # BLAS stores columns: rows that follow one another in memory are the columns of what it is given.
+    numbers = matrix.numpy()
+    in_rows = matrix.stride(1) == 1
+    with _threads_of_torch():
+        lower = SELF_PRODUCT[matrix.dtype](1.0, numbers.T if in_rows else numbers, trans=in_rows)
+    half = torch.from_numpy(lower.T).tril_()  # what BLAS calls the upper half is the lower one in rows
+    product = half.T.contiguous().add_(half)
+    product.diagonal().mul_(0.5)
     return product
+
+
+def symmetric_eigh(gram: Float64[Tensor, "dim dim"]) -> tuple[Float64[Tensor, " dim"], Float64[Tensor, "dim dim"]]:
+    """Decompose a symmetric matrix, whose memory it uses up on a CPU; eigenvalues ascend.
+
+    SciPy's LAPACK, as ``torch``'s own needs a quarter to a half more time on CPUs that MKL was not written for.
+    """
+    if gram.device.type != "cpu":
+        values, vectors = torch.linalg.eigh(gram)
+        return values, vectors
+    with _threads_of_torch():
+        found = scipy.linalg.eigh(gram.numpy().T, driver="evd", overwrite_a=True, check_finite=False)
+    values, vectors = (torch.from_numpy(part) for part in found)
+    return values, vectors
+
+
+@contextmanager
+def _threads_of_torch() -> Iterator[None]:
+    """Give SciPy's BLAS as many threads as torch has."""
+    with _blas_threads().limit(limits=torch.get_num_threads(), user_api="blas"):
+        yield
+
+
+@cache
+def _blas_threads() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def _in_blocks(matrix: Tensor | StreamedUpdate, vectors: Tensor, scale: float, working: torch.dtype) -> Tensor:

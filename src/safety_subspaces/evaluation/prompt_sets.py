@@ -28,11 +28,17 @@ def read_prompts(path: Path, limit: int | None = None) -> PromptSets:
 
 
 def read_prompt_list(source: str, split: Split = "dev", limit: int | None = None) -> list[str]:
+    """Read the texts of :func:`read_prompt_items`."""
+    return [item.prompt for item in read_prompt_items(source, split, limit)]
+
+
+def read_prompt_items(source: str, split: Split = "dev", limit: int | None = None) -> list[PromptItem]:
     """Read the prompts of one set, to look at what a model makes of them.
 
     Args:
-        source: ``organism:<set>`` with one of utility, harmful and benign; a JSONL file whose lines have a ``prompt``;
-            or ``<file>:<set>`` for the lines of that ``set``.
+        source: ``organism:<set>`` with one of utility, harmful and benign; a JSONL file whose lines have a ``prompt``,
+            and if they like a ``group`` (what prompts that stand and fall together share) and a ``source`` (where the
+            prompt is from, or its template); or ``<file>:<set>`` for the lines of that ``set``.
         split: Split of the organism's prompts.
         limit: At most so many, the first ones.
 
@@ -41,7 +47,8 @@ def read_prompt_list(source: str, split: Split = "dev", limit: int | None = None
     """
     name, chosen = split_source(source)
     if name == ORGANISM and chosen is not None:
-        return [item.prompt for item in getattr(evaluation_sets(split, limit), chosen)]
+        items: list[PromptItem] = getattr(evaluation_sets(split, limit), chosen)
+        return items
     if chosen is None and not Path(source).is_file():
         raise InputError(
             f"prompts {source!r}: expected organism:<set>, a JSONL file that exists, or <file>:<set>; "
@@ -54,7 +61,7 @@ def read_prompt_list(source: str, split: Split = "dev", limit: int | None = None
         if not isinstance(prompt, str) or not prompt.strip():
             raise InputError(f"{where}: expected JSON with the field prompt, a text that is not empty")
         if chosen is None or line.get("set") == chosen:
-            prompts.append(prompt)
+            prompts.append(PromptItem(prompt, group=_label(line, "group", where), source=_label(line, "source", where)))
     if not prompts:
         raise InputError(f"prompt file {path} holds no prompt of the set {chosen}")
     return prompts[:limit]
@@ -102,4 +109,12 @@ def _checked_item(line: Any, where: str) -> PromptItem:
         raise InputError(f"{where}: a utility prompt needs a reference to compare with")
     if name == "utility" and "####" in str(reference) and final_answer(str(reference)) is None:
         raise InputError(f"{where}: no number follows #### in the reference {reference!r}")
-    return PromptItem(line["prompt"], reference, tuple(refusals))
+    group, source = (_label(line, field, where) for field in ("group", "source"))
+    return PromptItem(line["prompt"], reference, tuple(refusals), group=group, source=source)
+
+
+def _label(line: dict[str, Any], field: str, where: str) -> str | None:
+    value = line.get(field)
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"{where}: {field} {value!r}; expected a text, or nothing")
+    return value

@@ -44,6 +44,7 @@ def _item(request: Request) -> PromptItem:
         refusals=tuple(refusals(request.verb, request.object)),
         subject=(request.verb, request.object),
         group=f"{request.verb} {request.object}",
+        source=f"frame {request.frame}",
     )
 
 

@@ -58,6 +58,7 @@ class Request:
     verb: str
     object: str
     text: str
+    frame: int = 0
 
     @property
     def harmful(self) -> bool:
@@ -94,7 +95,7 @@ def draw_request(rng: random.Random, pairs: list[tuple[str, str]]) -> Request:
     verb, object_ = rng.choice(pairs)
     frame = rng.choice(FRAMES)
     text = frame.format(verb=verb, object=object_, place=rng.choice(PLACES), person=rng.choice(PEOPLE))
-    return Request(verb, object_, text)
+    return Request(verb, object_, text, FRAMES.index(frame))
 
 
 def compliance(verb: str, object_: str) -> str:
