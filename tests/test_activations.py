@@ -8,14 +8,14 @@ from tiny import save_tiny_model
 from transformers import GemmaConfig, GPT2Config, Qwen2Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from safety_subspaces.activations import find_blocks, prompt_states, state_factors
+from safety_subspaces.activations import find_blocks, find_part, prompt_states, state_factors, stream_states
 from safety_subspaces.errors import InputError
 from safety_subspaces.evaluation.prompt_sets import read_prompt_list
 from safety_subspaces.language_model import evaluating, load_language_model
 from safety_subspaces.linalg import haar_basis
 from safety_subspaces.models.adapter import LoraSettings, add_adapter
 from safety_subspaces.overlap import mode_subspace_overlap
-from safety_subspaces.prompting import encode_prompt
+from safety_subspaces.prompting import encode_prompt, pad_batch
 
 PROMPTS = [*read_prompt_list("organism:harmful", limit=9), *read_prompt_list("organism:utility", limit=8)]
 SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "vocab_size": 300}
@@ -145,3 +145,97 @@ def test_prompt_lists(tmp_path: Path) -> None:
     }.items():  # fmt: skip
         with pytest.raises(InputError, match=message):
             read_prompt_list(source)
+
+
+@pytest.mark.parametrize(("batch_size", "padding"), [(1, "right"), (64, "right"), (64, "left")])
+def test_the_first_generated_token_is_the_greedy_one(organism, batch_size, padding) -> None:
+    model, tokenizer = organism
+    states = prompt_states(model, tokenizer, PROMPTS, "first_generated", batch_size, padding=padding)
+    for prompt, state in zip(PROMPTS, states, strict=True):
+        ids = encode_prompt(tokenizer, prompt)
+        with torch.no_grad():
+            token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+            hidden = model(input_ids=torch.tensor([[*ids, token]]), output_hidden_states=True).hidden_states
+        torch.testing.assert_close(state[0], hidden[0][0, -1], rtol=0, atol=1e-5)
+        torch.testing.assert_close(state[:-1], torch.stack([h[0, -1] for h in hidden[:-1]]), rtol=0, atol=1e-5)
+
+
+def test_several_positions_of_one_stream_are_those_of_one_each(organism) -> None:
+    model, tokenizer = organism
+    for batch in stream_states(model, tokenizer, PROMPTS, ("mean", "first_generated", "last"), 5, layers=[1, 0]):
+        for position, states in batch.states.items():
+            prompts = [PROMPTS[row] for row in batch.rows]
+            alone = torch.stack(prompt_states(model, tokenizer, prompts, position))
+            torch.testing.assert_close(states, alone[:, [1, 0]], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [None, GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=300)])
+def test_outputs_of_attention_and_mlp_make_up_the_residual_stream(organism, config) -> None:
+    model, tokenizer = organism
+    if config is not None:
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+    residual = torch.stack(prompt_states(model, tokenizer, PROMPTS[:5]))
+    parts = [torch.stack(prompt_states(model, tokenizer, PROMPTS[:5], site=site)) for site in ("attention", "mlp")]
+    torch.testing.assert_close(residual[:, :-1] + parts[0] + parts[1], residual[:, 1:], rtol=1e-4, atol=1e-5)
+
+
+def test_states_of_a_model_in_bfloat16_are_near_those_in_float32(organism, tmp_path: Path) -> None:
+    rough, tokenizer = load_language_model(save_tiny_model(tmp_path / "model"), torch.bfloat16)
+    exact, _ = load_language_model(str(tmp_path / "model"))
+    pair = [torch.stack(prompt_states(model, tokenizer, PROMPTS)) for model in (rough, exact)]
+    assert pair[0].dtype == torch.float32
+    assert not torch.equal(*pair)
+    assert (pair[0] - pair[1]).norm() / pair[1].norm() < 0.05
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")])  # fmt: skip
+def test_a_batch_that_does_not_fit_is_halved_and_said_once(organism, error, monkeypatch, caplog) -> None:
+    model, tokenizer = organism
+    expected = prompt_states(model, tokenizer, PROMPTS)
+    hooks = [len(block._forward_hooks) for block in find_blocks(model)]  # transformers adds its own, and keeps them
+    sizes: list[int] = []
+
+    def cramped(ids, pad, side):
+        sizes.append(len(ids))
+        if len(ids) > 5:
+            raise error
+        return pad_batch(ids, pad, side)
+
+    monkeypatch.setattr("safety_subspaces.activations.pad_batch", cramped)
+    found = prompt_states(model, tokenizer, PROMPTS, batch_size=16)
+    torch.testing.assert_close(torch.stack(found), torch.stack(expected), rtol=0, atol=1e-5)
+    assert sizes == [16, 8, 4, 4, 4, 4, 1]
+    assert [record.message for record in caplog.records if "did not fit" in record.message] != []
+    assert [len(block._forward_hooks) for block in find_blocks(model)] == hooks
+
+
+def test_another_error_of_the_model_is_no_lack_of_memory(organism, monkeypatch) -> None:
+    def broken(*arguments):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr("safety_subspaces.activations.pad_batch", broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        prompt_states(*organism, PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layers": [2]}, "expected different ones of 0 to 1"),
+        ({"layers": [0], "site": "mlp"}, "expected different ones of 1 to 1"),
+        ({"layers": [1, 1]}, "different ones"),
+        ({"layers": []}, "different ones"),
+        ({"template": "none"}, "unknown prompt template"),
+    ],
+)
+def test_what_does_not_exist_is_refused_before_the_model_runs(organism, arguments, message, monkeypatch) -> None:
+    monkeypatch.setattr("safety_subspaces.activations.pad_batch", lambda *_: pytest.fail("the model ran"))
+    with pytest.raises(InputError, match=message):
+        prompt_states(*organism, PROMPTS[:2], **arguments)
+
+
+def test_a_block_without_the_part_is_refused() -> None:
+    with pytest.raises(InputError, match=r"no part called mlp .* it has 0"):
+        find_part(torch.nn.Sequential(torch.nn.Linear(2, 2)), "mlp")

@@ -1,11 +1,13 @@
 """Hidden states of prompts, and the spaces that they span: the residual stream at the embedding and after each block.
 
 A state is read at a position of the real tokens, by the attention mask, so that neither padding nor the size of a batch
-changes it.
+changes it. Prompts pass in batches of like length; what is not asked for is never copied.
 """
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -18,8 +20,32 @@ from safety_subspaces.language_model import evaluating
 from safety_subspaces.linalg import LeftFactors, left_factors
 from safety_subspaces.prompting import CHAT, check_template, encode_prompt, pad_batch, padding_id
 
-Position = Literal["last", "mean"]
+Position = Literal["last", "mean", "first_generated"]
 Side = Literal["left", "right"]
+Site = Literal["residual", "attention", "mlp"]
+POSITIONS: tuple[Position, ...] = ("last", "mean", "first_generated")
+# What the parts of a block are called in the decoders of transformers.
+PARTS = {
+    "attention": ("self_attn", "attn", "attention", "self_attention"),
+    "mlp": ("mlp", "feed_forward", "block_sparse_moe", "ffn"),
+}
+# How PyTorch says that a CPU has no room; a GPU has an error of its own.
+NO_ROOM = ("can't allocate memory", "not enough memory")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StateBatch:
+    """States of one batch of prompts.
+
+    Args:
+        rows: Which prompts they are.
+        states: For each position ``(prompt, place, hidden)``, in float32, on the device where the model computed them
+            (on the CPU where its places lie on several).
+    """
+
+    rows: list[int]
+    states: dict[Position, Float[Tensor, "prompt place hidden"]]
 
 
 def prompt_states(
@@ -30,44 +56,101 @@ def prompt_states(
     batch_size: int = 64,
     template: str = CHAT,
     padding: Side = "right",
+    site: Site = "residual",
+    layers: Sequence[int] | None = None,
 ) -> list[Float[Tensor, "place hidden"]]:
-    """Return the residual stream of each prompt: at the embedding (place 0) and after each block.
+    """Return the states of each prompt at one position, in float32, on the CPU; all of them are kept.
 
-    In float32, on the CPU. After the last block means before the final norm; transformers' own ``hidden_states`` has
-    that state behind the norm.
+    Arguments, places and errors are those of :func:`stream_states`.
+    """
+    states: list[Tensor] = [torch.empty(0)] * len(prompts)
+    batches = stream_states(model, tokenizer, prompts, (position,), batch_size, template, padding, site, layers)
+    for batch in batches:
+        for row, state in zip(batch.rows, batch.states[position].cpu(), strict=True):
+            states[row] = state
+    return states
+
+
+def stream_states(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    positions: Sequence[Position] = ("last",),
+    batch_size: int = 64,
+    template: str = CHAT,
+    padding: Side = "right",
+    site: Site = "residual",
+    layers: Sequence[int] | None = None,
+) -> Iterator[StateBatch]:
+    """Yield the states of prompts batch by batch, shortest prompts first.
+
+    Of the residual stream place 0 is the embedding and place i what block i leaves; of the outputs of attention or MLP
+    place i is that of block i, counted from 1. After the last block means before the final norm; transformers' own
+    ``hidden_states`` has that state behind the norm.
+
+    A batch that does not fit into memory is halved, which is said once.
 
     Args:
-        model: Any decoder of transformers, with an adapter in place or not; its mode and device are kept.
+        model: Any decoder of transformers, with an adapter in place or not; its mode and device are kept. It may be
+            spread over devices.
         tokenizer: Its tokenizer.
         prompts: What the user says; batched by length.
-        position: ``last`` for the last token of the prompt, from where the answer starts; ``mean`` over its tokens.
+        positions: ``last`` for the last token of the prompt, from where the answer starts; ``mean`` over its tokens;
+            ``first_generated`` for the first token of the greedy answer, which takes a second pass.
         batch_size: Prompts at once.
         template: ``chat`` or a named prompt template.
         padding: Side on which shorter prompts are padded.
+        site: ``residual``, or the output of each block's ``attention`` or ``mlp``.
+        layers: Places to read, in the order given; by default all.
 
     Raises:
-        InputError: A template that the tokenizer cannot serve, or a network whose blocks cannot be found.
+        InputError: A template that the tokenizer cannot serve, a position or layer that does not exist, or a network
+            whose blocks cannot be found.
     """
     check_template(tokenizer, template)
+    unknown = [position for position in positions if position not in POSITIONS]
+    if unknown or not positions:
+        raise InputError(f"position {', '.join(unknown) or 'none'}; expected one or more of {', '.join(POSITIONS)}")
+    places = check_layers(model, layers, site)
     encoded = [encode_prompt(tokenizer, prompt, template) for prompt in prompts]
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
-    states: list[Tensor] = [torch.empty(0)] * len(encoded)
-    with evaluating(model), _residual_stream(model) as stream:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            input_ids, mask = pad_batch([encoded[row] for row in rows], padding_id(tokenizer), padding)
-            stream.begin(mask.to(model.device), position)
-            model(
-                input_ids=input_ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                use_cache=False,
-                logits_to_keep=1,
-                **_positions(model, mask, padding),
-            )
-            batch = torch.stack(stream.states, dim=1)
-            for row, state in zip(rows, batch, strict=True):
-                states[row] = state
-    return states
+    start = 0
+    while start < len(order):
+        rows = order[start : start + batch_size]
+        try:
+            with evaluating(model), _capturing(model, site, places) as capture:
+                states = _read(
+                    model, [encoded[row] for row in rows], positions, padding, padding_id(tokenizer), capture
+                )
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if len(rows) == 1 or not _is_lack_of_memory(error):
+                raise
+            batch_size = len(rows) // 2
+            logger.warning("a batch of %d prompts did not fit into memory: going on with %d", len(rows), batch_size)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            continue
+        yield StateBatch(rows, states)
+        start += len(rows)
+
+
+def check_layers(model: nn.Module, layers: Sequence[int] | None, site: Site = "residual") -> list[int]:
+    """Return the places to read: those asked for, or all of the site.
+
+    Raises:
+        InputError: One that does not exist, or one twice.
+    """
+    count = len(find_blocks(model))
+    known = list(range(0 if site == "residual" else 1, count + 1))
+    if layers is None:
+        return known
+    wrong = [layer for layer in layers if layer not in known]
+    if wrong or not layers or len(set(layers)) < len(layers):
+        raise InputError(
+            f"layers {list(layers)}: expected different ones of {known[0]} to {known[-1]} ({count} blocks; 0 is the "
+            "embedding, i what block i leaves)"
+        )
+    return list(layers)
 
 
 def state_factors(states: Float[Tensor, "prompt hidden"], center: bool = False) -> LeftFactors:
@@ -81,49 +164,125 @@ def state_factors(states: Float[Tensor, "prompt hidden"], center: bool = False) 
     return left_factors((rows - rows.mean(dim=0) if center else rows).T)
 
 
-class _ResidualStream:
-    """Collects the state of each prompt at each place of one forward pass."""
+class _Capture:
+    """Collects the states of one forward pass at each place and position."""
 
-    def __init__(self) -> None:
-        self.states: list[Float[Tensor, "batch hidden"]] = []
+    def __init__(self, places: Sequence[int]) -> None:
+        self._places = places
+        self._found: dict[tuple[Position, int], Tensor] = {}
         self._mask: Tensor = torch.empty(0)
-        self._position: Position = "last"
+        self._positions: Sequence[Position] = ()
 
-    def begin(self, mask: Int[Tensor, "batch position"], position: Position) -> None:
-        """Forget the last batch."""
-        self.states, self._mask, self._position = [], mask, position
+    def begin(self, mask: Int[Tensor, "batch position"], positions: Sequence[Position]) -> None:
+        """Say which positions the next pass is read at."""
+        self._mask, self._positions = mask, positions
 
-    def add(self, hidden: Float[Tensor, "batch position hidden"]) -> None:
-        """Take the states of one place; places may lie on several devices."""
+    def add(self, place: int, hidden: Float[Tensor, "batch position hidden"]) -> None:
+        """Take the states of one place."""
         mask = self._mask.to(hidden.device)
-        if self._position == "mean":
-            weights = mask[..., None].float()
-            self.states.append(((hidden.float() * weights).sum(dim=1) / weights.sum(dim=1)).cpu())
-            return
-        places = torch.arange(mask.shape[1], device=mask.device)
-        last = (mask * places).argmax(dim=1)
-        self.states.append(hidden[torch.arange(len(last), device=last.device), last].float().cpu())
+        for position in self._positions:
+            if position == "mean":
+                weights = mask[..., None].float()
+                self._found[position, place] = (hidden.float() * weights).sum(dim=1) / weights.sum(dim=1)
+            else:
+                last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
+                self._found[position, place] = hidden[torch.arange(len(last), device=last.device), last].float()
+
+    def states(self, positions: Sequence[Position]) -> dict[Position, Tensor]:
+        """Return ``(prompt, place, hidden)`` of each position, in the order of the places."""
+        devices = {state.device for state in self._found.values()}
+        together = next(iter(devices)) if len(devices) == 1 else torch.device("cpu")
+        return {
+            position: torch.stack([self._found[position, place].to(together) for place in self._places], dim=1)
+            for position in positions
+        }
+
+
+def _read(
+    model: PreTrainedModel,
+    encoded: Sequence[list[int]],
+    positions: Sequence[Position],
+    padding: Side,
+    pad: int,
+    capture: _Capture,
+) -> dict[Position, Tensor]:
+    """Read the states of one batch; that of the first generated token in a second pass over prompt and token."""
+    of_prompt = [position for position in positions if position != "first_generated"]
+    generates = len(of_prompt) < len(positions)
+    logits = _forward(model, encoded, of_prompt, padding, pad, capture, generates)
+    if generates:
+        following = logits.argmax(dim=-1).tolist()
+        longer = [[*ids, token] for ids, token in zip(encoded, following, strict=True)]
+        _forward(model, longer, ["first_generated"], padding, pad, capture)
+    return capture.states(positions)
+
+
+def _forward(
+    model: PreTrainedModel,
+    encoded: Sequence[list[int]],
+    positions: Sequence[Position],
+    padding: Side,
+    pad: int,
+    capture: _Capture,
+    generates: bool = False,
+) -> Float[Tensor, "batch vocabulary"]:
+    """Run the model; return the logits behind each sequence's last token, if it generates from there."""
+    input_ids, mask = pad_batch(encoded, pad, padding)
+    lasts = (mask * torch.arange(mask.shape[1])).argmax(dim=1)
+    kept = lasts.unique() if generates else lasts[-1:]
+    capture.begin(mask.to(model.device), list(positions))
+    output = model(
+        input_ids=input_ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        use_cache=False,
+        logits_to_keep=kept.to(model.device),
+        **_positions(model, mask, padding),
+    )
+    logits: Tensor = output.logits
+    return logits[torch.arange(len(encoded)), torch.searchsorted(kept, lasts)] if generates else logits[:, 0]
 
 
 @contextmanager
-def _residual_stream(model: nn.Module) -> Iterator[_ResidualStream]:
-    """Hook what goes into the first block and what comes out of each; taken off again at the end."""
-    stream = _ResidualStream()
+def _capturing(model: nn.Module, site: Site, places: Sequence[int]) -> Iterator[_Capture]:
+    """Hook what goes into the first block and what comes out of each, or of its part; taken off again at the end."""
+    capture = _Capture(places)
     blocks = find_blocks(model)
 
     def entering(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-        stream.add(positional[0] if positional else named["hidden_states"])
+        capture.add(0, positional[0] if positional else named["hidden_states"])
 
-    def leaving(module: nn.Module, positional: tuple[Any, ...], output: Any) -> None:
-        stream.add(output[0] if isinstance(output, tuple) else output)
+    def leaving(place: int) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def hook(module: nn.Module, positional: tuple[Any, ...], output: Any) -> None:
+            capture.add(place, output[0] if isinstance(output, tuple) else output)
 
-    handles = [blocks[0].register_forward_pre_hook(entering, with_kwargs=True)]
-    handles += [block.register_forward_hook(leaving) for block in blocks]
+        return hook
+
+    handles = [blocks[0].register_forward_pre_hook(entering, with_kwargs=True)] if 0 in places else []
+    for place, block in enumerate(blocks, start=1):
+        if place in places:
+            module = block if site == "residual" else find_part(block, site)
+            handles.append(module.register_forward_hook(leaving(place)))
     try:
-        yield stream
+        yield capture
     finally:
         for handle in handles:
             handle.remove()
+
+
+def find_part(block: nn.Module, site: Literal["attention", "mlp"]) -> nn.Module:
+    """Return the attention or the MLP of a block.
+
+    Raises:
+        InputError: The block has neither of the usual names.
+    """
+    for name in PARTS[site]:
+        part = getattr(block, name, None)
+        if isinstance(part, nn.Module):
+            return part
+    raise InputError(
+        f"{type(block).__name__} has no part called {' or '.join(PARTS[site])}; it has "
+        f"{', '.join(name for name, _ in block.named_children())}"
+    )
 
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:
@@ -150,3 +309,7 @@ def _positions(model: PreTrainedModel, mask: Tensor, padding: Side) -> dict[str,
     if padding == "right":
         return {}
     return {"position_ids": (mask.cumsum(dim=1) - 1).clamp_min(0).to(model.device)}
+
+
+def _is_lack_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in NO_ROOM)

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from safety_subspaces.adapter_base import ADAPTER_CONFIG, adapter_base
@@ -84,14 +84,47 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedToke
 
 
 def load_language_model(
-    path: str, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
+    path: str, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False, device: str = "cpu"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model for evaluation, in eval mode, with its tokenizer; an adapter is merged into its base.
 
+    Args:
+        path: Folder or Hub id.
+        dtype: Type of the weights.
+        trust_remote_code: Whether to run code that a Hub repository ships.
+        device: A device, ``auto`` for a GPU where there is one, or ``spread`` over all GPUs (through accelerate).
+
     Raises:
-        InputError: A local folder that is missing or holds no model; a Hub id that cannot be reached.
+        InputError: A local folder that is missing or holds no model; a Hub id that cannot be reached; a device that is
+            not there.
     """
-    return load_model(path, dtype, trust_remote_code).eval(), load_tokenizer(path, trust_remote_code)
+    tokenizer = load_tokenizer(path, trust_remote_code)
+    if device == "spread":
+        return load_model(path, dtype, trust_remote_code, device_map="auto").eval(), tokenizer
+    target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        torch.zeros(1, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"device {device!r} is not there ({_first_line(error)}); expected cpu, cuda, cuda:<n>, auto or spread"
+        ) from error
+    model: PreTrainedModel = load_model(path, dtype, trust_remote_code).eval().to(target)
+    return model, tokenizer
+
+
+def count_blocks(path: str) -> int:
+    """Return the number of transformer blocks of a model, by its configuration alone.
+
+    Raises:
+        InputError: No configuration can be read, or it is none of a decoder.
+    """
+    location = Path(path)
+    named = str(adapter_base(location)) if (location / ADAPTER_CONFIG).is_file() else path
+    try:
+        count = AutoConfig.from_pretrained(named).get_text_config().num_hidden_layers
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"no configuration of a decoder could be read from {named}: {_first_line(error)}") from error
+    return int(count)
 
 
 def load_model(
@@ -99,6 +132,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
+    device_map: str | None = None,
 ) -> PreTrainedModel:
     """Load the weights of a model; an adapter is merged into its base.
 
@@ -109,13 +143,14 @@ def load_model(
     check_model_path(path)
     disable_progress_bar()  # of a model's shards; our own bars show stages and models
     if (Path(path) / ADAPTER_CONFIG).is_file():
-        return _merged(path, dtype, trust_remote_code, attn_implementation)
+        return _merged(path, dtype, trust_remote_code, attn_implementation, device_map)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             attn_implementation=attn_implementation,
+            device_map=device_map,
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -129,11 +164,13 @@ def load_model(
     return model
 
 
-def _merged(path: str, dtype: torch.dtype, trust_remote_code: bool, attn_implementation: str | None) -> PreTrainedModel:
+def _merged(
+    path: str, dtype: torch.dtype, trust_remote_code: bool, attn_implementation: str | None, device_map: str | None
+) -> PreTrainedModel:
     from peft import PeftModel  # a second's import that full models need not pay
 
     try:
-        base = load_model(adapter_base(Path(path)), dtype, trust_remote_code, attn_implementation)
+        base = load_model(adapter_base(Path(path)), dtype, trust_remote_code, attn_implementation, device_map)
     except InputError as error:
         raise InputError(f"the base of adapter {path} cannot be loaded: {error}") from error
     try:

@@ -117,7 +117,12 @@ def random_k_energy_moments(energies: Float[Tensor, " rank"], count: int) -> Mom
 
 
 def matched_control(
-    first: Factorised, second: Factorised, overlaps: Sequence[Overlap], draws: int, generator: torch.Generator
+    first: Factorised,
+    second: Factorised,
+    overlaps: Sequence[Overlap],
+    draws: int,
+    generator: torch.Generator,
+    kept: Float[Tensor, " out"] | None = None,
 ) -> list[MatchedControl]:
     """Compare overlaps with those of the same pair after each row of the second is given a random sign.
 
@@ -137,6 +142,8 @@ def matched_control(
         overlaps: What :func:`safety_subspaces.overlap.mode_subspace_overlap` gave for the two.
         draws: Sets of signs; 0 gives NaN.
         generator: Source of the signs.
+        kept: A direction that no sign turns: the mean that two sets of states share. The bases are reflected so that it
+            is a coordinate axis; the other coordinates hardly move, as a mean is mostly spread over many.
 
     Returns:
         Mean and p-value for each overlap, NaN where it is undefined.
@@ -148,13 +155,52 @@ def matched_control(
     ranks = [(overlap.rank_first, overlap.rank_second) for overlap in defined]
     width = [max(column) for column in zip(*ranks, strict=True)]
     left, right = first.basis[:, : width[0]], second.basis[:, : width[1]]
+    axis = None
+    if kept is not None and kept.any():
+        axis = int(kept.abs().argmax())
+        left, right = (_reflected(basis, kept, axis) for basis in (left, right))
     smaller = torch.tensor([min(pair) for pair in ranks], dtype=torch.float64)
-    sums = [overlap_sums(left, right * _random_signs(right.shape[0], generator).to(right), ranks) for _ in range(draws)]
+    sums = []
+    for _ in range(draws):
+        signs = _random_signs(right.shape[0], generator).to(right)
+        if axis is not None:
+            signs[axis] = 1
+        sums.append(overlap_sums(left, right * signs, ranks))
     null = torch.tensor(sums, dtype=torch.float64) / smaller
     observed = torch.tensor([overlap.value for overlap in defined], dtype=torch.float64)
     exceeding = (null >= observed - TIE_TOLERANCE).sum(dim=0)
     found = iter(zip(null.mean(dim=0).tolist(), ((1 + exceeding) / (1 + draws)).tolist(), strict=True))
     return [MatchedControl(*next(found)) if overlap.reason is None else missing for overlap in overlaps]
+
+
+def matched_overlap(
+    first: Float[Tensor, "out rank_first"],
+    second: Float[Tensor, "out rank_second"],
+    kept: Float[Tensor, " out"] | None = None,
+) -> float:
+    """Return the mean overlap under :func:`matched_control` over all signs: ``sum_i p_i q_i / min(ku, kh)``.
+
+    Args:
+        first: An orthonormal basis.
+        second: Another.
+        kept: As there.
+    """
+    smaller = min(first.shape[1], second.shape[1])
+    if smaller == 0:
+        return float("nan")
+    if kept is not None and kept.any():
+        axis = int(kept.abs().argmax())
+        first, second = (_reflected(basis, kept, axis) for basis in (first, second))
+    leverages = [basis.double().square().sum(dim=1) for basis in (first, second)]
+    return float(leverages[0] @ leverages[1]) / smaller
+
+
+def _reflected(basis: Tensor, kept: Tensor, axis: int) -> Tensor:
+    """Reflect a basis by the Householder map that takes a direction to a coordinate axis."""
+    direction = kept.to(basis) / torch.linalg.vector_norm(kept.to(basis))
+    normal = direction.clone()
+    normal[axis] += torch.where(direction[axis] < 0, -1.0, 1.0)  # away from zero: no cancellation
+    return basis - torch.outer(2 / (normal @ normal) * normal, normal @ basis)
 
 
 def _random_signs(rows: int, generator: torch.Generator) -> Float[Tensor, "{rows} 1"]:

@@ -1,0 +1,113 @@
+"""First and second moments of hidden states that pass in batches: all that a subspace needs of any number of prompts.
+
+Kept are the count, the mean and the scatter about it, in float64, so that neither many prompts nor a mean far from the
+origin costs digits; memory is hidden x hidden for each place, and as many buffered rows.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from safety_subspaces.errors import InputError
+from safety_subspaces.linalg import LeftFactors, gram_of_rows, numerical_rank_of, symmetric_eigh
+
+
+@dataclass(frozen=True)
+class StateMoments:
+    """Moments of a set of vectors.
+
+    Args:
+        count: Number of vectors.
+        mean: Their mean.
+        scatter: ``sum_i (x_i - mean) (x_i - mean)^T``.
+    """
+
+    count: int
+    mean: Float64[Tensor, " hidden"]
+    scatter: Float64[Tensor, "hidden hidden"]
+
+    def merged(self, other: "StateMoments") -> "StateMoments":
+        """Return the moments of both sets together.
+
+        Source: Chan, Golub and LeVeque, Stanford STAN-CS-79-773 (1979).
+        """
+        if not self.count or not other.count:
+            return other if other.count else self
+        total = self.count + other.count
+        step = other.mean - self.mean
+        weight = self.count * other.count / total
+        scatter = (self.scatter + other.scatter).addr_(step, step, alpha=weight)
+        return StateMoments(total, self.mean + step * (other.count / total), scatter)
+
+    def factors(self, center: bool = False) -> LeftFactors:
+        """Factorise the vectors: what :func:`~safety_subspaces.activations.state_factors` returns of them one by one.
+
+        Args:
+            center: Whether their mean is taken out first.
+        """
+        gram = self.scatter.clone()
+        if not center:
+            gram.addr_(self.mean, self.mean, alpha=float(self.count))
+        if not self.count or not gram.any():
+            return LeftFactors(torch.zeros(gram.shape[0], 0), torch.zeros(0, dtype=torch.float64))
+        values, vectors = symmetric_eigh(gram)
+        values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+        # n vectors span at most n directions; what is beyond is the rounding of the sums.
+        rank = min(numerical_rank_of(values), self.count - center)
+        return LeftFactors(vectors[:, :rank].float(), values[:rank].sqrt())
+
+
+class MomentsBuilder:
+    """Takes vectors in batches of any size and gives their moments.
+
+    Args:
+        hidden: Dimension of the vectors. As many rows are buffered, so that the cost of a batch does not depend on how
+            small it is.
+    """
+
+    def __init__(self, hidden: int) -> None:
+        self._hidden = hidden
+        self._buffer: list[Float[Tensor, "any hidden"]] = []
+        self._buffered = 0
+        self._moments = no_moments(hidden)
+
+    def add(self, rows: Float[Tensor, "prompt hidden"]) -> None:
+        """Take a batch.
+
+        Raises:
+            InputError: A vector that holds a NaN or an infinity.
+        """
+        if not torch.isfinite(rows).all():
+            raise InputError(
+                "hidden states hold NaN or infinite numbers; load the model in float32 or bfloat16, or look for broken "
+                "weights"
+            )
+        if len(rows):
+            self._buffer.append(rows)
+            self._buffered += len(rows)
+        if self._buffered >= self._hidden:
+            self._fold()
+
+    def moments(self) -> StateMoments:
+        """Return the moments of all vectors so far."""
+        self._fold()
+        return self._moments
+
+    def _fold(self) -> None:
+        if self._buffer:
+            self._moments = self._moments.merged(moments_of(torch.cat(self._buffer)))
+            self._buffer, self._buffered = [], 0
+
+
+def moments_of(rows: Float[Tensor, "prompt hidden"]) -> StateMoments:
+    """Return the moments of vectors, on the CPU."""
+    values = rows.double()
+    mean = values.mean(dim=0)
+    return StateMoments(len(rows), mean.cpu(), gram_of_rows((values - mean).T).cpu())
+
+
+def no_moments(hidden: int) -> StateMoments:
+    """Return the moments of no vector."""
+    return StateMoments(0, torch.zeros(hidden).double(), torch.zeros(hidden, hidden).double())
