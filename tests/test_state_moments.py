@@ -5,6 +5,7 @@ import torch
 
 from safety_subspaces.activations import state_factors
 from safety_subspaces.errors import InputError
+from safety_subspaces.linalg import rank_of_energy
 from safety_subspaces.overlap import mode_subspace_overlap
 from safety_subspaces.state_moments import MomentsBuilder, moments_of, no_moments
 
@@ -25,7 +26,9 @@ def built(rows: torch.Tensor, *sizes: int):
 
 
 @pytest.mark.parametrize("sizes", [(200,), (1,) * 200, (7, 90, 3, 100), (0, 200)])
-def test_streaming_equals_one_shot(sizes) -> None:
+@pytest.mark.parametrize("buffered", [1, 50, 4096])
+def test_streaming_equals_one_shot(sizes, buffered, monkeypatch) -> None:
+    monkeypatch.setattr("safety_subspaces.state_moments.BUFFERED_ROWS", buffered)
     rows = drawn(200)
     found = built(rows, *sizes)
     exact = rows.double()
@@ -76,4 +79,16 @@ def test_states_that_are_not_finite_are_refused() -> None:
     rows = drawn(10)
     rows[3, 2] = torch.nan
     with pytest.raises(InputError, match="NaN or infinite"):
-        MomentsBuilder(HIDDEN).add(rows)
+        built(rows, 10)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_leading_factors_are_the_first_of_all(share) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(300, 100, generator=generator) * torch.linspace(1, 0.01, 100)
+    moments = moments_of(rows)
+    leading, whole = moments.factors(share=share), moments.factors()
+    torch.testing.assert_close(leading.singular_values, whole.singular_values, rtol=1e-12, atol=1e-12)
+    assert leading.held == rank_of_energy(whole.singular_values, share) < 100
+    products = leading.basis.double().T @ whole.basis[:, : leading.held].double()
+    torch.testing.assert_close(products.abs(), torch.eye(leading.held).double(), rtol=0, atol=1e-6)

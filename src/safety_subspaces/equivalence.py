@@ -76,7 +76,7 @@ def overlap_equivalence(first: "StateHalves", second: "StateHalves", energies: S
     """
     folds = min(FOLDS, first.fewest_groups, second.fewest_groups)
     if folds < 2:
-        return [Equivalence(energy, *[nan] * 7, "undefined") for energy in energies]
+        return [Equivalence(energy, nan, nan, nan, nan, nan, nan, nan, "undefined") for energy in energies]
     whole = [_compare(first, second, energy, folds, None) for energy in energies]
     left_out = [[_compare(first, second, energy, folds, fold) for fold in range(folds)] for energy in energies]
     return [_judge(*row) for row in zip(energies, whole, left_out, strict=True)]
@@ -142,9 +142,9 @@ def _compare(
     bases = [list(halves.bases(energy, folds, left_out)) for halves in (first, second)]
     kept = shared_direction(first.kept, second.kept)
     across = list(product(*bases))
-    overlap = np.mean([_overlap(*pair) for pair in across])
-    floor = np.mean([_overlap(*halves) for halves in bases])
-    chance = np.mean([matched_overlap(*pair, kept) for pair in across])
+    overlap = np.mean([_overlap(one, other) for one, other in across])
+    floor = np.mean([_overlap(one, other) for one, other in bases])
+    chance = np.mean([matched_overlap(one, other, kept) for one, other in across])
     return float(overlap), float(floor), float(chance)
 
 

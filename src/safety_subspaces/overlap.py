@@ -5,44 +5,16 @@ from dataclasses import dataclass
 from math import nan, sqrt
 
 import torch
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from safety_subspaces.errors import InputError
-from safety_subspaces.linalg import LeftFactors, rank_of_energy
+from safety_subspaces.linalg import LeadingFactors, LeftFactors, rank_of_energy
 from safety_subspaces.tall import TallFactors
 
 # From cos^2 = 1/2 on the sine tells an angle better than the cosine, whose slope vanishes at angle 0: there a rounding
 # of 1e-16 is an angle of 1e-8.
 SINE_FROM = 0.5
-
-
-@dataclass(frozen=True)
-class LeadingFactors:
-    """The leading left singular vectors of a matrix whose whole spectrum is known, as a subspace file holds them.
-
-    Args:
-        basis: Orthonormal columns, in descending order of singular value.
-        singular_values: Those of all directions within the numerical rank.
-    """
-
-    basis: Float32[Tensor, "out held"]
-    singular_values: Float64[Tensor, " rank"]
-
-    @property
-    def rows(self) -> int:
-        """Dimension of the output space."""
-        return self.basis.shape[0]
-
-    @property
-    def held(self) -> int:
-        """Number of directions that the basis holds."""
-        return self.basis.shape[1]
-
-    @property
-    def numerical_rank(self) -> int:
-        """Number of directions, of which the basis holds the first."""
-        return self.singular_values.numel()
 
 
 Factorised = LeftFactors | LeadingFactors | TallFactors
@@ -144,7 +116,7 @@ def mode_subspace_overlap(first: Factorised, second: Factorised, energies: Seque
 
 def held_of(factors: Factorised) -> int:
     """Return how many of an update's directions are known."""
-    return factors.held if isinstance(factors, LeadingFactors) else factors.numerical_rank
+    return factors.numerical_rank if isinstance(factors, LeftFactors) else factors.held
 
 
 def ranks_of(first: Factorised, second: Factorised, share: float) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """First and second moments of hidden states that pass in batches: all that a subspace needs of any number of prompts.
 
 Kept are the count, the mean and the scatter about it, in float64, so that neither many prompts nor a mean far from the
-origin costs digits; memory is hidden x hidden for each place, and as many buffered rows.
+origin costs digits; memory is hidden x hidden for each place, and some thousand buffered rows.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from safety_subspaces.errors import InputError
-from safety_subspaces.linalg import LeftFactors, gram_of_rows, numerical_rank_of, symmetric_eigh
+from safety_subspaces.linalg import LeadingFactors, gram_of_rows, numerical_rank_of, symmetric_eigh
 
 
 @dataclass(frozen=True)
@@ -41,30 +41,33 @@ class StateMoments:
         scatter = (self.scatter + other.scatter).addr_(step, step, alpha=weight)
         return StateMoments(total, self.mean + step * (other.count / total), scatter)
 
-    def factors(self, center: bool = False) -> LeftFactors:
+    def factors(self, center: bool = False, share: float = 1.0) -> LeadingFactors:
         """Factorise the vectors: what :func:`~safety_subspaces.activations.state_factors` returns of them one by one.
 
         Args:
             center: Whether their mean is taken out first.
+            share: Share of the energy that the directions are to hold; all singular values are there.
         """
         gram = self.scatter.clone()
         if not center:
             gram.addr_(self.mean, self.mean, alpha=float(self.count))
         if not self.count or not gram.any():
-            return LeftFactors(torch.zeros(gram.shape[0], 0), torch.zeros(0, dtype=torch.float64))
-        values, vectors = symmetric_eigh(gram)
-        values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+            return LeadingFactors(torch.zeros(gram.shape[0], 0), torch.zeros(0, dtype=torch.float64))
+        values, vectors = symmetric_eigh(gram, share)
         # n vectors span at most n directions; what is beyond is the rounding of the sums.
         rank = min(numerical_rank_of(values), self.count - center)
-        return LeftFactors(vectors[:, :rank].float(), values[:rank].sqrt())
+        return LeadingFactors(vectors[:, :rank].float(), values[:rank].sqrt())
+
+
+# Rows that are buffered at least before they are summed: at hidden 1024, 64 at a time take three times as long.
+BUFFERED_ROWS = 4096
 
 
 class MomentsBuilder:
     """Takes vectors in batches of any size and gives their moments.
 
     Args:
-        hidden: Dimension of the vectors. As many rows are buffered, so that the cost of a batch does not depend on how
-            small it is.
+        hidden: Dimension of the vectors.
     """
 
     def __init__(self, hidden: int) -> None:
@@ -77,28 +80,34 @@ class MomentsBuilder:
         """Take a batch.
 
         Raises:
-            InputError: A vector that holds a NaN or an infinity.
+            InputError: A vector so far holds a NaN or an infinity; found when the buffer is summed.
         """
-        if not torch.isfinite(rows).all():
-            raise InputError(
-                "hidden states hold NaN or infinite numbers; load the model in float32 or bfloat16, or look for broken "
-                "weights"
-            )
         if len(rows):
             self._buffer.append(rows)
             self._buffered += len(rows)
-        if self._buffered >= self._hidden:
+        if self._buffered >= max(BUFFERED_ROWS, self._hidden):
             self._fold()
 
     def moments(self) -> StateMoments:
-        """Return the moments of all vectors so far."""
+        """Return the moments of all vectors so far.
+
+        Raises:
+            InputError: As :meth:`add`.
+        """
         self._fold()
         return self._moments
 
     def _fold(self) -> None:
-        if self._buffer:
-            self._moments = self._moments.merged(moments_of(torch.cat(self._buffer)))
-            self._buffer, self._buffered = [], 0
+        if not self._buffer:
+            return
+        moments = moments_of(torch.cat(self._buffer))
+        self._buffer, self._buffered = [], 0
+        if not torch.isfinite(moments.mean).all():  # one bad number in any row
+            raise InputError(
+                "hidden states hold NaN or infinite numbers; load the model in float32 or bfloat16, or look for broken "
+                "weights"
+            )
+        self._moments = self._moments.merged(moments)
 
 
 def moments_of(rows: Float[Tensor, "prompt hidden"]) -> StateMoments:

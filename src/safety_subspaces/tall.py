@@ -26,17 +26,17 @@ TALL_ILL_CONDITIONED = 1e-3
 @final
 @dataclass(frozen=True)
 class TallFactors:
-    """The left singular vectors ``L = D T`` of a tall matrix, within its numerical rank, by descending singular value.
+    """The leading left singular vectors ``L = D T`` of a tall matrix, by descending singular value.
 
     Args:
         matrix: The matrix D.
         turn: ``T = R S^-1`` of the matrix over its scale, in the type that products with D are made in.
-        singular_values: Those of D.
+        singular_values: Those of D within its numerical rank, of which ``turn`` may hold the first alone.
         scale: A power of two by which D is divided before anything is made of it.
     """
 
     matrix: Float[Tensor, "out in"] | StreamedUpdate
-    turn: Float[Tensor, "in rank"]
+    turn: Float[Tensor, "in held"]
     singular_values: Float64[Tensor, " rank"]
     scale: float = 1.0
 
@@ -50,8 +50,13 @@ class TallFactors:
         """Number of directions."""
         return self.singular_values.numel()
 
+    @property
+    def held(self) -> int:
+        """Number of directions that are held."""
+        return self.turn.shape[1]
+
     @cached_property
-    def basis(self) -> Float32[Tensor, "out rank"]:
+    def basis(self) -> Float32[Tensor, "out held"]:
         """L as one matrix, as large as D: for tests and small cases."""
         return torch.cat(list(self.basis_blocks()))
 
@@ -59,12 +64,12 @@ class TallFactors:
         """Return the same with L as one matrix."""
         return LeftFactors(self.basis, self.singular_values)
 
-    def basis_blocks(self, rows: int | None = None) -> Iterator[Float32[Tensor, "part rank"]]:
+    def basis_blocks(self, rows: int | None = None) -> Iterator[Float32[Tensor, "part held"]]:
         """Yield L so many rows at a time; by default as :func:`~safety_subspaces.streamed.blocks_of` splits D."""
         for block in blocks_of(self.matrix) if rows is None else self.matrix.split(rows):
             yield (self._scaled(block) @ self.turn).float()
 
-    def coordinates(self, update: Float[Tensor, "out columns"] | StreamedUpdate) -> Float[Tensor, "rank columns"]:
+    def coordinates(self, update: Float[Tensor, "out columns"] | StreamedUpdate) -> Float[Tensor, "held columns"]:
         """Return ``L^T U``; both matrices are read some rows at a time."""
         total = torch.zeros(())
         step = max(1, BLOCK // max(1, self.matrix.shape[1]))
@@ -85,8 +90,12 @@ class TallFactors:
         return (block if self.scale == 1 else block / self.scale).to(self.turn.dtype)
 
 
-def tall_factors(delta: Float[Tensor, "out in"] | StreamedUpdate) -> TallFactors:
+def tall_factors(delta: Float[Tensor, "out in"] | StreamedUpdate, share: float = 1.0) -> TallFactors:
     """Factorise a matrix with more rows than columns by ``eigh`` of ``D^T D``.
+
+    Args:
+        delta: The matrix.
+        share: Share of the energy that the directions are to hold.
 
     Raises:
         ValueError: It has no more rows than columns: its smaller Gram matrix is ``D D^T``.
@@ -99,10 +108,9 @@ def tall_factors(delta: Float[Tensor, "out in"] | StreamedUpdate) -> TallFactors
         device = next(iter(blocks_of(delta))).device
         empty = torch.zeros(delta.shape[1], 0, device=device)
         return TallFactors(delta, empty, torch.zeros(0, dtype=torch.float64, device=device))
-    eigenvalues, vectors, working = gram_eigh(delta, scale, TALL_ILL_CONDITIONED)
-    rank = numerical_rank_of(eigenvalues)
-    values = eigenvalues[:rank].sqrt()
-    turn = vectors[:, :rank] / values
+    eigenvalues, vectors, working = gram_eigh(delta, scale, TALL_ILL_CONDITIONED, share)
+    values = eigenvalues[: numerical_rank_of(eigenvalues)].sqrt()
+    turn = vectors / values[: vectors.shape[1]]
     if working == torch.float64 and eigenvalues[-1] >= ILL_CONDITIONED * eigenvalues[0]:
         working = torch.float32  # the Gram matrix needed float64; products of this matrix do not yet
     return TallFactors(delta, turn.to(working), values * scale, scale)

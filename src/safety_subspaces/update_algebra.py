@@ -8,9 +8,11 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from safety_subspaces.linalg import (
+    LeadingFactors,
     LeftFactors,
     as_matrix,
     gram_of_rows,
+    leading_factors,
     left_factors,
     scale_of,
     squared_norm,
@@ -50,6 +52,20 @@ def factorise(update: Update) -> Factors:
     if isinstance(matrix, LowRank):
         return matrix.left_factors()
     return tall_factors(matrix) if matrix.shape[0] > matrix.shape[1] > 1 else left_factors(matrix)
+
+
+def factorise_leading(update: Update, share: float) -> LeftFactors | LeadingFactors | TallFactors:
+    """Factorise as :func:`factorise`; only the directions that hold a share of the energy are sure to be there.
+
+    Raises:
+        InputError: As there.
+    """
+    matrix = matrix_of(update)
+    if isinstance(matrix, LowRank) or share == 1:
+        return factorise(update)
+    if matrix.shape[0] > matrix.shape[1] > 1:
+        return tall_factors(matrix, share)
+    return leading_factors(matrix, share)
 
 
 def energy(update: Update) -> float:

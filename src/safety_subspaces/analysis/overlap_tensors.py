@@ -31,7 +31,7 @@ from safety_subspaces.overlap import (
 )
 from safety_subspaces.subspace import seeded_generator
 from safety_subspaces.subspace_file import BASIS, SPECTRUM, SubspaceFile, open_subspace
-from safety_subspaces.update_algebra import factorise, on_device
+from safety_subspaces.update_algebra import factorise_leading, on_device
 from safety_subspaces.update_measures import spectral_ranks
 
 LARGE = f"more than {STREAM_ABOVE} numbers: its singular vectors are not formed, nor its matched control and angles"
@@ -81,7 +81,8 @@ class OverlapTensor:
         path = self.updates[label]
         if label in self.stored:
             return _stored_factors(path, name, opened(self.reference), device)
-        return factorise(on_device(open_update(opened(path), opened(self.reference), name), device))
+        update = on_device(open_update(opened(path), opened(self.reference), name), device)
+        return factorise_leading(update, max(self.energies))
 
     def _compare(self, name: str, first: str, second: str, found: Mapping[str, Factorised]) -> list[dict[str, Any]]:
         """Return the numeric columns of one pair, a row for each energy."""

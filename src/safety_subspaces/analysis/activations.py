@@ -1,0 +1,293 @@
+"""Whether prompt sets share their space of hidden states, at every layer, linearly and not, and with what error."""
+
+import time
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from safety_subspaces.activations import POSITIONS, Position, Site
+from safety_subspaces.analysis.captured_states import CaptureSettings, captured, groups_of
+from safety_subspaces.analysis.results import ResultFolder
+from safety_subspaces.analysis.state_comparisons import (
+    Comparing,
+    ModelStates,
+    cka_rows,
+    depth_table,
+    dimension_rows,
+    equivalence_rows,
+    overlap_rows,
+    two_sample_rows,
+)
+from safety_subspaces.errors import InputError
+from safety_subspaces.evaluation.prompt_sets import read_prompt_items, split_source
+from safety_subspaces.evaluation.settings import ORGANISM
+from safety_subspaces.examples import PromptItem
+from safety_subspaces.language_model import check_model_path, count_blocks, load_language_model
+from safety_subspaces.matching import match_prompts
+from safety_subspaces.prompting import CHAT, encode_prompt
+
+COLUMNS = (
+    *("model", "first", "second", "position", "layer", "energy", "rank_first", "rank_second", "overlap", "chance"),
+    *("p_haar", "matched_chance", "p_matched", "floor", "matched", "smallest_angle_radians", "mean_angle_radians"),
+    *("largest_angle_radians", "n_first", "n_second"),
+)
+# A set of fewer prompts has halves of fewer than four: nothing can be said of the space that they span.
+FEWEST_PROMPTS = 8
+# The share that headlines quote.
+HEADLINE_ENERGY = 0.9
+
+
+def activations(
+    models: dict[str, str],
+    prompts: dict[str, str],
+    out: str,
+    energies: Sequence[float] = (0.5, 0.75, 0.9, 0.95, 0.99),
+    center: bool = False,
+    position: Position | list[Position] = "last",
+    layers: list[int] | None = None,
+    site: Site = "residual",
+    template: str = CHAT,
+    split: Literal["dev", "test"] = "test",
+    limit: int | None = None,
+    sample: int = 512,
+    controls: int = 99,
+    permutations: int = 199,
+    shared: Literal["refuse", "drop"] = "refuse",
+    batch_size: int = 64,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    device: str = "auto",
+    cache: str | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> pd.DataFrame:
+    """Compare the hidden states of prompt sets, in each model, at each layer and position.
+
+    The overlap of two sets is the mode subspace overlap of their right singular vectors up to a share of energy: 1
+    where one space contains the other, max(k1, k2) / hidden by chance. p_haar asks whether uniformly random subspaces
+    would overlap as much; uncentred sets share their mean, so it always says no. matched_chance and p_matched compare
+    with the same pair after each coordinate of the second gets a random sign, its mean left in place. Rows with floor
+    compare the two halves of one set; rows with matched take only prompts of like length and template.
+
+    Further tables: equivalence (is the overlap nearer to the floor than to chance, with an error and its power),
+    two_sample (kernel MMD and distance of means, with permutation tests of whole groups of prompts), dimension
+    (intrinsic dimension by TwoNN and maximum likelihood), cka (the same prompts in two models), depth (the paper's mean
+    over 65 to 90 % of depth).
+
+    Overlaps are of all prompts, whose second moments are summed as they pass; everything else is of a seeded sample.
+
+    Args:
+        models: Label and path (or Hub id) of each model; adapters are merged into the base that they name.
+        prompts: Label and source of each prompt set, two or more: organism:<set>, a JSONL file whose lines have a
+            prompt (and if they like a group and a source), or <file>:<set>.
+        out: Folder to write.
+        energies: Shares of energy, in (0, 1], at which the spaces are cut.
+        center: Take the mean of each set out first.
+        position: last token of the prompt, mean over it, or first_generated token of the answer; one or several.
+        layers: Hidden-state indices: 0 is the embedding, i what block i leaves; all by default.
+        site: residual stream, or the output of each block's attention or mlp.
+        template: chat, or a named prompt template.
+        split: Split of the organism's prompts.
+        limit: At most so many prompts of each set.
+        sample: At most so many prompts of each set for all that is not an overlap of whole sets.
+        controls: Draws of the matched control.
+        permutations: Permutations of the two-sample tests.
+        shared: What to do when two sets share prompts: refuse, or drop them from both.
+        batch_size: Prompts at once; halved where memory ends.
+        dtype: Type in which models are run.
+        device: cpu, cuda, cuda:<n>, auto (a GPU, if there is one), or spread (over all of them, through accelerate).
+        cache: Folder that keeps what was read of each model and set, by content; .states beside out by default, none
+            for none.
+        seed: Seed of halves, samples and nulls.
+        overwrite: Replace earlier results in out.
+
+    Returns:
+        One row for each model, pair of sets, position, layer and energy.
+
+    Raises:
+        InputError: Before any model runs: an argument out of range, a model or prompt file that is missing, a layer
+            that does not exist, a prompt set that is too small, twice the same, or shares prompts with another.
+
+    Source: arXiv 2505.14185, section 6; the floors, controls and tests are ours.
+    """
+    started = time.monotonic()
+    positions: tuple[Position, ...] = (position,) if isinstance(position, str) else tuple(position)
+    arguments: dict[str, Any] = {
+        **{"models": models, "prompts": prompts, "energies": list(energies), "center": center},
+        **{"position": list(positions), "layers": layers, "site": site, "template": template, "split": split},
+        **{"limit": limit, "sample": sample, "controls": controls, "permutations": permutations, "shared": shared},
+        **{"batch_size": batch_size, "dtype": dtype, "device": device, "cache": cache, "seed": seed},
+    }
+    _check_arguments(models, energies, positions, sample, controls, permutations, batch_size)
+    blocks = _check_models(models, layers, site)
+    sets, left_out = read_sets(prompts, split, limit, shared)
+    files = [name for name, _ in map(split_source, prompts.values()) if name != ORGANISM]
+    results = ResultFolder(out, "activations", arguments, [*models.values(), *files], overwrite, started)
+    results.check_free()
+    settings = CaptureSettings(
+        positions, None if layers is None else tuple(layers), site, template, sample, seed, batch_size
+    )
+    how = Comparing(tuple(energies), center, controls, permutations, seed)
+    folder = None if cache == "none" else Path(cache) if cache else Path(out).parent / ".states"
+    tables: dict[str, list[dict[str, Any]]] = {name: [] for name in ("table", "equivalence", "two_sample", "dimension")}
+    seen: list[ModelStates] = []
+    with tqdm(total=len(models), desc="activations", unit="model") as bar:
+        for label, path in models.items():
+            bar.set_postfix_str(label)
+            model, tokenizer = load_language_model(path, getattr(torch, dtype), device=device)
+            found = {
+                name: captured(model, tokenizer, path, items, settings, folder, f"{label}: {name}")
+                for name, items in sets.items()
+            }
+            del model
+            sampled = {name: [items[row] for row in found[name].rows] for name, items in sets.items()}
+            pairs, unmatched = _matched(sampled, tokenizer, template)
+            left_out += [(f"{label}: {name}", reason) for name, reason in unmatched]
+            states = ModelStates(label, found, {name: groups_of(items, name) for name, items in sampled.items()}, pairs)
+            tables["table"] += overlap_rows(states, how)
+            tables["equivalence"] += equivalence_rows(states, how)
+            tables["two_sample"] += two_sample_rows(states, how)
+            tables["dimension"] += dimension_rows(states)
+            seen.append(states)
+            bar.update()
+    table = pd.DataFrame(tables["table"])[list(COLUMNS)]
+    with results:
+        for name, reason in left_out:
+            results.leave_out(name, reason)
+        results.summary = _summarise(pd.DataFrame(tables["equivalence"]), sets, sampled=sample)
+        results.write_table(table)
+        for name in ("equivalence", "two_sample", "dimension"):
+            results.write_table(pd.DataFrame(tables[name]), name)
+        if len(seen) > 1:
+            results.write_table(pd.DataFrame(cka_rows(seen)), "cka")
+        if site == "residual" and layers is None:
+            depths = [depth_table(table[table["model"] == label], count + 1) for label, count in blocks.items()]
+            results.write_table(pd.concat(depths, ignore_index=True), "depth")
+    return table
+
+
+def read_sets(
+    prompts: Mapping[str, str],
+    split: Literal["dev", "test"],
+    limit: int | None = None,
+    shared: Literal["refuse", "drop"] = "refuse",
+    fewest: int = FEWEST_PROMPTS,
+) -> tuple[dict[str, list[PromptItem]], list[tuple[str, str]]]:
+    """Read prompt sets that are to be compared, each prompt once.
+
+    Args:
+        prompts: Label and source of each.
+        split: Split of the organism's prompts.
+        limit: At most so many of each.
+        shared: What to do when two sets share prompts: ``refuse``, or ``drop`` them from both.
+        fewest: Prompts that a set must have.
+
+    Returns:
+        The sets, and what was left out with the reason.
+
+    Raises:
+        InputError: Fewer than two sets; a set that is missing, broken or too small; two that are the same or share
+            prompts.
+    """
+    if len(prompts) < 2:
+        raise InputError(f"expected two prompt sets or more, got {', '.join(prompts) or 'none'}; say --prompts.<label>")
+    sets, left_out = {}, []
+    for label, source in prompts.items():
+        items = read_prompt_items(source, split, limit)
+        unique = list({item.prompt: item for item in reversed(items)}.values())[::-1]
+        if len(unique) < len(items):
+            left_out.append((f"prompts {label}", f"{len(items) - len(unique)} of {len(items)} prompts are repeats"))
+        sets[label] = unique
+    for first, second in combinations(prompts, 2):
+        texts = [{item.prompt for item in sets[label]} for label in (first, second)]
+        common = texts[0] & texts[1]
+        if texts[0] == texts[1]:
+            raise InputError(f"prompt sets {first} and {second} are the same {len(common)} prompts; name two sets")
+        if common and shared == "refuse":
+            raise InputError(
+                f"prompt sets {first} ({len(texts[0])}) and {second} ({len(texts[1])}) share {len(common)} prompts, "
+                f"such as {min(common)[:60]!r}; an overlap would count them. Take them out, or say --shared drop"
+            )
+        if common:
+            left_out.append((f"prompts {first} and {second}", f"{len(common)} prompts are in both: dropped from both"))
+            for label in (first, second):
+                sets[label] = [item for item in sets[label] if item.prompt not in common]
+    for label, items in sets.items():
+        if len(items) < fewest:
+            raise InputError(f"prompt set {label} has {len(items)} prompts; expected at least {fewest}")
+    return sets, left_out
+
+
+def _check_arguments(
+    models: Mapping[str, str],
+    energies: Sequence[float],
+    positions: Sequence[str],
+    sample: int,
+    controls: int,
+    permutations: int,
+    batch_size: int,
+) -> None:
+    if not models:
+        raise InputError("no model given; say --models.<label>=<path>, once or more")
+    if not energies or len(set(energies)) < len(energies) or not all(0 < share <= 1 for share in energies):
+        raise InputError(f"energies {list(energies)}: expected different shares in (0, 1], at least one")
+    if not positions or len(set(positions)) < len(positions) or not set(positions) <= set(POSITIONS):
+        raise InputError(f"position {list(positions)}: expected different ones of {', '.join(POSITIONS)}")
+    if sample < FEWEST_PROMPTS or controls < 0 or permutations < 1 or batch_size < 1:
+        raise InputError(
+            f"sample {sample}, controls {controls}, permutations {permutations}, batch_size {batch_size}: expected at "
+            f"least {FEWEST_PROMPTS}, 0, 1 and 1"
+        )
+
+
+def _check_models(models: Mapping[str, str], layers: Sequence[int] | None, site: Site) -> dict[str, int]:
+    """Return the number of blocks of each model, by its configuration alone."""
+    blocks = {}
+    for label, path in models.items():
+        check_model_path(path)
+        count = blocks[label] = count_blocks(path)
+        lowest = 0 if site == "residual" else 1
+        wrong = [layer for layer in layers or [] if not lowest <= layer <= count]
+        if wrong:
+            raise InputError(
+                f"layers {wrong} do not exist in {label} ({path}) of {count} blocks; expected {lowest} to {count}"
+            )
+    return blocks
+
+
+def _matched(
+    sets: Mapping[str, Sequence[PromptItem]], tokenizer: PreTrainedTokenizerBase, template: str
+) -> tuple[dict[tuple[str, str], list[tuple[int, int]]], list[tuple[str, str]]]:
+    """Match the sampled prompts of each pair of sets by length in tokens and by template."""
+    lengths = {
+        label: [len(encode_prompt(tokenizer, item.prompt, template)) for item in items] for label, items in sets.items()
+    }
+    sources = {label: [item.source for item in items] for label, items in sets.items()}
+    pairs, unmatched = {}, []
+    for first, second in combinations(sets, 2):
+        found = match_prompts(lengths[first], lengths[second], sources[first], sources[second])
+        if len(found) >= FEWEST_PROMPTS:
+            pairs[first, second] = found
+        else:
+            reason = f"{len(found)} pairs of prompts of like length and template; at least {FEWEST_PROMPTS} are needed"
+            unmatched.append((f"{first} and {second}, matched", reason))
+    return pairs, unmatched
+
+
+def _summarise(equivalence: pd.DataFrame, sets: Mapping[str, Sequence[PromptItem]], sampled: int) -> dict[str, Any]:
+    """Count verdicts over the layers at the share that headlines quote, or the one nearest to it."""
+    shares = equivalence["energy"].unique()
+    share = min(shares, key=lambda value: abs(value - HEADLINE_ENERGY))
+    rows = equivalence[equivalence["energy"] == share]
+    keys = ["model", "first", "second", "position"]
+    verdicts = [
+        {**dict(zip(keys, key, strict=True)), **cell["verdict"].value_counts().to_dict()}
+        for key, cell in rows.groupby(keys, sort=False)
+    ]
+    counts = {label: {"prompts": len(items), "sampled": min(sampled, len(items))} for label, items in sets.items()}
+    return {"prompts": counts, "energy": float(share), "layers_by_verdict": verdicts}

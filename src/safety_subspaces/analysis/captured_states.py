@@ -1,0 +1,196 @@
+"""What is kept of the hidden states of one prompt set in one model, and its cache by content.
+
+Of any number of prompts there are kept the moments of two halves at each place and position, and a seeded sample of
+states for what moments cannot tell. The name of a file in the cache is a hash of all that determines it: the model's
+files, the prompts and the settings.
+"""
+
+import logging
+import random
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float32
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from safety_subspaces.activations import Position, Site, check_layers, stream_states
+from safety_subspaces.equivalence import deal
+from safety_subspaces.examples import PromptItem
+from safety_subspaces.provenance import describe_input, package_versions, sha256_of_value
+from safety_subspaces.state_moments import MomentsBuilder, StateMoments
+from safety_subspaces.tensor_stream import stream_tensors
+
+# Raised when what is stored, or how it is computed, changes.
+FORMAT = 1
+HALVES = ("a", "b")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CaptureSettings:
+    """How states are read.
+
+    Args:
+        positions: Token positions.
+        layers: Places, or ``None`` for all.
+        site: ``residual``, ``attention`` or ``mlp``.
+        template: ``chat``, or a named prompt template.
+        sample: At most so many prompts' states are kept one by one.
+        seed: Seed of the halves and of the sample.
+        batch_size: Prompts at once.
+    """
+
+    positions: tuple[Position, ...]
+    layers: tuple[int, ...] | None
+    site: Site
+    template: str
+    sample: int
+    seed: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class CapturedSet:
+    """States of one prompt set in one model.
+
+    Args:
+        layers: Places that were read.
+        halves: For each position and layer the moments of each half of the prompts; groups of prompts stay together.
+        sample: For each position states ``(prompt, place, hidden)`` of the sampled prompts.
+        rows: Which prompts were sampled.
+    """
+
+    layers: tuple[int, ...]
+    halves: dict[tuple[Position, int], tuple[StateMoments, StateMoments]]
+    sample: dict[Position, Float32[Tensor, "prompt place hidden"]]
+    rows: tuple[int, ...]
+
+
+def captured(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    path: str,
+    items: Sequence[PromptItem],
+    settings: CaptureSettings,
+    cache: Path | None,
+    label: str,
+) -> CapturedSet:
+    """Read the states of a prompt set, or take them from the cache.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        path: Where it was loaded from. What a Hub id holds is not known by its name: it is not cached.
+        items: The prompts.
+        settings: How they are read.
+        cache: Folder of the cache; ``None`` for none.
+        label: What the progress bar says.
+    """
+    file = None
+    if cache is not None and Path(path).is_dir():
+        file = cache / f"{_key(path, str(model.dtype), items, settings)}.safetensors"
+        try:
+            return _read(file, model, items, settings)
+        except FileNotFoundError:
+            pass
+        except (SafetensorError, KeyError) as error:
+            logger.warning("%s cannot be read (%s): its states are computed again", file, error)
+    found = _capture(model, tokenizer, items, settings, label)
+    if file is not None:
+        _write(file, found)
+    return found
+
+
+def sampled_rows(count: int, settings: CaptureSettings) -> tuple[int, ...]:
+    """Return which prompts of a set are sampled: the same ones in every model."""
+    if count <= settings.sample:
+        return tuple(range(count))
+    return tuple(sorted(random.Random(f"sample {settings.seed}").sample(range(count), settings.sample)))
+
+
+def groups_of(items: Sequence[PromptItem], label: str = "") -> list[Hashable]:
+    """Return what prompts that stand and fall together share; set and number for a prompt of its own."""
+    return [(label, index) if item.group is None else item.group for index, item in enumerate(items)]
+
+
+def _capture(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[PromptItem],
+    settings: CaptureSettings,
+    label: str,
+) -> CapturedSet:
+    layers = tuple(check_layers(model, settings.layers, settings.site))
+    hidden = model.config.get_text_config().hidden_size
+    half = deal(groups_of(items), torch.Generator().manual_seed(settings.seed)) % 2
+    rows = sampled_rows(len(items), settings)
+    place_of = {row: place for place, row in enumerate(rows)}
+    keys = [(position, layer) for position in settings.positions for layer in layers]
+    builders = {(key, number): MomentsBuilder(hidden) for key in keys for number in (0, 1)}
+    sample = {position: torch.zeros(len(rows), len(layers), hidden) for position in settings.positions}
+    batches = stream_states(
+        *(model, tokenizer, [item.prompt for item in items], settings.positions, settings.batch_size),
+        template=settings.template,
+        site=settings.site,
+        layers=layers,
+    )
+    with tqdm(total=len(items), desc=label, unit="prompt", leave=False) as bar:
+        for batch in batches:
+            of_batch = half[torch.tensor(batch.rows)]
+            wanted = [number for number, row in enumerate(batch.rows) if row in place_of]
+            into = [place_of[batch.rows[number]] for number in wanted]
+            for position, states in batch.states.items():
+                sample[position][into] = states[wanted].cpu()
+                for number in (0, 1):
+                    part = states[(of_batch == number).to(states.device)]
+                    for place, layer in enumerate(layers):
+                        builders[(position, layer), number].add(part[:, place])
+            bar.update(len(batch.rows))
+    halves = {key: (builders[key, 0].moments(), builders[key, 1].moments()) for key in keys}
+    return CapturedSet(layers, halves, sample, rows)
+
+
+def _key(path: str, dtype: str, items: Sequence[PromptItem], settings: CaptureSettings) -> str:
+    described: dict[str, Any] = describe_input(path)
+    model = {name: value for name, value in described.items() if name != "path"}
+    versions = {name: package_versions()[name] for name in ("torch", "transformers")}
+    prompts = [[item.prompt, item.group] for item in items]
+    asked = asdict(settings) | {"batch_size": None}  # of the cost alone
+    return sha256_of_value([FORMAT, model, dtype, versions, prompts, asked])[:32]
+
+
+def _write(file: Path, found: CapturedSet) -> None:
+    tensors: dict[str, Tensor] = {f"sample/{position}": states for position, states in found.sample.items()}
+    for (position, layer), halves in found.halves.items():
+        for half, moments in zip(HALVES, halves, strict=True):
+            name = f"{position}/{layer}/{half}"
+            count = torch.tensor([moments.count], dtype=torch.float64)
+            tensors |= {f"{name}/mean": moments.mean, f"{name}/scatter": moments.scatter, f"{name}/count": count}
+    types = {name: tensor.dtype for name, tensor in tensors.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    stream_tensors(file, shapes, tensors.__getitem__, types)
+
+
+def _read(file: Path, model: PreTrainedModel, items: Sequence[PromptItem], settings: CaptureSettings) -> CapturedSet:
+    if not file.is_file():
+        raise FileNotFoundError(file)
+    tensors = load_file(file)
+    layers = tuple(check_layers(model, settings.layers, settings.site))
+
+    def moments(name: str) -> StateMoments:
+        return StateMoments(int(tensors[f"{name}/count"]), tensors[f"{name}/mean"], tensors[f"{name}/scatter"])
+
+    halves = {
+        (position, layer): (moments(f"{position}/{layer}/a"), moments(f"{position}/{layer}/b"))
+        for position in settings.positions
+        for layer in layers
+    }
+    sample = {position: tensors[f"sample/{position}"] for position in settings.positions}
+    return CapturedSet(layers, halves, sample, sampled_rows(len(items), settings))

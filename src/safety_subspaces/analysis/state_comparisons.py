@@ -1,0 +1,228 @@
+"""Rows of the tables of ``activations``: what the states of several prompt sets in one model say of one another."""
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from safety_subspaces.activations import Position, state_factors
+from safety_subspaces.analysis.captured_states import CapturedSet
+from safety_subspaces.equivalence import StateHalves, overlap_equivalence, shared_direction
+from safety_subspaces.intrinsic_dimension import mle_dimension, two_nn
+from safety_subspaces.nulls import matched_control, overlap_moments, overlap_p_value
+from safety_subspaces.overlap import Factorised, mode_subspace_overlap, nested_principal_angles, summarise_angles
+from safety_subspaces.similarity import cka_with_error
+from safety_subspaces.two_sample import two_sample_tests
+
+# The paper's range of hidden-state indices, of n: from int(0.65 n) to int(0.9 n) - 1.
+PAPER_DEPTH = (0.65, 0.9)
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """What is compared, and how often a null is drawn.
+
+    Args:
+        energies: Shares of energy at which subspaces are cut.
+        center: Whether the mean of each set is taken out.
+        controls: Draws of the matched control.
+        permutations: Permutations of the two-sample tests.
+        seed: Seed of all of them.
+    """
+
+    energies: tuple[float, ...]
+    center: bool
+    controls: int
+    permutations: int
+    seed: int
+
+    def generator(self, *names: object) -> torch.Generator:
+        """Return a generator of its own for each comparison: a further set or layer changes none of the others."""
+        seed = np.random.SeedSequence([self.seed, *"|".join(map(str, names)).encode()]).generate_state(1)[0]
+        return torch.Generator().manual_seed(int(seed))
+
+
+@dataclass(frozen=True)
+class ModelStates:
+    """States of every prompt set in one model.
+
+    Args:
+        label: The model.
+        sets: The sets by label.
+        groups: For each set what its sampled prompts that stand and fall together share.
+        pairs: For each pair of sets the sampled prompts of like length and template, as indices into the two samples;
+            without the pairs of sets that have too few.
+    """
+
+    label: str
+    sets: Mapping[str, CapturedSet]
+    groups: Mapping[str, Sequence[Hashable]]
+    pairs: Mapping[tuple[str, str], Sequence[tuple[int, int]]]
+
+    def places(self) -> Iterator[tuple[Position, int, int]]:
+        """Yield each position, layer, and the layer's place in a sample."""
+        some = next(iter(self.sets.values()))
+        for position in some.sample:
+            for place, layer in enumerate(some.layers):
+                yield position, layer, place
+
+    def matched(self, first: str, second: str, position: Position, place: int) -> tuple[Tensor, Tensor, list[int]]:
+        """Return the states of matched prompts of two sets, and the indices of the first's."""
+        pairs = self.pairs[first, second]
+        rows, columns = ([pair[side] for pair in pairs] for side in (0, 1))
+        samples = (self.sets[first].sample, self.sets[second].sample)
+        return samples[0][position][rows, place], samples[1][position][columns, place], rows
+
+
+def overlap_rows(states: ModelStates, how: Comparing) -> Iterator[dict[str, Any]]:
+    """Yield the overlaps of each pair of sets, of the two halves of each set, and of matched prompts."""
+    for position, layer, place in states.places():
+        where = {"position": position, "layer": layer}
+        whole, means = {}, {}
+        for label, found in states.sets.items():
+            halves = found.halves[position, layer]
+            moments = halves[0].merged(halves[1])
+            whole[label], means[label] = moments.factors(how.center, max(how.energies)), moments
+            parts = [half.factors(how.center, max(how.energies)) for half in halves]
+            counts = [half.count for half in halves]
+            kept = None if how.center else shared_direction(halves[0].mean, halves[1].mean)
+            rows = _overlaps(parts, kept, how, how.generator(states.label, label, position, layer))
+            for row in rows:
+                yield {**_named(states, label, label, counts), **where, **row, "floor": True, "matched": False}
+        for first, second in combinations(states.sets, 2):
+            kept = None if how.center else shared_direction(means[first].mean, means[second].mean)
+            generator = how.generator(states.label, first, second, position, layer)
+            counts = [means[first].count, means[second].count]
+            for row in _overlaps([whole[first], whole[second]], kept, how, generator):
+                yield {**_named(states, first, second, counts), **where, **row, "floor": False, "matched": False}
+            if (first, second) in states.pairs:
+                *pair, _ = states.matched(first, second, position, place)
+                kept = None if how.center else shared_direction(*(part.double().mean(dim=0) for part in pair))
+                factors = [state_factors(part, how.center) for part in pair]
+                for row in _overlaps(factors, kept, how, generator):
+                    counts = [len(part) for part in pair]
+                    yield {**_named(states, first, second, counts), **where, **row, "floor": False, "matched": True}
+
+
+def equivalence_rows(states: ModelStates, how: Comparing) -> Iterator[dict[str, Any]]:
+    """Yield for each pair of sets whether they overlap as the halves of one set do."""
+    for position, layer, place in states.places():
+        halves = {
+            label: StateHalves(
+                found.sample[position][:, place],
+                how.generator("halves", label),  # the same halves at every layer and in every model
+                how.center,
+                states.groups[label],
+            )
+            for label, found in states.sets.items()
+        }
+        for first, second in combinations(states.sets, 2):
+            counts = [len(states.sets[label].rows) for label in (first, second)]
+            for found in overlap_equivalence(halves[first], halves[second], how.energies):
+                yield {**_named(states, first, second, counts), "position": position, "layer": layer, **asdict(found)}
+
+
+def two_sample_rows(states: ModelStates, how: Comparing) -> Iterator[dict[str, Any]]:
+    """Yield for each pair of sets whether their states have one distribution; also for matched prompts alone."""
+    for position, layer, place in states.places():
+        for first, second in combinations(states.sets, 2):
+            sides = [
+                (states.sets[label].sample[position][:, place], list(states.groups[label])) for label in (first, second)
+            ]
+            cases = [(False, sides)]
+            if (first, second) in states.pairs:
+                pair = states.pairs[first, second]
+                cases.append((True, [_chosen(*side, [rows[n] for rows in pair]) for n, side in enumerate(sides)]))
+            for matched, ((rows, groups), (others, other_groups)) in cases:
+                generator = how.generator(states.label, first, second, position, layer, matched)
+                found = two_sample_tests(rows, others, how.permutations, generator, groups, other_groups)
+                named = _named(states, first, second, [len(rows), len(others)])
+                counts = {"n_groups_first": len(set(groups)), "n_groups_second": len(set(other_groups))}
+                values = {
+                    **{"mmd": found.mmd.value, "mmd_p": found.mmd.p_value},
+                    **{"mean_distance": found.mean_distance.value, "mean_p": found.mean_distance.p_value},
+                    "mean_distance_standardised": found.standardised,
+                }
+                yield {**named, "position": position, "layer": layer, **values, **counts, "matched": matched}
+
+
+def dimension_rows(states: ModelStates) -> Iterator[dict[str, Any]]:
+    """Yield the intrinsic dimension of each set."""
+    for position, layer, place in states.places():
+        for label, found in states.sets.items():
+            points = found.sample[position][:, place]
+            nearest, likelihood = two_nn(points), mle_dimension(points)
+            yield {
+                **{"model": states.label, "set": label, "position": position, "layer": layer},
+                **{"two_nn": nearest.value, "two_nn_stderr": nearest.stderr, "mle": likelihood.value},
+                **{"mle_stderr": likelihood.stderr, "n": nearest.n},
+            }
+
+
+def cka_rows(models: Sequence[ModelStates]) -> Iterator[dict[str, Any]]:
+    """Yield how alike two models lay out the same prompts, layer by layer."""
+    for first, second in combinations(models, 2):
+        for position, layer, place in first.places():
+            for label, found in first.sets.items():
+                other = second.sets[label]
+                if layer not in other.layers:
+                    continue
+                pair = (found.sample[position][:, place], other.sample[position][:, other.layers.index(layer)])
+                linear = cka_with_error(*pair, groups=first.groups[label])
+                kernel = cka_with_error(*pair, bandwidth_factor=1.0, groups=first.groups[label])
+                yield {
+                    **{"first_model": first.label, "second_model": second.label, "set": label},
+                    **{"position": position, "layer": layer, "linear": linear.value, "linear_stderr": linear.stderr},
+                    **{"rbf": kernel.value, "rbf_stderr": kernel.stderr, "n": linear.n},
+                }
+
+
+def depth_table(table: pd.DataFrame, places: int) -> pd.DataFrame:
+    """Average overlaps over the paper's range of depth.
+
+    Args:
+        table: Overlaps of one or several models, a row for each layer.
+        places: Number of hidden states of a model: blocks and the embedding.
+    """
+    low, high = int(PAPER_DEPTH[0] * places), max(int(PAPER_DEPTH[0] * places), int(PAPER_DEPTH[1] * places) - 1)
+    rows = table[(table["layer"] >= low) & (table["layer"] <= high) & ~table["matched"]]
+    keys = ["model", "first", "second", "position", "energy", "floor"]
+    means = rows.groupby(keys, sort=False)[["overlap", "chance", "matched_chance"]].mean().reset_index()
+    return means.assign(layers=f"{low} to {high}")
+
+
+def _overlaps(
+    factors: Sequence[Factorised], kept: Tensor | None, how: Comparing, generator: torch.Generator
+) -> list[dict[str, Any]]:
+    first, second = factors
+    overlaps = mode_subspace_overlap(first, second, how.energies)
+    controls = matched_control(first, second, overlaps, how.controls, generator, kept)
+    ranks = [(overlap.rank_first, overlap.rank_second) for overlap in overlaps]
+    angles = [summarise_angles(found) for found in nested_principal_angles(first.basis, second.basis, ranks)]
+    rows = []
+    for overlap, control, angle in zip(overlaps, controls, angles, strict=True):
+        pair = (overlap.rank_first, overlap.rank_second)
+        rows.append(
+            {
+                **{"energy": overlap.energy, "rank_first": pair[0], "rank_second": pair[1], "overlap": overlap.value},
+                "chance": overlap_moments(first.rows, *pair).mean,
+                "p_haar": overlap_p_value(overlap.value, first.rows, *pair),
+                **{"matched_chance": control.mean, "p_matched": control.p_value},
+                **{"smallest_angle_radians": angle.smallest, "mean_angle_radians": angle.mean},
+                "largest_angle_radians": angle.largest,
+            }
+        )
+    return rows
+
+
+def _named(states: ModelStates, first: str, second: str, counts: Sequence[int]) -> dict[str, Any]:
+    return {"model": states.label, "first": first, "second": second, "n_first": counts[0], "n_second": counts[1]}
+
+
+def _chosen(rows: Tensor, groups: Sequence[Hashable], indices: Sequence[int]) -> tuple[Tensor, list[Hashable]]:
+    return rows[list(indices)], [groups[index] for index in indices]

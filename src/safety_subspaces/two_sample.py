@@ -1,0 +1,290 @@
+"""Whether two sets of prompts have states of one distribution: kernel MMD and the distance of means, by permutation.
+
+Prompts that stand and fall together (paraphrases, turns of one conversation, requests of one template) are not
+independent, and permuting them one by one gives p-values that are far too small. So what is permuted is whole groups.
+"""
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from math import comb, nan
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from safety_subspaces.errors import InputError
+from safety_subspaces.similarity import centred_gram, median_distance, number_groups, rbf_kernel, squared_distances
+
+# Statistics of two arrangements that differ by less, as a share of their full scale, are ties: sums of float64 over
+# thousands of prompts in another order.
+TIE_TOLERANCE = 1e-10
+# Entries of a block of arrangements: 32 MB in float64.
+BLOCK_ENTRIES = 4_000_000
+
+
+@dataclass(frozen=True)
+class TwoSample:
+    """A statistic of two sets of states and its permutation test; NaN where it is undefined.
+
+    Args:
+        value: The statistic.
+        p_value: ``(1 + #{null >= observed}) / (1 + draws)``.
+        null_mean: Mean of the statistic over the permutations: its chance level.
+        null_std: Standard deviation over them.
+        least_p: The p-value to expect where no other arrangement of the groups comes near the observed one. With few
+            groups it is large, and then the test cannot find anything.
+        n_first: Prompts of the first set.
+        n_second: Of the second.
+        n_groups_first: Groups of the first set.
+        n_groups_second: Of the second.
+        n_groups_shared: Groups with prompts in both.
+    """
+
+    value: float
+    p_value: float
+    null_mean: float
+    null_std: float
+    least_p: float
+    n_first: int
+    n_second: int
+    n_groups_first: int
+    n_groups_second: int
+    n_groups_shared: int
+
+
+@dataclass(frozen=True)
+class TwoSampleTests:
+    """Both tests of one pair of sets, under the same permutations.
+
+    Args:
+        mmd: The unbiased squared MMD, in [-1, 2].
+        mean_distance: The Euclidean distance of the means, in the units of the states.
+        standardised: That distance in root-mean-square deviations from the own mean, pooled over the sets.
+        standardised_chance: Its mean over the permutations.
+        bandwidth: Bandwidth of the MMD's kernel, in the units of the states.
+    """
+
+    mmd: TwoSample
+    mean_distance: TwoSample
+    standardised: float
+    standardised_chance: float
+    bandwidth: float
+
+
+def two_sample_tests(
+    first: Float[Tensor, "prompt_first dim"],
+    second: Float[Tensor, "prompt_second dim"],
+    draws: int,
+    generator: torch.Generator,
+    groups_first: Sequence[Hashable] | None = None,
+    groups_second: Sequence[Hashable] | None = None,
+    bandwidth: float | None = None,
+) -> TwoSampleTests:
+    """Test whether two sets of states have one distribution (MMD), and one mean.
+
+    ``MMD^2 = mean_{i, j} k(x_i, x_j) + mean_{i, j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)``, each mean over pairs of
+    prompts of different groups, with ``k = exp(-|x - y|^2 / (2 s^2))``. Without groups that is the usual unbiased
+    estimate; with them it stays unbiased, as prompts of one group are alike whatever the distributions. Its mean is 0
+    where the distributions are the same, so it can be negative.
+
+    What is permuted. A group that lies in one set goes to either side as a whole; as many groups stay first as were. A
+    group that has prompts in both sets is split as it was, and the two parts change sides or not: as in a paired test,
+    what they have in common cancels. A label therefore has to mean the same in both sets, or be different.
+
+    The null hypothesis is that groups are exchangeable, with their sizes. A permutation whose sides have other sizes
+    than observed is compared by the squared statistic times ``n_first n_second / (n_first + n_second)``, which takes
+    out most of how its spread depends on them; for the means that is the pseudo-F of PERMANOVA. What is left matters
+    where groups are small in one set and large in the other: 40 single prompts against 5 groups of 8 near copies, of
+    one distribution, had p-values below 0.05 in 9 to 12 % of 400 samples. One prompt of each group is then a better
+    sample. A permutation of which MMD is undefined counts as exceeding.
+
+    All permutations are products with one kernel and one Gram matrix, summed over groups.
+
+    Args:
+        first: One row a prompt.
+        second: Other prompts in the same space.
+        draws: Permutations, drawn with replacement; 0 gives values without p-values.
+        generator: Source of the permutations.
+        groups_first: What prompts of the first set that stand and fall together share; each for itself by default.
+        groups_second: The same of the second.
+        bandwidth: ``s``; by default the median distance of two prompts of the pooled sets.
+
+    Returns:
+        Both tests. MMD is NaN for fewer than two groups in a set or without a bandwidth above 0 (the median distance
+        is 0 where most states are the same); the distance is NaN for an empty set, and 0 with a p-value of 1 where all
+        states are the same; the standardised one is NaN where the states of each set are all the same.
+
+    Raises:
+        InputError: Different dimensions, a NaN or an infinity, a number of groups that is not that of the prompts,
+            negative draws, or a bandwidth that is not positive.
+
+    Source: Gretton et al., JMLR 13 (2012), lemma 6; Anderson, Austral Ecology 26 (2001); p-values by Phipson and Smyth,
+        Stat. Appl. Genet. Mol. Biol. 9 (2010).
+    """
+    _check(first, second, draws, groups_first, groups_second, bandwidth)
+    arranged = _Arrangements(len(first), len(second), groups_first, groups_second)
+    gram = centred_gram(torch.cat([first, second]))
+    squared = squared_distances(gram)
+    if bandwidth is None:
+        bandwidth = median_distance(squared)
+    sizes, total = arranged.sizes(gram), gram.trace()
+    pairs = [arranged.without_own(each) for each in (arranged.summed(rbf_kernel(squared, bandwidth)), sizes.outer(sizes))]
+    sums = torch.stack([*pairs, arranged.summed(gram)])
+    blocks = arranged.blocks(draws, generator, gram)
+    statistics = [_statistics(sums, sizes, total, chosen) for chosen in blocks]
+    mmd, distance, standardised, weight = torch.cat(statistics, dim=1).cpu()
+    # Full scales: a kernel is at most 1, and what lies between the means is part of the whole sum of squares.
+    return TwoSampleTests(
+        arranged.tested(mmd, weight * mmd, float(len(gram))),
+        arranged.tested(distance, weight * distance.square(), float(total)),
+        float(standardised[0]),
+        float(standardised[1:].nanmean()),
+        bandwidth,
+    )
+
+
+def mmd_test(
+    first: Float[Tensor, "prompt_first dim"],
+    second: Float[Tensor, "prompt_second dim"],
+    draws: int,
+    generator: torch.Generator,
+    groups_first: Sequence[Hashable] | None = None,
+    groups_second: Sequence[Hashable] | None = None,
+    bandwidth: float | None = None,
+) -> TwoSample:
+    """Return the MMD alone; arguments and errors are those of :func:`two_sample_tests`."""
+    return two_sample_tests(first, second, draws, generator, groups_first, groups_second, bandwidth).mmd
+
+
+def mean_distance_test(
+    first: Float[Tensor, "prompt_first dim"],
+    second: Float[Tensor, "prompt_second dim"],
+    draws: int,
+    generator: torch.Generator,
+    groups_first: Sequence[Hashable] | None = None,
+    groups_second: Sequence[Hashable] | None = None,
+) -> TwoSample:
+    """Return the distance of means alone; arguments and errors are those of :func:`two_sample_tests`."""
+    return two_sample_tests(first, second, draws, generator, groups_first, groups_second).mean_distance
+
+
+class _Arrangements:
+    """The ways of giving groups of prompts to two sides; a group with prompts in both is a unit on each side."""
+
+    def __init__(
+        self, first: int, second: int, groups_first: Sequence[Hashable] | None, groups_second: Sequence[Hashable] | None
+    ) -> None:
+        own = [
+            [object() for _ in range(count)] if groups is None else list(groups)
+            for count, groups in ((first, groups_first), (second, groups_second))
+        ]
+        self._prompts = (first, second)
+        self._unit_of_row = number_groups([(side, label) for side in (0, 1) for label in own[side]])
+        numbers = [dict.fromkeys(labels) for labels in own]
+        self._groups = (len(numbers[0]), len(numbers[1]))
+        places = [{label: place for place, label in enumerate(labels)} for labels in numbers]
+        shared = [label for label in numbers[0] if label in numbers[1]]
+        self._pairs = torch.tensor(
+            [[places[0][label], self._groups[0] + places[1][label]] for label in shared], dtype=torch.long
+        ).reshape(-1, 2)
+        self._observed = torch.arange(sum(self._groups)) < self._groups[0]
+        self._alone = torch.ones_like(self._observed).index_fill_(0, self._pairs.flatten(), 0).nonzero()[:, 0]
+
+    def sizes(self, like: Tensor) -> Tensor:
+        """Return how many prompts each unit has."""
+        return self._unit_of_row.bincount(minlength=len(self._observed)).to(like)
+
+    def summed(self, matrix: Tensor) -> Tensor:
+        """Return the sums of a matrix of prompts over pairs of units."""
+        units, of_row = len(self._observed), self._unit_of_row.to(matrix.device)
+        rows = matrix.new_zeros(units, len(matrix)).index_add_(0, of_row, matrix)
+        return matrix.new_zeros(units, units).index_add_(1, of_row, rows)
+
+    def without_own(self, sums: Tensor) -> Tensor:
+        """Return sums over pairs of units with 0 for pairs of one group."""
+        sums = sums.clone().fill_diagonal_(0)
+        here, there = self._pairs.T.to(sums.device)
+        sums[here, there] = sums[there, here] = 0
+        return sums
+
+    def blocks(self, draws: int, generator: torch.Generator, like: Tensor) -> Iterator[Tensor]:
+        """Yield the observed arrangement and then random ones: ``(unit, arrangement)``, 1 for the first side."""
+        yield self._observed[:, None].to(like)
+        at_once = max(1, BLOCK_ENTRIES // max(1, len(self._observed)))
+        remain_first = int(self._observed[self._alone].sum())
+        for start in range(0, draws, at_once):
+            count = min(at_once, draws - start)
+            chosen = torch.zeros(count, len(self._observed), dtype=torch.bool)
+            order = torch.rand(count, len(self._alone), generator=generator).argsort(dim=1)
+            chosen.scatter_(1, self._alone[order[:, :remain_first]], True)
+            swapped = torch.randint(0, 2, (count, len(self._pairs)), generator=generator, dtype=torch.bool)
+            chosen[:, self._pairs[:, 0]] = ~swapped
+            chosen[:, self._pairs[:, 1]] = swapped
+            yield chosen.T.to(like)
+
+    def tested(self, values: Tensor, compared: Tensor, full_scale: float) -> TwoSample:
+        """Compare the first of the values with the others, by a statistic that is comparable between arrangements."""
+        observed, null = compared[0], compared[1:]
+        draws = len(null)
+        undefined = draws == 0 or bool(observed.isnan())
+        exceeding = int((~(null < observed - TIE_TOLERANCE * full_scale)).sum())
+        p_value = nan if undefined else (1 + exceeding) / (1 + draws)
+        least_p = nan if undefined else (1 + draws * self._share_of_ties()) / (1 + draws)
+        defined = values[1:][~values[1:].isnan()]
+        mean = float(defined.mean()) if len(defined) else nan
+        std = float(defined.std()) if len(defined) > 1 else nan
+        counts = (*self._prompts, *self._groups, len(self._pairs))
+        return TwoSample(float(values[0]), p_value, mean, std, least_p, *counts)
+
+    def _share_of_ties(self) -> float:
+        """Share of all arrangements that are the observed one, or it with its sides exchanged."""
+        alone, remain_first = len(self._alone), int(self._observed[self._alone].sum())
+        arrangements = 2 ** len(self._pairs) * comb(alone, remain_first)
+        return min(1.0, (2 if 2 * remain_first == alone else 1) / arrangements)
+
+
+def _statistics(sums: Tensor, sizes: Tensor, total: Tensor, chosen: Tensor) -> Tensor:
+    """MMD^2, distance of means, the same standardised, and ``n_first n_second / n``, of each arrangement.
+
+    Args:
+        sums: Kernel, number of pairs that count, and centred Gram matrix, over pairs of units ``(3, unit, unit)``.
+        sizes: Prompts of each unit.
+        total: Sum of squared distances of all states from their mean.
+        chosen: 1 where a unit is on the first side ``(unit, arrangement)``.
+    """
+    first = sizes @ chosen
+    weight = first * (sizes.sum() - first) / sizes.sum()
+    products = sums @ chosen
+    within_first = (chosen * products).sum(dim=1)
+    across = products.sum(dim=1) - within_first
+    within_second = sums.sum(dim=(1, 2))[:, None] - within_first - 2 * across
+    kernels, pairs, gram = torch.stack([within_first, within_second, across], dim=1)
+    means = torch.where(pairs > 0, kernels / pairs, nan)
+    mmd = means[0] + means[1] - 2 * means[2]
+    # The pooled mean is 0: the sum over the second side is that over the first with its sign turned.
+    between = (gram[0] / weight).clamp(min=0)
+    distance = (between / weight).sqrt()
+    within = total - between
+    within[within <= TIE_TOLERANCE * total] = nan  # two points repeated: nothing to measure their distance by
+    return torch.stack([mmd, distance, distance / (within / (sizes.sum() - 2)).sqrt(), weight])
+
+
+def _check(
+    first: Tensor,
+    second: Tensor,
+    draws: int,
+    groups_first: Sequence[Hashable] | None,
+    groups_second: Sequence[Hashable] | None,
+    bandwidth: float | None,
+) -> None:
+    if first.shape[1] != second.shape[1]:
+        raise InputError(
+            f"states of {first.shape[1]} and of {second.shape[1]} dimensions: expected two sets from one layer"
+        )
+    for word, states, groups in (("first", first, groups_first), ("second", second, groups_second)):
+        if groups is not None and len(groups) != len(states):
+            raise InputError(f"{len(groups)} groups of the {word} set's {len(states)} prompts: expected one for each")
+    if draws < 0:
+        raise InputError(f"{draws} draws: expected 0 or more permutations")
+    if bandwidth is not None and not bandwidth > 0:
+        raise InputError(f"bandwidth {bandwidth}: expected a positive distance, or None for the median")
