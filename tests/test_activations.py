@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import disk_offload, dispatch_model
 from tiny import save_tiny_model
 from transformers import GemmaConfig, GPT2Config, Qwen2Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
@@ -239,3 +240,21 @@ def test_what_does_not_exist_is_refused_before_the_model_runs(organism, argument
 def test_a_block_without_the_part_is_refused() -> None:
     with pytest.raises(InputError, match=r"no part called mlp .* it has 0"):
         find_part(torch.nn.Sequential(torch.nn.Linear(2, 2)), "mlp")
+
+
+def test_a_model_dispatched_by_accelerate_gives_the_same_states(organism, tmp_path: Path) -> None:
+    """The last block lies on disk and is fetched as it is run, as under a device map of a model too large for a GPU."""
+    path = save_tiny_model(tmp_path / "model")
+    model, tokenizer = load_language_model(path, device="spread")
+    expected = torch.stack(prompt_states(model, tokenizer, PROMPTS))
+    for offload in (dispatch_partly, disk_offload):
+        spread, _ = load_language_model(path)
+        offload(spread, str(tmp_path / offload.__name__))
+        assert any(weight.is_meta for weight in spread.parameters())
+        found = torch.stack(prompt_states(spread, tokenizer, PROMPTS, batch_size=5))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def dispatch_partly(model, folder: str) -> None:
+    places = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
+    dispatch_model(model, {**places, "model.layers.0": "disk"}, main_device="cpu", offload_dir=folder)

@@ -92,3 +92,13 @@ def test_leading_factors_are_the_first_of_all(share) -> None:
     assert leading.held == rank_of_energy(whole.singular_values, share) < 100
     products = leading.basis.double().T @ whole.basis[:, : leading.held].double()
     torch.testing.assert_close(products.abs(), torch.eye(leading.held).double(), rtol=0, atol=1e-6)
+
+
+def test_memory_does_not_grow_with_the_number_of_vectors(monkeypatch) -> None:
+    monkeypatch.setattr("safety_subspaces.state_moments.BUFFERED_ROWS", 100)
+    builder, held = MomentsBuilder(HIDDEN), []
+    for _ in range(300):
+        builder.add(drawn(7))
+        held.append(sum(map(len, builder._buffer)))
+    assert max(held) < 100
+    assert builder.moments().count == 2100

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_subspaces.errors import InputError
-from safety_subspaces.language_model import evaluating
+from safety_subspaces.language_model import evaluating, input_device
 from safety_subspaces.linalg import LeftFactors, left_factors
 from safety_subspaces.prompting import CHAT, check_template, encode_prompt, pad_batch, padding_id
 
@@ -230,13 +230,14 @@ def _forward(
     input_ids, mask = pad_batch(encoded, pad, padding)
     lasts = (mask * torch.arange(mask.shape[1])).argmax(dim=1)
     kept = lasts.unique() if generates else lasts[-1:]
-    capture.begin(mask.to(model.device), list(positions))
+    device = input_device(model)
+    capture.begin(mask.to(device), list(positions))
     output = model(
-        input_ids=input_ids.to(model.device),
-        attention_mask=mask.to(model.device),
+        input_ids=input_ids.to(device),
+        attention_mask=mask.to(device),
         use_cache=False,
-        logits_to_keep=kept.to(model.device),
-        **_positions(model, mask, padding),
+        logits_to_keep=kept.to(device),
+        **_positions(device, mask, padding),
     )
     logits: Tensor = output.logits
     return logits[torch.arange(len(encoded)), torch.searchsorted(kept, lasts)] if generates else logits[:, 0]
@@ -304,11 +305,11 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
     return list(min(found, key=lambda entry: entry[0].count("."))[1])
 
 
-def _positions(model: PreTrainedModel, mask: Tensor, padding: Side) -> dict[str, Tensor]:
+def _positions(device: torch.device, mask: Tensor, padding: Side) -> dict[str, Tensor]:
     """Position ids for padding on the left: most models count from the first real token only in ``generate``."""
     if padding == "right":
         return {}
-    return {"position_ids": (mask.cumsum(dim=1) - 1).clamp_min(0).to(model.device)}
+    return {"position_ids": (mask.cumsum(dim=1) - 1).clamp_min(0).to(device)}
 
 
 def _is_lack_of_memory(error: RuntimeError) -> bool:

@@ -112,6 +112,13 @@ def load_language_model(
     return model, tokenizer
 
 
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Return the device that token ids belong on; of a model whose weights are offloaded, the one that it runs on."""
+    if model.device.type != "meta":
+        return model.device
+    return torch.device(getattr(getattr(model, "_hf_hook", None), "execution_device", None) or "cpu")
+
+
 def count_blocks(path: str) -> int:
     """Return the number of transformer blocks of a model, by its configuration alone.
 

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import ANALYZE, run_command, save_tiny_model
+from tiny import ANALYZE, run_command, save_tiny_model, tiny_source
+from transformers import T5Config
 
 from safety_subspaces.activations import prompt_states
 from safety_subspaces.analysis import activations as module
@@ -174,6 +175,14 @@ def test_bad_input_is_refused_before_a_model_runs(models, tmp_path, monkeypatch,
     with pytest.raises(InputError, match=message):
         activations(**arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_is_no_decoder_is_refused(tmp_path) -> None:
+    folder = tmp_path / "encoder"
+    T5Config(num_layers=1, d_model=8, vocab_size=30).save_pretrained(folder)
+    tiny_source().load_tokenizer().save_pretrained(folder)
+    with pytest.raises(InputError, match=r"no causal language model could be loaded from .*encoder"):
+        activations({"t5": str(folder)}, SETS, str(tmp_path / "out"), **QUICK)
 
 
 def test_sets_that_share_prompts_are_refused_or_lose_them(models, tmp_path) -> None:
