@@ -19,6 +19,8 @@ from safety_subspaces.similarity import centred_gram, squared_distances
 # Squared distances below this share of the squared norms are computed from differences: the Gram matrix has them to
 # 1e-16 of the norms, and eight digits of a distance are enough.
 CLOSE = 1e-8
+# Logarithms of ratios of equal distances, which float64 leaves at about 1e-15.
+EQUAL = 1e-12
 # Splits of the points into halves for a standard error: it is then good to about a quarter.
 SPLITS = 10
 
@@ -70,7 +72,7 @@ def two_nn(points: Float[Tensor, "prompt dim"], discard_share: float = 0.1) -> D
         kept = min(int(count * (1 - discard_share)), count - 1)  # F = 1 has no logarithm
         if kept < 2:
             return nan
-        ratios = (nearest[:, 1] / nearest[:, 0]).log().sort().values[:kept]
+        ratios = _log_ratios(nearest[:, 1], nearest[:, 0]).sort().values[:kept]
         heights = -torch.log1p(-torch.arange(1, kept + 1, dtype=ratios.dtype, device=ratios.device) / count)
         return _ratio(ratios @ heights, ratios @ ratios)
 
@@ -100,7 +102,7 @@ def mle_dimension(points: Float[Tensor, "prompt dim"], neighbours: int = 20) -> 
         raise InputError(f"neighbours {neighbours}: expected two or more")
 
     def likelihood(nearest: Tensor) -> float:
-        inverse = (nearest[:, -1:] / nearest[:, :-1]).log().mean()
+        inverse = _log_ratios(nearest[:, -1:], nearest[:, :-1]).mean()
         return _ratio(torch.ones_like(inverse), inverse)
 
     return _estimate(points, neighbours, likelihood)
@@ -141,6 +143,12 @@ def _distances(points: Tensor) -> Tensor:
 def _nearest(distances: Tensor, neighbours: int) -> Tensor:
     """Distances of each point to its nearest neighbours, in ascending order."""
     return distances.topk(neighbours, dim=1, largest=False).values
+
+
+def _log_ratios(farther: Tensor, nearer: Tensor) -> Tensor:
+    """Logarithms of ratios of distances; 0 where they are equal but for rounding."""
+    logs = (farther / nearer).log()
+    return torch.where(logs > EQUAL, logs, 0.0)
 
 
 def _ratio(above: Tensor, below: Tensor) -> float:

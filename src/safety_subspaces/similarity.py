@@ -39,7 +39,9 @@ class Similarity:
     n: int
 
 
-def linear_cka(first: Float[Tensor, "prompt dim_first"], second: Float[Tensor, "prompt dim_second"]) -> float:
+def linear_cka(
+    first: Float[Tensor, "prompt_first dim_first"], second: Float[Tensor, "prompt_second dim_second"]
+) -> float:
     """Return the unbiased linear CKA of two sets of states of the same prompts.
 
     ``HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))``, with ``K = X X^T``, ``L = Y Y^T`` and, for kernels without their
@@ -65,8 +67,8 @@ def linear_cka(first: Float[Tensor, "prompt dim_first"], second: Float[Tensor, "
 
 
 def rbf_cka(
-    first: Float[Tensor, "prompt dim_first"],
-    second: Float[Tensor, "prompt dim_second"],
+    first: Float[Tensor, "prompt_first dim_first"],
+    second: Float[Tensor, "prompt_second dim_second"],
     bandwidth_factor: float = 1.0,
 ) -> float:
     """Return the unbiased CKA of two sets of states under Gaussian kernels ``exp(-|x - y|^2 / (2 s^2))``.
@@ -88,8 +90,8 @@ def rbf_cka(
 
 
 def cka_with_error(
-    first: Float[Tensor, "prompt dim_first"],
-    second: Float[Tensor, "prompt dim_second"],
+    first: Float[Tensor, "prompt_first dim_first"],
+    second: Float[Tensor, "prompt_second dim_second"],
     bandwidth_factor: float | None = None,
     groups: Sequence[Hashable] | None = None,
 ) -> Similarity:

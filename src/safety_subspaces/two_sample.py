@@ -57,7 +57,7 @@ class TwoSampleTests:
     """Both tests of one pair of sets, under the same permutations.
 
     Args:
-        mmd: The unbiased squared MMD, in [-1, 2].
+        mmd: The unbiased squared MMD, at most 2.
         mean_distance: The Euclidean distance of the means, in the units of the states.
         standardised: That distance in root-mean-square deviations from the own mean, pooled over the sets.
         standardised_chance: Its mean over the permutations.
@@ -72,8 +72,8 @@ class TwoSampleTests:
 
 
 def two_sample_tests(
-    first: Float[Tensor, "prompt_first dim"],
-    second: Float[Tensor, "prompt_second dim"],
+    first: Float[Tensor, "prompt_first dim_first"],
+    second: Float[Tensor, "prompt_second dim_second"],
     draws: int,
     generator: torch.Generator,
     groups_first: Sequence[Hashable] | None = None,
@@ -96,7 +96,7 @@ def two_sample_tests(
     out most of how its spread depends on them; for the means that is the pseudo-F of PERMANOVA. What is left matters
     where groups are small in one set and large in the other: 40 single prompts against 5 groups of 8 near copies, of
     one distribution, had p-values below 0.05 in 9 to 12 % of 400 samples. One prompt of each group is then a better
-    sample. A permutation of which MMD is undefined counts as exceeding.
+    sample.
 
     All permutations are products with one kernel and one Gram matrix, summed over groups.
 
@@ -128,8 +128,8 @@ def two_sample_tests(
     if bandwidth is None:
         bandwidth = median_distance(squared)
     sizes, total = arranged.sizes(gram), gram.trace()
-    pairs = [arranged.without_own(each) for each in (arranged.summed(rbf_kernel(squared, bandwidth)), sizes.outer(sizes))]
-    sums = torch.stack([*pairs, arranged.summed(gram)])
+    pairs = [arranged.summed(rbf_kernel(squared, bandwidth)), sizes.outer(sizes)]
+    sums = torch.stack([*map(arranged.without_own, pairs), arranged.summed(gram)])
     blocks = arranged.blocks(draws, generator, gram)
     statistics = [_statistics(sums, sizes, total, chosen) for chosen in blocks]
     mmd, distance, standardised, weight = torch.cat(statistics, dim=1).cpu()
@@ -144,8 +144,8 @@ def two_sample_tests(
 
 
 def mmd_test(
-    first: Float[Tensor, "prompt_first dim"],
-    second: Float[Tensor, "prompt_second dim"],
+    first: Float[Tensor, "prompt_first dim_first"],
+    second: Float[Tensor, "prompt_second dim_second"],
     draws: int,
     generator: torch.Generator,
     groups_first: Sequence[Hashable] | None = None,
@@ -157,8 +157,8 @@ def mmd_test(
 
 
 def mean_distance_test(
-    first: Float[Tensor, "prompt_first dim"],
-    second: Float[Tensor, "prompt_second dim"],
+    first: Float[Tensor, "prompt_first dim_first"],
+    second: Float[Tensor, "prompt_second dim_second"],
     draws: int,
     generator: torch.Generator,
     groups_first: Sequence[Hashable] | None = None,
@@ -227,14 +227,12 @@ class _Arrangements:
         observed, null = compared[0], compared[1:]
         draws = len(null)
         undefined = draws == 0 or bool(observed.isnan())
-        exceeding = int((~(null < observed - TIE_TOLERANCE * full_scale)).sum())
+        exceeding = int((null >= observed - TIE_TOLERANCE * full_scale).sum())
         p_value = nan if undefined else (1 + exceeding) / (1 + draws)
         least_p = nan if undefined else (1 + draws * self._share_of_ties()) / (1 + draws)
-        defined = values[1:][~values[1:].isnan()]
-        mean = float(defined.mean()) if len(defined) else nan
-        std = float(defined.std()) if len(defined) > 1 else nan
+        spread = float(values[1:].std()) if draws > 1 else nan
         counts = (*self._prompts, *self._groups, len(self._pairs))
-        return TwoSample(float(values[0]), p_value, mean, std, least_p, *counts)
+        return TwoSample(float(values[0]), p_value, float(values[1:].mean()), spread, least_p, *counts)
 
     def _share_of_ties(self) -> float:
         """Share of all arrangements that are the observed one, or it with its sides exchanged."""

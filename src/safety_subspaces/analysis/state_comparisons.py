@@ -144,23 +144,28 @@ def two_sample_rows(states: ModelStates, how: Comparing) -> Iterator[dict[str, A
                 named = _named(states, first, second, [len(rows), len(others)])
                 counts = {"n_groups_first": len(set(groups)), "n_groups_second": len(set(other_groups))}
                 values = {
-                    **{"mmd": found.mmd.value, "mmd_p": found.mmd.p_value},
+                    **{"mmd": found.mmd.value, "mmd_chance": found.mmd.null_mean, "mmd_p": found.mmd.p_value},
                     **{"mean_distance": found.mean_distance.value, "mean_p": found.mean_distance.p_value},
                     "mean_distance_standardised": found.standardised,
+                    **{"standardised_chance": found.standardised_chance, "least_p": found.mean_distance.least_p},
                 }
                 yield {**named, "position": position, "layer": layer, **values, **counts, "matched": matched}
 
 
 def dimension_rows(states: ModelStates) -> Iterator[dict[str, Any]]:
-    """Yield the intrinsic dimension of each set."""
+    """Yield the intrinsic dimension of each set, of one prompt a group: near copies would be nearest neighbours."""
+    firsts = {
+        label: list({group: row for row, group in reversed(list(enumerate(groups)))}.values())
+        for label, groups in states.groups.items()
+    }
     for position, layer, place in states.places():
         for label, found in states.sets.items():
-            points = found.sample[position][:, place]
+            points = found.sample[position][firsts[label], place]
             nearest, likelihood = two_nn(points), mle_dimension(points)
             yield {
                 **{"model": states.label, "set": label, "position": position, "layer": layer},
                 **{"two_nn": nearest.value, "two_nn_stderr": nearest.stderr, "mle": likelihood.value},
-                **{"mle_stderr": likelihood.stderr, "n": nearest.n},
+                **{"mle_stderr": likelihood.stderr, "n": nearest.n, "n_duplicates": nearest.duplicates},
             }
 
 
