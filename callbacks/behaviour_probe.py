@@ -44,7 +44,8 @@ class BehaviourProbe(Watcher):
     each with ``…_stderr`` over groups of prompts; ``safety/unscored_rate``; ``time/behaviour_ms``.
 
     Args:
-        prompts: ``organism``, or a JSONL file with the fields set, prompt, reference and refusals.
+        prompts: ``organism``; a JSONL file with the fields set, prompt, reference and refusals; or a source for each of
+            utility, harmful and benign, such as ``{harmful: advbench}``.
         every_n_steps: Optimizer steps between two looks.
         log_spaced: So many further looks, at steps evenly spaced on a logarithmic scale.
         split: Split of the organism's prompts; keep ``test`` for what is reported.
@@ -64,7 +65,7 @@ class BehaviourProbe(Watcher):
 
     def __init__(
         self,
-        prompts: str = "organism",
+        prompts: str | dict[str, str] = "organism",
         every_n_steps: int | None = 500,
         log_spaced: int | None = None,
         split: Literal["dev", "test"] = "dev",

@@ -25,8 +25,7 @@ from safety_subspaces.analysis.state_comparisons import (
     two_sample_rows,
 )
 from safety_subspaces.errors import InputError
-from safety_subspaces.evaluation.prompt_sets import read_prompt_items, split_source
-from safety_subspaces.evaluation.settings import ORGANISM
+from safety_subspaces.evaluation.prompt_sets import files_of, read_prompt_items
 from safety_subspaces.examples import PromptItem
 from safety_subspaces.language_model import check_model_path, count_blocks, load_language_model
 from safety_subspaces.matching import match_prompts
@@ -84,7 +83,7 @@ def activations(
     Args:
         models: Label and path (or Hub id) of each model; adapters are merged into the base that they name.
         prompts: Label and source of each prompt set, two or more: organism:<set>, a JSONL file whose lines have a
-            prompt (and if they like a group and a source), or <file>:<set>.
+            prompt (and if they like a group and a source), <file>:<set>, or a known data set such as advbench.
         out: Folder to write.
         energies: Shares of energy, in (0, 1], at which the spaces are cut.
         center: Take the mean of each set out first.
@@ -126,7 +125,7 @@ def activations(
     _check_arguments(models, energies, positions, sample, controls, permutations, batch_size)
     blocks = _check_models(models, layers, site)
     sets, left_out = read_sets(prompts, split, limit, shared)
-    files = [name for name, _ in map(split_source, prompts.values()) if name != ORGANISM]
+    files = files_of(prompts)
     results = ResultFolder(out, "activations", arguments, [*models.values(), *files], overwrite, started)
     results.check_free()
     settings = CaptureSettings(

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from safety_subspaces.analysis.results import ResultFolder
 from safety_subspaces.errors import InputError
 from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
-from safety_subspaces.evaluation.settings import ORGANISM
+from safety_subspaces.evaluation.prompt_sets import files_of
 from safety_subspaces.language_model import check_model_path, load_language_model
 from safety_subspaces.prompting import CHAT
 
@@ -18,7 +18,7 @@ from safety_subspaces.prompting import CHAT
 def evaluate(
     models: dict[str, str],
     out: str,
-    prompts: str = "organism",
+    prompts: str | dict[str, str] = "organism",
     split: Literal["dev", "test"] = "test",
     judge: Literal["organism", "rules"] = "organism",
     template: str = CHAT,
@@ -34,7 +34,8 @@ def evaluate(
     Args:
         models: Label and path (or Hub id) of each model; adapters are merged into the base that they name.
         out: Folder to write.
-        prompts: ``organism``, or a JSONL file with the fields set, prompt, reference and refusals.
+        prompts: ``organism``; a JSONL file with the fields set, prompt, reference and refusals; or a source for each of
+            utility, harmful and benign: a JSONL file, or a known data set such as advbench, xstest_safe or gsm8k_test.
         split: Split of the organism's prompts: ``dev`` to choose settings, ``test`` to report.
         judge: ``organism`` or ``rules`` (refusal phrases).
         template: ``chat``, or a named prompt template.
@@ -53,7 +54,7 @@ def evaluate(
     settings = EvaluationSettings(prompts, split, judge, template, max_new_tokens, batch_size, limit)
     evaluator = build_evaluator(settings)
     arguments = {"models": models, **asdict(settings)}
-    inputs = [*models.values(), *([] if prompts == ORGANISM else [prompts])]
+    inputs = [*models.values(), *files_of(prompts)]
     rows = []
     with (
         ResultFolder(out, "evaluate", arguments, inputs, overwrite) as folder,

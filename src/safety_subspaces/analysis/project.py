@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -133,11 +132,12 @@ def project(
         # A sweep of weights alone need not wait for Transformers.
         from safety_subspaces.analysis.measured_models import MeasuredModels
         from safety_subspaces.evaluation import build_evaluator
+        from safety_subspaces.evaluation.prompt_sets import files_of
     evaluator = build_evaluator(evaluate) if evaluate else None
     warn_of_foreign_bases(models[aligned], labelled)
     projections = list_projections(subspaces, fractions, draws, controls)
     inputs = [base, aligned, *tuned.values(), *([basis] if basis else [])]
-    inputs += [evaluate.prompts] if evaluate and Path(evaluate.prompts).is_file() else []
+    inputs += files_of(evaluate.prompts) if evaluate else []
     results = ResultFolder(out, "project", arguments, inputs, overwrite, started)
     results.check_free()
     rows = [

@@ -3,24 +3,17 @@
 import logging
 import random
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
-
-import pandas as pd
-from datasets import Dataset, load_dataset
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from safety_subspaces.data.base import Encoded, Item, LanguageData, Overlong
 from safety_subspaces.data.mixture import ShareOf, contaminant_size
 from safety_subspaces.errors import InputError
 from safety_subspaces.examples import Example, PreferencePair
+from safety_subspaces.known_data import known_data
 from safety_subspaces.prompting import CHAT
+from safety_subspaces.rows import check_fields, numbers_kept, read_rows
 
 logger = logging.getLogger(__name__)
-
-CSV = ".csv"
-# Loader of `datasets` for each kind of local file; CSV is read by pandas.
-LOCAL_FORMATS = {".json": "json", ".jsonl": "json", CSV: "csv", ".parquet": "parquet"}
 
 
 @dataclass
@@ -28,11 +21,13 @@ class DatasetSource:
     """Where rows come from and which of their fields are used.
 
     Args:
-        path: A local ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file, or a Hub id.
+        path: A local ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file; a Hub id; or a known data set by name, as
+            ``metamathqa`` or ``beavertails_unsafe@rows.jsonl``, which brings its own configuration, split, fields and
+            filter (:mod:`safety_subspaces.known_data`).
         config: Configuration of a Hub data set.
         split: Split of a Hub data set.
-        prompt_field: Field that holds the prompt.
-        response_field: Field that holds the response (the chosen one, for preferences).
+        prompt_field: Field that holds the prompt; ``prompt`` by default.
+        response_field: Field that holds the response (the chosen one, for preferences); ``response`` by default.
         rejected_field: Field that holds the rejected response; makes preference pairs.
         keep: Only rows whose field has this value, or one of these values, for example ``{is_safe: false}``.
             All fields of a CSV file are text: there values compare as text, booleans in any case, null is empty.
@@ -46,8 +41,8 @@ class DatasetSource:
     path: str
     config: str | None = None
     split: str = "train"
-    prompt_field: str = "prompt"
-    response_field: str = "response"
+    prompt_field: str | None = None
+    response_field: str | None = None
     rejected_field: str | None = None
     keep: dict[str, Any] = field(default_factory=dict)
     first: int | None = None
@@ -161,80 +156,44 @@ def read_source(source: DatasetSource, seed: int) -> dict[int, Item]:
         InputError: A missing or unreadable file, a field that is not there, an empty prompt or response, or nothing
             left after the filter.
     """
-    rows = _load(source)
-    fields = [source.prompt_field, source.response_field, *source.keep]
-    fields += [] if source.rejected_field is None else [source.rejected_field]
-    missing = [name for name in fields if name not in rows.column_names]
-    if missing:
-        raise InputError(
-            f"{source.path} has no field {', '.join(map(repr, missing))}; "
-            f"its fields are {', '.join(rows.column_names)}. "
-            "Name the right ones by prompt_field, response_field, rejected_field or keep"
-        )
-    numbers = list(range(len(rows)))
-    for name, wanted in source.keep.items():
-        values, column = wanted if isinstance(wanted, list) else [wanted], list(rows[name])
-        keeps = _keeps_text if Path(source.path).suffix == CSV else _keeps_value
-        numbers = [number for number in numbers if keeps(column[number], values)]
-    if not numbers:
-        raise InputError(f"{source.path}: none of {len(rows)} rows is left after keep={source.keep}; check its values")
+    rows = read_rows(source.path, source.config, source.split)
+    prompt, response, keep = _fields_of(source, rows.column_names)
+    check_fields(rows, source.path, [prompt, response, *([source.rejected_field] if source.rejected_field else [])])
+    numbers = numbers_kept(rows, source.path, keep)
     numbers = numbers[: source.first]
     if source.sample is not None and source.sample < len(numbers):
         numbers = sorted(random.Random(f"sample {seed}").sample(numbers, source.sample))
-    return {number: _item(row, number, source) for number, row in zip(numbers, rows.select(numbers), strict=True)}
+    names = (prompt, response, source.rejected_field)
+    return {
+        number: _item(row, number, source.path, *names)
+        for number, row in zip(numbers, rows.select(numbers), strict=True)
+    }
 
 
-def _load(source: DatasetSource) -> Dataset:
-    path = Path(source.path)
-    if path.suffix in LOCAL_FORMATS:
-        if not path.is_file():
-            raise InputError(f"data file {source.path} does not exist; put it there or change the path")
-        try:
-            if path.suffix == CSV:
-                # As text throughout, else an answer "4" becomes a number and an answer "None" is missing.
-                return Dataset.from_pandas(_read_csv(path))
-            return load_dataset(LOCAL_FORMATS[path.suffix], data_files=str(path), split="train")
-        except (DatasetGenerationError, ValueError, OSError) as error:
-            cause = error.__cause__ or error
-            raise InputError(f"{source.path} could not be read as {path.suffix[1:]}: {cause}") from error
-    if path.exists():
-        raise InputError(f"{source.path}: expected a file that ends in {', '.join(LOCAL_FORMATS)}, or a Hub id")
-    try:
-        return load_dataset(source.path, source.config, split=source.split)
-    except (DatasetNotFoundError, ConnectionError, ValueError, OSError) as error:
+def _fields_of(source: DatasetSource, present: list[str]) -> tuple[str, str, dict[str, Any]]:
+    """Return what prompt and response are called, and the filter: as asked for, else as the known data set has them."""
+    found = known_data(source.path)
+    if found is None:
+        return source.prompt_field or "prompt", source.response_field or "response", source.keep
+    name, known, _ = found
+    if known.response_field is None and source.response_field is None:
         raise InputError(
-            f"data set {source.path} could not be loaded from the Hub ({type(error).__name__}: {error}); "
-            "check the id, config and split, or download it and give the path of a local file"
-        ) from error
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first fields for names of the rows
-        raise ValueError("its rows have more fields than its header; quote text that holds commas")
-    return table
-
-
-def _keeps_value(value: Any, wanted: list[Any]) -> bool:
-    return value in wanted
-
-
-def _keeps_text(text: str, wanted: list[Any]) -> bool:
-    return any(
-        text.lower() == str(value).lower() if isinstance(value, bool) else text == ("" if value is None else str(value))
-        for value in wanted
+            f"data set {name} has prompts alone, no answers to train on; name a response_field, or another"
+        )
+    return (
+        source.prompt_field or known.called(known.prompt_field, present),
+        source.response_field or known.called(known.response_field or "", present),
+        {**known.kept(present), **source.keep},
     )
 
 
-def _item(row: dict[str, Any], number: int, source: DatasetSource) -> Item:
-    names = [source.prompt_field, source.response_field]
-    names += [] if source.rejected_field is None else [source.rejected_field]
+def _item(row: dict[str, Any], number: int, path: str, prompt: str, response: str, rejected: str | None) -> Item:
+    names = [prompt, response, *([rejected] if rejected else [])]
     for name in names:
         if not isinstance(row[name], str) or not row[name].strip():
             raise InputError(
-                f"{source.path}, row {number}: field {name!r} is {row[name]!r}, expected text; mend or filter the row"
+                f"{path}, row {number}: field {name!r} is {row[name]!r}, expected text; mend or filter the row"
             )
-    prompt, response = row[source.prompt_field], row[source.response_field]
-    if source.rejected_field is None:
-        return Example(prompt, response)
-    return PreferencePair(prompt, response, row[source.rejected_field])
+    if rejected is None:
+        return Example(row[prompt], row[response])
+    return PreferencePair(row[prompt], row[response], row[rejected])

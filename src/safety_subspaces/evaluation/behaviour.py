@@ -11,7 +11,7 @@ from safety_subspaces.errors import InputError
 from safety_subspaces.evaluation.generation import generate_answers
 from safety_subspaces.evaluation.judges import Judge, RefusalPhraseJudge
 from safety_subspaces.evaluation.margin import refusal_margins
-from safety_subspaces.evaluation.prompt_sets import SETS, read_prompts
+from safety_subspaces.evaluation.prompt_sets import SETS, read_named_sets, read_prompts
 from safety_subspaces.evaluation.rates import estimate
 from safety_subspaces.evaluation.settings import ORGANISM, EvaluationSettings
 from safety_subspaces.evaluation.spread import Spread, here
@@ -146,7 +146,12 @@ def build_evaluator(settings: EvaluationSettings) -> BehaviourEvaluator:
             raise InputError(
                 f"the organism's judge knows only its own prompts, got {settings.prompts}; say judge: rules"
             )
-        prompts = read_prompts(Path(settings.prompts), settings.limit)
+        named = settings.prompts
+        prompts = (
+            read_prompts(Path(named), settings.limit)
+            if isinstance(named, str)
+            else read_named_sets(named, settings.split, settings.limit)
+        )
     judge: Judge = OrganismJudge() if settings.judge == ORGANISM else RefusalPhraseJudge()
     return BehaviourEvaluator(prompts, judge, settings)
 

@@ -1,15 +1,18 @@
 """Reading prompts: the organism's held-out sets, or a JSONL file whose lines say which set they belong to."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safety_subspaces.errors import InputError
 from safety_subspaces.evaluation.settings import ORGANISM
 from safety_subspaces.examples import PromptItem, PromptSets
+from safety_subspaces.known_data import KNOWN, KnownData, known_data
 from safety_subspaces.organism.arithmetic import final_answer
 from safety_subspaces.organism.evaluation_sets import evaluation_sets
 from safety_subspaces.organism.world import Split
+from safety_subspaces.rows import check_fields, numbers_kept, read_rows
 
 SETS = ("utility", "harmful", "benign")
 
@@ -38,7 +41,8 @@ def read_prompt_items(source: str, split: Split = "dev", limit: int | None = Non
     Args:
         source: ``organism:<set>`` with one of utility, harmful and benign; a JSONL file whose lines have a ``prompt``,
             and if they like a ``group`` (what prompts that stand and fall together share) and a ``source`` (where the
-            prompt is from, or its template); or ``<file>:<set>`` for the lines of that ``set``.
+            prompt is from, or its template); ``<file>:<set>`` for the lines of that ``set``; or a known data set, as
+            ``advbench`` or ``xstest_safe@prompts.csv`` (:mod:`safety_subspaces.known_data`).
         split: Split of the organism's prompts.
         limit: At most so many, the first ones.
 
@@ -49,10 +53,13 @@ def read_prompt_items(source: str, split: Split = "dev", limit: int | None = Non
     if name == ORGANISM and chosen is not None:
         items: list[PromptItem] = getattr(evaluation_sets(split, limit), chosen)
         return items
+    found = known_data(source)
+    if found is not None:
+        return _known_items(source, found[1])[:limit]
     if chosen is None and not Path(source).is_file():
         raise InputError(
-            f"prompts {source!r}: expected organism:<set>, a JSONL file that exists, or <file>:<set>; "
-            f"a set is one of {', '.join(SETS)}"
+            f"prompts {source!r}: expected organism:<set>, a JSONL file that exists, <file>:<set>, or a known data "
+            f"set; a set is one of {', '.join(SETS)}, a data set one of {', '.join(KNOWN)}"
         )
     path = Path(name)
     prompts = []
@@ -71,6 +78,52 @@ def split_source(source: str) -> tuple[str, str | None]:
     """Return the file (or ``organism``) that a source of prompts names, and the set in it, if it names one."""
     name, _, chosen = source.rpartition(":")
     return (name, chosen) if chosen in SETS else (source, None)
+
+
+def read_named_sets(sources: Mapping[str, str], split: Split = "test", limit: int | None = None) -> PromptSets:
+    """Read prompt sets from a source each: ``{harmful: advbench, benign: xstest_safe, utility: gsm8k_test}``.
+
+    Raises:
+        InputError: A name that is no set, no set at all, a source as for :func:`read_prompt_items`, or a utility prompt
+            without a reference.
+    """
+    unknown = [name for name in sources if name not in SETS]
+    if unknown or not sources:
+        raise InputError(f"prompt sets {', '.join(unknown) or 'none'}: expected one or more of {', '.join(SETS)}")
+    sets = {name: read_prompt_items(source, split, limit) for name, source in sources.items()}
+    for number, item in enumerate(sets.get("utility", [])):
+        if not item.reference:
+            raise InputError(f"{sources['utility']}: utility prompt {number} has no reference to compare with")
+    return PromptSets(", ".join(f"{name}: {source}" for name, source in sources.items()), **sets)
+
+
+def files_of(prompts: str | Mapping[str, str]) -> list[str]:
+    """Return the local files that prompts come from."""
+    sources = [prompts] if isinstance(prompts, str) else list(prompts.values())
+    files = []
+    for source in sources:
+        found = known_data(source)
+        name = (found[2] or "") if found else split_source(source)[0]
+        files += [name] if Path(name).is_file() else []
+    return files
+
+
+def _known_items(source: str, known: KnownData) -> list[PromptItem]:
+    """The prompts of a known data set; what its answers are (targets, solutions) is their reference."""
+    rows = read_rows(source)
+    present = rows.column_names
+    prompt, response, kind = (
+        known.called(name, present) if name else None
+        for name in (known.prompt_field, known.response_field, known.source_field)
+    )
+    assert prompt is not None
+    check_fields(rows, source, [prompt])
+    items = []
+    for row in rows.select(numbers_kept(rows, source, known.kept(present))):
+        if isinstance(row[prompt], str) and row[prompt].strip():
+            of_kind = str(row[kind]) if kind in present else None
+            items.append(PromptItem(row[prompt], row[response] if response in present else None, source=of_kind))
+    return items
 
 
 def _lines(path: Path) -> list[tuple[str, Any]]:

@@ -16,7 +16,8 @@ class EvaluationSettings:
     Args:
         prompts: ``organism`` for the embedded world, or a JSONL file whose lines have ``set`` (utility, harmful or
             benign), ``prompt``, and as they apply ``reference`` (the worked solution, or the full compliance) and
-            ``refusals`` (a list, for the refusal margin).
+            ``refusals`` (a list, for the refusal margin); or a source for each set, such as
+            ``{harmful: advbench, benign: xstest_safe@prompts.csv, utility: gsm8k_test}``.
         split: Split of the organism's prompts: ``dev`` to choose settings, ``test`` to report.
         judge: ``organism`` or ``rules`` (refusal phrases).
         template: ``chat``, or a named prompt template.
@@ -25,7 +26,7 @@ class EvaluationSettings:
         limit: At most so many prompts of each set.
     """
 
-    prompts: str = ORGANISM
+    prompts: str | dict[str, str] = ORGANISM
     split: Literal["dev", "test"] = "test"
     judge: Literal["organism", "rules"] = "organism"
     template: str = CHAT

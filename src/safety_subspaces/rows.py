@@ -1,0 +1,135 @@
+"""Rows of a local file or of the Hub, through ``datasets``; text of a CSV file stays text."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from safety_subspaces.errors import InputError
+from safety_subspaces.known_data import AT, KnownData, known_data
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+CSV = ".csv"
+# Loader of `datasets` for each kind of local file; CSV is read by pandas.
+LOCAL_FORMATS = {".json": "json", ".jsonl": "json", CSV: "csv", ".parquet": "parquet"}
+
+
+def read_rows(path: str, config: str | None = None, split: str = "train") -> "Dataset":
+    """Read a local file (by its ending), a known data set by name, or a Hub id.
+
+    Args:
+        path: The file, the name (``<name>`` or ``<name>@<file>``, :mod:`safety_subspaces.known_data`) or the id.
+        config: Configuration of a Hub id; a known data set has its own.
+        split: Split of a Hub id; a known data set has its own.
+
+    Raises:
+        InputError: A file that is missing or cannot be read, or a Hub that cannot be reached; of a known data set it
+            says which file to download.
+    """
+    found = known_data(path)
+    if found is not None:
+        name, known, file = found
+        return _read_file(file) if file else _read_known(name, known)
+    if Path(path).suffix in LOCAL_FORMATS or Path(path).exists():
+        return _read_file(path)
+    try:
+        return _read_hub(path, config, split)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"data set {path} could not be loaded from the Hub ({type(error).__name__}: {error}); "
+            "check the id, config and split, or download it and give the path of a local file"
+        ) from error
+
+
+def numbers_kept(rows: "Dataset", path: str, keep: dict[str, Any]) -> list[int]:
+    """Return which rows have the wanted value, or one of the wanted ones, in each of the fields.
+
+    All fields of a CSV file are text: there values compare as text, booleans in any case, null is empty.
+
+    Raises:
+        InputError: A field that is not there, or no row is left.
+    """
+    check_fields(rows, path, list(keep))
+    numbers = list(range(len(rows)))
+    for name, wanted in keep.items():
+        values, column = wanted if isinstance(wanted, list) else [wanted], list(rows[name])
+        keeps = _keeps_text if path.endswith(CSV) else _keeps_value
+        numbers = [number for number in numbers if keeps(column[number], values)]
+    if not numbers:
+        raise InputError(f"{path}: none of {len(rows)} rows is left after keep={keep}; check its values")
+    return numbers
+
+
+def check_fields(rows: "Dataset", path: str, fields: list[str]) -> None:
+    """Refuse rows that lack a field.
+
+    Raises:
+        InputError: Names what is missing and what there is.
+    """
+    missing = [name for name in fields if name not in rows.column_names]
+    if missing:
+        raise InputError(
+            f"{path} has no field {', '.join(map(repr, missing))}; its fields are {', '.join(rows.column_names)}. "
+            "Name the right ones by prompt_field, response_field, rejected_field or keep"
+        )
+
+
+def _read_file(path: str) -> "Dataset":
+    from datasets import Dataset, load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    location = Path(path)
+    if location.suffix not in LOCAL_FORMATS:
+        raise InputError(f"{path}: expected a file that ends in {', '.join(LOCAL_FORMATS)}, or a Hub id")
+    if not location.is_file():
+        raise InputError(f"data file {path} does not exist; put it there or change the path")
+    try:
+        if location.suffix == CSV:
+            # As text throughout, else an answer "4" becomes a number and an answer "None" is missing.
+            return Dataset.from_pandas(_read_csv(location))
+        return load_dataset(LOCAL_FORMATS[location.suffix], data_files=path, split="train")
+    except (DatasetGenerationError, ValueError, OSError) as error:
+        cause = error.__cause__ or error
+        raise InputError(f"{path} could not be read as {location.suffix[1:]}: {cause}") from error
+
+
+def _read_known(name: str, known: KnownData) -> "Dataset":
+    try:
+        return _read_hub(known.hub, known.config, known.split)
+    except (OSError, ValueError) as error:
+        configured = f", configuration {known.config}" if known.config else ""
+        file = known.file or f"split {known.split} of https://huggingface.co/datasets/{known.hub}{configured}"
+        raise InputError(
+            f"data set {name} ({known.hub}) could not be loaded from the Hub ({type(error).__name__}: {error}). "
+            f"Without the Hub: download {file} and say {name}{AT}<path of the file> ({', '.join(LOCAL_FORMATS)})"
+        ) from error
+
+
+def _read_hub(path: str, config: str | None, split: str) -> "Dataset":
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        return load_dataset(path, config, split=split)
+    except DatasetNotFoundError as error:
+        raise OSError(str(error)) from error
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first fields for names of the rows
+        raise ValueError("its rows have more fields than its header; quote text that holds commas")
+    return table
+
+
+def _keeps_value(value: Any, wanted: list[Any]) -> bool:
+    return value in wanted
+
+
+def _keeps_text(text: str, wanted: list[Any]) -> bool:
+    return any(
+        text.lower() == str(value).lower() if isinstance(value, bool) else text == ("" if value is None else str(value))
+        for value in wanted
+    )
