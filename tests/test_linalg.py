@@ -2,16 +2,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
 from torch.testing import assert_close
 
 from safety_subspaces.errors import InputError
 from safety_subspaces.linalg import (
+    _threads_of_torch,
+    gram_of_rows,
     haar_basis,
     inner_product,
+    leading_factors,
     left_factors,
     rank_of_energy,
     squared_norm,
     squared_row_norms,
+    symmetric_eigh,
 )
 
 SHAPES = [(24, 24), (16, 40), (40, 16), (90, 8), (1, 7), (7, 1)]
@@ -118,3 +123,55 @@ def test_norms_and_inner_products_agree_with_float64():
     assert squared_norm(first) == pytest.approx(first.double().square().sum().item(), rel=1e-6)
     assert inner_product(first, second) == pytest.approx((first.double() * second.double()).sum().item(), abs=1e-3)
     assert squared_norm(first[0]) == pytest.approx(first[0].double().square().sum().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
+@pytest.mark.parametrize("shape", [(100, 240), (240, 100), (130, 130), (20, 30)])
+def test_leading_factors_are_the_first_of_all(shape, share):
+    matrix = gaussian(*shape, decay=2.0)
+    whole, leading = left_factors(matrix), leading_factors(matrix, share)
+    held = rank_of_energy(whole.singular_values, share)
+    assert leading.held == held < min(shape)
+    assert leading.numerical_rank == whole.numerical_rank
+    assert_close(leading.singular_values, whole.singular_values, rtol=1e-9, atol=1e-12)
+    products = leading.basis.double().T @ whole.basis[:, :held].double()
+    assert_close(products.abs(), torch.eye(held).double(), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_decomposition_is_that_of_torch_for_every_size(share):
+    for dim in (1, 2, 3, 63, 64, 65, 200):
+        matrix = gaussian(dim, dim + 3, decay=1.0).double()
+        gram = matrix @ matrix.T
+        expected = torch.linalg.eigvalsh(gram).flip(0)
+        values, vectors = symmetric_eigh(gram.clone(), share)
+        assert_close(values, expected, rtol=1e-10, atol=1e-10)
+        rank = vectors.shape[1]
+        assert rank == (dim if share == 1 else rank_of_energy(expected.sqrt(), share))
+        assert_close(gram @ vectors, vectors * values[:rank], rtol=0, atol=1e-9 * float(values[0]))
+        assert_close(vectors.T @ vectors, torch.eye(rank).double(), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gram_matrix_is_symmetric_to_the_bit_however_its_rows_lie(dtype):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(40, 60, generator=generator, dtype=dtype)
+    cases = (rows, rows.T, rows[::2], rows[:, ::2], rows[:1], rows[:, :1], rows[:0], rows[0].expand(3, 60))
+    for matrix in cases:
+        before, gram = matrix.clone(), gram_of_rows(matrix)
+        assert torch.equal(gram, gram.T)
+        assert_close(gram, matrix @ matrix.T, rtol=1e-5, atol=1e-4 if dtype == torch.float32 else 1e-12)
+        assert torch.equal(matrix, before)
+
+
+def test_blas_uses_as_many_threads_as_torch():
+    seen = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            with _threads_of_torch():
+                seen.append({pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"})
+    finally:
+        torch.set_num_threads(threads)
+    assert seen == [{1}, {2}]
