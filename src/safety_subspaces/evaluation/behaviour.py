@@ -1,7 +1,7 @@
 """One evaluation for every model: the prompt sets, the judge, and what comes out as a row of a table."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,11 @@ REFUSED = 1
 
 @dataclass(frozen=True)
 class BehaviourResult:
-    """One model's behaviour: a row of estimates, and every answer with its score."""
+    """One model's behaviour: a row of estimates, every answer with its score, each harmful prompt's refusal margin."""
 
     row: dict[str, float | int]
     generations: list[dict[str, Any]]
+    margins: list[float | None] = field(default_factory=list)
 
 
 class BehaviourEvaluator:
@@ -113,7 +114,7 @@ class BehaviourEvaluator:
         row |= {f"n_{name}": count.n for name, count in counts.items()}
         row |= {f"n_groups_{name}": count.n_groups for name, count in counts.items()}
         row["n_unscored"] = sum(count.n_unscored for count in counts.values())
-        return BehaviourResult(row, generations)
+        return BehaviourResult(row, generations, margins)
 
     def _encoder_of(self, tokenizer: PreTrainedTokenizerBase) -> Encoder:
         if self._encoder is None or self._encoder.tokenizer is not tokenizer:

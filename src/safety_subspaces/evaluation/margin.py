@@ -34,19 +34,15 @@ def refusal_margins(
             for text in (item.reference, *item.refusals):
                 texts.append(encoder.example(Example(item.prompt, text)))
                 owners.append(index)
-    scores = spread(texts, lambda part: _log_probabilities(model, part, batch_size))
+    scores = spread(texts, lambda part: log_probabilities(model, part, batch_size))
     by_item: dict[int, list[float]] = {}
     for owner, score in zip(owners, scores, strict=True):
         by_item.setdefault(owner, []).append(score)
     return [_margin(by_item[index]) if index in by_item else None for index in range(len(items))]
 
 
-def _margin(scores: list[float]) -> float:
-    compliance, *refusals = scores
-    return float(torch.tensor(refusals, dtype=torch.float64).logsumexp(0)) - compliance
-
-
-def _log_probabilities(model: PreTrainedModel, texts: list[EncodedExample], batch_size: int) -> list[float]:
+def log_probabilities(model: PreTrainedModel, texts: Sequence[EncodedExample], batch_size: int) -> list[float]:
+    """Return the summed log probability of what follows each prompt, in nats; batched by length."""
     order = sorted(range(len(texts)), key=lambda index: len(texts[index].input_ids))
     scores = [0.0] * len(texts)
     with evaluating(model):
@@ -68,3 +64,8 @@ def _log_probabilities(model: PreTrainedModel, texts: list[EncodedExample], batc
             for row, value in zip(rows, values.tolist(), strict=True):
                 scores[row] = value
     return scores
+
+
+def _margin(scores: list[float]) -> float:
+    compliance, *refusals = scores
+    return float(torch.tensor(refusals, dtype=torch.float64).logsumexp(0)) - compliance

@@ -1,0 +1,476 @@
+"""Whether a direction of the residual stream causes behaviour: dose-response of interventions, beside random ones."""
+
+import json
+import math
+import time
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from safety_subspaces.activations import Position, prompt_states
+from safety_subspaces.analysis.activations import read_sets
+from safety_subspaces.analysis.results import ResultFolder
+from safety_subspaces.analysis.steer_selectivity import Cost, Dose, scores_of, selectivity
+from safety_subspaces.directions import (
+    Direction,
+    mean_difference,
+    overlap_vectors,
+    paired_differences,
+    probe_direction,
+    random_direction,
+)
+from safety_subspaces.errors import InputError
+from safety_subspaces.evaluation import BehaviourEvaluator, EvaluationSettings, build_evaluator
+from safety_subspaces.evaluation.behaviour import BehaviourResult
+from safety_subspaces.evaluation.margin import log_probabilities
+from safety_subspaces.evaluation.prompt_sets import files_of
+from safety_subspaces.evaluation.rates import estimate
+from safety_subspaces.examples import Example, PromptItem
+from safety_subspaces.language_model import check_model_path, count_blocks, load_language_model
+from safety_subspaces.matching import match_prompts
+from safety_subspaces.prompting import Encoder, encode_prompt
+from safety_subspaces.steering import Ablation, Addition, Intervention, Rotation, ablate_weights, ablated, steered
+from safety_subspaces.subspace_file import read_subspace
+
+DirectionKind = Literal["mean_difference", "paired", "probe", "overlap", "basis"]
+InterventionKind = Literal["addition", "ablation", "rotation"]
+# Strengths in units of the distance between the sets' means: one moves a state from one set's mean to the other's.
+STRENGTHS = (-2.0, -1.0, -0.5, 0.5, 1.0, 2.0)
+ANGLES = (0.5, 1.0, 1.5707963267948966, 3.141592653589793)
+OVERLAP_ENERGY = 0.99
+
+
+@dataclass(frozen=True)
+class BasisSource:
+    """A basis from a subspace file, to test the directions of a constraint or projection by steering too.
+
+    Args:
+        path: File of ``analyze.py subspace``.
+        tensor: A weight that writes to the residual stream, of a left file; or one that reads it, of a right one.
+        rank: How many of its leading directions.
+    """
+
+    path: str
+    tensor: str
+    rank: int = 1
+
+
+@dataclass(frozen=True)
+class _Point:
+    """One intervention at one dose."""
+
+    direction: str
+    draw: int | None
+    intervention: InterventionKind
+    layer: int
+    strength: float
+
+
+@dataclass
+class _Curves:
+    """What was measured of one model: the rows of the table, and each point's scores prompt by prompt."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    doses: dict[_Point, Dose] = field(default_factory=dict)
+
+
+def steer(
+    models: dict[str, str],
+    prompts: dict[str, str],
+    out: str,
+    positive: str = "harmful",
+    negative: str = "benign",
+    layers: list[int] | None = None,
+    directions: Sequence[DirectionKind] = ("mean_difference",),
+    interventions: Sequence[InterventionKind] = ("addition", "ablation", "rotation"),
+    strengths: Sequence[float] = STRENGTHS,
+    angles_radians: Sequence[float] = ANGLES,
+    basis: BasisSource | None = None,
+    random_draws: int = 3,
+    utility_loss: float = 0.1,
+    nats_added: float = 0.1,
+    position: Position = "last",
+    direction_split: Literal["dev", "test"] = "dev",
+    evaluate: EvaluationSettings | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    device: str = "auto",
+    write: bool = False,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> pd.DataFrame:
+    """Steer models along directions between two prompt sets, and measure what they do at each dose.
+
+    Addition adds strength times the direction to the residual stream at a layer, in units of the distance between the
+    sets' means. Ablation takes the direction out of everything that is written to the stream, at all layers. Rotation
+    turns the part of the stream that lies in a plane (the direction and a random one orthogonal to it) by an angle at a
+    layer, and keeps its length. Random directions of the same length are steered along in the same way.
+
+    The selectivity table has for each direction the change in harm at the dose at which utility has fallen by
+    utility_loss, or the nats a token of worked solutions have risen by nats_added, less that of random directions, with
+    a bootstrap interval over groups of prompts and random draws. Directions come from the prompts of direction_split,
+    behaviour is measured on those of evaluate.split.
+
+    Args:
+        models: Label and path (or Hub id) of each model.
+        prompts: Label and source of each prompt set that directions are made from, as for activations.
+        out: Folder to write.
+        positive: Label of the set that directions point to.
+        negative: Label of the set that they point away from.
+        layers: Hidden-state indices, 0 for the embedding, i for what block i leaves; by default the middle one.
+        directions: mean_difference, paired (first principal direction of differences of matched prompts), probe (normal
+            of a logistic regression), overlap (the vector that both sets' subspaces come closest in), basis (of a
+            subspace file; its first direction, and all of them for ablation).
+        interventions: addition, ablation, rotation.
+        strengths: Doses of addition; 0 is always measured.
+        angles_radians: Doses of rotation.
+        basis: Subspace file, tensor and rank for the direction basis.
+        random_draws: Random directions of equal length for each direction; at least two for an interval.
+        utility_loss: Share of problems that are no longer solved, at which directions are compared.
+        nats_added: Nats a token added to the worked solutions (a tenth is 10 % of perplexity), at which they are
+            compared as well: a price that a model which solves hardly anything pays too.
+        position: Token position that directions are read at.
+        direction_split: Split of the organism's prompts that directions are made from.
+        evaluate: What behaviour is measured on; the organism's test split by default.
+        dtype: Type in which models are run.
+        device: As for activations.
+        write: Save each model with the first direction of each kind and layer ablated from its weights, under models.
+        seed: Seed of random directions and of the bootstrap.
+        overwrite: Replace earlier results in out.
+
+    Returns:
+        One row for each model, direction, draw, intervention, layer and dose.
+
+    Raises:
+        InputError: Before a model runs: a label, layer, split, basis or dose that cannot be used, prompt sets that are
+            too small, the same, or share prompts.
+
+    Source: Arditi et al., arXiv 2406.11717 (difference in means, ablation); Zou et al., arXiv 2310.01405 (paired);
+        Turner et al., arXiv 2308.10248 (addition); Vu and Nguyen, arXiv 2510.26243 (rotation).
+    """
+    started = time.monotonic()
+    settings = evaluate or EvaluationSettings()
+    arguments: dict[str, Any] = {
+        **{"models": models, "prompts": prompts, "positive": positive, "negative": negative, "layers": layers},
+        **{"directions": list(directions), "interventions": list(interventions), "strengths": list(strengths)},
+        **{"angles_radians": list(angles_radians), "basis": asdict(basis) if basis else None, "dtype": dtype},
+        **{"utility_loss": utility_loss, "nats_added": nats_added},
+        **{"random_draws": random_draws, "position": position, "device": device},
+        **{"direction_split": direction_split, "evaluate": asdict(settings), "write": write, "seed": seed},
+    }
+    _check_doses(directions, interventions, strengths, angles_radians, random_draws, (utility_loss, nats_added))
+    chosen = _check_models(models, layers)
+    sets, left_out = read_sets(_two_of(prompts, positive, negative), direction_split)
+    evaluator = build_evaluator(settings)
+    held = _shared_with(evaluator, sets)
+    if held:
+        raise InputError(
+            f"{len(held)} prompts that directions are made from are measured as well, such as {min(held)[:60]!r}: name "
+            "another direction_split, or other prompts"
+        )
+    given = _read_basis(basis, directions)
+    inputs = [*models.values(), *files_of(prompts), *files_of(settings.prompts), *([basis.path] if basis else [])]
+    results = ResultFolder(out, "steer", arguments, inputs, overwrite, started)
+    results.check_free()
+    tables: dict[str, list[dict[str, Any]]] = {"table": [], "selectivity": []}
+    with results, (results.folder / "generations.jsonl").open("w", encoding="utf-8") as stream:
+        for name, reason in left_out:
+            results.leave_out(name, reason)
+        for label, path in models.items():
+            model, tokenizer = load_language_model(path, getattr(torch, dtype), device=device)
+            found = {
+                layer: _directions(
+                    model, tokenizer, sets, (positive, negative), layer, directions, position, given, settings
+                )
+                for layer in chosen[label]
+            }
+            points = list(_points(found, interventions, strengths, angles_radians, random_draws))
+            curves = _Curves()
+            for point, intervention in tqdm(
+                _planned(points, found, seed), total=len(points) + 1, desc=f"steer {label}", unit="dose"
+            ):
+                result, nats = _measure(model, tokenizer, evaluator, point, intervention, label)
+                mean = estimate(nats.tolist(), _groups_of(evaluator.prompts.utility))
+                # exp of the mean over prompts; the error by the delta method
+                value = math.exp(min(mean.mean, 700.0))
+                perplexity = {"perplexity": value, "perplexity_stderr": value * mean.stderr}
+                curves.rows.append({"model": label, **asdict(point), **result.row, **perplexity})
+                margins = np.array([np.nan if margin is None else margin for margin in result.margins], dtype=float)
+                curves.doses[point] = Dose(
+                    abs(point.strength),
+                    scores_of(result.generations, "harmful"),
+                    margins,
+                    scores_of(result.generations, "utility"),
+                    nats,
+                )
+                stream.writelines(json.dumps({**asdict(point), **line}) + "\n" for line in result.generations)
+            tables["table"] += curves.rows
+            tables["selectivity"] += _selectivities(
+                label, curves, evaluator, {"utility": utility_loss, "perplexity": nats_added}, seed
+            )
+            if write:
+                _write_ablated(path, found, results.folder / "models" / label, dtype)
+        table = pd.DataFrame(tables["table"]).astype({"draw": "Int64"})
+        results.write_table(table)
+        results.write_table(pd.DataFrame(tables["selectivity"]), "selectivity")
+        results.summary = {
+            "directions_from": {label: len(items) for label, items in sets.items()},
+            "measured_on": evaluator.prompts.name,
+            "selectivity": tables["selectivity"],
+        }
+    return table
+
+
+def _two_of(prompts: Mapping[str, str], positive: str, negative: str) -> dict[str, str]:
+    missing = [label for label in (positive, negative) if label not in prompts]
+    if missing or positive == negative:
+        raise InputError(
+            f"positive {positive!r} and negative {negative!r}: expected two different labels of prompts, which has "
+            f"{', '.join(prompts) or 'none'}"
+        )
+    return {positive: prompts[positive], negative: prompts[negative]}
+
+
+def _check_doses(
+    directions: Sequence[str],
+    interventions: Sequence[str],
+    strengths: Sequence[float],
+    angles: Sequence[float],
+    random_draws: int,
+    costs: tuple[float, float],
+) -> None:
+    for chosen_of, chosen in (("directions", directions), ("interventions", interventions)):
+        if not chosen or len(set(chosen)) < len(chosen):
+            raise InputError(f"{chosen_of} {list(chosen)}: expected different ones, at least one")
+    doses = {"addition": ("strengths", strengths), "rotation": ("angles_radians", angles)}
+    for intervention, (name, values) in doses.items():
+        if intervention in interventions and (not values or 0 in values or len(set(values)) < len(values)):
+            raise InputError(f"{name} {list(values)}: expected different doses other than 0, which is always measured")
+    if random_draws < 0 or not 0 < costs[0] < 1 or costs[1] <= 0:
+        raise InputError(
+            f"random_draws {random_draws}, utility_loss {costs[0]}, nats_added {costs[1]}: expected at least 0, in "
+            "(0, 1), and above 0"
+        )
+
+
+def _check_models(models: Mapping[str, str], layers: Sequence[int] | None) -> dict[str, list[int]]:
+    """Return the layers of each model, by its configuration alone."""
+    if not models:
+        raise InputError("no model given; say --models.<label>=<path>, once or more")
+    chosen = {}
+    for label, path in models.items():
+        check_model_path(path)
+        count = count_blocks(path)
+        chosen[label] = list(layers) if layers is not None else [(count + 1) // 2]
+        if not chosen[label] or any(not 0 <= layer <= count for layer in chosen[label]):
+            raise InputError(f"layers {layers}: expected one or more of 0 to {count}, which {label} ({path}) has")
+    return chosen
+
+
+def _shared_with(evaluator: BehaviourEvaluator, sets: Mapping[str, Sequence[PromptItem]]) -> set[str]:
+    measured = {item.prompt for name in ("utility", "harmful", "benign") for item in getattr(evaluator.prompts, name)}
+    return measured & {item.prompt for items in sets.values() for item in items}
+
+
+def _read_basis(basis: BasisSource | None, directions: Sequence[str]) -> Tensor | None:
+    if ("basis" in directions) != (basis is not None):
+        raise InputError("the direction 'basis' and the argument basis belong together: give both, or neither")
+    if basis is None:
+        return None
+    stored = read_subspace(basis.path).bases
+    if basis.tensor not in stored:
+        raise InputError(
+            f"{basis.path} has no subspace of {basis.tensor!r}; it has {', '.join(sorted(stored)[:5])} ..."
+        )
+    found = stored[basis.tensor]
+    if not 1 <= basis.rank <= found.shape[1]:
+        raise InputError(
+            f"{basis.path} holds {found.shape[1]} directions of {basis.tensor}, rank {basis.rank} was asked"
+        )
+    return found[:, : basis.rank]
+
+
+def _directions(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sets: Mapping[str, Sequence[PromptItem]],
+    labels: tuple[str, str],
+    layer: int,
+    kinds: Sequence[DirectionKind],
+    position: Position,
+    given: Tensor | None,
+    settings: EvaluationSettings,
+) -> list[Direction]:
+    """Make the directions of one layer."""
+    states = []
+    for label in labels:
+        texts = [item.prompt for item in sets[label]]
+        found = prompt_states(model, tokenizer, texts, position, settings.batch_size, settings.template, layers=[layer])
+        states.append(torch.stack(found)[:, 0])
+    positive, negative = states
+    made = []
+    for kind in kinds:
+        if kind == "mean_difference":
+            made.append(mean_difference(positive, negative))
+        elif kind == "probe":
+            made.append(probe_direction(positive, negative))
+        elif kind == "overlap":
+            made.append(overlap_vectors(positive, negative, OVERLAP_ENERGY))
+        elif kind == "paired":
+            lengths = [
+                [len(encode_prompt(tokenizer, item.prompt, settings.template)) for item in sets[label]]
+                for label in labels
+            ]
+            sources = [[item.source for item in sets[label]] for label in labels]
+            pairs = match_prompts(lengths[0], lengths[1], sources[0], sources[1])
+            if not pairs:
+                raise InputError(
+                    f"no prompts of {labels[0]} and {labels[1]} are alike in length and template to be paired"
+                )
+            made.append(paired_differences(positive, negative, pairs))
+        elif given is not None:
+            made.append(_given_direction(given, positive, negative))
+    return made
+
+
+def _given_direction(basis: Tensor, positive: Tensor, negative: Tensor) -> Direction:
+    if basis.shape[0] != positive.shape[1]:
+        raise InputError(
+            f"the basis has vectors of {basis.shape[0]} numbers, the residual stream {positive.shape[1]}; name a "
+            "tensor that writes to the stream in a left file (o_proj, down_proj), or one that reads it in a right file"
+        )
+    apart = positive.double().mean(dim=0) - negative.double().mean(dim=0)
+    signed = basis.clone()
+    signed[:, 0] *= -1.0 if float(basis[:, 0].double() @ apart) < 0 else 1.0
+    # What the sets differ by along one given direction says little of how far to go: the whole distance is the unit.
+    return Direction("basis", signed, float(apart.norm()))
+
+
+def _points(
+    found: Mapping[int, Sequence[Direction]],
+    interventions: Sequence[InterventionKind],
+    strengths: Sequence[float],
+    angles: Sequence[float],
+    random_draws: int,
+) -> Iterator[_Point]:
+    """Every direction and its random controls, at every dose; ablation has no layer and one dose."""
+    for layer, directions in found.items():
+        for direction in directions:
+            for draw in (None, *range(random_draws)):
+                name = direction.name if draw is None else f"random:{direction.name}"
+                for intervention in interventions:
+                    doses = {"addition": strengths, "ablation": (1.0,), "rotation": angles}[intervention]
+                    yield from (_Point(name, draw, intervention, layer, float(dose)) for dose in doses)
+
+
+def _planned(
+    points: Sequence[_Point], found: Mapping[int, Sequence[Direction]], seed: int
+) -> Iterator[tuple[_Point, Intervention | None]]:
+    """Yield the point without an intervention, then each point with its own."""
+    yield _Point("none", None, "addition", -1, 0.0), None
+    for point in points:
+        kind = point.direction.removeprefix("random:")
+        direction = next(one for one in found[point.layer] if one.name == kind)
+        key = np.random.SeedSequence([seed, point.layer, 0 if point.draw is None else point.draw + 1, *kind.encode()])
+        generator = torch.Generator().manual_seed(int(key.generate_state(1)[0]))
+        if point.draw is not None:
+            direction = random_direction(direction.basis.shape[0], direction, generator)
+        first = direction.basis[:, 0]
+        if point.intervention == "addition":
+            yield point, Addition(first, point.strength * direction.scale)
+        elif point.intervention == "ablation":
+            yield point, Ablation(direction.basis)
+        else:
+            second = torch.randn(len(first), generator=generator, dtype=torch.float64)
+            plane = torch.linalg.qr(torch.stack([first.double(), second], dim=1)).Q
+            plane[:, 0] *= torch.sign(plane[:, 0] @ first.double())
+            yield point, Rotation(plane.float(), point.strength)
+
+
+def _measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    evaluator: BehaviourEvaluator,
+    point: _Point,
+    intervention: Intervention | None,
+    label: str,
+) -> tuple[BehaviourResult, NDArray[np.float64]]:
+    with ExitStack() as stack:
+        if isinstance(intervention, Ablation):
+            stack.enter_context(ablated(model, intervention.basis))
+        elif intervention is not None:
+            stack.enter_context(steered(model, intervention, [point.layer]))
+        result = evaluator.evaluate(model, tokenizer, label, shows_progress=False)
+        return result, _solution_nats(model, tokenizer, evaluator)
+
+
+def _solution_nats(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, evaluator: BehaviourEvaluator
+) -> NDArray[np.float64]:
+    """Nats a token of each worked solution, given its problem."""
+    settings = evaluator.settings
+    items = evaluator.prompts.utility
+    encoder = Encoder(tokenizer, settings.template)
+    texts = [encoder.example(Example(item.prompt, str(item.reference))) for item in items]
+    sums = log_probabilities(model, texts, settings.batch_size)
+    nats = [-total / (len(text.input_ids) - text.prompt_length) for total, text in zip(sums, texts, strict=True)]
+    return np.array(nats, dtype=float)
+
+
+def _groups_of(items: Sequence[PromptItem]) -> list[Hashable]:
+    return [index if item.group is None else item.group for index, item in enumerate(items)]
+
+
+def _selectivities(
+    label: str, curves: _Curves, evaluator: BehaviourEvaluator, costs: Mapping[Cost, float], seed: int
+) -> Iterator[dict[str, Any]]:
+    """Compare each direction with its random ones, in each sense of each intervention."""
+    groups = [_groups_of(getattr(evaluator.prompts, name)) for name in ("harmful", "utility")]
+    start = next(dose for point, dose in curves.doses.items() if point.direction == "none")
+    own = [point for point in curves.doses if point.draw is None and point.direction != "none"]
+    cells = dict.fromkeys((p.direction, p.intervention, p.layer, p.strength > 0) for p in own)
+    for direction, intervention, layer, upwards in cells:
+
+        def curve(name: str, draw: int | None) -> list[Dose]:
+            doses = [
+                dose
+                for point, dose in curves.doses.items()
+                if (point.direction, point.draw) == (name, draw)
+                and (point.intervention, point.layer, point.strength > 0) == (intervention, layer, upwards)  # noqa: B023
+            ]
+            return [start, *sorted(doses, key=lambda dose: dose.size)]
+
+        control = f"random:{direction}"
+        draws = sorted({p.draw for p in curves.doses if p.direction == control and p.draw is not None})
+        named = {"model": label, "direction": direction, "intervention": intervention, "layer": layer}
+        named["sign"] = "+" if upwards else "-"
+        counts = {"n_harmful": len(groups[0]), "n_utility": len(groups[1])}
+        if not draws or not groups[0] or not groups[1]:
+            reason = "no random direction was drawn" if not draws else "no harmful or no utility prompts are measured"
+            yield {**named, "measure": "harm_score", "selectivity": float("nan"), **counts, "reason": reason}
+            continue
+        generator = np.random.default_rng([seed, layer, int(upwards), *direction.encode(), *intervention.encode()])
+        randoms = [curve(control, draw) for draw in draws]
+        for matched_on, cost in costs.items():
+            own_curve = curve(direction, None)
+            for found in selectivity(own_curve, randoms, groups[0], groups[1], matched_on, cost, generator):
+                yield {**named, **asdict(found), **counts}
+
+
+def _write_ablated(path: str, found: Mapping[int, Sequence[Direction]], folder: Path, dtype: str) -> None:
+    for layer, directions in found.items():
+        for direction in directions:
+            model, tokenizer = load_language_model(path, getattr(torch, dtype))
+            ablate_weights(model, direction.basis)
+            target = folder / f"{direction.name}-layer{layer}"
+            model.save_pretrained(target)
+            tokenizer.save_pretrained(target)
