@@ -62,7 +62,7 @@ DEMO_FRACTION := 0.25
 VARIED_ANALYSES := evaluate:alignment:evaluate_alignment project:alignment:sweep_alignment
 # Analyses: subcommand : label of the result : YAML under configs/organism/analysis (: fraction).
 ANALYSES := evaluate:models:evaluate project:contaminated:project overlap:weights:overlap \
-	trajectory:contaminated:trajectory
+	trajectory:contaminated:trajectory activations:states:activations probe:harmful:probe steer:aligned:steer
 # Those of `make study`: a finer sweep of every fine-tune stands in the place of the demo's.
 STUDY_ANALYSES := $(filter-out project:%,$(ANALYSES)) evaluate:adapters:evaluate_adapters \
 	overlap:adapters:overlap_adapters project:sweep_useful:sweep project:sweep_harmful:sweep \
@@ -77,8 +77,14 @@ FLAGS_harmful_lora_again = $(FLAGS_useful_lora_again)
 FLAGS_project = --seed $(seed_of)
 FLAGS_overlap = --seed $(seed_of)
 FLAGS_trajectory = --seed $(seed_of)
+FLAGS_activations = --seed $(seed_of)
+FLAGS_probe = --seed $(seed_of)
+FLAGS_steer = --seed $(seed_of)
 QUICK_evaluate := --limit 64
 QUICK_evaluate_adapters := $(QUICK_evaluate)
+QUICK_activations := --limit 64
+QUICK_probe := --limit 64
+QUICK_steer := --evaluate.limit 32
 QUICK_constrained := $(QUICK_evaluate)
 QUICK_sweep := --fractions '[0.1,0.25,0.5]' --draws 2 --evaluate.limit 64
 QUICK_sweep_adapter := --draws 2 --evaluate.limit 64

@@ -15,7 +15,19 @@ from jsonargparse import auto_cli
 from safety_subspaces import command_line
 
 # Each is the function of its name in the module of its name.
-COMMANDS = ("subspace", "project", "overlap", "atlas", "activations", "steer", "evaluate", "export", "report", "trajectory")
+COMMANDS = (
+    "subspace",
+    "project",
+    "overlap",
+    "atlas",
+    "activations",
+    "probe",
+    "steer",
+    "evaluate",
+    "export",
+    "report",
+    "trajectory",
+)
 ROWS_SHOWN = 40
 TRY = """try:
   python analyze.py evaluate --models.base runs/organism-0/base/model --out runs/organism-0/analysis/evaluate/base

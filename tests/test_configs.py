@@ -145,6 +145,12 @@ def test_every_analysis_runs(path: Path, study: Path, tmp_path: Path, monkeypatc
         "overlap_adapters": ["--controls=9"],
         "atlas": ["--bootstrap=40"],
         "trajectory": ["--draws=2", "--permutations=9"],
+        "activations": ["--limit=20", "--controls=9", "--permutations=9"],
+        "probe": ["--limit=40", "--folds=2", "--controls=1", "--probes=[linear]", "--learning_shares=[]"],
+        "steer": [
+            *("--layers=[1]", "--strengths=[1.0]", "--angles_radians=[1.0]", "--random_draws=1"),
+            *("--evaluate.limit=2", "--evaluate.max_new_tokens=4"),
+        ],
     }[path.stem]
     done = run_command(ANALYZE, command, "--config", path, f"--out={tmp_path / 'out'}", *small)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -74,8 +74,8 @@ def test_a_study_trains_every_stage_of_every_seed_and_fraction_once(tree: Path) 
     output = dry_run(tree, "study")
     assert len(trained(output)) == len(set(trained(output)))
     assert set(trained(output)) == set.union(*(study_of(seed) for seed in (0, 1, 2)))
-    # models, adapters, two overlaps, the trajectory, four sweeps; of each rank behaviour and energy.
-    assert len(analysed(output)) == len(set(analysed(output))) == 3 * (9 + 2 * 3) + 3 * (9 + 2)
+    # models, adapters, two overlaps, the trajectory, states, probes, steering, four sweeps; of each rank two.
+    assert len(analysed(output)) == len(set(analysed(output))) == 3 * (12 + 2 * 3) + 3 * (12 + 2)
     names = [f"runs/organism-{name}" for name in (0, 1, 2, "dpo-0", "dpo-1", "dpo-2")]
     assert f"--study '[{','.join(names)}]'" in output
     assert "--out runs/study/report/index.html" in output
@@ -187,6 +187,6 @@ def test_a_study_that_is_killed_goes_on_and_repeats_nothing_that_was_finished(tr
     assert whole[: len(half)] == half
     assert len(whole) == len(set(whole))
     # What the kill caught between leaving its result and writing that down is finished as well: two workers at most.
-    assert len(study_of(0)) + 15 + 11 - 2 <= len(whole) <= len(study_of(0)) + 15 + 11
+    assert len(study_of(0)) + 18 + 14 - 2 <= len(whole) <= len(study_of(0)) + 18 + 14
     subprocess.run(command, cwd=tree, env=environment, stdout=subprocess.DEVNULL, check=True)
     assert finished.read_text().splitlines() == whole

@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from synthetic_activations import OVERLAPPING, write_hidden_seeds, write_hidden_study
 from synthetic_alignments import DPO, SFT, write_all
 from synthetic_constrained import NOTHING_HOLDS, Held, write_constrained_study, write_seeds
 from synthetic_watched import LOST_BEFORE, watch_stage, write_trajectory
@@ -49,6 +50,17 @@ def seeds_url(tmp_path_factory):
 @pytest.fixture(scope="module")
 def organisms_url(tmp_path_factory):
     return report(write_all(tmp_path_factory.mktemp("runs"), [SFT, DPO], 2, ("overlap",))).path.resolve().as_uri()
+
+
+@pytest.fixture(scope="module")
+def hidden_url(tmp_path_factory):
+    return report(str(write_hidden_study(tmp_path_factory.mktemp("runs") / "organism-0"))).path.resolve().as_uri()
+
+
+@pytest.fixture(scope="module")
+def hidden_seeds_url(tmp_path_factory):
+    folders = write_hidden_seeds(tmp_path_factory.mktemp("runs"), replace(OVERLAPPING, seed_noise=0.02))
+    return report(folders).path.resolve().as_uri()
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +192,29 @@ def test_legends_and_steps_of_a_watched_run_lie_on_nothing(opened, width):
         assert len(labels) > 3
         ends = sorted((label["left"], label["right"]) for label in labels)
         assert all(right < left for (_, right), (left, _) in pairwise(ends))
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("seeds", [False, True])
+def test_the_sections_on_hidden_states_are_drawn_fit_and_their_legends_lie_on_nothing(
+    opened, hidden_url, hidden_seeds_url, width, seeds
+):
+    url = hidden_seeds_url if seeds else hidden_url
+    page = opened(width, url=url)
+    assert [asked for asked in page.requests if asked != url and not asked.startswith(("data:", "blob:"))] == []
+    assert page.complaints == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    drawn = page.evaluate("[...document.querySelectorAll('.chart')].map(c => c.querySelectorAll('.trace, .hm').length)")
+    # Four of activations, two of each of two negatives, two interventions, a loss; over seeds one, two and one.
+    assert len(drawn) == (4 if seeds else 11)
+    assert min(drawn) > 0
+    boxes = "[...document.querySelectorAll('#{} {}')].map(each => each.getBoundingClientRect().toJSON())"
+    charts = page.evaluate("[...document.querySelectorAll('.chart')].filter(c => c.layout.annotations).map(c => c.id)")
+    assert len(charts) == (4 if seeds else 10)
+    for chart in charts:
+        titles = page.evaluate(boxes.format(chart, ".annotation-text"))
+        legends = page.evaluate(boxes.format(chart, "g.legend"))
+        assert titles
+        for legend in legends:
+            assert legend["right"] <= width
+            assert legend["bottom"] <= min(title["top"] for title in titles) + 1

@@ -146,8 +146,8 @@ def test_projections_that_were_not_evaluated_say_how_to_evaluate_them(tmp_path):
 
 
 def test_other_analyses_are_shown_as_tables(tmp_path):
-    text = report(str(write_study(tmp_path / "s", analyses=("evaluate", "steer")))).path.read_text()
-    assert "steer / main" in text
+    text = report(str(write_study(tmp_path / "s", analyses=("evaluate", "atlas")))).path.read_text()
+    assert "atlas / main" in text
 
 
 def test_a_missing_study_is_one_error(tmp_path):

@@ -123,7 +123,7 @@ def activations(
         **{"batch_size": batch_size, "dtype": dtype, "device": device, "cache": cache, "seed": seed},
     }
     _check_arguments(models, energies, positions, sample, controls, permutations, batch_size)
-    blocks = _check_models(models, layers, site)
+    blocks = check_models(models, layers, site)
     sets, left_out = read_sets(prompts, split, limit, shared)
     files = files_of(prompts)
     results = ResultFolder(out, "activations", arguments, [*models.values(), *files], overwrite, started)
@@ -244,8 +244,12 @@ def _check_arguments(
         )
 
 
-def _check_models(models: Mapping[str, str], layers: Sequence[int] | None, site: Site) -> dict[str, int]:
-    """Return the number of blocks of each model, by its configuration alone."""
+def check_models(models: Mapping[str, str], layers: Sequence[int] | None, site: Site) -> dict[str, int]:
+    """Return the number of blocks of each model, by its configuration alone.
+
+    Raises:
+        InputError: A model that is missing, or a layer that it does not have.
+    """
     blocks = {}
     for label, path in models.items():
         check_model_path(path)

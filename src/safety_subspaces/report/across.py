@@ -11,6 +11,11 @@ from safety_subspaces.report.across_tables import (
 )
 from safety_subspaces.report.alignments_reading import alignments_table, read_alignments
 from safety_subspaces.report.findings import Finding
+from safety_subspaces.report.hidden_states import (
+    across_state_findings,
+    across_state_terminal_tables,
+    read_hidden_states,
+)
 from safety_subspaces.report.organisms import Organism
 from safety_subspaces.report.overlaps_across_reading import read_overlaps_across
 from safety_subspaces.report.overlaps_across_tables import overlaps_across_table
@@ -29,7 +34,8 @@ def organism_findings(organism: Organism) -> list[Finding]:
     learnt, *rest = read_across(seeds)
     swept = read_sweeps(seeds.projections, organism.name) if seeds.has_evaluated_projections else []
     overlaps = read_overlaps_across(seeds.overlaps, organism.name) if len(seeds.overlaps) else []
-    return [learnt, *swept, *overlaps, *rest]
+    states = across_state_findings(read_hidden_states(seeds.named), organism.name)
+    return [learnt, *swept, *overlaps, *states, *rest]
 
 
 def across_findings(organisms: Sequence[Organism]) -> dict[str, list[Finding]]:
@@ -53,6 +59,8 @@ def across_tables(organisms: Sequence[Organism]) -> dict[str, Table]:
             )
         if len(seeds.overlaps):
             tables[f"Overlap of useful and harmful: {name}"] = _as_named(overlaps_across_table(seeds.overlaps))
+        states = across_state_terminal_tables(read_hidden_states(seeds.named))
+        tables |= {f"{title}, across seeds: {name}": table for title, table in states.items()}
         tables[f"Training under a constraint, across seeds: {name}"] = constrained_across_table(seeds).without("seeds")
         tables[f"Beside the runs of the same seed: {name}"] = differences_across_table(seeds)
     if len(organisms) > 1:

@@ -16,12 +16,14 @@ from safety_subspaces.report.across_tables import (
 from safety_subspaces.report.alignments_reading import alignments_table
 from safety_subspaces.report.constrained_figures import draw_runs
 from safety_subspaces.report.findings import Finding
+from safety_subspaces.report.hidden_states import across_state_sections, read_hidden_states
 from safety_subspaces.report.organisms import Organism
 from safety_subspaces.report.overlaps_across_figures import caption as overlap_caption
 from safety_subspaces.report.overlaps_across_figures import overlap_across_figure
 from safety_subspaces.report.overlaps_across_tables import overlaps_across_table, overlaps_by_place_table
 from safety_subspaces.report.page_parts import Chart, by_topic, fill, make_chart, origins, versions_of
 from safety_subspaces.report.reading import answer, read
+from safety_subspaces.report.sections import Section
 from safety_subspaces.report.sweeps_figures import caption as sweep_caption
 from safety_subspaces.report.sweeps_figures import sweep_figure
 from safety_subspaces.report.sweeps_tables import correlations_table, selectivity_across_table, sweep_table
@@ -43,6 +45,7 @@ class OrganismPart:
     sweep_tables: dict[str, Table]
     overlaps: list[tuple[Chart, str]]
     overlap_tables: dict[str, Table]
+    sections: list[Section]
     constraint: Chart | None
     constrained: Table | None
     differences: Table | None
@@ -57,7 +60,7 @@ def render_across(organisms: Sequence[Organism], findings: Mapping[str, list[Fin
     seeds = list(dict.fromkeys(seed for organism in organisms for seed in organism.seeds.seeds))
     return fill(
         "across_seeds.html.j2",
-        has_charts=any(part.sweeps or part.overlaps or part.constraint for part in parts),
+        has_charts=any(part.sweeps or part.overlaps or part.sections or part.constraint for part in parts),
         title=f"seeds {', '.join(seeds)}",
         source=", ".join(str(study.folder) for study in studies),
         seeds=seeds,
@@ -94,6 +97,7 @@ def _part_of(organism: Organism, findings: list[Finding], place: int) -> Organis
         sweep_tables=_sweep_tables(seeds),
         overlaps=_overlap_charts(seeds, anchor),
         overlap_tables=_overlap_tables(seeds),
+        sections=across_state_sections(read_hidden_states(seeds.named), anchor),
         constraint=make_chart(f"constraint-{anchor}", "", held, across_figure(seeds)) if has_runs else None,
         constrained=constrained_across_table(seeds) if has_runs else None,
         differences=differences_across_table(seeds) if len(seeds.differences) else None,

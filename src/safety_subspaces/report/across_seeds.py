@@ -37,6 +37,11 @@ class Seeds:
         """What each study is called: its seed, or its folder where that is not known."""
         return tuple(_label(study) for study in self.studies)
 
+    @property
+    def named(self) -> list[tuple[str, Study]]:
+        """Every study with what it is called."""
+        return list(zip(self.seeds, self.studies, strict=True))
+
     @cached_property
     def models(self) -> pd.DataFrame:
         """Every model of every study, a row a seed: one evaluation of each label."""

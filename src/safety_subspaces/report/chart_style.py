@@ -4,12 +4,13 @@ Colours are Okabe and Ito's, told apart with every common colour blindness; what
 too. The page gives ink and grid, light or dark, when it draws them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 VERMILION, BLUE, SKY, GREEN, ORANGE, PURPLE, GREY = (
     "#D55E00",
@@ -21,6 +22,11 @@ VERMILION, BLUE, SKY, GREEN, ORANGE, PURPLE, GREY = (
     "#8A8F98",
 )
 PALETTE = (VERMILION, BLUE, GREEN, ORANGE, SKY, PURPLE, GREY)
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "triangle-down", "pentagon", "star")
+# Pixels of one of several panels under one another, and between two: room for a title and an axis, or a title alone.
+PANEL, BETWEEN, NARROW = 170, 64, 36
+# Pixels from the first panel's top to the legend, over the panel's title, and what margins take of a chart's height.
+LEGEND_ABOVE, MARGINS = 34, 68
 SUBSPACE_COLOURS = {"top": VERMILION, "random-energy": BLUE, "random": SKY, "random-k": GREEN, "scaled": GREY}
 METHOD_SYMBOLS = {"onto": "circle", "away": "diamond-open", "opposite": "x"}
 METHOD_DASHES = {"onto": "solid", "away": "dot", "opposite": "dash"}
@@ -126,3 +132,36 @@ def finished(figure: go.Figure, height: int) -> go.Figure:
     figure.update_xaxes(zeroline=False, ticks="outside", ticklen=4, automargin=True)
     figure.update_yaxes(zeroline=False, ticks="outside", ticklen=4, automargin=True, title_standoff=8)
     return figure
+
+
+def panels_of(titles: Sequence[str], height: int = PANEL, shared_xaxes: bool = False) -> go.Figure:
+    """Return an empty chart of panels under one another, each with its title and of so many pixels."""
+    between = NARROW if shared_xaxes else BETWEEN
+    whole = len(titles) * height + (len(titles) - 1) * between
+    spacing = between / whole if len(titles) > 1 else 0
+    options = {"shared_xaxes": shared_xaxes, "vertical_spacing": spacing, "subplot_titles": list(titles)}
+    return make_subplots(rows=len(titles), cols=1, **options)
+
+
+def finished_panels(figure: go.Figure, panels: int, height: int = PANEL, shared_xaxes: bool = False) -> go.Figure:
+    """Give a chart of :func:`panels_of` its height, with the legend over the title of the first panel."""
+    between = NARROW if shared_xaxes else BETWEEN
+    finished(figure, height=panels * height + (panels - 1) * between + LEGEND_ABOVE + MARGINS + 20)
+    figure.update_annotations(font_size=12.5)
+    return figure.update_layout(legend_y=1 + LEGEND_ABOVE / (figure.layout.height - MARGINS))
+
+
+def layer_axis(layers: Iterable[Any]) -> dict[str, Any]:
+    """Return the settings of an axis of layers: whole ones, at most about ten of them."""
+    known = sorted({int(layer) for layer in layers})
+    return {"dtick": max(1, round((known[-1] - known[0] + 1) / 10)) if known else 1, "tick0": 0, "tickformat": "d"}
+
+
+def curve_style(place: int) -> dict[str, Any]:
+    """Return how the curve of a label is drawn: a colour and a symbol by its place, the same in every panel."""
+    colour = PALETTE[place % len(PALETTE)]
+    return {
+        "mode": "lines+markers",
+        "line": {"color": colour, "width": 1.4},
+        "marker": {"color": colour, "size": 8, "symbol": SYMBOLS[place % len(SYMBOLS)]},
+    }

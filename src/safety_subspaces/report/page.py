@@ -7,6 +7,7 @@ from safety_subspaces.report import figures, tables
 from safety_subspaces.report.comparisons import nearest_energy
 from safety_subspaces.report.constrained_figures import constraint_figure
 from safety_subspaces.report.constrained_tables import comparison_table, constrained_table
+from safety_subspaces.report.hidden_states import COMMANDS, read_hidden_states, state_sections
 from safety_subspaces.report.next_step import constraint_command, watching_command
 from safety_subspaces.report.page_parts import Chart, by_topic, fill, make_chart, origins, versions_of
 from safety_subspaces.report.reading import answer, read
@@ -35,9 +36,11 @@ def render(study: Study) -> str:
     charts = make_charts(study)
     watched = watched_runs(study)
     held = [stage.name for stage in study.stages if stage.constraint is not None]
+    sections = state_sections(read_hidden_states([("", study)]))
+    has_charts = any(charts.values()) or any(run.chart or run.heatmaps for run in watched)
     return fill(
         "page.html.j2",
-        has_charts=any(charts.values()) or any(run.chart or run.heatmaps for run in watched),
+        has_charts=has_charts or any(section.charts for section in sections),
         title=study.name,
         source=str(study.folder),
         study=study,
@@ -55,6 +58,7 @@ def render(study: Study) -> str:
         selectivity=tables.selectivity_table(study) if len(study.projections) else None,
         overlaps=tables.overlap_table(study) if len(study.overlaps) else None,
         charts=charts,
+        sections=sections,
         energies=_energies(study),
         energy=nearest_energy(study.overlaps) if len(study.overlaps) else None,
         samples=_by_model(sample_generations(study)),
@@ -119,10 +123,11 @@ def sample_generations(study: Study, samples: int = SAMPLES) -> list[Samples]:
 def _without_section(study: Study) -> list[AnalysisResult]:
     """Return the analyses with a table that no section of the page shows."""
     shown = {result.folder for stage in watched_stages(study) for result in trajectories_of(study, stage)}
+    sections = (*REQUIRED_COLUMNS, *COMMANDS)
     return [
         result
         for result in study.results
-        if result.command not in REQUIRED_COLUMNS and "table" in result.tables and result.folder not in shown
+        if result.command not in sections and "table" in result.tables and result.folder not in shown
     ]
 
 

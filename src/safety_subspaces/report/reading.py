@@ -14,6 +14,7 @@ from scipy import stats
 from safety_subspaces.report.comparisons import mean_by_draw, selectivity, selectivity_by_draw, without_trivial
 from safety_subspaces.report.constrained_reading import read_constrained
 from safety_subspaces.report.findings import Finding, Interval, t_interval
+from safety_subspaces.report.hidden_states import read_hidden_states, state_findings
 from safety_subspaces.report.overlap_reading import read_overlap
 from safety_subspaces.report.study import Study
 from safety_subspaces.report.watched_reading import read_watched
@@ -60,6 +61,7 @@ def read(study: Study) -> list[Finding]:
         *read_energy(study.projections),
         *read_selectivity(study.projections),
         *read_overlap(study.overlaps),
+        *state_findings(read_hidden_states([("", study)])),
         *read_limits(study),
     ]
 

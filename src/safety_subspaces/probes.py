@@ -1,0 +1,160 @@
+"""Whether a label can be read off hidden states, linearly or not, on prompts that the probe has not seen.
+
+Prompts that stand and fall together are never on both sides of a split; a probe is trained with labels drawn at random
+for each group as well, which says how much of its accuracy is memory of what groups have in common.
+"""
+
+import warnings
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from math import nan, sqrt
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from safety_subspaces.erasure import Erasure, fit_erasure
+from safety_subspaces.errors import InputError
+
+ProbeKind = Literal["linear", "rbf_svm", "mlp"]
+# Units of the hidden layer, and passes: enough to learn an exclusive or of two of 32 directions from 200 prompts.
+MLP_UNITS, MLP_PASSES = 64, 200
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a probe says of prompts that it was not trained on.
+
+    Args:
+        score: Of label 1 above label 0, on the scale of the probe; NaN for a prompt that was in no test part.
+        correct: Whether the label was told, 0 or 1, NaN likewise.
+    """
+
+    score: NDArray[np.float64]
+    correct: NDArray[np.float64]
+
+
+def make_probe(kind: ProbeKind, seed: int) -> Any:
+    """Return an untrained probe behind a standardisation of each coordinate: a pipeline of scikit-learn."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVC
+
+    probes: dict[ProbeKind, Any] = {
+        "linear": LogisticRegression(max_iter=1000),
+        "rbf_svm": SVC(kernel="rbf", gamma="scale", random_state=seed),
+        "mlp": MLPClassifier(
+            (MLP_UNITS,), solver="lbfgs", alpha=1e-2, max_iter=MLP_PASSES, max_fun=10 * MLP_PASSES, random_state=seed
+        ),
+    }
+    return make_pipeline(StandardScaler(), probes[kind])
+
+
+def predict_held_out(
+    states: Float[Tensor, "prompt hidden"],
+    labels: Int[Tensor, " prompt"],
+    splits: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    kind: ProbeKind,
+    seed: int,
+    erasure: Erasure = "none",
+) -> Predictions:
+    """Train on one side of each split, and predict the other.
+
+    Args:
+        states: One row a prompt.
+        labels: 0 or 1.
+        splits: Training and test prompts of each, as :func:`group_folds` makes them.
+        kind: ``linear`` (logistic regression), ``rbf_svm`` or ``mlp`` (one hidden layer).
+        seed: Seed of the MLP's start.
+        erasure: Fitted on the training prompts, applied to both sides.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+
+    score, correct = (np.full(len(labels), nan) for _ in range(2))
+    truth = labels.numpy()
+    for train, test in splits:
+        if len(set(truth[train].tolist())) < 2:
+            continue
+        erase = fit_erasure(erasure, states[train], labels[train])
+        inputs = [erase(states[rows], labels[rows]).double().numpy() for rows in (train, test)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the passes are bounded on purpose
+            probe = make_probe(kind, seed).fit(inputs[0], truth[train])
+        told = probe.predict(inputs[1])
+        score[test] = probe.decision_function(inputs[1]) if kind != "mlp" else probe.predict_proba(inputs[1])[:, 1]
+        correct[test] = told == truth[test]
+    return Predictions(score, correct)
+
+
+def group_folds(
+    labels: Int[Tensor, " prompt"], groups: Sequence[Hashable], folds: int, seed: int
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Split prompts into folds of like shares of both labels, whole groups at a time.
+
+    Raises:
+        InputError: A label has fewer groups than there are folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    numbers = _numbered(groups)
+    for label in (0, 1):
+        count = len(set(numbers[labels.numpy() == label].tolist()))
+        if count < folds:
+            raise InputError(f"label {label} has {count} groups of prompts, fewer than {folds} folds: ask for fewer")
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    return list(splitter.split(np.zeros(len(numbers)), labels.numpy(), numbers))
+
+
+def control_labels(
+    labels: Int[Tensor, " prompt"], groups: Sequence[Hashable], generator: torch.Generator
+) -> Int[Tensor, " prompt"]:
+    """Draw labels that tell nothing: one for each group, as many groups of each as there were.
+
+    Source: Hewitt and Liang, arXiv 1909.03368.
+    """
+    numbers = torch.from_numpy(_numbered(groups))
+    count = int(numbers.max()) + 1
+    own = torch.zeros(count, dtype=labels.dtype).scatter_(0, numbers, labels)
+    return own[torch.randperm(count, generator=generator)][numbers]
+
+
+def area_under_curve(predictions: Predictions, labels: Int[Tensor, " prompt"]) -> float:
+    """Return the probability that a prompt of label 1 scores above one of label 0; 0.5 by chance, NaN without both."""
+    from sklearn.metrics import roc_auc_score
+
+    truth, known = labels.numpy(), ~np.isnan(predictions.score)
+    if len(set(truth[known].tolist())) < 2:
+        return nan
+    return float(roc_auc_score(truth[known], predictions.score[known]))
+
+
+def auc_with_error(
+    predictions: Predictions, labels: Int[Tensor, " prompt"], groups: Sequence[Hashable]
+) -> tuple[float, float]:
+    """Return the area under the curve and its jackknife standard error over groups; probes are not trained again.
+
+    All areas without one group come from sums over the pairs of prompts.
+    """
+    known = ~np.isnan(predictions.score)
+    score, truth, numbers = predictions.score[known], labels.numpy()[known], _numbered(groups)[known]
+    sides = [truth == 1, truth == 0]
+    wins = np.sign(score[sides[0]][:, None] - score[sides[1]][None, :]) / 2 + 0.5
+    members = [np.eye(numbers.max() + 1)[numbers[side]] for side in sides]  # (prompt, group)
+    across = np.einsum("ig,ij,jg->g", *(members[0], wins, members[1]), optimize=True)
+    total = wins.sum() - members[0].T @ wins.sum(axis=1) - members[1].T @ wins.sum(axis=0) + across
+    pairs = np.prod([len(part) - part.sum(axis=0) for part in members], axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        left_out = total / pairs
+    count = len(left_out)
+    spread = float(((left_out - left_out.mean()) ** 2).sum())
+    return (float(wins.mean()) if wins.size else nan), sqrt((count - 1) / count * spread) if spread == spread else nan
+
+
+def _numbered(groups: Sequence[Hashable]) -> NDArray[np.int64]:
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    return np.array([numbers[group] for group in groups], dtype=np.int64)

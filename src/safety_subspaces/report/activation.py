@@ -1,0 +1,227 @@
+"""The analysis ``activations`` as the report reads it: overlaps of prompt sets beside chance and floors, by layer.
+
+Tables in, tables out; missing stays NaN. A *cell* is one model and layer. Cells share prompts, and layers a model:
+their number is no sample size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import pandas as pd
+
+from safety_subspaces.report.comparisons import nearest_energy
+from safety_subspaces.report.state_tables import Contract, Named, labels_of, stacked
+
+VERDICTS: Final = ("overlapping", "distinct", "undecided", "undefined")
+# The paper's question first, then its control of style.
+ASKED: Final = ({"harmful", "utility"}, {"harmful", "useful"}, {"harmful", "benign"})
+# More panels than this on a chart are not looked at.
+MOST_PAIRS: Final = 3
+# The level of every test that is counted.
+LEVEL: Final = 0.05
+
+_PAIR: Final = ("model", "first", "second", "position", "layer")
+_COUNTS: Final = ("n_first", "n_second")
+OVERLAPS: Final = Contract(
+    "activations",
+    "table",
+    (*_PAIR, "energy", "overlap"),
+    ("rank_first", "rank_second", "chance", "p_haar", "matched_chance", "p_matched", "mean_angle_radians", *_COUNTS),
+    ("floor", "matched"),
+)
+EQUIVALENCE: Final = Contract(
+    "activations",
+    "equivalence",
+    (*_PAIR, "energy", "overlap", "verdict"),
+    ("floor_overlap", "matched_chance", "margin", "stderr", "p_overlapping", "power", *_COUNTS),
+)
+TWO_SAMPLE: Final = Contract(
+    "activations",
+    "two_sample",
+    _PAIR,
+    (
+        *("mmd", "mmd_p", "mean_distance", "mean_distance_standardised", "mean_p"),
+        *(*_COUNTS, "n_groups_first", "n_groups_second"),
+    ),
+    ("matched",),
+)
+DIMENSION: Final = Contract(
+    "activations",
+    "dimension",
+    ("model", "set", "position", "layer"),
+    ("two_nn", "two_nn_stderr", "mle", "mle_stderr", "n"),
+)
+CKA: Final = Contract(
+    "activations",
+    "cka",
+    ("first_model", "second_model", "set", "position", "layer", "linear"),
+    ("linear_stderr", "rbf", "rbf_stderr", "n"),
+)
+DEPTH: Final = Contract(
+    "activations",
+    "depth",
+    ("model", "first", "second", "energy", "overlap"),
+    ("position", "chance", "matched_chance", "layers"),
+    ("floor",),
+)
+
+
+@dataclass(frozen=True)
+class View:
+    """What one chart shows: an analysis at a position of the prompt, cut at one share of energy.
+
+    Args:
+        analysis: Label of the run.
+        position: Token position.
+        energy: The share nearest to 0.9.
+        center: Whether the mean of each set was taken out; ``None`` where that is not said.
+        pairs: Pairs of prompt sets, the one that is asked about first.
+        models: Labels of models, in the order of the table.
+    """
+
+    analysis: str
+    position: str
+    energy: float
+    center: bool | None
+    pairs: tuple[tuple[str, str], ...]
+    models: tuple[str, ...]
+
+    @property
+    def words(self) -> str:
+        """Return what was compared where."""
+        centred = {True: ", centred", False: ", uncentred", None: ""}[self.center]
+        return f"{self.analysis}, position {self.position}, energy {self.energy:g}{centred}"
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Every table of ``activations``, with the columns ``seed`` and ``analysis``; ``centers`` by analysis."""
+
+    overlaps: pd.DataFrame
+    equivalence: pd.DataFrame
+    two_sample: pd.DataFrame
+    dimension: pd.DataFrame
+    cka: pd.DataFrame
+    depth: pd.DataFrame
+    centers: dict[str, bool | None]
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Every analysis and position, the first ones first."""
+        found = []
+        for (analysis, position), rows in self.overlaps.groupby(["analysis", "position"], sort=False):
+            across = rows[~rows["floor"]]
+            pairs = list(dict.fromkeys(zip(across["first"].astype(str), across["second"].astype(str), strict=True)))
+            if pairs:
+                view = View(
+                    analysis=str(analysis),
+                    position=str(position),
+                    energy=nearest_energy(across),
+                    center=self.centers.get(str(analysis)),
+                    pairs=tuple(sorted(pairs, key=_rank_of)),
+                    models=tuple(labels_of(rows, "model")),
+                )
+                found.append(view)
+        return tuple(found)
+
+
+def read_activations(studies: Sequence[Named]) -> Activations:
+    """Read the analyses of some studies.
+
+    Raises:
+        InputError: A table lacks a column that is required.
+    """
+    centers: dict[str, bool | None] = {}
+    for _, study in studies:
+        for result in study.of("activations"):
+            said = result.arguments.get("center")
+            centers.setdefault(result.label, said if isinstance(said, bool) else None)
+    return Activations(
+        overlaps=stacked(studies, OVERLAPS),
+        equivalence=stacked(studies, EQUIVALENCE),
+        two_sample=stacked(studies, TWO_SAMPLE),
+        dimension=stacked(studies, DIMENSION),
+        cka=stacked(studies, CKA),
+        depth=stacked(studies, DEPTH),
+        centers=centers,
+    )
+
+
+def overlap_cells(activations: Activations, view: View) -> pd.DataFrame:
+    """Return a row for each seed, model, pair and layer of a view.
+
+    Returns:
+        The rows of whole sets with ``level`` (matched chance, chance where no control was run), ``above`` (overlap
+        minus it), ``floor_overlap`` and ``floor_above`` (the same of the two halves of one set, mean of both sets) and
+        ``alike_above`` (the same of prompts of like length and template alone).
+    """
+    rows = _at(activations.overlaps, view)
+    measured = rows.assign(overlap=rows["overlap"].astype(float), level=_level(rows))
+    measured = measured.assign(above=measured["overlap"] - measured["level"])
+    whole = measured[~measured["floor"] & ~measured["matched"]]
+    alike = measured[~measured["floor"] & measured["matched"]]
+    keys = ["seed", "model", "first", "second", "layer"]
+    floors = measured[measured["floor"]].groupby(["seed", "model", "first", "layer"])[["overlap", "above"]].mean()
+    names = {"overlap": "floor_overlap", "above": "floor_above"}
+    whole = whole.merge(alike[[*keys, "above"]].rename(columns={"above": "alike_above"}), on=keys, how="left")
+    for side in ("first", "second"):
+        own = floors.rename(columns={name: f"{new}_{side}" for name, new in names.items()})
+        own.index = own.index.set_names(["seed", "model", side, "layer"])
+        whole = whole.merge(own.reset_index(), on=["seed", "model", side, "layer"], how="left")
+    for new in names.values():
+        whole[new] = whole[[f"{new}_first", f"{new}_second"]].astype(float).mean(axis=1, skipna=False)
+    return whole
+
+
+def equivalence_tests(activations: Activations, view: View) -> pd.DataFrame:
+    """Return the equivalence tests of an analysis and position, at every share of energy.
+
+    Returns:
+        The rows with ``from_margin``, overlap minus margin; NaN where the test is undefined: no margin lies between a
+        floor and a chance that are one.
+    """
+    rows = at_place(activations.equivalence, view)
+    distance = rows["overlap"].astype(float) - rows["margin"].astype(float)
+    return rows.assign(from_margin=distance.where(rows["verdict"].isin(VERDICTS[:-1])))
+
+
+def margin_cells(activations: Activations, view: View) -> pd.DataFrame:
+    """Return the equivalence tests at the view's own share of energy."""
+    rows = equivalence_tests(activations, view)
+    return rows[rows["energy"] == view.energy]
+
+
+def of_pair(rows: pd.DataFrame, pair: tuple[str, str]) -> pd.DataFrame:
+    """Keep the rows of one pair of sets."""
+    return rows[(rows["first"] == pair[0]) & (rows["second"] == pair[1])]
+
+
+def at_place(frame: pd.DataFrame, view: View) -> pd.DataFrame:
+    """Keep the rows of an analysis and position, whatever the energy."""
+    return frame[(frame["analysis"] == view.analysis) & (frame["position"] == view.position)]
+
+
+def verdict_counts(cells: pd.DataFrame) -> dict[str, int]:
+    """Count the cells of each verdict of the equivalence test; one that is not known is undefined."""
+    told = cells["verdict"].astype(str)
+    counts = {name: int((told == name).sum()) for name in VERDICTS[:-1]}
+    return counts | {VERDICTS[-1]: len(told) - sum(counts.values())}
+
+
+def has_control(activations: Activations, view: View) -> bool:
+    """Tell whether the matched control was run."""
+    return bool(_at(activations.overlaps, view)["matched_chance"].notna().any())
+
+
+def _at(frame: pd.DataFrame, view: View) -> pd.DataFrame:
+    rows = at_place(frame, view)
+    return rows[rows["energy"] == view.energy]
+
+
+def _level(rows: pd.DataFrame) -> pd.Series:
+    return rows["matched_chance" if rows["matched_chance"].notna().any() else "chance"].astype(float)
+
+
+def _rank_of(pair: tuple[str, str]) -> int:
+    return next((place for place, asked in enumerate(ASKED) if set(pair) == asked), len(ASKED))

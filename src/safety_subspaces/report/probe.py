@@ -1,0 +1,180 @@
+"""The analysis ``probe`` as the report reads it: what probes tell of two prompt sets, before and after erasure.
+
+Tables in, tables out; missing stays NaN. A *cell* is one model, layer, probe and erasure; layers of one model share
+their prompts, so a mean over layers has the standard error of one layer, on average, and not a smaller one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pandas as pd
+
+from safety_subspaces.report.state_tables import Contract, Named, labels_of, reference_model, stacked
+from safety_subspaces.report.wording import Z
+
+# From what is left in place to what takes most out.
+ERASURES: Final = ("none", "leace", "quadratic")
+PROBES: Final = ("linear", "rbf_svm", "mlp")
+MEASURES: Final = ("accuracy", "auc")
+# What names a cell, but for its layer.
+CELL: Final = ["analysis", "positive", "negative", "position", "model", "erasure", "probe"]
+_AVERAGED: Final = (
+    *("accuracy", "accuracy_stderr", "auc", "auc_stderr", "control_accuracy", "selectivity", "selectivity_stderr"),
+    "chance",
+)
+_LEFT: Final = ("left", "left_stderr")
+_COUNTED: Final = ("n_positive", "n_negative", "n_groups")
+# What a coin reaches, whatever the shares of the two sets.
+AUC_CHANCE: Final = 0.5
+
+TABLE: Final = Contract(
+    "probe",
+    "table",
+    ("model", "layer", "probe", "erasure", "accuracy"),
+    (
+        *(
+            "positive",
+            "negative",
+            "position",
+            "accuracy_stderr",
+            "balanced_accuracy",
+            "auc",
+            "auc_stderr",
+            "control_accuracy",
+        ),
+        *("selectivity", "selectivity_stderr", "chance", "n_positive", "n_negative", "n_groups"),
+    ),
+)
+LEARNING: Final = Contract(
+    "probe",
+    "learning",
+    ("model", "layer", "probe", "n_train", "accuracy"),
+    ("positive", "negative", "position", "erasure", "auc"),
+)
+TRANSFER: Final = Contract(
+    "probe",
+    "transfer",
+    ("model", "layer", "probe", "train_source", "test_source", "accuracy"),
+    ("positive", "negative", "position", "erasure", "auc", "n_test"),
+)
+
+
+@dataclass(frozen=True)
+class ProbeView:
+    """What one chart shows: an analysis at a position, one set of prompts against another."""
+
+    analysis: str
+    positive: str
+    negative: str
+    position: str
+
+    @property
+    def words(self) -> str:
+        """Return what was told apart where."""
+        position = f", position {self.position}" if self.position else ""
+        return f"{self.positive} against {self.negative or 'other'} prompts, {self.analysis}{position}"
+
+
+@dataclass(frozen=True)
+class Probes:
+    """The tables of ``probe``, with the columns ``seed`` and ``analysis``."""
+
+    table: pd.DataFrame
+    learning: pd.DataFrame
+    transfer: pd.DataFrame
+
+    @property
+    def views(self) -> tuple[ProbeView, ...]:
+        """Every analysis, other set and position, in the order of the table."""
+        names = ["analysis", "positive", "negative", "position"]
+        return tuple(ProbeView(*map(str, row)) for row in self.table[names].drop_duplicates().itertuples(index=False))
+
+
+def read_probes(studies: Sequence[Named]) -> Probes:
+    """Read the analyses of some studies.
+
+    Raises:
+        InputError: A table lacks a column that is required.
+    """
+    return Probes(*(_named(stacked(studies, contract)) for contract in (TABLE, LEARNING, TRANSFER)))
+
+
+def of_view(frame: pd.DataFrame, view: ProbeView) -> pd.DataFrame:
+    """Keep the rows of a view."""
+    of_run = (frame["analysis"] == view.analysis) & (frame["position"] == view.position)
+    return frame[of_run & (frame["positive"] == view.positive) & (frame["negative"] == view.negative)]
+
+
+def reference_of(probes: Probes, view: ProbeView) -> str:
+    """Return the model of a view that is shown layer by layer and spoken of."""
+    return reference_model(labels_of(of_view(probes.table, view), "model"))
+
+
+def over_layers(frame: pd.DataFrame) -> pd.DataFrame:
+    """Average the cells of each seed, analysis, pair of sets, position, model, probe and erasure over layers.
+
+    Returns:
+        A row each: the measures, errors and chance as means over ``layers``; ``left`` with ``left_stderr``, the AUC
+        minus 0.5, or the accuracy minus its chance where no AUC was measured; the largest AUC and its layer.
+    """
+    numbers = frame.assign(**{name: frame[name].astype(float) for name in (*_AVERAGED, *_COUNTED)})
+    numbers = numbers.assign(left=left_of(numbers), left_stderr=_left_error(numbers))
+    keys = ["seed", *CELL]
+    grouped = numbers.groupby(keys, sort=False)
+    best = numbers.sort_values("auc", ascending=False, kind="stable").drop_duplicates(keys).set_index(keys)
+    found = grouped[[*_AVERAGED, *_LEFT]].mean().join(grouped[list(_COUNTED)].max()).assign(layers=grouped.size())
+    found = found.join(best[["auc", "layer"]].rename(columns={"auc": "best_auc", "layer": "best_layer"}))
+    return _ordered(found.reset_index())
+
+
+def left_of(cells: pd.DataFrame) -> pd.Series:
+    """Return how far a probe is above chance: by AUC, or by accuracy where there is no AUC."""
+    by_accuracy = cells["accuracy"].astype(float) - cells["chance"].astype(float)
+    return (cells["auc"].astype(float) - AUC_CHANCE).fillna(by_accuracy)
+
+
+def left_verdict(left: float, stderr: float) -> str:
+    """Judge by the 95 % interval of a measure minus its chance: above, below, not shown to differ, or unknown."""
+    if np.isnan(left) or np.isnan(stderr):
+        return "unknown"
+    if left - Z * stderr > 0:
+        return "above chance"
+    return "below chance" if left + Z * stderr < 0 else "not shown to differ from chance"
+
+
+def cell_verdicts(cells: pd.DataFrame) -> list[str]:
+    """Judge every cell for itself."""
+    return [left_verdict(*pair) for pair in zip(left_of(cells), _left_error(cells), strict=True)]
+
+
+def in_order(names: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Return names in the customary order, further ones after them."""
+    return sorted(names, key=lambda name: _place(known, name))
+
+
+def _left_error(cells: pd.DataFrame) -> pd.Series:
+    has_auc = cells["auc"].notna()
+    return cells["auc_stderr"].astype(float).where(has_auc, cells["accuracy_stderr"].astype(float))
+
+
+def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
+    """Order rows by view and model as they come, then by erasure and probe."""
+    customary = {"erasure": ERASURES, "probe": PROBES}
+    places = {}
+    for name in CELL:
+        known = customary.get(name, tuple(frame[name].unique()))
+        places[name] = [_place(known, value) for value in frame[name]]
+    order = pd.DataFrame(places, index=frame.index).sort_values(CELL, kind="stable").index
+    return frame.loc[order].reset_index(drop=True)
+
+
+def _place(known: Sequence[str], name: object) -> int:
+    return known.index(str(name)) if name in known else len(known)
+
+
+def _named(frame: pd.DataFrame) -> pd.DataFrame:
+    """Give every row a name where an optional one is missing."""
+    known = {"positive": "harmful", "negative": "", "position": "", "erasure": ERASURES[0]}
+    return frame.assign(**{name: frame[name].astype(object).fillna(word).astype(str) for name, word in known.items()})

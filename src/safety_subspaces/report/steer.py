@@ -1,0 +1,190 @@
+"""The analysis ``steer`` as the report reads it: behaviour against the strength of an intervention, beside random ones.
+
+Tables in, tables out; missing stays NaN. A random direction has several draws: what they span is the band that a
+direction must leave before it does more than any direction does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from safety_subspaces.report.state_tables import Contract, Named, labels_of, stacked
+
+RANDOM: Final = "random"
+# The direction of the row without an intervention, which every curve starts from.
+NO_DIRECTION: Final = "none"
+INTERVENTIONS: Final = ("addition", "ablation", "rotation")
+# Measure, what it is called, and the column of its number of prompts; the first that was measured is spoken of.
+MEASURES: Final = {
+    "harm_score": ("Harm score, 1 to 5", "n_harmful"),
+    "refusal_margin": ("Refusal margin (nats)", "n_harmful"),
+    "utility": ("Utility", "n_utility"),
+    "over_refusal_rate": ("Over-refusal", "n_benign"),
+    "perplexity": ("Perplexity", "n_utility"),
+}
+# What stands in the column of layers where an intervention has none of its own.
+ALL_LAYERS: Final = "all"
+
+_MEASURED: Final = tuple(name for measure in MEASURES for name in (measure, f"{measure}_stderr"))
+TABLE: Final = Contract(
+    "steer",
+    "table",
+    ("model", "direction", "intervention", "strength"),
+    (
+        *("layer", "draw", "harmful_rate", "benign_answered_rate", *_MEASURED),
+        *("n_utility", "n_harmful", "n_benign", "n_unscored"),
+    ),
+)
+SELECTIVITY: Final = Contract(
+    "steer",
+    "selectivity",
+    ("model", "direction", "intervention", "measure", "selectivity"),
+    ("layer", "sign", "matched_on", "low", "high", "n", "n_harmful", "cost", "n_draws", "reason"),
+)
+# What names a selectivity, but for its layer.
+COMPARISON: Final = ["analysis", "model", "direction", "intervention", "sign", "matched_on", "measure"]
+
+
+@dataclass(frozen=True)
+class SteerView:
+    """What one chart shows: an analysis of one model, an intervention and the layer that it acts on."""
+
+    analysis: str
+    model: str
+    intervention: str
+    layer: str
+
+    @property
+    def words(self) -> str:
+        """Return what was done where."""
+        where = "directions of all layers" if self.layer == ALL_LAYERS else f"directions of layer {self.layer}"
+        return f"{self.intervention} in {self.model}, {where}"
+
+
+@dataclass(frozen=True)
+class Steering:
+    """The tables of ``steer``, with the columns ``seed`` and ``analysis``; layers are text."""
+
+    table: pd.DataFrame
+    selectivity: pd.DataFrame
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was steered."""
+        return self.table.empty and self.selectivity.empty
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Every model, in the order of the tables."""
+        return tuple(dict.fromkeys([*labels_of(self.table, "model"), *labels_of(self.selectivity, "model")]))
+
+    def views(self, model: str) -> tuple[SteerView, ...]:
+        """Return one view of a model for each analysis and intervention: of its layers the one with most rows.
+
+        Among equals the middle one: nothing is chosen by what came out.
+        """
+        rows = self.table[(self.table["model"] == model) & (self.table["direction"] != NO_DIRECTION)]
+        found = []
+        for (analysis, intervention), cells in rows.groupby(["analysis", "intervention"], sort=False):
+            sizes = cells.groupby("layer").size()
+            most = sorted(sizes.index[sizes == sizes.max()], key=layer_place)
+            found.append(SteerView(str(analysis), model, str(intervention), most[len(most) // 2]))
+        known = list(INTERVENTIONS)
+        place = [known.index(v.intervention) if v.intervention in known else len(known) for v in found]
+        return tuple(found[n] for n in sorted(range(len(found)), key=lambda n: place[n]))
+
+
+def read_steering(studies: Sequence[Named]) -> Steering:
+    """Read the analyses of some studies.
+
+    Raises:
+        InputError: A table lacks a column that is required.
+    """
+    table, selectivity = (_with_layers(stacked(studies, contract)) for contract in (TABLE, SELECTIVITY))
+    named = {name: selectivity[name].astype(object).fillna("").astype(str) for name in ("sign", "matched_on")}
+    return Steering(
+        # An ablation has one dose, the whole of it.
+        table.assign(strength=table["strength"].astype(float).fillna(1.0)),
+        selectivity.assign(n=selectivity["n"].astype(float).fillna(selectivity["n_harmful"].astype(float)), **named),
+    )
+
+
+def of_view(steering: Steering, view: SteerView) -> pd.DataFrame:
+    """Keep the rows of a view; every draw of every direction starts from the model without an intervention."""
+    rows = steering.table
+    rows = rows[(rows["analysis"] == view.analysis) & (rows["model"] == view.model)]
+    start = rows[rows["direction"] == NO_DIRECTION].assign(strength=0.0)
+    own = rows[(rows["intervention"] == view.intervention) & (rows["layer"] == view.layer)]
+    own = own[own["direction"] != NO_DIRECTION]
+    begun = set(own[own["strength"] == 0]["direction"])
+    names = own[["direction", "draw"]].drop_duplicates().itertuples(index=False)
+    starts = [start.assign(direction=name, draw=draw) for name, draw in names if name not in begun and len(start)]
+    return pd.concat([own, *starts], ignore_index=True)
+
+
+def responses(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """Return a measure of each direction at each strength, its draws pooled.
+
+    Returns:
+        A row each: ``value`` (mean over the scored draws), ``error`` (the standard error over prompts, mean over
+        draws), ``low`` and ``high`` (the lowest and the highest draw) and the number of ``draws``.
+    """
+    found = []
+    for (direction, strength), cells in rows.groupby(["direction", "strength"], sort=False):
+        values = cells[measure].astype(float).dropna()
+        error = cells.loc[values.index, f"{measure}_stderr"].astype(float).mean()
+        numbers = {"value": values.mean(), "error": error, "low": values.min(), "high": values.max()}
+        found.append({"direction": str(direction), "strength": strength, **numbers, "draws": len(values)})
+    columns = ["direction", "strength", "value", "error", "low", "high", "draws"]
+    return pd.DataFrame(found, columns=columns).sort_values("strength", kind="stable", ignore_index=True)
+
+
+def is_random(direction: object) -> bool:
+    """Tell whether a direction is a control."""
+    return str(direction).startswith(RANDOM)
+
+
+def selectivity_verdict(low: float, high: float) -> str:
+    """Judge a measure by the side of 0 that the whole interval of its difference from random directions is on."""
+    if np.isnan(low) or np.isnan(high):
+        return "unknown"
+    if low > 0:
+        return "higher"
+    return "lower" if high < 0 else "undecided"
+
+
+def judged(selectivity: pd.DataFrame) -> pd.Series:
+    """Return the verdict of every row with ``low`` and ``high``."""
+    ends = zip(selectivity["low"].astype(float), selectivity["high"].astype(float), strict=True)
+    return pd.Series([selectivity_verdict(low, high) for low, high in ends], index=selectivity.index, dtype=object)
+
+
+def is_reserved(row: pd.Series) -> bool:
+    """Tell whether a selectivity has a value with a reservation, such as a cost that was not reached."""
+    return bool(pd.notna(row["selectivity"]) and pd.notna(row["reason"]) and row["reason"])
+
+
+def measured_in(rows: pd.DataFrame) -> list[str]:
+    """Return the measures that any row has."""
+    return [measure for measure in MEASURES if rows[measure].notna().any()]
+
+
+def layer_place(layer: str) -> tuple[float, str]:
+    """Order layers by number, others after them."""
+    try:
+        return float(layer), ""
+    except ValueError:
+        return np.inf, layer
+
+
+def _with_layers(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(layer=[_layer_of(value) for value in frame["layer"]])
+
+
+def _layer_of(value: Any) -> str:
+    if value is None or pd.isna(value):
+        return ALL_LAYERS
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
