@@ -13,22 +13,23 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from safety_subspaces.activations import Position, prompt_states
+from safety_subspaces.activations import Position
 from safety_subspaces.analysis.activations import read_sets
 from safety_subspaces.analysis.results import ResultFolder
-from safety_subspaces.analysis.steer_selectivity import Cost, Dose, scores_of, selectivity
-from safety_subspaces.directions import (
-    Direction,
-    mean_difference,
-    overlap_vectors,
-    paired_differences,
-    probe_direction,
-    random_direction,
+from safety_subspaces.analysis.steer_plan import (
+    BasisSource,
+    DirectionKind,
+    InterventionKind,
+    Point,
+    list_points,
+    planned,
+    read_basis,
 )
+from safety_subspaces.analysis.steer_selectivity import Cost, Dose, scores_of, selectivity
+from safety_subspaces.directions import Direction
 from safety_subspaces.errors import InputError
 from safety_subspaces.evaluation import BehaviourEvaluator, EvaluationSettings, build_evaluator
 from safety_subspaces.evaluation.behaviour import BehaviourResult
@@ -37,43 +38,12 @@ from safety_subspaces.evaluation.prompt_sets import files_of
 from safety_subspaces.evaluation.rates import estimate
 from safety_subspaces.examples import Example, PromptItem
 from safety_subspaces.language_model import check_model_path, count_blocks, load_language_model
-from safety_subspaces.matching import match_prompts
-from safety_subspaces.prompting import Encoder, encode_prompt
-from safety_subspaces.steering import Ablation, Addition, Intervention, Rotation, ablate_weights, ablated, steered
-from safety_subspaces.subspace_file import read_subspace
+from safety_subspaces.prompting import Encoder
+from safety_subspaces.steering import Ablation, Intervention, ablate_weights, ablated, steered
 
-DirectionKind = Literal["mean_difference", "paired", "probe", "overlap", "basis"]
-InterventionKind = Literal["addition", "ablation", "rotation"]
 # Strengths in units of the distance between the sets' means: one moves a state from one set's mean to the other's.
 STRENGTHS = (-2.0, -1.0, -0.5, 0.5, 1.0, 2.0)
 ANGLES = (0.5, 1.0, 1.5707963267948966, 3.141592653589793)
-OVERLAP_ENERGY = 0.99
-
-
-@dataclass(frozen=True)
-class BasisSource:
-    """A basis from a subspace file, to test the directions of a constraint or projection by steering too.
-
-    Args:
-        path: File of ``analyze.py subspace``.
-        tensor: A weight that writes to the residual stream, of a left file; or one that reads it, of a right one.
-        rank: How many of its leading directions.
-    """
-
-    path: str
-    tensor: str
-    rank: int = 1
-
-
-@dataclass(frozen=True)
-class _Point:
-    """One intervention at one dose."""
-
-    direction: str
-    draw: int | None
-    intervention: InterventionKind
-    layer: int
-    strength: float
 
 
 @dataclass
@@ -81,7 +51,7 @@ class _Curves:
     """What was measured of one model: the rows of the table, and each point's scores prompt by prompt."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
-    doses: dict[_Point, Dose] = field(default_factory=dict)
+    doses: dict[Point, Dose] = field(default_factory=dict)
 
 
 def steer(
@@ -177,7 +147,7 @@ def steer(
             f"{len(held)} prompts that directions are made from are measured as well, such as {min(held)[:60]!r}: name "
             "another direction_split, or other prompts"
         )
-    given = _read_basis(basis, directions)
+    given = read_basis(basis, directions)
     inputs = [*models.values(), *files_of(prompts), *files_of(settings.prompts), *([basis.path] if basis else [])]
     results = ResultFolder(out, "steer", arguments, inputs, overwrite, started)
     results.check_free()
@@ -188,15 +158,15 @@ def steer(
         for label, path in models.items():
             model, tokenizer = load_language_model(path, getattr(torch, dtype), device=device)
             found = {
-                layer: _directions(
+                layer: make_directions(
                     model, tokenizer, sets, (positive, negative), layer, directions, position, given, settings
                 )
                 for layer in chosen[label]
             }
-            points = list(_points(found, interventions, strengths, angles_radians, random_draws))
+            points = list(list_points(found, interventions, strengths, angles_radians, random_draws))
             curves = _Curves()
             for point, intervention in tqdm(
-                _planned(points, found, seed), total=len(points) + 1, desc=f"steer {label}", unit="dose"
+                planned(points, found, seed), total=len(points) + 1, desc=f"steer {label}", unit="dose"
             ):
                 result, nats = _measure(model, tokenizer, evaluator, point, intervention, label)
                 mean = estimate(nats.tolist(), _groups_of(evaluator.prompts.utility))
@@ -281,126 +251,11 @@ def _shared_with(evaluator: BehaviourEvaluator, sets: Mapping[str, Sequence[Prom
     return measured & {item.prompt for items in sets.values() for item in items}
 
 
-def _read_basis(basis: BasisSource | None, directions: Sequence[str]) -> Tensor | None:
-    if ("basis" in directions) != (basis is not None):
-        raise InputError("the direction 'basis' and the argument basis belong together: give both, or neither")
-    if basis is None:
-        return None
-    stored = read_subspace(basis.path).bases
-    if basis.tensor not in stored:
-        raise InputError(
-            f"{basis.path} has no subspace of {basis.tensor!r}; it has {', '.join(sorted(stored)[:5])} ..."
-        )
-    found = stored[basis.tensor]
-    if not 1 <= basis.rank <= found.shape[1]:
-        raise InputError(
-            f"{basis.path} holds {found.shape[1]} directions of {basis.tensor}, rank {basis.rank} was asked"
-        )
-    return found[:, : basis.rank]
-
-
-def _directions(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    sets: Mapping[str, Sequence[PromptItem]],
-    labels: tuple[str, str],
-    layer: int,
-    kinds: Sequence[DirectionKind],
-    position: Position,
-    given: Tensor | None,
-    settings: EvaluationSettings,
-) -> list[Direction]:
-    """Make the directions of one layer."""
-    states = []
-    for label in labels:
-        texts = [item.prompt for item in sets[label]]
-        found = prompt_states(model, tokenizer, texts, position, settings.batch_size, settings.template, layers=[layer])
-        states.append(torch.stack(found)[:, 0])
-    positive, negative = states
-    made = []
-    for kind in kinds:
-        if kind == "mean_difference":
-            made.append(mean_difference(positive, negative))
-        elif kind == "probe":
-            made.append(probe_direction(positive, negative))
-        elif kind == "overlap":
-            made.append(overlap_vectors(positive, negative, OVERLAP_ENERGY))
-        elif kind == "paired":
-            lengths = [
-                [len(encode_prompt(tokenizer, item.prompt, settings.template)) for item in sets[label]]
-                for label in labels
-            ]
-            sources = [[item.source for item in sets[label]] for label in labels]
-            pairs = match_prompts(lengths[0], lengths[1], sources[0], sources[1])
-            if not pairs:
-                raise InputError(
-                    f"no prompts of {labels[0]} and {labels[1]} are alike in length and template to be paired"
-                )
-            made.append(paired_differences(positive, negative, pairs))
-        elif given is not None:
-            made.append(_given_direction(given, positive, negative))
-    return made
-
-
-def _given_direction(basis: Tensor, positive: Tensor, negative: Tensor) -> Direction:
-    if basis.shape[0] != positive.shape[1]:
-        raise InputError(
-            f"the basis has vectors of {basis.shape[0]} numbers, the residual stream {positive.shape[1]}; name a "
-            "tensor that writes to the stream in a left file (o_proj, down_proj), or one that reads it in a right file"
-        )
-    apart = positive.double().mean(dim=0) - negative.double().mean(dim=0)
-    signed = basis.clone()
-    signed[:, 0] *= -1.0 if float(basis[:, 0].double() @ apart) < 0 else 1.0
-    # What the sets differ by along one given direction says little of how far to go: the whole distance is the unit.
-    return Direction("basis", signed, float(apart.norm()))
-
-
-def _points(
-    found: Mapping[int, Sequence[Direction]],
-    interventions: Sequence[InterventionKind],
-    strengths: Sequence[float],
-    angles: Sequence[float],
-    random_draws: int,
-) -> Iterator[_Point]:
-    """Every direction and its random controls, at every dose; ablation has no layer and one dose."""
-    for layer, directions in found.items():
-        for direction in directions:
-            for draw in (None, *range(random_draws)):
-                name = direction.name if draw is None else f"random:{direction.name}"
-                for intervention in interventions:
-                    doses = {"addition": strengths, "ablation": (1.0,), "rotation": angles}[intervention]
-                    yield from (_Point(name, draw, intervention, layer, float(dose)) for dose in doses)
-
-
-def _planned(
-    points: Sequence[_Point], found: Mapping[int, Sequence[Direction]], seed: int
-) -> Iterator[tuple[_Point, Intervention | None]]:
-    """Yield the point without an intervention, then each point with its own."""
-    yield _Point("none", None, "addition", -1, 0.0), None
-    for point in points:
-        kind = point.direction.removeprefix("random:")
-        direction = next(one for one in found[point.layer] if one.name == kind)
-        key = np.random.SeedSequence([seed, point.layer, 0 if point.draw is None else point.draw + 1, *kind.encode()])
-        generator = torch.Generator().manual_seed(int(key.generate_state(1)[0]))
-        if point.draw is not None:
-            direction = random_direction(direction.basis.shape[0], direction, generator)
-        first = direction.basis[:, 0]
-        if point.intervention == "addition":
-            yield point, Addition(first, point.strength * direction.scale)
-        elif point.intervention == "ablation":
-            yield point, Ablation(direction.basis)
-        else:
-            second = torch.randn(len(first), generator=generator, dtype=torch.float64)
-            plane = torch.linalg.qr(torch.stack([first.double(), second], dim=1)).Q
-            plane[:, 0] *= torch.sign(plane[:, 0] @ first.double())
-            yield point, Rotation(plane.float(), point.strength)
-
-
 def _measure(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     evaluator: BehaviourEvaluator,
-    point: _Point,
+    point: Point,
     intervention: Intervention | None,
     label: str,
 ) -> tuple[BehaviourResult, NDArray[np.float64]]:
