@@ -25,6 +25,7 @@ from safety_subspaces.analysis.steer_plan import (
     InterventionKind,
     Point,
     list_points,
+    make_directions,
     planned,
     read_basis,
 )
