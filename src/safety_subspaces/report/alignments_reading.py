@@ -98,7 +98,8 @@ def _read_gap(organisms: Sequence[Organism], by_seed: pd.DataFrame) -> list[Find
         f"{said} Difference, seed by seed, as a share of the margin that the fine-tune took away: "
         f"{interval_words(between)}; in nats {interval_words(nats)}; in the judged harm score {interval_words(harm)}."
     )
-    headline = f"{said[:-1]}: {interval_words(between)} of the margin that was lost, {between.n} seeds."
+    seeds = "1 seed" if between.n == 1 else f"{between.n} seeds"
+    headline = f"{said[:-1]}: {interval_words(between)} of the margin that was lost, {seeds}."
     return [Finding("alignments", verdict, headline, text)]
 
 
