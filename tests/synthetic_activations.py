@@ -155,7 +155,8 @@ def probe_tables(hidden: Hidden, random: np.random.Generator, shift: float = 0.0
                     where = {"model": model, "negative": negative, "layer": layer, "position": "last", "probe": probe}
                     for erasure in ERASURES:
                         above = kept[erasure][place] + shift + 0.002 * random.normal()
-                        table.append({**where, "erasure": erasure, **_scores(above)})
+                        controls = {"control_auc": 0.5, "control_auc_sd": 0.01, "n_controls": 3}
+                        table.append({**where, "erasure": erasure, **_scores(above), **controls})
                     learning += [
                         {**where, "n_train": n, "accuracy": 0.5 + 0.4 * n / 200, "repeat": 0} for n in (50, 100, 200)
                     ]

@@ -2,14 +2,18 @@
 
 Fitted on training prompts alone. LEACE leaves no linear probe better than chance on them, however it is trained; what
 it leaves for a probe that is not linear is the point of measuring. Quadratic erasure makes the classes' means and
-covariances the same, and needs each prompt's label to do so: it says how much of the label is in neither.
+covariances the same, and moves each prompt by a map that its own label picks. Where states are not Gaussian the maps
+themselves tell the label, also one that the states say nothing of: read a probe after it against control labels that
+went through it as well, never against one half.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from safety_subspaces.errors import InputError
 
 Erasure = Literal["none", "leace", "quadratic"]
 Eraser = Callable[[Tensor, Tensor], Tensor]
@@ -26,8 +30,13 @@ def fit_erasure(kind: Erasure, states: Float[Tensor, "prompt hidden"], labels: I
     Returns:
         A function of states and labels; only the quadratic one looks at the labels.
 
+    Raises:
+        InputError: Another kind.
+
     Source: Belrose et al., arXiv 2306.03819 (LEACE); quadratic erasure by optimal transport to the barycentre, ibid.
     """
+    if kind not in get_args(Erasure):
+        raise InputError(f"erasure {kind!r}; expected one of {', '.join(get_args(Erasure))}")
     if kind == "none":
         return lambda values, _: values
     # A second's import that plain probes need not pay.

@@ -1,7 +1,8 @@
 """Whether a label can be read off hidden states, linearly or not, on prompts that the probe has not seen.
 
 Prompts that stand and fall together are never on both sides of a split; a probe is trained with labels drawn at random
-for each group as well, which says how much of its accuracy is memory of what groups have in common.
+for each group as well. As no group is on both sides, memory of groups cannot tell those labels: they are the level that
+the whole procedure, erasure included, gives to labels of no meaning.
 """
 
 import warnings

@@ -24,7 +24,7 @@ from synthetic_study import write_study
 from safety_subspaces.report.hidden_states import (
     state_terminal_tables,
 )
-from safety_subspaces.report.probe import left_verdict, over_layers, read_probes
+from safety_subspaces.report.probe import cell_verdicts, left_verdict, over_layers, read_probes
 from safety_subspaces.report.probe_figures import layer_figure
 from safety_subspaces.report.steer import of_view, read_steering, responses
 from safety_subspaces.report.steer_figures import dose_figure
@@ -61,7 +61,9 @@ def test_a_mean_over_layers_keeps_the_error_of_a_layer(states):
     means = over_layers(probes.table)
     assert len(means) == len(MODELS) * 2 * len(PROBES) * len(ERASURES)
     assert set(means["layers"]) == {LAYERS}
-    np.testing.assert_allclose(means["left_stderr"].astype(float), 0.02)
+    written = means["erasure"] == "quadratic"  # judged beside control labels, whose deviation counts as well
+    np.testing.assert_allclose(means.loc[~written, "left_stderr"].astype(float), 0.02)
+    np.testing.assert_allclose(means.loc[written, "left_stderr"].astype(float), (0.02**2 + 0.01**2) ** 0.5)
     own = means[(means["model"] == "base") & (means["negative"] == "benign") & (means["erasure"] == "leace")]
     raw = probe_tables(OVERLAPPING, _probe_random())["table"]
     cells = raw[(raw["model"] == "base") & (raw["negative"] == "benign") & (raw["erasure"] == "leace")]
@@ -73,7 +75,9 @@ def test_a_mean_over_layers_keeps_the_error_of_a_layer(states):
 def test_without_an_auc_accuracy_is_judged_against_its_chance(tmp_path):
     folder = write_hidden_study(tmp_path / "s", without=("auc", "auc_stderr"), commands=("probe",))
     means = over_layers(read_probes([("", read_study(folder))]).table)
-    np.testing.assert_allclose(means["left"].astype(float), means["accuracy"].astype(float) - 0.5)
+    own = means[means["erasure"] != "quadratic"]
+    np.testing.assert_allclose(own["left"].astype(float), own["accuracy"].astype(float) - 0.5)
+    assert means.loc[means["erasure"] == "quadratic", "left"].isna().all()  # the level of a coin says nothing there
     assert "Accuracy, mean over layers" in findings_of(states_of(folder), "probes")[0].sentence
 
 
@@ -84,8 +88,22 @@ def test_the_probes_are_drawn_by_erasure_with_control_and_chance(states):
     assert len(linear) == 2 * len(ERASURES)
     np.testing.assert_allclose(linear[0].error_y.array, 0.02)
     dots = [t for t in figure.data if t.line.dash == "dot" and t.y is not None and len(t.y) == LAYERS]
-    assert len(dots) == len(PROBES) * len(ERASURES)
-    assert {float(value) for t in dots for value in t.y} == {0.52}
+    assert len(dots) == len(PROBES) * (len(ERASURES) + 1)  # of the AUC after quadratic erasure too
+    assert {float(value) for t in dots for value in t.y} == {0.52, 0.5}
+
+
+def cells(erasure: str, auc: float, control: float, draws: int) -> pd.DataFrame:
+    told = {"erasure": erasure, "accuracy": 0.7, "accuracy_stderr": 0.03, "chance": 0.5, "auc": auc, "auc_stderr": 0.03}
+    return pd.DataFrame([{**told, "control_auc": control, "control_auc_sd": 0.05, "n_controls": draws}])
+
+
+def test_what_quadratic_erasure_writes_into_states_is_not_taken_for_what_is_left():
+    """Its AUC is judged beside that of control labels which went through it, where there are enough of them."""
+    assert cell_verdicts(cells("quadratic", 0.74, 0.74, 5)) == ["not shown to differ from chance"]
+    assert cell_verdicts(cells("quadratic", 0.90, 0.70, 5)) == ["above chance"]
+    assert cell_verdicts(cells("quadratic", 0.74, 0.74, 2)) == ["unknown"]
+    assert cell_verdicts(cells("quadratic", 0.74, np.nan, 0)) == ["unknown"]
+    assert cell_verdicts(cells("leace", 0.74, 0.74, 5)) == ["above chance"]  # told no label: a coin is its level
 
 
 def test_random_directions_are_a_band_over_their_draws(states):

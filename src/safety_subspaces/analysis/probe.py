@@ -4,7 +4,7 @@ import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan, sqrt
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -63,7 +63,7 @@ def probe(
     position: Position = "last",
     site: Site = "residual",
     folds: int = 5,
-    controls: int = 2,
+    controls: int = 3,
     split_by: Literal["group", "source"] = "group",
     learning_shares: Sequence[float] = (0.1, 0.25, 0.5),
     template: str = CHAT,
@@ -79,8 +79,9 @@ def probe(
 
     A probe is tested on prompts whose group (or source) it was not trained on. Erasures are fitted on the training
     prompts: leace leaves no linear information about the label there, quadratic no difference in means and covariances
-    (it is told each prompt's label). Control labels are drawn at random for each group; selectivity is the accuracy
-    less that on them.
+    (it is told each prompt's label). Control labels are drawn at random for each group and go through the same erasure
+    and folds of their own; selectivity is the accuracy less that on them. control_auc is the level that auc is to be
+    read against: after quadratic erasure it need not be 0.5.
 
     Further tables: learning (accuracy against the share of training groups), transfer (trained on the prompts of one
     source, tested on those of another).
@@ -125,6 +126,8 @@ def probe(
         **{"split": split, "limit": limit, "batch_size": batch_size, "dtype": dtype, "device": device, "seed": seed},
     }
     _check_arguments(models, prompts, positive, probes, erasures, folds, controls, learning_shares)
+    if split_by not in ("group", "source") or batch_size < 1:
+        raise InputError(f"split_by {split_by!r}, batch_size {batch_size}: expected group or source, and at least 1")
     check_models(models, layers, site)
     sets, left_out = read_sets(prompts, split, limit)
     tasks = {label: _task(sets[positive], items, split_by) for label, items in sets.items() if label != positive}
@@ -151,7 +154,7 @@ def probe(
             rows = torch.cat([states[positive][:, place], states[negative][:, place]])
             task = tasks[negative]
             named = {"model": label, "negative": negative, "layer": places[place], "position": position}
-            for row in _probed(rows, task, splits[negative], probes, erasures, controls, seed):
+            for row in _probed(rows, task, splits[negative], probes, erasures, folds, controls, seed):
                 tables["table"].append({**named, **row})
             for row in _learning(rows, task, splits[negative], probes, learning_shares, seed):
                 tables["learning"].append({**named, **row})
@@ -184,9 +187,9 @@ def _check_arguments(
         raise InputError("no model given; say --models.<label>=<path>, once or more")
     if positive not in prompts:
         raise InputError(f"positive {positive!r} is no prompt set; expected one of {', '.join(prompts) or 'none'}")
-    for name, values in (("probes", probes), ("erasures", erasures)):
-        if not values or len(set(values)) < len(values):
-            raise InputError(f"{name} {list(values)}: expected different ones, at least one")
+    for name, values, known in (("probes", probes, get_args(ProbeKind)), ("erasures", erasures, get_args(Erasure))):
+        if not values or len(set(values)) < len(values) or not set(values) <= set(known):
+            raise InputError(f"{name} {list(values)}: expected different ones of {', '.join(known)}, at least one")
     if folds < 2 or controls < 0 or not all(0 < share < 1 for share in shares):
         raise InputError(
             f"folds {folds}, controls {controls}, learning_shares {list(shares)}: expected at least 2, at least 0, and "
@@ -210,33 +213,48 @@ def _probed(
     splits: Sequence[Any],
     probes: Sequence[ProbeKind],
     erasures: Sequence[Erasure],
+    folds: int,
     controls: int,
     seed: int,
 ) -> Iterator[dict[str, Any]]:
     positives = int(task.labels.sum())
     counts = {"n_positive": positives, "n_negative": len(task.labels) - positives, "n_groups": len(set(task.groups))}
     chance = max(positives, len(task.labels) - positives) / len(task.labels)
+    drawn = []
+    for draw in range(controls):
+        labels = control_labels(task.labels, task.groups, torch.Generator().manual_seed(1000 * seed + draw))
+        # Folds of like shares of the drawn labels: those of the true ones would push the controls below chance.
+        drawn.append((labels, _control_folds(labels, task, folds, seed)))
     for kind in probes:
-        drawn = []
-        for draw in range(controls):
-            labels = control_labels(task.labels, task.groups, torch.Generator().manual_seed(1000 * seed + draw))
-            drawn.append(float(np.nanmean(predict_held_out(rows, labels, splits, kind, seed).correct)))
-        control = float(np.mean(drawn)) if drawn else nan
-        spread = float(np.var(drawn, ddof=1)) / len(drawn) if len(drawn) > 1 else nan
         for erasure in erasures:
+            told_control, areas = [], []
+            for labels, own in drawn:
+                of_control = predict_held_out(rows, labels, own, kind, seed, erasure)
+                told_control.append(float(np.nanmean(of_control.correct)))
+                areas.append(area_under_curve(of_control, labels))
+            control, area = (float(np.mean(values)) if values else nan for values in (told_control, areas))
+            spread = float(np.var(told_control, ddof=1)) / controls if controls > 1 else nan
             found = predict_held_out(rows, task.labels, splits, kind, seed, erasure)
             told = estimate(found.correct.tolist(), task.groups)
             auc, auc_stderr = auc_with_error(found, task.labels, task.groups)
             sides = [float(np.nanmean(found.correct[(task.labels == label).numpy()])) for label in (0, 1)]
-            plain = erasure == "none"
             yield {
                 **{"probe": kind, "erasure": erasure, "accuracy": told.mean, "accuracy_stderr": told.stderr},
                 **{"balanced_accuracy": sum(sides) / 2, "auc": auc, "auc_stderr": auc_stderr},
-                **{"control_accuracy": control if plain else nan, "selectivity": told.mean - control if plain else nan},
-                "selectivity_stderr": sqrt(told.stderr**2 + spread) if plain else nan,
-                **{"chance": chance, "n_controls": controls if plain else 0},
+                **{"control_accuracy": control, "selectivity": told.mean - control},
+                "selectivity_stderr": sqrt(told.stderr**2 + spread),
+                **{"control_auc": area, "control_auc_sd": float(np.std(areas, ddof=1)) if controls > 1 else nan},
+                **{"chance": chance, "n_controls": controls},
                 **counts,
             }
+
+
+def _control_folds(labels: Tensor, task: _Task, folds: int, seed: int) -> list[Any]:
+    """Folds of control labels; where they left one label fewer groups (or sources) than folds, of as many as it has."""
+    kept = [
+        len({own for own, one in zip(task.split_by, labels.tolist(), strict=True) if one == side}) for side in (0, 1)
+    ]
+    return group_folds(labels, task.split_by, max(2, min(folds, *kept)), seed)
 
 
 def _learning(
@@ -297,5 +315,9 @@ def _transfer(rows: Tensor, task: _Task, probes: Sequence[ProbeKind], seed: int)
 def _summarise(table: pd.DataFrame) -> dict[str, Any]:
     """Means over layers, none of which is picked by its result: what each probe reads after each erasure."""
     keys = ["model", "negative", "probe", "erasure"]
-    means = table.groupby(keys, sort=False)[["accuracy", "auc", "chance", "selectivity"]].mean().reset_index()
+    means = (
+        table.groupby(keys, sort=False)[["accuracy", "auc", "control_auc", "chance", "selectivity"]]
+        .mean()
+        .reset_index()
+    )
     return {"means_over_layers": means.astype(object).where(means.notna(), None).to_dict("records")}

@@ -22,12 +22,16 @@ MEASURES: Final = ("accuracy", "auc")
 CELL: Final = ["analysis", "positive", "negative", "position", "model", "erasure", "probe"]
 _AVERAGED: Final = (
     *("accuracy", "accuracy_stderr", "auc", "auc_stderr", "control_accuracy", "selectivity", "selectivity_stderr"),
-    "chance",
+    *("chance", "control_auc"),
 )
 _LEFT: Final = ("left", "left_stderr")
 _COUNTED: Final = ("n_positive", "n_negative", "n_groups")
 # What a coin reaches, whatever the shares of the two sets.
 AUC_CHANCE: Final = 0.5
+# Erasures that are told each prompt's label write it into the states: probes of labels that mean nothing reach far more
+# than a coin after them, so that they are judged against such labels, of so many draws at least.
+TELLING: Final = ("quadratic",)
+FEWEST_CONTROLS: Final = 3
 
 TABLE: Final = Contract(
     "probe",
@@ -45,6 +49,7 @@ TABLE: Final = Contract(
             "control_accuracy",
         ),
         *("selectivity", "selectivity_stderr", "chance", "n_positive", "n_negative", "n_groups"),
+        *("control_auc", "control_auc_sd", "n_controls"),
     ),
 )
 LEARNING: Final = Contract(
@@ -116,8 +121,8 @@ def over_layers(frame: pd.DataFrame) -> pd.DataFrame:
     """Average the cells of each seed, analysis, pair of sets, position, model, probe and erasure over layers.
 
     Returns:
-        A row each: the measures, errors and chance as means over ``layers``; ``left`` with ``left_stderr``, the AUC
-        minus 0.5, or the accuracy minus its chance where no AUC was measured; the largest AUC and its layer.
+        A row each: the measures, errors and chance as means over ``layers``; ``left`` with ``left_stderr``, as
+        :func:`left_of`; the largest AUC and its layer.
     """
     numbers = frame.assign(**{name: frame[name].astype(float) for name in (*_AVERAGED, *_COUNTED)})
     numbers = numbers.assign(left=left_of(numbers), left_stderr=_left_error(numbers))
@@ -130,9 +135,16 @@ def over_layers(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def left_of(cells: pd.DataFrame) -> pd.Series:
-    """Return how far a probe is above chance: by AUC, or by accuracy where there is no AUC."""
+    """Return how far a probe is above chance: by AUC, or by accuracy where there is no AUC.
+
+    After an erasure that is told the labels, above what it reaches on control labels that went through it as well; NaN
+    without at least three draws of them.
+    """
     by_accuracy = cells["accuracy"].astype(float) - cells["chance"].astype(float)
-    return (cells["auc"].astype(float) - AUC_CHANCE).fillna(by_accuracy)
+    plain = (cells["auc"].astype(float) - AUC_CHANCE).fillna(by_accuracy)
+    drawn = cells["n_controls"].astype(float) >= FEWEST_CONTROLS
+    beside_controls = (cells["auc"].astype(float) - cells["control_auc"].astype(float)).where(drawn)
+    return plain.mask(cells["erasure"].isin(TELLING), beside_controls)
 
 
 def left_verdict(left: float, stderr: float) -> str:
@@ -156,7 +168,10 @@ def in_order(names: Sequence[str], known: Sequence[str]) -> list[str]:
 
 def _left_error(cells: pd.DataFrame) -> pd.Series:
     has_auc = cells["auc"].notna()
-    return cells["auc_stderr"].astype(float).where(has_auc, cells["accuracy_stderr"].astype(float))
+    plain = cells["auc_stderr"].astype(float).where(has_auc, cells["accuracy_stderr"].astype(float))
+    # One draw of labels varies by the controls' deviation, and the true ones are one draw if they mean nothing.
+    with_controls = (plain**2 + cells["control_auc_sd"].astype(float) ** 2) ** 0.5
+    return plain.mask(cells["erasure"].isin(TELLING), with_controls)
 
 
 def _ordered(frame: pd.DataFrame) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from safety_subspaces.report.probe import (
     AUC_CHANCE,
     ERASURES,
     PROBES,
+    TELLING,
     Probes,
     ProbeView,
     in_order,
@@ -47,11 +48,14 @@ def layer_figure(probes: Probes, view: ProbeView, model: str) -> go.Figure:
         cells = rows[rows["erasure"] == erasure].sort_values("layer")
         for number, kind in enumerate(kinds):
             line = cells[cells["probe"] == kind]
-            _draw_probe(figure, line, measure, kind, number, place)
+            control = "control_accuracy" if measure == "accuracy" else "control_auc" if erasure in TELLING else None
+            _draw_probe(figure, line, measure, kind, number, place, control)
         chance = (
             cells.groupby("layer")["chance"].first() if measure == "accuracy" else cells.groupby("layer").size() * 0
         )
         level = chance.astype(float) if measure == "accuracy" else chance + AUC_CHANCE
+        if measure == "auc" and erasure in TELLING:
+            level = level * float("nan")  # a coin's level says nothing there: the control labels' lines do
         figure.add_scatter(
             x=list(level.index),
             y=level,
@@ -114,7 +118,9 @@ def left_of_view(probes: Probes, view: ProbeView) -> pd.DataFrame:
     return over_layers(of_view(probes.table, view))
 
 
-def _draw_probe(figure: go.Figure, line: pd.DataFrame, measure: str, kind: str, number: int, place: int) -> None:
+def _draw_probe(
+    figure: go.Figure, line: pd.DataFrame, measure: str, kind: str, number: int, place: int, control: str | None
+) -> None:
     style = curve_style(number)
     colour = style["marker"]["color"]
     at: dict[str, Any] = {"row": place, "col": 1}
@@ -131,10 +137,10 @@ def _draw_probe(figure: go.Figure, line: pd.DataFrame, measure: str, kind: str, 
         f"%{{customdata[2]:.0f}}<extra>{kind}</extra>",
         **at,
     )
-    if measure == "accuracy" and line["control_accuracy"].notna().any():
+    if control is not None and line[control].notna().any():
         figure.add_scatter(
             x=line["layer"],
-            y=line["control_accuracy"],
+            y=line[control],
             mode="lines",
             legendgroup=kind,
             showlegend=False,

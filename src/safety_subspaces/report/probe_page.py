@@ -35,11 +35,13 @@ def _charts(probes: Probes, view: ProbeView, place: int) -> list[tuple[Chart, st
         "independent groups; no group is in training and test."
     )
     by_layer = (
-        f"Each probe on held-out prompts ({view.words}). Bars: one standard error over groups. Dotted: accuracy of "
-        f"the same probe on the control task, labels drawn at random by group. Dashed: chance. {n}"
+        f"Each probe on held-out prompts ({view.words}). Bars: one standard error over groups. Dotted: the same "
+        "probe on control labels, drawn at random by group, which after quadratic erasure are its chance level. "
+        f"Dashed: chance. {n}"
     )
     by_model = (
-        "AUC minus 0.5 (accuracy minus chance where there is no AUC), mean over layers. Bars: the mean standard "
+        "AUC minus 0.5 (after quadratic erasure minus that of control labels which went through it; accuracy minus "
+        "chance where there is no AUC), mean over layers. Bars: the mean standard "
         f"error of a layer, as layers share their prompts. Dashed: chance. {n}"
     )
     titles = (f"{model}: {view.words}", f"Left in each model: {view.words}")

@@ -41,7 +41,9 @@ def _read_view(probes: Probes, view: ProbeView, model: str) -> Finding:
     sizes = found[["n_positive", "n_negative", "n_groups"]].max()
     text = (
         f"{headline} {'AUC' if found['auc'].notna().any() else 'Accuracy'}, mean over layers: {values}. Judged by the "
-        "95 % interval over groups of prompts. Of all layers, models and probes, each for itself, above chance: "
+        "95 % interval over groups of prompts, after quadratic erasure beside control labels that went through it "
+        "(it writes any label into the states; unknown with fewer than three draws). Of all layers, models and probes, "
+        "each for itself, above chance: "
         f"{cells}. n: {count(sizes['n_positive'])} and {count(sizes['n_negative'])} prompts in "
         f"{count(sizes['n_groups'])} groups."
     )

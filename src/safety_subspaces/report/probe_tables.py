@@ -100,7 +100,7 @@ def probes_terminal_table(probes: Probes) -> Table:
         cells = [_with_error(row, measure) for _, row in own.set_index("erasure").reindex(erasures).iterrows()]
         rows.append((kind, *cells, number(own["control_accuracy"].iloc[0], 3), number(own["chance"].iloc[0], 3)))
     columns = ("probe", *(f"erasure {name}" for name in erasures), "control task", "chance")
-    told = "AUC (chance 0.5)" if measure == "auc" else "accuracy"
+    told = "AUC (chance 0.5; after quadratic that of control labels)" if measure == "auc" else "accuracy"
     note = f"{model}, {view.words}: {told}, mean over layers ± a layer's standard error. Control task: accuracy."
     return Table(columns, tuple(rows), note=note)
 
