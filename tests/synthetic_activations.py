@@ -184,7 +184,8 @@ def steer_tables(hidden: Hidden, random: np.random.Generator, shift: float = 0.0
                     counts = {"n_draws": DRAWS, "n_harmful": 200, "n_utility": 256, "cost": 0.1, "reason": None}
                     selectivity.append({**named, "selectivity": value, **ends, **counts})
     lost = {"selectivity": np.nan, "low": np.nan, "high": np.nan, "reason": "no harmful prompt has this measure"}
-    selectivity.append({**where, "direction": DIRECTION, "sign": "+", "measure": "perplexity", **lost})
+    missing = {"sign": "+", "measure": "refusal_margin", "matched_on": "perplexity", "n_draws": DRAWS, "cost": 0.1}
+    selectivity.append({**where, "direction": DIRECTION, **missing, **lost})
     return {"table": pd.DataFrame(table), "selectivity": pd.DataFrame(selectivity)}
 
 

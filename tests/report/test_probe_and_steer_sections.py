@@ -26,8 +26,9 @@ from safety_subspaces.report.hidden_states import (
 )
 from safety_subspaces.report.probe import cell_verdicts, left_verdict, over_layers, read_probes
 from safety_subspaces.report.probe_figures import layer_figure
-from safety_subspaces.report.steer import of_view, read_steering, responses
+from safety_subspaces.report.steer import Steering, of_view, read_steering, responses
 from safety_subspaces.report.steer_figures import dose_figure
+from safety_subspaces.report.steer_page import steering_section
 from safety_subspaces.report.steer_tables import selectivity_table
 from safety_subspaces.report.study import read_study
 
@@ -104,6 +105,23 @@ def test_what_quadratic_erasure_writes_into_states_is_not_taken_for_what_is_left
     assert cell_verdicts(cells("quadratic", 0.74, 0.74, 2)) == ["unknown"]
     assert cell_verdicts(cells("quadratic", 0.74, np.nan, 0)) == ["unknown"]
     assert cell_verdicts(cells("leace", 0.74, 0.74, 5)) == ["above chance"]  # told no label: a coin is its level
+
+
+def test_a_caption_counts_the_layers_that_were_steered_at_and_not_the_row_without_an_intervention(states):
+    section = steering_section(states.steering)
+    assert section is not None
+    captions = {chart.title: caption for chart, caption in section.charts}
+    addition, ablation = (next(c for t, c in captions.items() if t.startswith(k)) for k in ("Addition", "Ablation"))
+    assert "2 other layers stand in the table." in addition  # of three
+    assert "other layer" not in ablation
+    one = states.steering.table[lambda rows: rows["layer"].isin(["-1", "3"])]
+    alone = steering_section(Steering(one, states.steering.selectivity))
+    assert alone is not None
+    assert not any("other layer" in caption for _, caption in alone.charts)
+    two = states.steering.table[lambda rows: rows["layer"].isin(["-1", "2", "3"])]
+    pair = steering_section(Steering(two, states.steering.selectivity))
+    assert pair is not None
+    assert any("1 other layer stands in the table." in caption for _, caption in pair.charts)
 
 
 def test_random_directions_are_a_band_over_their_draws(states):

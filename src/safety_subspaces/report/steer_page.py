@@ -5,7 +5,7 @@ from typing import Final
 from safety_subspaces.report.page_parts import make_chart
 from safety_subspaces.report.sections import Section
 from safety_subspaces.report.state_tables import reference_model
-from safety_subspaces.report.steer import Steering, SteerView, is_random, of_view
+from safety_subspaces.report.steer import NO_DIRECTION, Steering, SteerView, is_random, of_view
 from safety_subspaces.report.steer_figures import dose_figure
 from safety_subspaces.report.steer_tables import responses_table, selectivity_table
 from safety_subspaces.report.tables import count
@@ -41,9 +41,10 @@ def _caption(steering: Steering, view: SteerView) -> str:
         (steering.table["analysis"] == view.analysis)
         & (steering.table["model"] == view.model)
         & (steering.table["intervention"] == view.intervention)
+        & (steering.table["direction"] != NO_DIRECTION)  # which is at no layer
     ]
-    layers = same["layer"].nunique()
-    others = f" {layers - 1} other layers stand in the table." if layers > 1 else ""
+    more = same["layer"].nunique() - 1
+    others = f" {more} other {'layer stands' if more == 1 else 'layers stand'} in the table." if more > 0 else ""
     return (
         "Points: directions, bars one standard error over prompts. Grey: random directions, their mean, and a band "
         f"from the lowest to the highest of {count(draws)} draws. n: {count(sizes['n_harmful'])} harmful, "
