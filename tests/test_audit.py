@@ -19,8 +19,9 @@ from safety_subspaces.audit import (
     spectral_gap,
     summarise_audit,
 )
+from safety_subspaces.eigen import rank_of_energy
 from safety_subspaces.errors import InputError
-from safety_subspaces.linalg import left_factors, rank_of_energy
+from safety_subspaces.linalg import left_factors
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 

@@ -5,18 +5,15 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 from torch.testing import assert_close
 
+from safety_subspaces.eigen import _threads_of_torch, gram_of_rows, rank_of_energy, symmetric_eigh
 from safety_subspaces.errors import InputError
 from safety_subspaces.linalg import (
-    _threads_of_torch,
-    gram_of_rows,
     haar_basis,
     inner_product,
     leading_factors,
     left_factors,
-    rank_of_energy,
     squared_norm,
     squared_row_norms,
-    symmetric_eigh,
 )
 
 SHAPES = [(24, 24), (16, 40), (40, 16), (90, 8), (1, 7), (7, 1)]

@@ -11,7 +11,7 @@ from uncompiled_hyppo import MMD
 
 from safety_subspaces.errors import InputError
 from safety_subspaces.similarity import median_distance, squared_distances
-from safety_subspaces.two_sample import mean_distance_test, mmd_test, two_sample_tests
+from safety_subspaces.two_sample import two_sample_tests
 
 # Samples of one distribution, for the shares of their p-values.
 NULLS = 400
@@ -82,7 +82,7 @@ def test_values_are_their_definitions():
     assert found.mean_distance.value == pytest.approx(difference, rel=1e-12)
     squares = sum(float((rows - rows.mean(dim=0)).square().sum()) for rows in (first, second))
     assert found.standardised == pytest.approx(difference / math.sqrt(squares / 16), rel=1e-12)
-    assert mmd_test(first, second, 0, source, bandwidth=0.7).value == pytest.approx(
+    assert two_sample_tests(first, second, 0, source, bandwidth=0.7).mmd.value == pytest.approx(
         naive_mmd(first, second, 0.7, range(7), range(7, 18)), abs=1e-12
     )
 
@@ -158,7 +158,7 @@ def test_null_of_groups_is_that_of_all_arrangements_of_groups():
 def test_p_value_agrees_with_that_of_hyppo(shift):
     source = generator(7)
     first, second = normal(25, 3, source=source) + shift, normal(25, 3, source=source)
-    ours = mmd_test(first, second, 2000, source).p_value
+    ours = two_sample_tests(first, second, 2000, source).mmd.p_value
     theirs = MMD(bias=True).test(first.numpy(), second.numpy(), reps=1000, auto=False, random_state=0)[1]
     assert ours == pytest.approx(theirs, abs=4 * math.sqrt(0.25 / 1000))
 
@@ -282,7 +282,7 @@ def test_undefined_is_missing():
 def test_few_groups_cannot_show_anything_and_say_so():
     source = generator()
     first, second = normal(20, 3, source=source), normal(20, 3, source=source) + 100
-    found = mean_distance_test(first, second, 499, source, [0] * 10 + [1] * 10, [2] * 10 + [3] * 10)
+    found = two_sample_tests(first, second, 499, source, [0] * 10 + [1] * 10, [2] * 10 + [3] * 10).mean_distance
     assert found.least_p == pytest.approx(2 / 6, abs=0.01)
     assert found.p_value == pytest.approx(found.least_p, abs=0.1)
 
@@ -294,8 +294,8 @@ def test_bad_input_is_refused():
     with pytest.raises(InputError, match="second set's 6 prompts"):
         two_sample_tests(states, states, 9, generator(), None, [1, 2])
     with pytest.raises(InputError, match="-1 draws"):
-        mmd_test(states, states, -1, generator())
+        two_sample_tests(states, states, -1, generator())
     with pytest.raises(InputError, match=r"bandwidth 0\.0"):
-        mmd_test(states, states, 9, generator(), bandwidth=0.0)
+        two_sample_tests(states, states, 9, generator(), bandwidth=0.0)
     with pytest.raises(InputError, match="NaN or an infinity"):
-        mean_distance_test(states, states / 0, 9, generator())
+        two_sample_tests(states, states / 0, 9, generator())

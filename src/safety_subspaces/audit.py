@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safety_subspaces.linalg import ILL_CONDITIONED, rank_of_energy
+from safety_subspaces.eigen import rank_of_energy
+from safety_subspaces.linalg import ILL_CONDITIONED
 from safety_subspaces.streamed import blocks_of
 
 # The bits of the exponent in each type, and the integers that they are seen as.

@@ -18,7 +18,8 @@ from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
-from safety_subspaces.linalg import LeftFactors, left_factors, rank_of_energy
+from safety_subspaces.eigen import rank_of_energy
+from safety_subspaces.linalg import LeftFactors, left_factors
 from safety_subspaces.nulls import matched_overlap
 from safety_subspaces.overlap import overlap_sums
 

@@ -5,40 +5,25 @@ smaller Gram matrix, because a full SVD of every weight matrix is what makes the
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-import scipy.linalg
 import torch
 from jaxtyping import Float, Float32, Float64
-from scipy.linalg import blas, lapack
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from safety_subspaces.eigen import gram_of_rows, numerical_rank_of, symmetric_eigenvalues, symmetric_eigh
 from safety_subspaces.errors import InputError
 from safety_subspaces.streamed import StreamedUpdate, blocks_of
 
 # Below this ratio of the extreme eigenvalues a float32 Gram matrix, whose noise is near 1e-7 of the largest
 # eigenvalue (2^-24 an entry), no longer carries the small end of the spectrum: it is formed again in float64.
 ILL_CONDITIONED = 1e-6
-# Directions with sigma at most this share of sigma_1 are rounding, not data: weights in float32 are good to
-# 2^-24 = 6e-8 of their size, and the square root of a float64 Gram's noise (1e-16) is 1e-8.
-RANK_TOLERANCE = 1e-6
 # Squares of numbers above it, and of a millionth of them, are normal numbers of float32.
 LEAST_SCALED = 1e-12
-# BLAS's product of a matrix with itself, by precision.
-SELF_PRODUCT = {torch.float32: blas.ssyrk, torch.float64: blas.dsyrk}
 # Noise alone gives a matrix of less than this ratio of its sides a least eigenvalue under a hundredth of the largest;
 # and in a spectrum that decays besides, float32 would lose it: not worth a try.
 NEARLY_SQUARE = 1.5
-# Matrices of fewer rows are decomposed as a whole: leaving vectors out would save less than a millisecond.
-LEAST_LEADING = 64
-# Columns that LAPACK applies reflections to at once: enough for its blocked form.
-REFLECTION_BLOCK = 64
 # Steps of a power iteration: the largest eigenvalue to a few per cent, which a threshold of 1e-6 does not feel.
 POWER_STEPS = 12
 # Columns of U = D V / sigma leave orthonormality by the Gram's noise over sigma^2; above a few roundings of a
@@ -177,24 +162,6 @@ def singular_values(delta: Float[Tensor, "out in"] | StreamedUpdate) -> Float64[
     return eigenvalues[: numerical_rank_of(eigenvalues)].sqrt() * scale
 
 
-def rank_of_energy(singular_values: Float[Tensor, " rank"], share: float) -> int:
-    """Return the smallest k with ``sum_{i<=k} sigma_i^2 >= share * sum_i sigma_i^2``; 0 without directions.
-
-    Args:
-        singular_values: All of them, in descending order: shares of a truncated spectrum would be too large.
-        share: In (0, 1].
-
-    Raises:
-        InputError: ``share`` is not in (0, 1].
-    """
-    if not 0 < share <= 1:
-        raise InputError(f"an energy share must be in (0, 1], got {share}")
-    if singular_values.numel() == 0:
-        return 0
-    cumulative = singular_values.double().square().cumsum(0)
-    return min(int(torch.searchsorted(cumulative, share * cumulative[-1])) + 1, singular_values.numel())
-
-
 def haar_basis(dim: int, rank: int, generator: torch.Generator) -> Float32[Tensor, "{dim} {rank}"]:
     """Draw an orthonormal basis of a uniformly random ``rank``-dimensional subspace of ``R^dim``.
 
@@ -257,11 +224,6 @@ def scale_of(matrix: Float[Tensor, "out in"] | StreamedUpdate) -> float:
     return 2.0 ** (math.frexp(largest)[1] - 1)
 
 
-def numerical_rank_of(eigenvalues: Float64[Tensor, " dim"]) -> int:
-    """Return how many directions eigenvalues of a Gram matrix, in descending order, define."""
-    return int((eigenvalues > RANK_TOLERANCE**2 * eigenvalues[0]).sum())
-
-
 def gram_eigh(
     matrix: Tensor | StreamedUpdate, scale: float, least: float = ILL_CONDITIONED, share: float = 1.0
 ) -> tuple[Float64[Tensor, " dim"], Float64[Tensor, "dim rank"], torch.dtype]:
@@ -284,11 +246,7 @@ def gram_eigh(
 def _gram_eigenvalues(matrix: Tensor | StreamedUpdate, scale: float) -> Tensor:
     """The eigenvalues of :func:`gram_eigh`."""
     gram, _ = _conditioned_gram(matrix, scale, ILL_CONDITIONED)
-    if gram.device.type != "cpu":
-        return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
-    with _threads_of_torch():
-        values = scipy.linalg.eigh(gram.numpy().T, eigvals_only=True, overwrite_a=True, check_finite=False)
-    return torch.from_numpy(values).flip(0).clamp_min(0)
+    return symmetric_eigenvalues(gram)
 
 
 def _conditioned_gram(matrix: Tensor | StreamedUpdate, scale: float, least: float) -> tuple[Tensor, torch.dtype]:
@@ -325,87 +283,6 @@ def _gram(matrix: Tensor | StreamedUpdate, scale: float, working: torch.dtype) -
         product = gram_of_rows(scaled if longer else scaled.T)
         total = total.add_(product) if number else product
     return total
-
-
-def gram_of_rows(matrix: Float[Tensor, "dim any"]) -> Float[Tensor, "dim dim"]:
-    """Return ``A A^T``, symmetric to the bit; on a CPU half of it is computed and the other copied."""
-    if matrix.device.type != "cpu" or not matrix.numel():
-        return matrix @ matrix.T
-    # BLAS stores columns: rows that follow one another in memory are the columns of what it is given.
-    numbers = matrix.numpy()
-    in_rows = matrix.stride(1) == 1
-    with _threads_of_torch():
-        lower = SELF_PRODUCT[matrix.dtype](1.0, numbers.T if in_rows else numbers, trans=in_rows)
-    half = torch.from_numpy(lower.T).tril_()  # what BLAS calls the upper half is the lower one in rows
-    product = half.T.contiguous().add_(half)
-    product.diagonal().mul_(0.5)
-    return product
-
-
-def symmetric_eigh(
-    gram: Float64[Tensor, "dim dim"], share: float = 1.0
-) -> tuple[Float64[Tensor, " dim"], Float64[Tensor, "dim rank"]]:
-    """Decompose a positive semidefinite matrix, whose memory it uses up on a CPU.
-
-    SciPy's LAPACK, as ``torch``'s own needs a quarter to a half more time on CPUs that MKL was not written for. The
-    steps of its divide and conquer are taken one by one where not all vectors are wanted: only those are turned back
-    from the tridiagonal form.
-
-    Args:
-        gram: The matrix.
-        share: Share of the sum of eigenvalues that the vectors are to hold.
-
-    Returns:
-        All eigenvalues, descending and not negative, and the eigenvectors within numerical rank that hold the share.
-    """
-    if gram.device.type != "cpu":
-        values, vectors = torch.linalg.eigh(gram)
-        return _leading(values, vectors, share)
-    with _threads_of_torch():
-        if share == 1 or gram.shape[0] < LEAST_LEADING:
-            ascending, columns = scipy.linalg.eigh(gram.numpy().T, driver="evd", overwrite_a=True, check_finite=False)
-            return _leading(torch.from_numpy(ascending), torch.from_numpy(columns), share)
-        return _leading_eigh(gram.numpy().T, share)
-
-
-def _leading_eigh(gram: np.ndarray, share: float) -> tuple[Tensor, Tensor]:
-    dim = gram.shape[0]
-    work = int(lapack.dsytrd_lwork(dim, lower=1)[0])
-    reduced, diagonal, beside, factors, failed = lapack.dsytrd(gram, lower=1, lwork=work, overwrite_a=1)
-    values, turned, unfinished = lapack.dstevd(diagonal, beside, compute_v=1)
-    if failed or unfinished:
-        raise RuntimeError(f"LAPACK could not decompose a matrix of {dim} rows (dsytrd {failed}, dstevd {unfinished})")
-    ascending, leading = _leading(torch.from_numpy(values), torch.from_numpy(turned), share)
-    columns = np.asfortranarray(leading.numpy())
-    # Reflection i acts on the rows below i: those of a QR decomposition of what is below the diagonal.
-    below = np.asfortranarray(reduced[1:, :-1])
-    columns[1:], _, failed = lapack.dormqr(
-        "L", "N", below, factors, np.asfortranarray(columns[1:]), REFLECTION_BLOCK * columns.shape[1]
-    )
-    if failed:
-        raise RuntimeError(f"LAPACK could not turn back {columns.shape[1]} vectors of {dim} (dormqr {failed})")
-    return ascending, torch.from_numpy(columns)
-
-
-def _leading(values: Tensor, vectors: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Put ascending eigenvalues into descending order, and keep the vectors of those that hold the share."""
-    values = values.flip(0).clamp_min(0)
-    rank = numerical_rank_of(values)
-    if share < 1:
-        rank = rank_of_energy(values[:rank].sqrt(), share)
-    return values, vectors[:, vectors.shape[1] - rank :].flip(1)
-
-
-@contextmanager
-def _threads_of_torch() -> Iterator[None]:
-    """Give SciPy's BLAS as many threads as torch has."""
-    with _blas_threads().limit(limits=torch.get_num_threads(), user_api="blas"):
-        yield
-
-
-@cache
-def _blas_threads() -> ThreadpoolController:
-    return ThreadpoolController()
 
 
 def _in_blocks(matrix: Tensor | StreamedUpdate, vectors: Tensor, scale: float, working: torch.dtype) -> Tensor:

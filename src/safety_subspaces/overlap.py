@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from safety_subspaces.eigen import rank_of_energy
 from safety_subspaces.errors import InputError
-from safety_subspaces.linalg import LeadingFactors, LeftFactors, rank_of_energy
+from safety_subspaces.linalg import LeadingFactors, LeftFactors
 from safety_subspaces.tall import TallFactors
 
 # From cos^2 = 1/2 on the sine tells an angle better than the cosine, whose slope vanishes at angle 0: there a rounding

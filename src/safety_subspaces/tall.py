@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from safety_subspaces.linalg import ILL_CONDITIONED, LeftFactors, gram_eigh, numerical_rank_of, scale_of
+from safety_subspaces.eigen import numerical_rank_of
+from safety_subspaces.linalg import ILL_CONDITIONED, LeftFactors, gram_eigh, scale_of
 from safety_subspaces.streamed import BLOCK, StreamedUpdate, blocks_of
 
 # A float32 Gram matrix errs by about 1e-7 of its largest eigenvalue, and nothing orthonormalises the columns of D T

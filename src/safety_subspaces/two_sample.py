@@ -143,31 +143,6 @@ def two_sample_tests(
     )
 
 
-def mmd_test(
-    first: Float[Tensor, "prompt_first dim_first"],
-    second: Float[Tensor, "prompt_second dim_second"],
-    draws: int,
-    generator: torch.Generator,
-    groups_first: Sequence[Hashable] | None = None,
-    groups_second: Sequence[Hashable] | None = None,
-    bandwidth: float | None = None,
-) -> TwoSample:
-    """Return the MMD alone; arguments and errors are those of :func:`two_sample_tests`."""
-    return two_sample_tests(first, second, draws, generator, groups_first, groups_second, bandwidth).mmd
-
-
-def mean_distance_test(
-    first: Float[Tensor, "prompt_first dim_first"],
-    second: Float[Tensor, "prompt_second dim_second"],
-    draws: int,
-    generator: torch.Generator,
-    groups_first: Sequence[Hashable] | None = None,
-    groups_second: Sequence[Hashable] | None = None,
-) -> TwoSample:
-    """Return the distance of means alone; arguments and errors are those of :func:`two_sample_tests`."""
-    return two_sample_tests(first, second, draws, generator, groups_first, groups_second).mean_distance
-
-
 class _Arrangements:
     """The ways of giving groups of prompts to two sides; a group with prompts in both is a unit on each side."""
 

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from safety_subspaces.eigen import gram_of_rows
 from safety_subspaces.linalg import (
     LeadingFactors,
     LeftFactors,
     as_matrix,
-    gram_of_rows,
     leading_factors,
     left_factors,
     scale_of,

@@ -8,14 +8,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from safety_subspaces.linalg import (
-    LeftFactors,
-    as_matrix,
-    left_factors,
-    rank_of_energy,
-    singular_values,
-    squared_norm,
-)
+from safety_subspaces.eigen import rank_of_energy
+from safety_subspaces.linalg import LeftFactors, as_matrix, left_factors, singular_values, squared_norm
 from safety_subspaces.lowrank import LowRank
 from safety_subspaces.nulls import overlap_moments
 from safety_subspaces.overlap import overlap_sums

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import datasets
+import pandas as pd
 import pytest
+from tiny import ANALYZE, run_command, save_tiny_model
 
 from safety_subspaces.data import DatasetSource
 from safety_subspaces.data.instructions import read_source
@@ -129,7 +131,48 @@ def test_an_evaluation_takes_a_source_for_each_set(tmp_path: Path) -> None:
     assert len(files_of(sources)) == 3
     with pytest.raises(InputError, match="expected one or more of utility, harmful, benign"):
         read_named_sets({"bad": sources["harmful"]})
-    with pytest.raises(InputError, match="utility prompt 0 has no reference"):
+    with pytest.raises(InputError, match="prompt 0: a utility prompt needs a reference"):
         read_named_sets({"utility": sources["benign"]})
     with pytest.raises(InputError, match="say judge: rules"):
         build_evaluator(EvaluationSettings(sources))
+
+
+def test_own_files_keep_references_and_refusals_as_sets_of_their_own(tmp_path: Path) -> None:
+    lines = {
+        "utility": {"prompt": "two and two ?", "reference": "2 + 2 = 4 #### 4"},
+        "harmful": {"prompt": "how ?", "reference": "so .", "refusals": ["no ."], "group": "g", "source": "s"},
+    }
+    sources = {}
+    for name, line in lines.items():
+        sources[name] = str(tmp_path / f"{name}.jsonl")
+        Path(sources[name]).write_text(json.dumps(line) + "\n")
+    sets = read_named_sets(sources)
+    assert sets.utility[0].reference == "2 + 2 = 4 #### 4"
+    item = sets.harmful[0]
+    assert (item.reference, item.refusals, item.group, item.source) == ("so .", ("no .",), "g", "s")
+    Path(sources["utility"]).write_text(json.dumps({"prompt": "p", "reference": "####"}) + "\n")
+    with pytest.raises(InputError, match="no number follows"):
+        read_named_sets(sources)
+
+
+def test_the_command_line_evaluates_and_steers_with_a_source_for_each_set(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    sources = {name: local(known, tmp_path) for name, known in
+               (("harmful", "advbench"), ("benign", "xstest_safe"), ("utility", "gsm8k_test"))}  # fmt: skip
+    named = [word for name, source in sources.items() for word in (f"--prompts.{name}", source)]
+    done = run_command(
+        *(ANALYZE, "evaluate", "--models.one", model, *named, "--judge", "rules", "--out", tmp_path / "a"),
+        *("--max_new_tokens", 3),
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    row = pd.read_csv(tmp_path / "a" / "table.csv").iloc[0]
+    assert (row["n_utility"], row["n_benign"]) == (1, 1)
+    inputs = json.loads((tmp_path / "a" / "result.json").read_text())["inputs"]
+    assert len([entry for entry in inputs if isinstance(entry["sha256"], str)]) == 3  # every file by its hash
+    done = run_command(
+        *(ANALYZE, "steer", "--models.one", model, "--prompts.harmful", "organism:harmful", "--prompts.benign"),
+        *("organism:benign", "--evaluate.prompts", json.dumps(sources), "--evaluate.judge", "rules"),
+        *("--evaluate.max_new_tokens", 3, "--strengths", "[1.0]", "--interventions", "[addition]"),
+        *("--random_draws", 1, "--out", tmp_path / "b"),
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

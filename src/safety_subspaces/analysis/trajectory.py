@@ -25,8 +25,9 @@ from safety_subspaces.analysis.trajectory_measures import (
     pool_tracks,
     tensor_rows,
 )
+from safety_subspaces.eigen import rank_of_energy
 from safety_subspaces.errors import InputError
-from safety_subspaces.linalg import left_factors, rank_of_energy
+from safety_subspaces.linalg import left_factors
 from safety_subspaces.names import place_of, type_of
 from safety_subspaces.snapshot_reference import counts_from_start, reference_of
 from safety_subspaces.snapshots import Snapshot

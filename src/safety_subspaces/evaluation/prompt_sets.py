@@ -40,9 +40,10 @@ def read_prompt_items(source: str, split: Split = "dev", limit: int | None = Non
 
     Args:
         source: ``organism:<set>`` with one of utility, harmful and benign; a JSONL file whose lines have a ``prompt``,
-            and if they like a ``group`` (what prompts that stand and fall together share) and a ``source`` (where the
-            prompt is from, or its template); ``<file>:<set>`` for the lines of that ``set``; or a known data set, as
-            ``advbench`` or ``xstest_safe@prompts.csv`` (:mod:`safety_subspaces.known_data`).
+            and if they like a ``reference``, ``refusals``, a ``group`` (what prompts that stand and fall together
+            share) and a ``source`` (where the prompt is from, or its template); ``<file>:<set>`` for the lines of that
+            ``set``; or a known data set, as ``advbench`` or ``xstest_safe@prompts.csv``
+            (:mod:`safety_subspaces.known_data`).
         split: Split of the organism's prompts.
         limit: At most so many, the first ones.
 
@@ -68,7 +69,7 @@ def read_prompt_items(source: str, split: Split = "dev", limit: int | None = Non
         if not isinstance(prompt, str) or not prompt.strip():
             raise InputError(f"{where}: expected JSON with the field prompt, a text that is not empty")
         if chosen is None or line.get("set") == chosen:
-            prompts.append(PromptItem(prompt, group=_label(line, "group", where), source=_label(line, "source", where)))
+            prompts.append(_item(line, where))
     if not prompts:
         raise InputError(f"prompt file {path} holds no prompt of the set {chosen}")
     return prompts[:limit]
@@ -92,8 +93,7 @@ def read_named_sets(sources: Mapping[str, str], split: Split = "test", limit: in
         raise InputError(f"prompt sets {', '.join(unknown) or 'none'}: expected one or more of {', '.join(SETS)}")
     sets = {name: read_prompt_items(source, split, limit) for name, source in sources.items()}
     for number, item in enumerate(sets.get("utility", [])):
-        if not item.reference:
-            raise InputError(f"{sources['utility']}: utility prompt {number} has no reference to compare with")
+        _check_reference(item, f"{sources['utility']}, prompt {number}")
     return PromptSets(", ".join(f"{name}: {source}" for name, source in sources.items()), **sets)
 
 
@@ -151,19 +151,32 @@ def _lines(path: Path) -> list[tuple[str, Any]]:
 def _checked_item(line: Any, where: str) -> PromptItem:
     if not isinstance(line, dict) or not isinstance(line.get("prompt"), str) or not line["prompt"].strip():
         raise InputError(f"{where}: expected JSON with the fields set and prompt, the prompt a text that is not empty")
-    reference, refusals, name = line.get("reference"), line.get("refusals") or [], line.get("set")
+    name = line.get("set")
     if not isinstance(name, str) or name not in SETS:
         raise InputError(f"{where}: set {name!r}; expected one of {', '.join(SETS)}")
+    item = _item(line, where)
+    if name == "utility":
+        _check_reference(item, where)
+    return item
+
+
+def _item(line: dict[str, Any], where: str) -> PromptItem:
+    """Make a prompt of a line whose prompt was checked."""
+    reference, refusals = line.get("reference"), line.get("refusals") or []
     if reference is not None and not isinstance(reference, str):
         raise InputError(f"{where}: reference {reference!r}; expected a text")
     if not isinstance(refusals, list) or not all(isinstance(refusal, str) for refusal in refusals):
         raise InputError(f"{where}: refusals {refusals!r}; expected a list of texts")
-    if name == "utility" and not reference:
-        raise InputError(f"{where}: a utility prompt needs a reference to compare with")
-    if name == "utility" and "####" in str(reference) and final_answer(str(reference)) is None:
-        raise InputError(f"{where}: no number follows #### in the reference {reference!r}")
     group, source = (_label(line, field, where) for field in ("group", "source"))
     return PromptItem(line["prompt"], reference, tuple(refusals), group=group, source=source)
+
+
+def _check_reference(item: PromptItem, where: str) -> None:
+    """Refuse a utility prompt that no answer could be compared with."""
+    if not item.reference:
+        raise InputError(f"{where}: a utility prompt needs a reference to compare with")
+    if "####" in item.reference and final_answer(item.reference) is None:
+        raise InputError(f"{where}: no number follows #### in the reference {item.reference!r}")
 
 
 def _label(line: dict[str, Any], field: str, where: str) -> str | None:
