@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 from torch.testing import assert_close
 
-from safety_subspaces.eigen import _threads_of_torch, gram_of_rows, rank_of_energy, symmetric_eigh
+from safety_subspaces.eigen import _threads_of_torch, gram_of_blocks, gram_of_rows, rank_of_energy, symmetric_eigh
 from safety_subspaces.errors import InputError
 from safety_subspaces.linalg import (
     haar_basis,
@@ -159,6 +159,11 @@ def test_a_gram_matrix_is_symmetric_to_the_bit_however_its_rows_lie(dtype):
         assert torch.equal(gram, gram.T)
         assert_close(gram, matrix @ matrix.T, rtol=1e-5, atol=1e-4 if dtype == torch.float32 else 1e-12)
         assert torch.equal(matrix, before)
+    blocks = [*rows.split(7, dim=1), rows[:, :0]]
+    summed = gram_of_blocks(blocks)
+    assert torch.equal(summed, summed.T)
+    assert_close(summed, gram_of_rows(rows), rtol=1e-5, atol=1e-4 if dtype == torch.float32 else 1e-12)
+    assert torch.equal(torch.cat(blocks, dim=1), rows)
 
 
 def test_blas_uses_as_many_threads_as_torch():

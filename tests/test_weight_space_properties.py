@@ -218,8 +218,9 @@ def test_every_form_is_projected_alike(rows, columns, rank, seed):
     projections = TensorProjections("t", factorise(matrix_with(rows, columns, seed)), columns, seed)
     choices = list_projections(KINDS, FRACTIONS, 1)
     wanted = [(choice, method) for choice in choices for method in ("onto", "away", "opposite")]
-    kept = projections.kept({"dense": thin.dense(), "streamed": streamed(thin.dense()), "factors": thin}, choices)
-    for label, update in (("dense", thin.dense()), ("streamed", streamed(thin.dense())), ("factors", thin)):
+    forms = {"dense": thin.dense(), "streamed": streamed(thin.dense()), "factors": thin}
+    kept = projections.kept(forms, dict.fromkeys(forms, whole), choices)
+    for label, update in forms.items():
         blocks = zip(*projections.updated_blocks(update, wanted, 5), strict=True)
         made = {key: torch.cat(parts).double() for key, parts in zip(wanted, blocks, strict=True)}
         for choice in choices:
@@ -251,7 +252,7 @@ def test_more_directions_keep_more_and_all_keep_what_the_column_space_holds(rows
     projections = TensorProjections("t", factorise(matrix_with(rows, columns, seed)), columns, seed)
     update = matrix_with(rows, columns, seed + 1)
     choices = list_projections(KINDS[:3], (*FRACTIONS, 0.999), 1)
-    kept = projections.kept({"u": update}, choices)
+    kept = projections.kept({"u": update}, {"u": energy(update)}, choices)
     for kind in KINDS[:3]:
         row = [kept["u", choice].energy for choice in choices if choice.subspace == kind]
         assert all(first <= second + ENERGY for first, second in pairwise(row))
@@ -336,7 +337,7 @@ def test_closed_forms_are_moments_of_plainly_drawn_subspaces(shape, form):
     update = {"dense": thin.dense(), "streamed": streamed(thin.dense()), "factors": thin}[form]
     projections = TensorProjections("t", factorise(matrix_with(*shape, seed=2)), shape[1], 0)
     choices = list_projections(["random", "random-energy"], [0.5], 1, "closed")
-    for (_, choice), found in projections.kept({"u": update}, choices).items():
+    for (_, choice), found in projections.kept({"u": update}, {"u": energy(update)}, choices).items():
         bases = torch.randn(draws, rows, found.rank, generator=generator(3), dtype=torch.float64)
         along = torch.linalg.qr(bases).Q.mT @ thin.dense().double()
         energies = along.square().sum(dim=(1, 2))

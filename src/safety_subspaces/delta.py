@@ -30,6 +30,38 @@ def open_update(tuned: Checkpoint, reference: Checkpoint, name: str) -> Float[Te
     Raises:
         InputError: A weight is NaN or infinite; of one that streams, when that block is taken.
     """
+    return open_updates({"": tuned}, reference, name)[""]
+
+
+def open_updates(
+    tuned: Mapping[str, Checkpoint], reference: Checkpoint, name: str
+) -> dict[str, Tensor | StreamedUpdate | LowRank]:
+    """Return the :func:`open_update` of several models by label; their reference is read once."""
+    weight: Tensor | None = None
+    found: dict[str, Tensor | StreamedUpdate | LowRank] = {}
+    for label, checkpoint in tuned.items():
+        update = _small_update(checkpoint, reference, name)
+        if update is None:
+            weight = read_weight(reference, name) if weight is None else weight
+            update = _difference(checkpoint, weight, name)
+        found[label] = update
+    return found
+
+
+def _difference(tuned: Checkpoint, weight: Tensor, name: str) -> Tensor:
+    stored = tuned.read(name)
+    widest = torch.promote_types(stored.dtype, weight.dtype)
+    # Numbers that were made wider are ours to subtract from.
+    made = stored.to(widest).sub_(weight) if stored.dtype != widest else stored - weight
+    if not math.isfinite(float(made.sum())):
+        _finite(stored, name, tuned.path)
+    return made.float()
+
+
+def _small_update(
+    tuned: Checkpoint, reference: Checkpoint, name: str
+) -> Float[Tensor, "..."] | StreamedUpdate | LowRank | None:
+    """The update as it is stored, or made a block at a time; ``None`` where it is neither."""
     if isinstance(tuned, UpdateCheckpoint) and is_upon(tuned, reference) and not tuned.is_whole(name):
         update = tuned.update(name)
         if update is None:
@@ -45,7 +77,7 @@ def open_update(tuned: Checkpoint, reference: Checkpoint, name: str) -> Float[Te
             _finite(block, name, f"{tuned.path} or {reference.path}")
 
         return StreamedUpdate(readers[0], readers[1], shape, torch.float32, check)  # type: ignore[arg-type]
-    return (read_weight(tuned, name) - read_weight(reference, name)).float()
+    return None
 
 
 def update_of(tuned: Checkpoint, reference: Checkpoint, name: str) -> Float32[Tensor, "..."]:

@@ -4,7 +4,7 @@
 used as they are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
@@ -54,17 +54,34 @@ def numerical_rank_of(eigenvalues: Float64[Tensor, " dim"]) -> int:
 
 def gram_of_rows(matrix: Float[Tensor, "dim any"]) -> Float[Tensor, "dim dim"]:
     """Return ``A A^T``, symmetric to the bit; on a CPU half of it is computed and the other copied."""
-    if matrix.device.type != "cpu" or not matrix.numel():
-        return matrix @ matrix.T
-    # BLAS stores columns: rows that follow one another in memory are the columns of what it is given.
-    numbers = matrix.numpy()
-    in_rows = matrix.stride(1) == 1
-    with _threads_of_torch():
-        lower = SELF_PRODUCT[matrix.dtype](1.0, numbers.T if in_rows else numbers, trans=in_rows)
-    half = torch.from_numpy(lower.T).tril_()  # what BLAS calls the upper half is the lower one in rows
-    product = half.T.contiguous().add_(half)
+    return gram_of_blocks([matrix])
+
+
+def gram_of_blocks(blocks: Iterable[Float[Tensor, "dim _"]]) -> Float[Tensor, "dim dim"]:
+    """Return the sum of ``A A^T`` over one block or more: :func:`gram_of_rows` of a matrix some columns at a time."""
+    total: Tensor | None = None
+    half: np.ndarray | None = None
+    for block in blocks:
+        if block.device.type != "cpu" or not block.numel():
+            total = block @ block.T if total is None else total.addmm_(block, block.T)
+        else:
+            half = _add_half(half, block)
+    if half is None:
+        assert total is not None, "no block"
+        return total
+    lower = torch.from_numpy(half.T).tril_()  # what BLAS calls the upper half is the lower one in rows
+    product = lower.T.contiguous().add_(lower)
     product.diagonal().mul_(0.5)
     return product
+
+
+def _add_half(half: np.ndarray | None, block: Tensor) -> np.ndarray:
+    """Add a product with itself to the upper half, as BLAS sees it."""
+    # BLAS stores columns: rows that follow one another in memory are the columns of what it is given.
+    numbers, in_rows = block.numpy(), block.stride(1) == 1
+    sums = {} if half is None else {"beta": 1.0, "c": half, "overwrite_c": True}
+    with _threads_of_torch():
+        return SELF_PRODUCT[block.dtype](1.0, numbers.T if in_rows else numbers, trans=in_rows, **sums)
 
 
 def symmetric_eigh(

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from safety_subspaces.eigen import gram_of_rows, numerical_rank_of, symmetric_eigenvalues, symmetric_eigh
+from safety_subspaces.eigen import gram_of_blocks, numerical_rank_of, symmetric_eigenvalues, symmetric_eigh
 from safety_subspaces.errors import InputError
 from safety_subspaces.streamed import StreamedUpdate, blocks_of
 
@@ -243,6 +243,14 @@ def gram_eigh(
     return *symmetric_eigh(gram, share), working
 
 
+def scaled_gram(matrix: Tensor | StreamedUpdate, scale: float, working: torch.dtype) -> Float[Tensor, "dim dim"]:
+    """Return the smaller Gram matrix of a matrix over a scale: of its rows where they are not more than its columns."""
+    rows, columns = matrix.shape
+    longer = 1 if rows <= columns else 0
+    blocks = ((block if scale == 1 else block / scale).to(working) for block in blocks_of(matrix, longer))
+    return gram_of_blocks(block if longer else block.T for block in blocks)
+
+
 def _gram_eigenvalues(matrix: Tensor | StreamedUpdate, scale: float) -> Tensor:
     """The eigenvalues of :func:`gram_eigh`."""
     gram, _ = _conditioned_gram(matrix, scale, ILL_CONDITIONED)
@@ -258,7 +266,7 @@ def _conditioned_gram(matrix: Tensor | StreamedUpdate, scale: float, least: floa
     *first, last = _working_types(matrix)
     if max(matrix.shape) >= NEARLY_SQUARE * min(matrix.shape):
         for working in first:
-            gram = _gram(matrix, scale, working)
+            gram = scaled_gram(matrix, scale, working)
             vector = gram.sum(dim=0)
             for _ in range(POWER_STEPS):
                 vector = gram @ (vector / torch.linalg.vector_norm(vector))
@@ -266,23 +274,12 @@ def _conditioned_gram(matrix: Tensor | StreamedUpdate, scale: float, least: floa
             shifted.diagonal().sub_(least * torch.linalg.vector_norm(vector))
             if int(torch.linalg.cholesky_ex(shifted).info) == 0:
                 return gram.double(), working
-    return _gram(matrix, scale, last).double(), last
+    return scaled_gram(matrix, scale, last).double(), last
 
 
 def _working_types(matrix: Tensor | StreamedUpdate) -> list[torch.dtype]:
     """Types to form a Gram matrix in: the matrix's own, and float64 where that has lost the small end."""
     return list(dict.fromkeys((torch.promote_types(matrix.dtype, torch.float32), torch.float64)))
-
-
-def _gram(matrix: Tensor | StreamedUpdate, scale: float, working: torch.dtype) -> Tensor:
-    rows, columns = matrix.shape
-    longer = 1 if rows <= columns else 0
-    total = torch.zeros(())
-    for number, block in enumerate(blocks_of(matrix, longer)):
-        scaled = (block if scale == 1 else block / scale).to(working)
-        product = gram_of_rows(scaled if longer else scaled.T)
-        total = total.add_(product) if number else product
-    return total
 
 
 def _in_blocks(matrix: Tensor | StreamedUpdate, vectors: Tensor, scale: float, working: torch.dtype) -> Tensor:

@@ -7,14 +7,15 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from safety_subspaces.eigen import gram_of_rows
 from safety_subspaces.linalg import (
+    LEAST_SCALED,
     LeadingFactors,
     LeftFactors,
     as_matrix,
     leading_factors,
     left_factors,
     scale_of,
+    scaled_gram,
     squared_norm,
     squared_row_norms,
 )
@@ -121,15 +122,41 @@ def concentration(update: Update, total: float) -> float:
     if isinstance(matrix, LowRank):
         values = matrix.singular_values().square()
         return float(values.square().sum() / values.sum() ** 2) if values.numel() else float("nan")
-    longer = 1 if matrix.shape[0] <= matrix.shape[1] else 0
-    if total == 0:
-        return float("nan")
-    gram, scale = torch.zeros(()), scale_of(matrix)
-    for number, block in enumerate(blocks_of(matrix, longer)):
-        scaled = block if scale == 1 else block / scale
-        product = gram_of_rows(scaled if longer else scaled.T)
-        gram = gram.add_(product) if number else product
-    trace = float(gram.diagonal().double().sum())
+    return _concentration(_gram_of(matrix, total)) if total else float("nan")
+
+
+def energies_and_concentration(
+    factors: Factors, update: Update, total: float
+) -> tuple[Float64[Tensor, " rank"], float]:
+    """Return :func:`direction_energies` and :func:`concentration`; of a wide update both from its one Gram matrix.
+
+    Args:
+        factors: L.
+        update: U.
+        total: Its squared norm.
+    """
+    matrix = matrix_of(update)
+    turned = isinstance(factors, TallFactors) or total == 0
+    if isinstance(matrix, LowRank) or turned or matrix.shape[0] >= matrix.shape[1]:
+        return direction_energies(factors, matrix), concentration(matrix, total)
+    gram = _gram_of(matrix, total)
+    along = (factors.basis * (gram @ factors.basis.to(gram))).sum(dim=0, dtype=torch.float64)
+    return along.clamp_min(0) * (total / _trace(gram)), _concentration(gram)
+
+
+def _gram_of(matrix: Tensor | StreamedUpdate, total: float) -> Tensor:
+    """The smaller Gram matrix in the update's own precision, over a power of two where its numbers need that."""
+    # No entry is above the root of the total.
+    safe = LEAST_SCALED < total < 1 / LEAST_SCALED
+    return scaled_gram(matrix, 1.0 if safe else scale_of(matrix), matrix.dtype)
+
+
+def _trace(gram: Tensor) -> float:
+    return float(gram.diagonal().double().sum())
+
+
+def _concentration(gram: Tensor) -> float:
+    trace = _trace(gram)
     return squared_norm(gram) / trace**2 if trace > 0 else float("nan")
 
 

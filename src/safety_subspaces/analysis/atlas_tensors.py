@@ -12,7 +12,7 @@ from torch import Tensor
 
 from safety_subspaces.analysis.audits import audit_row, stored_rounding
 from safety_subspaces.analysis.tensor_work import Record, opened
-from safety_subspaces.delta import open_update
+from safety_subspaces.delta import open_update, open_updates
 from safety_subspaces.linalg import squared_row_norms
 from safety_subspaces.lowrank import LowRank
 from safety_subspaces.overlap import overlap_sums
@@ -125,8 +125,7 @@ class AtlasTensor:
         for models in self.models:
             aligned = opened(models.aligned)
             updates = {ALIGNMENT: open_update(aligned, opened(models.base), name)}
-            for label, path in models.tuned.items():
-                updates[label] = open_update(opened(path), aligned, name)
+            updates |= open_updates({label: opened(path) for label, path in models.tuned.items()}, aligned, name)
             found: dict[str, SidedUpdate] = {}
             for side in self._sides_of(aligned.shape(name)):
                 # No name keeps the factors of the side before, which may be as large as the weights.

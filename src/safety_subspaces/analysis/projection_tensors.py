@@ -15,7 +15,7 @@ from safety_subspaces.analysis.projections import Kept, Projection, TensorProjec
 from safety_subspaces.analysis.tensor_work import Record, opened
 from safety_subspaces.checkpoint import Checkpoint, FullCheckpoint
 from safety_subspaces.checkpoint_writing import CheckpointWriter
-from safety_subspaces.delta import STREAM_ABOVE, open_update, read_weight
+from safety_subspaces.delta import STREAM_ABOVE, open_update, open_updates, read_weight
 from safety_subspaces.linalg import LeftFactors
 from safety_subspaces.names import layer_of, type_of
 from safety_subspaces.projector import Method
@@ -93,12 +93,12 @@ class ProjectTensor:
             _spill(self.spilled / f"{self.places[name]}.safetensors", factors)
         columns = matrix_of(alignment).shape[1]
         projections = TensorProjections(name, factors, columns, self.seed)
-        updates = {
-            label: on_device(open_update(opened(path), aligned, name), device) for label, path in self.tuned.items()
-        }
-        kept = projections.kept(updates, self.projections)
+        tuned = {label: opened(path) for label, path in self.tuned.items()}
+        updates = {label: on_device(made, device) for label, made in open_updates(tuned, aligned, name).items()}
+        totals = {label: energy(update) for label, update in updates.items()}
+        kept = projections.kept(updates, totals, self.projections)
         tasks: list[dict[str, Any]] = [
-            {"tuned": label, "energy_total": energy(update), "inner": inner_product_of(update, alignment)}
+            {"tuned": label, "energy_total": totals[label], "inner": inner_product_of(update, alignment)}
             for label, update in updates.items()
         ]
         return {

@@ -32,9 +32,9 @@ from safety_subspaces.update_algebra import (
     Factors,
     Update,
     basis_row_blocks,
-    concentration,
     coordinates,
     direction_energies,
+    energies_and_concentration,
     energy,
     matrix_of,
     row_blocks,
@@ -125,16 +125,19 @@ class TensorProjections:
         return RankRule(fraction=fraction).choose(self.factors, self.columns).rank
 
     def kept(
-        self, updates: Mapping[str, Update], projections: Sequence[Projection]
+        self, updates: Mapping[str, Update], totals: Mapping[str, float], projections: Sequence[Projection]
     ) -> dict[tuple[str, Projection], Kept]:
         """Return what each projection keeps of each labelled update.
 
         *scaled* is left out: its factor is pooled over tensors.
+
+        Args:
+            updates: The updates.
+            totals: The energy of each.
+            projections: What is kept.
         """
         matrices = {label: matrix_of(update) for label, update in updates.items()}
-        totals = {label: energy(matrix) for label, matrix in matrices.items()}
-        own = {label: direction_energies(self.factors, matrix) for label, matrix in matrices.items()}
-        spreads = self._concentrations(matrices, totals, projections)
+        own, spreads = self._measured(matrices, totals, projections)
         triangles: dict[str, Tensor] = {}
         found: dict[tuple[str, Projection], Kept] = {}
         for (kind, draw), group in _by_draw(projections):
@@ -260,15 +263,18 @@ class TensorProjections:
         factors = drawn_factors(basis)
         return {label: _cumulate(direction_energies(factors, matrix)) for label, matrix in matrices.items()}
 
-    def _concentrations(
+    def _measured(
         self, matrices: Mapping[str, Update], totals: Mapping[str, float], projections: Sequence[Projection]
-    ) -> dict[str, float]:
-        """What the closed form of Haar subspaces needs of each update; a second product of the matrix with itself."""
-        wanted = any(p.draw is None and p.subspace in ("random", "random-energy") for p in projections)
-        return {
-            label: concentration(matrix, totals[label]) if wanted else float("nan")
-            for label, matrix in matrices.items()
-        }
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Energy of each update along each direction, and what the closed form of Haar subspaces needs of it."""
+        if any(p.draw is None and p.subspace in ("random", "random-energy") for p in projections):
+            found = {
+                label: energies_and_concentration(self.factors, matrix, totals[label])
+                for label, matrix in matrices.items()
+            }
+            return {label: own for label, (own, _) in found.items()}, {label: c for label, (_, c) in found.items()}
+        own = {label: direction_energies(self.factors, matrix) for label, matrix in matrices.items()}
+        return own, dict.fromkeys(matrices, float("nan"))
 
     def _moments(self, kind: SubspaceKind, own: Tensor, total: float, spread: float, rank: int) -> Moments:
         """Mean and variance over all draws of the energy that a random kind keeps."""
