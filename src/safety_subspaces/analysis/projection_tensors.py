@@ -92,7 +92,7 @@ class ProjectTensor:
         if self.spilled is not None:
             _spill(self.spilled / f"{self.places[name]}.safetensors", factors)
         columns = matrix_of(alignment).shape[1]
-        projections = TensorProjections(name, factors, columns, self.seed)
+        projections = TensorProjections(name, factors, columns, self.seed, remembers=bool(self.written))
         tuned = {label: opened(path) for label, path in self.tuned.items()}
         updates = {label: on_device(made, device) for label, made in open_updates(tuned, aligned, name).items()}
         totals = {label: energy(update) for label, update in updates.items()}

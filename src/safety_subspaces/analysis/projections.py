@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from safety_subspaces.linalg import as_matrix, drawn_factors, haar_basis
+from safety_subspaces.linalg import as_matrix, drawn_factors, haar_basis, squared_row_norms
 from safety_subspaces.lowrank import LowRank
 from safety_subspaces.nulls import Moments, haar_energy_variance, random_k_energy_moments
 from safety_subspaces.projector import Method, complete_update
@@ -112,13 +112,17 @@ class TensorProjections:
         factors: Left factors of the alignment delta.
         columns: Columns of the tensor as a matrix.
         seed: The user's seed.
+        remembers: Whether an update's coordinates are kept for the models that are made of it, where it is in memory
+            itself: as much memory again.
     """
 
-    def __init__(self, name: str, factors: Factors, columns: int, seed: int) -> None:
+    def __init__(self, name: str, factors: Factors, columns: int, seed: int, remembers: bool = False) -> None:
         self.name = name
         self.factors = factors
         self.rows, self.columns = factors.rows, columns
         self.seed = seed
+        self.remembers = remembers
+        self._remembered: list[tuple[Update, Tensor]] = []
 
     def rank(self, fraction: float) -> int:
         """Rank of the alignment subspace at a fraction."""
@@ -236,7 +240,7 @@ class TensorProjections:
             order = random_order(factors, self._generator(kind, draw))
         elif kind != "top":
             factors = drawn_factors(haar_basis(self.rows, max(ranks), self._generator(kind, draw)))
-        along = coordinates(factors, matrix)[order]
+        along = (self._own_coordinates(matrix) if factors is self.factors else coordinates(factors, matrix))[order]
         for basis in basis_row_blocks(factors, rows):
             directions, before = basis.to(along.dtype)[:, order], 0
             total = along.new_zeros(len(basis), along.shape[1])
@@ -273,8 +277,19 @@ class TensorProjections:
                 for label, matrix in matrices.items()
             }
             return {label: own for label, (own, _) in found.items()}, {label: c for label, (_, c) in found.items()}
-        own = {label: direction_energies(self.factors, matrix) for label, matrix in matrices.items()}
+        own = {label: self._own_energies(matrix) for label, matrix in matrices.items()}
         return own, dict.fromkeys(matrices, float("nan"))
+
+    def _own_energies(self, matrix: Update) -> Float64[Tensor, " rank"]:
+        if not self.remembers or not isinstance(matrix, Tensor):
+            return direction_energies(self.factors, matrix)
+        along = coordinates(self.factors, matrix)
+        self._remembered.append((matrix, along))
+        return squared_row_norms(along)
+
+    def _own_coordinates(self, matrix: Update) -> Float[Tensor, "rank in"]:
+        found = [along for update, along in self._remembered if update is matrix]
+        return found[0] if found else coordinates(self.factors, matrix)
 
     def _moments(self, kind: SubspaceKind, own: Tensor, total: float, spread: float, rank: int) -> Moments:
         """Mean and variance over all draws of the energy that a random kind keeps."""
