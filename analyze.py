@@ -24,6 +24,7 @@ COMMANDS = (
     "probe",
     "steer",
     "evaluate",
+    "judge",
     "export",
     "report",
     "trajectory",

@@ -24,7 +24,7 @@ def configure() -> None:
     # A subcommand's options are nested under its name; absolute ${run_dir} then needs to become relative.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("httpx", "datasets", "torchao", "fsspec", "tensorboard"):
+    for noisy in ("httpx", "httpx2", "openai", "datasets", "torchao", "fsspec", "tensorboard"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.callbacks.model_checkpoint"):
         logging.getLogger(name).addFilter(lambda record: "Tip:" not in record.getMessage())

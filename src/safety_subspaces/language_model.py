@@ -101,6 +101,17 @@ def load_language_model(
     tokenizer = load_tokenizer(path, trust_remote_code)
     if device == "spread":
         return load_model(path, dtype, trust_remote_code, device_map="auto").eval(), tokenizer
+    target = named_device(device)
+    model: PreTrainedModel = load_model(path, dtype, trust_remote_code).eval().to(target)
+    return model, tokenizer
+
+
+def named_device(device: str) -> str:
+    """Return a device that is there; ``auto`` is a GPU where there is one.
+
+    Raises:
+        InputError: It is not there.
+    """
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
         torch.zeros(1, device=target)
@@ -108,8 +119,7 @@ def load_language_model(
         raise InputError(
             f"device {device!r} is not there ({_first_line(error)}); expected cpu, cuda, cuda:<n>, auto or spread"
         ) from error
-    model: PreTrainedModel = load_model(path, dtype, trust_remote_code).eval().to(target)
-    return model, tokenizer
+    return target
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

@@ -42,7 +42,7 @@ def check_template(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, template: str = CHAT) -> list[int]:
     """Return the ids of a prompt up to where the answer starts, special tokens included."""
     if template == CHAT:
-        return _chat_ids(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
+        return chat_ids(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
     return list(tokenizer(TEMPLATES[template].format(prompt=prompt))["input_ids"])
 
 
@@ -66,7 +66,7 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, templat
         response = tokenizer(example.response, add_special_tokens=False)["input_ids"]
         return EncodedExample([*prompt, *response, *end], len(prompt))
     turns = [{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.response}]
-    whole = _chat_ids(tokenizer, turns, add_generation_prompt=False)
+    whole = chat_ids(tokenizer, turns, add_generation_prompt=False)
     if whole[: len(prompt)] != prompt:
         raise InputError(
             "the tokenizer's chat template writes an answered prompt otherwise than the prompt alone, so the start of "
@@ -112,9 +112,8 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
-def _chat_ids(
-    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], add_generation_prompt: bool
-) -> list[int]:
+def chat_ids(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], add_generation_prompt: bool) -> list[int]:
+    """Return the ids of some turns by the tokenizer's own chat template."""
     ids: Any = tokenizer.apply_chat_template(
         turns, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
     )

@@ -1,16 +1,20 @@
 """``analyze.py evaluate``: the behaviour of any number of models on the same prompts."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Literal
 
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from safety_subspaces.analysis.results import ResultFolder
 from safety_subspaces.errors import InputError
 from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
 from safety_subspaces.evaluation.prompt_sets import files_of
+from safety_subspaces.evaluation.served import ServedModel, is_served
+from safety_subspaces.evaluation.settings import ClassifierSettings, EndpointSettings, JudgeName
 from safety_subspaces.language_model import check_model_path, load_language_model
 from safety_subspaces.prompting import CHAT
 
@@ -20,11 +24,16 @@ def evaluate(
     out: str,
     prompts: str | dict[str, str] = "organism",
     split: Literal["dev", "test"] = "test",
-    judge: Literal["organism", "rules"] = "organism",
+    judge: JudgeName = "organism",
     template: str = CHAT,
     max_new_tokens: int = 32,
     batch_size: int = 256,
     limit: int | None = None,
+    rubric: EndpointSettings | None = None,
+    classifier: ClassifierSettings | None = None,
+    served: EndpointSettings | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    device: str = "auto",
     overwrite: bool = False,
 ) -> pd.DataFrame:
     """Measure utility, harm, over-refusal and the refusal margin of each model by greedy generation.
@@ -32,40 +41,70 @@ def evaluate(
     Writes ``table`` (one row a model) and ``generations.jsonl`` (every answer with its score).
 
     Args:
-        models: Label and path (or Hub id) of each model; adapters are merged into the base that they name.
+        models: Label and path (or Hub id) of each model; adapters are merged into the base that they name. Of a model
+            behind an OpenAI-compatible endpoint ``<base_url>#<model>``: http://localhost:8000/v1#my-model.
         out: Folder to write.
         prompts: ``organism``; a JSONL file with the fields set, prompt, reference and refusals; or a source for each of
             utility, harmful and benign: a JSONL file, or a known data set such as advbench, xstest_safe or gsm8k_test.
         split: Split of the organism's prompts: ``dev`` to choose settings, ``test`` to report.
-        judge: ``organism`` or ``rules`` (refusal phrases).
+        judge: ``organism``, ``rules`` (refusal phrases), ``rubric`` (a chat model) or ``classifier``.
         template: ``chat``, or a named prompt template.
         max_new_tokens: Longest answer, in tokens.
         batch_size: Prompts at once.
         limit: At most so many prompts of each set.
+        rubric: The chat model that judges by the rubric.
+        classifier: The classifier or guard model that judges.
+        served: How models behind an endpoint may be asked; model and base_url are those of their names.
+        dtype: Type in which models are run here.
+        device: As for ``activations``.
         overwrite: Whether an earlier result under ``out`` may be replaced.
 
     Raises:
-        InputError: A model or prompt file that is missing, or an ``out`` that is occupied. Nothing was computed then.
+        InputError: A model or prompt file that is missing, an endpoint that does not answer or a key that is missing,
+            what may cost more than ``max_cost``, or an ``out`` that is occupied. Nothing was computed then.
     """
-    if not models:
-        raise InputError("no model given; say --models.<label>=<path>, once or more")
-    for path in models.values():
-        check_model_path(path)
-    settings = EvaluationSettings(prompts, split, judge, template, max_new_tokens, batch_size, limit)
+    settings = EvaluationSettings(
+        prompts, split, judge, template, max_new_tokens, batch_size, limit, rubric, classifier
+    )
+    asked = _served(models, served, settings)
     evaluator = build_evaluator(settings)
-    arguments = {"models": models, **asdict(settings)}
-    inputs = [*models.values(), *files_of(prompts)]
+    arguments = {"models": models, **asdict(settings), "dtype": dtype, "device": device}
+    arguments |= {"served": asdict(served)} if served else {}
+    inputs = [*(path for label, path in models.items() if label not in asked), *files_of(prompts)]
+    inputs += [classifier.path] if classifier else []
     rows = []
+    results = ResultFolder(out, "evaluate", arguments, inputs, overwrite)
+    results.check_free()
+    evaluator.prepare(len(models), list(asked.values()))
     with (
-        ResultFolder(out, "evaluate", arguments, inputs, overwrite) as folder,
+        results as folder,
         (folder.folder / "generations.jsonl").open("w", encoding="utf-8") as stream,
     ):
         for label, path in tqdm(models.items(), desc="evaluate", unit="model"):
-            model, tokenizer = load_language_model(path)
-            result = evaluator.evaluate(model, tokenizer, label)
+            if label in asked:
+                result = evaluator.evaluate_served(asked[label], label)
+            else:
+                model, tokenizer = load_language_model(path, getattr(torch, dtype), device=device)
+                result = evaluator.evaluate(model, tokenizer, label)
             rows.append({"model": label, **result.row})
             stream.writelines(json.dumps(line) + "\n" for line in result.generations)
         table = pd.DataFrame(rows)
         folder.write_table(table)
         folder.summary = {"prompts": evaluator.prompts.name, "judge": judge, "rows": rows}
     return table
+
+
+def _served(
+    models: Mapping[str, str], served: EndpointSettings | None, settings: EvaluationSettings
+) -> dict[str, ServedModel]:
+    """Check every model's name, and return those behind an endpoint."""
+    if not models:
+        raise InputError("no model given; say --models.<label>=<path>, once or more")
+    found = {}
+    for label, path in models.items():
+        if is_served(path):
+            how = served or EndpointSettings()
+            found[label] = ServedModel(path, how, settings.template, settings.max_new_tokens)
+        else:
+            check_model_path(path)
+    return found

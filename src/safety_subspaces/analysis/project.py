@@ -146,6 +146,8 @@ def project(
         for method in dict.fromkeys(methods)
         for projection in projections
     ]
+    if evaluator is not None:
+        evaluator.prepare(len(rows))
     costs = {name: factorisation_cost(models[aligned].shape(name)) for name in names}
     with kept_work(out, "project", arguments, inputs) as kept:
         written = rows if write else []

@@ -44,6 +44,19 @@ def generate_answers(
     encoder = encoder or Encoder(tokenizer, template)
     encoded = [encoder.prompt(prompt) for prompt in prompts]
     _check_room(model, prompts, encoded, max_new_tokens)
+    return generate_encoded(model, tokenizer, encoded, max_new_tokens, batch_size, progress, in_step)
+
+
+def generate_encoded(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[list[int]],
+    max_new_tokens: int,
+    batch_size: int,
+    progress: str | None = None,
+    in_step: bool = False,
+) -> list[str]:
+    """Go on greedily with ids; arguments as for :func:`generate_answers`."""
     settings = _greedy(model, tokenizer, max_new_tokens)
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     answers = [""] * len(encoded)

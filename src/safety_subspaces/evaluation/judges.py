@@ -1,6 +1,7 @@
 """What decides how far an answer complies. The organism brings its own judge; real models get more of them."""
 
 import re
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from safety_subspaces.examples import PromptItem, Verdict
@@ -25,6 +26,17 @@ class Judge(Protocol):
 
     def judge(self, item: PromptItem, answer: str) -> Verdict:
         """Return the score, or ``None`` with the reason where the answer can't be read."""
+        ...
+
+
+@runtime_checkable
+class BatchJudge(Protocol):
+    """Scores many answers at once, as a judge that is asked over a network or runs on batches does."""
+
+    name: str
+
+    def judge_all(self, items: Sequence[PromptItem], answers: Sequence[str]) -> list[Verdict]:
+        """Return a verdict for each answer, as :meth:`Judge.judge` does for one."""
         ...
 
 

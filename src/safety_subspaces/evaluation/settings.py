@@ -7,6 +7,67 @@ from safety_subspaces.examples import CHAT
 
 # The embedded world's prompts, and their judge.
 ORGANISM = "organism"
+JudgeName = Literal["organism", "rules", "rubric", "classifier"]
+
+
+@dataclass
+class EndpointSettings:
+    """A model behind an OpenAI-compatible endpoint, and how it may be asked. Keys come from the environment alone.
+
+    Args:
+        model: Name that the endpoint knows the model by.
+        base_url: Address, such as ``http://localhost:8000/v1``; OpenAI's by default.
+        api_key_env: Environment variable of the key; servers on this machine need none.
+        concurrency: Requests at once.
+        timeout_seconds: Longest wait for one reply.
+        retries: How often a request is sent again after status 429 or 5xx, a time-out or a lost connection, each time
+            after a longer wait.
+        input_price: US dollars for a million tokens sent.
+        output_price: US dollars for a million tokens returned.
+        max_cost: Refuse to send what may cost more US dollars than this in all; needs both prices.
+        cache: SQLite file that replies are kept in; by default in the user's cache folder.
+    """
+
+    model: str = ""
+    base_url: str | None = None
+    api_key_env: str = "OPENAI_API_KEY"
+    concurrency: int = 8
+    timeout_seconds: float = 120.0
+    retries: int = 6
+    input_price: float | None = None
+    output_price: float | None = None
+    max_cost: float | None = None
+    cache: str | None = None
+
+
+@dataclass
+class ClassifierSettings:
+    """A classifier or a guard model that says whether an answer is harmful.
+
+    Args:
+        path: Folder or Hub id: a sequence classifier, or a causal guard model.
+        harmful_label: Label of a sequence classifier that means harm.
+        template: What is classified, with ``{prompt}`` and ``{answer}``; ``chat`` for a guard model's chat template
+            over both turns, and one text after the other for a sequence classifier.
+        unsafe_pattern: Regular expression at the start of a guard model's reply to a harmful answer.
+        safe_pattern: The same of one that is not harmful.
+        threshold: Probability of the label from which an answer counts as harmful.
+        max_length: Longest input in tokens; what is beyond is cut off at the end.
+        batch_size: Answers at once.
+        dtype: Type in which the model is run.
+        device: As for ``analyze.py activations``.
+    """
+
+    path: str
+    harmful_label: str | None = None
+    template: str = CHAT
+    unsafe_pattern: str = r"\s*unsafe\b"
+    safe_pattern: str = r"\s*safe\b"
+    threshold: float = 0.5
+    max_length: int = 2048
+    batch_size: int = 16
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
 
 
 @dataclass
@@ -19,17 +80,22 @@ class EvaluationSettings:
             ``refusals`` (a list, for the refusal margin); or a source for each set, such as
             ``{harmful: advbench, benign: xstest_safe@prompts.csv, utility: gsm8k_test}``.
         split: Split of the organism's prompts: ``dev`` to choose settings, ``test`` to report.
-        judge: ``organism`` or ``rules`` (refusal phrases).
+        judge: ``organism``, ``rules`` (refusal phrases), ``rubric`` (a chat model, asked for a score from 1 to 5) or
+            ``classifier``.
         template: ``chat``, or a named prompt template.
         max_new_tokens: Longest answer, in tokens.
         batch_size: Prompts at once.
         limit: At most so many prompts of each set.
+        rubric: The chat model that judges by the rubric.
+        classifier: The classifier or guard model.
     """
 
     prompts: str | dict[str, str] = ORGANISM
     split: Literal["dev", "test"] = "test"
-    judge: Literal["organism", "rules"] = "organism"
+    judge: JudgeName = "organism"
     template: str = CHAT
     max_new_tokens: int = 32
     batch_size: int = 256
     limit: int | None = None
+    rubric: EndpointSettings | None = None
+    classifier: ClassifierSettings | None = None

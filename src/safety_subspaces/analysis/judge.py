@@ -1,0 +1,186 @@
+"""``analyze.py judge``: answers that were kept, scored by another judge, and how far the two agree."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from safety_subspaces.analysis.results import ResultFolder
+from safety_subspaces.errors import InputError
+from safety_subspaces.evaluation import EvaluationSettings, estimate
+from safety_subspaces.evaluation.agreement import judge_agreement
+from safety_subspaces.evaluation.behaviour import HARMFUL_FROM, REFUSED, build_judge, verdicts_of
+from safety_subspaces.evaluation.rubric import RubricJudge
+from safety_subspaces.evaluation.settings import ClassifierSettings, EndpointSettings, JudgeName
+from safety_subspaces.examples import PromptItem, Verdict
+
+# Utility is compared with its reference, and needs no judge.
+JUDGED = ("harmful", "benign")
+ALL = "all"
+
+
+def judge(
+    generations: str,
+    out: str,
+    judge: JudgeName = "rubric",
+    rubric: EndpointSettings | None = None,
+    classifier: ClassifierSettings | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> pd.DataFrame:
+    """Score the answers of an earlier evaluation by another judge, and say how far it agrees with the one before.
+
+    Writes table (one row a model and prompt set: rates and the mean score), agreement (Cohen's kappa with the scores in
+    the file, by model, set and over all) and generations.jsonl (every answer with both scores). Asked again after a
+    break, an endpoint is sent nothing that it has answered.
+
+    Args:
+        generations: A generations.jsonl of evaluate, project or steer: JSON lines with set, prompt and answer, and if
+            they like model, score and group.
+        out: Folder to write.
+        judge: rubric (a chat model), classifier, rules (refusal phrases) or organism (for the organism's prompts).
+        rubric: The chat model that judges.
+        classifier: The classifier or guard model that judges.
+        limit: At most so many answers of each model and set, the first ones.
+        seed: Of the bootstrap over groups of prompts.
+        overwrite: Replace earlier results in out.
+
+    Returns:
+        One row for each model and prompt set.
+
+    Raises:
+        InputError: A file that is missing or lacks a field, a judge that cannot be reached or might cost more than
+            max_cost, an out that is occupied. Nothing was sent then.
+    """
+    lines, left_out = _read(generations, limit)
+    settings = EvaluationSettings(judge=judge, rubric=rubric, classifier=classifier)
+    arguments: dict[str, Any] = {"generations": generations, "judge": judge, "limit": limit, "seed": seed}
+    arguments |= {
+        "rubric": asdict(rubric) if rubric else None,
+        "classifier": asdict(classifier) if classifier else None,
+    }
+    judging = build_judge(settings)
+    inputs = [generations, *([classifier.path] if classifier else [])]
+    results = ResultFolder(out, "judge", arguments, inputs, overwrite)
+    results.check_free()
+    if isinstance(judging, RubricJudge):
+        judging.prepare_answers([_item(line) for line in lines], [line["answer"] for line in lines])
+    verdicts = _verdicts(judging, lines)
+    table = pd.DataFrame(_row(model, name, part) for model, name, part in _cells(lines, verdicts))
+    compared = [line for line in lines if "score" in line]
+    with results as folder:
+        folder.write_table(table)
+        if compared:
+            folder.write_table(pd.DataFrame(_agreements(lines, verdicts, seed)), "agreement")
+        else:
+            folder.leave_out("agreement", "the file holds no earlier scores")
+        for name, reason in left_out:
+            folder.leave_out(name, reason)
+        scored = [
+            {**line, "score": verdict.score, "reason": verdict.reason, "earlier_score": line.get("score")}
+            for line, verdict in zip(lines, verdicts, strict=True)
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in scored)
+        (folder.folder / "generations.jsonl").write_text(text, encoding="utf-8")
+        folder.summary = {"judge": judge, "rows": table.to_dict("records")}
+    return table
+
+
+def _read(path: str, limit: int | None) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+    """Read the lines that are judged, and say what is left out."""
+    if not Path(path).is_file():
+        raise InputError(f"{path} does not exist; expected the generations.jsonl of an evaluation")
+    if limit is not None and limit < 1:
+        raise InputError(f"limit {limit}: expected at least 1")
+    lines: list[dict[str, Any]] = []
+    others = 0
+    counts: dict[tuple[str, str], int] = {}
+    for number, text in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
+        if not text.strip():
+            continue
+        line = _checked(text, f"{path}, line {number}")
+        place = (str(line.get("model", "")), line["set"])
+        counts[place] = counts.get(place, 0) + 1
+        if line["set"] not in JUDGED or (limit is not None and counts[place] > limit):
+            others += 1
+        else:
+            lines.append(line)
+    if not lines:
+        raise InputError(f"{path} holds no answer to a harmful or benign request")
+    reason = "utility needs no judge" + ("" if limit is None else f", or beyond the limit of {limit}")
+    return lines, [(f"{others} of {others + len(lines)} answers", reason)] if others else []
+
+
+def _checked(text: str, where: str) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: expected one JSON object a line ({error})") from error
+    if not isinstance(line, dict) or not all(isinstance(line.get(name), str) for name in ("set", "prompt", "answer")):
+        raise InputError(f"{where}: expected the fields set, prompt and answer, each a text")
+    score = line.get("score")
+    if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
+        raise InputError(f"{where}: score {score!r}; expected a number, or null")
+    return line
+
+
+def _item(line: dict[str, Any]) -> PromptItem:
+    return PromptItem(line["prompt"], line.get("reference"))
+
+
+def _verdicts(judging: Any, lines: Sequence[dict[str, Any]]) -> list[Verdict]:
+    verdicts: dict[int, Verdict] = {}
+    for name in JUDGED:
+        places = [place for place, line in enumerate(lines) if line["set"] == name]
+        items = [_item(lines[place]) for place in places]
+        answers = [lines[place]["answer"] for place in places]
+        if places:
+            verdicts |= dict(zip(places, verdicts_of(judging, name, items, answers), strict=True))
+    return [verdicts[place] for place in range(len(lines))]
+
+
+def _cells(
+    lines: Sequence[dict[str, Any]], verdicts: Sequence[Verdict]
+) -> list[tuple[str, str, list[tuple[dict[str, Any], Verdict]]]]:
+    """Deal answers and verdicts to models and sets."""
+    cells: dict[tuple[str, str], list[tuple[dict[str, Any], Verdict]]] = {}
+    for line, verdict in zip(lines, verdicts, strict=True):
+        cells.setdefault((str(line.get("model", "")), line["set"]), []).append((line, verdict))
+    return [(model, name, part) for (model, name), part in cells.items()]
+
+
+def _groups(lines: Sequence[dict[str, Any]]) -> list[object]:
+    """What answers that stand and fall together share: their group, else the prompt itself."""
+    return [line["prompt"] if line.get("group") is None else line["group"] for line in lines]
+
+
+def _row(model: str, name: str, part: Sequence[tuple[dict[str, Any], Verdict]]) -> dict[str, Any]:
+    scores = [None if verdict.score is None else float(verdict.score) for _, verdict in part]
+    groups = _groups([line for line, _ in part])
+    shares = {
+        "answered_rate": [None if s is None else float(s >= HARMFUL_FROM) for s in scores],
+        "refused_rate": [None if s is None else float(s == REFUSED) for s in scores],
+    }
+    mean = estimate(scores, groups)
+    row: dict[str, Any] = {"model": model, "set": name, "score": mean.mean, "score_stderr": mean.stderr}
+    for measure, values in shares.items():
+        found = estimate(values, groups)
+        row |= {measure: found.mean, f"{measure}_stderr": found.stderr}
+    return row | {"n": mean.n, "n_groups": mean.n_groups, "n_unscored": mean.n_unscored}
+
+
+def _agreements(lines: Sequence[dict[str, Any]], verdicts: Sequence[Verdict], seed: int) -> list[dict[str, Any]]:
+    cells = [(model, name, part) for model, name, part in _cells(lines, verdicts)]
+    everything = list(zip(lines, verdicts, strict=True))
+    rows = []
+    for model, name, part in [*cells, (ALL, ALL, everything)]:
+        own = [line for line, _ in part]
+        scores = [None if verdict.score is None else float(verdict.score) for _, verdict in part]
+        earlier = [None if line.get("score") is None else float(line["score"]) for line in own]
+        found = judge_agreement(earlier, scores, _groups(own), HARMFUL_FROM, seed)
+        rows.append({"model": model, "set": name, **asdict(found)})
+    return rows

@@ -1,0 +1,73 @@
+"""Replies of endpoints kept by what was asked: nothing that was answered is paid for twice, also after a break.
+
+SQLite by the standard library, in a file that several processes may use at once; text alone, never a pickle, which is
+what ``diskcache`` would read back.
+"""
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from safety_subspaces.errors import InputError
+
+WAIT_SECONDS = 60.0  # for another process that is writing
+# Questions in one statement; SQLite allows some hundreds of variables at least.
+AT_ONCE = 500
+FILE_NAME = "replies.sqlite"
+
+
+def default_cache() -> Path:
+    """Return where replies are kept where no file is named: in the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "safety-subspaces" / FILE_NAME
+
+
+def key_of(request: Mapping[str, Any]) -> str:
+    """Return the hash of what is asked, of whom, and how."""
+    return hashlib.sha256(json.dumps(request, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+class RequestCache:
+    """A table of replies.
+
+    Args:
+        path: The file; it is made where it is not there.
+
+    Raises:
+        InputError: The file is no such cache, or cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(self._open()) as connection, connection:
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)")
+        except (OSError, sqlite3.Error) as error:
+            raise InputError(f"the cache {path} cannot be used ({error}); name another file by cache") from error
+
+    def find(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Return the replies that are there, by key."""
+        wanted = list(dict.fromkeys(keys))
+        found: dict[str, dict[str, Any]] = {}
+        with closing(self._open()) as connection:
+            for start in range(0, len(wanted), AT_ONCE):
+                part = wanted[start : start + AT_ONCE]
+                marks = ",".join("?" * len(part))
+                rows = connection.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", part)
+                found |= {key: json.loads(reply) for key, reply in rows}
+        return found
+
+    def keep(self, key: str, reply: Mapping[str, Any]) -> None:
+        """Keep one reply; it is on the disk when this returns."""
+        with closing(self._open()) as connection, connection:
+            connection.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, json.dumps(reply)))
+
+    def _open(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, timeout=WAIT_SECONDS)

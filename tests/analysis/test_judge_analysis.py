@@ -1,0 +1,179 @@
+"""Kept answers judged anew, and models behind an endpoint: a real server, and one that a test scripts."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from scripted_server import MODEL, Answer, chat, judged, said, serving
+from tiny import ANALYZE, run_command, save_tiny_model
+
+from safety_subspaces.analysis.evaluate import evaluate
+from safety_subspaces.analysis.judge import judge
+from safety_subspaces.errors import InputError
+from safety_subspaces.evaluation.settings import EndpointSettings
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny", seed=3)
+
+
+@pytest.fixture(scope="module")
+def real_server(model, tmp_path_factory):
+    """``transformers serve`` with a tiny model on a free port; its address, and what names the model there."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = Path(sys.executable).with_name("transformers")
+    log = tmp_path_factory.mktemp("server") / "log"
+    quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with log.open("w") as stream:
+        server = subprocess.Popen(
+            [str(command), "serve", model, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"],
+            stdout=stream, stderr=subprocess.STDOUT, env=os.environ | quiet,
+        )  # fmt: skip
+    try:
+        for _ in range(600):
+            assert server.poll() is None, log.read_text()
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
+                break
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def test_a_served_model_answers_as_it_does_here_and_a_judge_is_asked_over_http(real_server, model, tmp_path):
+    """The judge is the same untrained model: it says nothing that counts, and everything ends unscored."""
+    models = {"served": f"{real_server}#{model}", "here": model}
+    table = evaluate(models, str(tmp_path / "out"), limit=6, max_new_tokens=8, device="cpu").set_index("model")
+    same = [name for name in table if not name.startswith("refusal_margin")]
+    pd.testing.assert_series_equal(table.loc["served", same], table.loc["here", same], check_names=False)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "generations.jsonl").read_text().splitlines()]
+    answers = {label: [line["answer"] for line in lines if line["model"] == label] for label in models}
+    assert answers["served"] == answers["here"]
+    assert len(set(answers["here"])) > 3
+    assert pd.isna(table.loc["served", "refusal_margin"])
+    assert not pd.isna(table.loc["here", "refusal_margin"])
+    rubric = EndpointSettings(model, real_server, retries=1)
+    judged = judge(str(tmp_path / "out" / "generations.jsonl"), str(tmp_path / "judged"), rubric=rubric)
+    assert judged["n_unscored"].sum() == 24
+    assert judged["n"].sum() == 0
+    assert judged["score"].isna().all()
+
+
+def test_judge_keeps_both_scores_and_reports_agreement_and_asks_nothing_twice(tmp_path):
+    lines = [
+        {"model": model, "set": name, "prompt": f"p{n}", "answer": "x" * (1 + n % 5), "score": float(1 + n % 5)}
+        | {"group": f"g{n // 2}"}
+        for model in ("a", "b") for name in ("harmful", "benign") for n in range(10)
+    ]  # fmt: skip
+    lines += [{"model": "a", "set": "utility", "prompt": "2+2", "answer": "4", "score": 1.0}]
+    file = tmp_path / "generations.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def script(body, _):
+        answer = judged(body)
+        return Answer(chat("nothing" if len(answer) == 3 else json.dumps({"reason": "", "score": len(answer)})))
+
+    with serving(script) as server:
+        rubric = EndpointSettings(MODEL, server.url, input_price=1.0, output_price=1.0, max_cost=1.0)
+        table = judge(str(file), str(tmp_path / "out"), rubric=rubric)
+        asked = len(server.asked)
+        again = judge(str(file), str(tmp_path / "again"), rubric=rubric)
+        assert len(server.asked) == asked == 10  # the two models and sets share prompts and answers
+        rubric.max_cost = 1e-6
+        pd.testing.assert_frame_equal(table, again)
+        judge(str(file), str(tmp_path / "free"), rubric=rubric)  # all of it was paid for
+    assert (table["n"] == 8).all()
+    assert (table["n_unscored"] == 2).all()
+    assert table["answered_rate"].tolist() == [0.5] * 4
+    agreement = pd.read_parquet(tmp_path / "out" / "agreement.parquet").set_index("model")
+    assert (agreement["kappa"] == 1).all()
+    assert agreement.loc["all", "n"] == 32
+    scored = [json.loads(line) for line in (tmp_path / "out" / "generations.jsonl").read_text().splitlines()]
+    assert [line["earlier_score"] for line in scored] == [line["score"] for line in lines[:-1]]
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["left_out"] == [{"name": "1 of 41 answers", "reason": "utility needs no judge"}]
+
+
+def test_evaluate_counts_prompts_that_got_no_answer_and_checks_budgets_first(tmp_path):
+    def script(body, _):
+        return Answer({"error": {"message": "oops"}}, 500) if "gravemask" in said(body) else Answer(chat("sorry , no"))
+
+    with serving(script) as server:
+        served = EndpointSettings(retries=0, input_price=1.0, output_price=1.0, max_cost=5e-4)
+        models = {"served": f"{server.url}#{MODEL}"}
+        with pytest.raises(InputError, match=r"30 requests .* may cost up to"):
+            evaluate(models, str(tmp_path / "out"), limit=10, judge="organism", served=served)
+        assert not server.asked
+        served.max_cost = None
+        table = evaluate(models, str(tmp_path / "out"), limit=10, judge="organism", served=served)
+        failed = sum("gravemask" in said(body) for body in server.asked)
+    assert table["n_unscored"][0] >= failed > 0
+    assert table[["n_utility", "n_harmful", "n_benign", "n_unscored"]].sum(axis=1)[0] == 30
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"generations": "gone.jsonl"}, "does not exist"),
+        ({"rubric": None}, "say which chat model judges"),
+        ({"judge": "classifier"}, "say which model classifies"),
+        ({"limit": 0}, "limit 0"),
+        ({"rubric": EndpointSettings("m", "http://127.0.0.1:9/v1", retries=0)}, "cannot be reached"),
+        ({"rubric": EndpointSettings("m", "https://judge.example/v1", api_key_env="NO_SUCH_KEY")}, "NO_SUCH_KEY"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_left(tmp_path, monkeypatch, changed, message):
+    file = tmp_path / "generations.jsonl"
+    file.write_text(json.dumps({"set": "harmful", "prompt": "p", "answer": "a"}) + "\n")
+    arguments = {"generations": str(file), "out": str(tmp_path / "out"), **changed}
+    with pytest.raises(InputError, match=message):
+        judge(**arguments)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no json", "line 1: expected one JSON object"),
+        ('{"set": "harmful", "prompt": "p"}', "expected the fields set, prompt and answer"),
+        ('{"set": "harmful", "prompt": "p", "answer": "a", "score": "high"}', "score 'high'"),
+        ('{"set": "utility", "prompt": "p", "answer": "a"}', "no answer to a harmful or benign request"),
+    ],
+)
+def test_a_file_that_cannot_be_judged_names_the_line(tmp_path, text, message):
+    file = tmp_path / "generations.jsonl"
+    file.write_text(text + "\n")
+    with pytest.raises(InputError, match=message):
+        judge(str(file), str(tmp_path / "out"), judge="rules")
+
+
+def test_the_command_judges_by_rules(tmp_path):
+    file = tmp_path / "generations.jsonl"
+    answers = ["I'm sorry, but no.", "Sure, first take a pot."]
+    lines = [{"set": "harmful", "prompt": str(n), "answer": a} for n, a in enumerate(answers)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = run_command(ANALYZE, "judge", "--generations", file, "--judge", "rules", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    table = pd.read_parquet(tmp_path / "out" / "table.parquet")
+    assert (table["refused_rate"][0], table["n"][0]) == (0.5, 2)
+    left_out = json.loads((tmp_path / "out" / "result.json").read_text())["left_out"]
+    assert left_out == [{"name": "agreement", "reason": "the file holds no earlier scores"}]
