@@ -39,8 +39,9 @@ def test_every_layer_probe_and_erasure_has_a_row(model, tmp_path: Path) -> None:
     assert set(transfer["negative"]) == {"benign"}  # word problems have no template in common with requests
     assert "all others" in set(transfer["test_source"])
     assert (transfer["train_source"] != transfer["test_source"]).all()
-    summary = json.loads((out / "result.json").read_text())["summary"]["means_over_layers"]
-    assert len(summary) == 12
+    summary = json.loads((out / "result.json").read_text())["summary"]
+    assert len(summary["means_over_layers"]) == 12
+    assert summary["trained_on_fewer_than_dimensions"] == {}
 
 
 def test_the_same_seed_gives_the_same_table_and_splits_by_source_run(model, tmp_path: Path) -> None:
@@ -50,6 +51,15 @@ def test_the_same_seed_gives_the_same_table_and_splits_by_source_run(model, tmp_
     pd.testing.assert_frame_equal(*tables)
     by_source = probe({"one": model}, sets, str(tmp_path / "c"), **few, split_by="source")
     assert not by_source["accuracy"].equals(tables[0]["accuracy"])
+
+
+def test_fewer_prompts_than_dimensions_are_said(model, tmp_path: Path, caplog) -> None:
+    sets = {label: SETS[label] for label in ("harmful", "benign")}
+    few = {**QUICK, "probes": ["linear"], "erasures": ["none"], "layers": [1], "folds": 2, "limit": 12}
+    probe({"one": model}, sets, str(tmp_path / "few"), **few)
+    assert "fewer prompts than the states have dimensions (benign: " in caplog.text
+    summary = json.loads((tmp_path / "few" / "result.json").read_text())["summary"]
+    assert 0 < summary["trained_on_fewer_than_dimensions"]["benign"] <= 16
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Whether harm can be read off hidden states by more than a linear subspace, and what the best erasure of it leaves."""
 
+import logging
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from safety_subspaces.probes import (
     predict_held_out,
 )
 from safety_subspaces.prompting import CHAT
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ def probe(
     results = ResultFolder(out, "probe", arguments, [*models.values(), *files_of(prompts)], overwrite, started)
     results.check_free()
     tables: dict[str, list[dict[str, Any]]] = {"table": [], "learning": [], "transfer": []}
+    few: dict[str, int] = {}
     for label, path in models.items():
         model, tokenizer = load_language_model(path, getattr(torch, dtype), device=device)
         places = check_layers(model, layers, site)
@@ -149,6 +153,8 @@ def probe(
             for name, items in sets.items()
         }
         del model
+        hidden = next(iter(states.values())).shape[-1]
+        few |= {name: len(folds_of[0][0]) for name, folds_of in splits.items() if len(folds_of[0][0]) <= hidden}
         cells = [(negative, place) for negative in tasks for place in range(len(places))]
         for negative, place in tqdm(cells, desc=f"probe {label}", unit="layer"):
             rows = torch.cat([states[positive][:, place], states[negative][:, place]])
@@ -159,11 +165,17 @@ def probe(
             for row in _learning(rows, task, splits[negative], probes, learning_shares, seed):
                 tables["learning"].append({**named, **row})
             tables["transfer"] += [{**named, **row} for row in _transfer(rows, task, probes, seed)]
+    if few:
+        logger.warning(
+            "probes were trained on fewer prompts than the states have dimensions (%s): a linear one then tells any "
+            "labels in training apart; read accuracy beside the control labels",
+            ", ".join(f"{name}: {count}" for name, count in few.items()),
+        )
     table = pd.DataFrame(tables["table"])
     with results:
         for name, reason in left_out:
             results.leave_out(name, reason)
-        results.summary = _summarise(table)
+        results.summary = _summarise(table) | {"trained_on_fewer_than_dimensions": few}
         results.write_table(table)
         for name in ("learning", "transfer"):
             if tables[name]:
