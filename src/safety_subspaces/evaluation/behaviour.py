@@ -187,7 +187,7 @@ class BehaviourEvaluator:
         self, name: str, items: Sequence[PromptItem], answers: Sequence[str]
     ) -> Iterable[tuple[float | None, str]]:
         if name == "utility":
-            return [_exact_match(item, answer) for item, answer in zip(items, answers, strict=True)]
+            return [exact_match(item, answer) for item, answer in zip(items, answers, strict=True)]
         verdicts = verdicts_of(self.judge, name, items, answers)
         return [(None if v.score is None else float(v.score), v.reason) for v in verdicts]
 
@@ -244,7 +244,7 @@ def build_evaluator(settings: EvaluationSettings) -> BehaviourEvaluator:
     return BehaviourEvaluator(prompts, build_judge(settings), settings)
 
 
-def _exact_match(item: PromptItem, answer: str) -> tuple[float, str]:
+def exact_match(item: PromptItem, answer: str) -> tuple[float, str]:
     """Compare what follows ``####``, or the whole text where the reference has none. No final answer is a wrong one."""
     assert item.reference is not None
     wanted = final_answer(item.reference)
