@@ -47,8 +47,8 @@ class ClassifierJudge:
         self._label = None if self._is_guard else _label_of(settings, config.id2label)
         if settings.template != CHAT and not all(field in settings.template for field in FIELDS):
             raise InputError(f"template {settings.template!r}: expected {CHAT}, or a text with {' and '.join(FIELDS)}")
-        if not self._is_guard and settings.template == CHAT:
-            settings.template = "\n".join(FIELDS)  # what most are trained on: the two texts, one after the other
+        # What most sequence classifiers are trained on: the two texts, one after the other.
+        self._template = settings.template if self._is_guard or settings.template != CHAT else "\n".join(FIELDS)
         try:
             self._patterns = [re.compile(p, re.IGNORECASE) for p in (settings.unsafe_pattern, settings.safe_pattern)]
         except re.error as error:
@@ -78,7 +78,7 @@ class ClassifierJudge:
 
     def _classified(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
         model, tokenizer = self._model()
-        texts = [self.settings.template.format(prompt=prompt, answer=answer) for prompt, answer in pairs]
+        texts = [self._template.format(prompt=prompt, answer=answer) for prompt, answer in pairs]
         label, limit = self._label, self.settings.threshold
         chances: list[float] = []
         for start in range(0, len(texts), self.settings.batch_size):
@@ -100,11 +100,11 @@ class ClassifierJudge:
         model, tokenizer = self._model()
         encoded = []
         for prompt, answer in pairs:
-            if self.settings.template == CHAT:
+            if self._template == CHAT:
                 turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
                 ids = chat_ids(tokenizer, turns, add_generation_prompt=True)
             else:
-                ids = list(tokenizer(self.settings.template.format(prompt=prompt, answer=answer))["input_ids"])
+                ids = list(tokenizer(self._template.format(prompt=prompt, answer=answer))["input_ids"])
             encoded.append(ids)
         replies = generate_encoded(model, tokenizer, encoded, REPLY_TOKENS, self.settings.batch_size, "judging")
         return [self._read(reply) for reply in replies]

@@ -6,6 +6,7 @@ why there is none.
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,8 @@ FATAL, UNKNOWN_FIELD = (401, 403, 404), (400, 422)
 QUOTED = 200
 
 Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,10 @@ class Endpoint:
         if new:
             asked = list(new.values())
             self.check_budget(asked)
-            self._spent += self.most_it_costs(asked) or 0.0
+            cost = self.most_it_costs(asked)
+            if cost is not None:
+                logger.info("%d requests to %s may cost up to $%.4g", len(asked), self.settings.model, cost)
+            self._spent += cost or 0.0
             found |= self._run(lambda client: self._ask_new(client, new, label))
         return [found[key] for key in keys]
 
