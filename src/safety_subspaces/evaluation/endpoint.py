@@ -299,8 +299,8 @@ class Endpoint:
 
     def _quoted(self, said: object) -> str:
         """Return what a server said, short and without the key."""
-        text = " ".join(str(said).split()).replace(self._key, "***") if self._key != NO_KEY else str(said)
-        return text[:QUOTED]
+        text = " ".join(str(said).split())
+        return (text if self._key == NO_KEY else text.replace(self._key, "***"))[:QUOTED]
 
 
 def _changed_body(body: Mapping[str, Any], changed: set[str]) -> dict[str, Any]:
