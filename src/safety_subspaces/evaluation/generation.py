@@ -6,7 +6,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_subspaces.errors import InputError
-from safety_subspaces.language_model import evaluating
+from safety_subspaces.language_model import evaluating, input_device
 from safety_subspaces.prompting import CHAT, Encoder, pad_batch
 
 
@@ -64,14 +64,15 @@ def generate_encoded(
     own_settings = model.generation_config
     # What is not set in the settings is taken from the model's own: n-gram blocking, suppressed tokens, time limits.
     model.generation_config = settings
+    device = input_device(model)
     single = progress is None or len(batches) < 2
     with evaluating(model):
         for start in tqdm(batches, desc=progress, disable=single, unit="batch", leave=False):
             rows = order[start : start + batch_size]
             input_ids, mask = pad_batch([encoded[row] for row in rows], settings.pad_token_id, "left")
             output = model.generate(
-                input_ids=input_ids.to(model.device),
-                attention_mask=mask.to(model.device),
+                input_ids=input_ids.to(device),
+                attention_mask=mask.to(device),
                 generation_config=settings,
                 synced_gpus=in_step,
             )
