@@ -61,7 +61,7 @@ def evaluate(
         (folder.folder / "generations.jsonl").open("w", encoding="utf-8") as stream,
     ):
         for label, path in tqdm(models.items(), desc="evaluate", unit="model"):
-            model, tokenizer = load_language_model(path)
+            model, tokenizer = load_language_model(path, device="auto")
             result = evaluator.evaluate(model, tokenizer, label)
             rows.append({"model": label, **result.row})
             stream.writelines(json.dumps(line) + "\n" for line in result.generations)
