@@ -124,7 +124,7 @@ results = $(foreach analysis,$(2),$(call result,$(1),$(analysis)))
 .PHONY: help install demo stages analyses report study study-analyses alignments alignments-analyses watch test lint format
 
 help: ## What this Makefile can do
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 install: $(VENV)/.installed ## Make .venv with what running needs
 
@@ -180,6 +180,8 @@ $(VENV)/.installed: requirements.txt | $(PYTHON)
 $(VENV)/.installed-test: requirements.txt pyproject.toml | $(PYTHON)
 	$(PYTHON) -m pip install -e '.[test]'
 	@touch $@ $(VENV)/.installed
+
+include configs/paper/paper.mk
 
 # $(1) study, $(2) stage
 define stage_rule

@@ -8,6 +8,7 @@ import pytest
 # By what each takes; what is not here takes less.
 LONGEST_FIRST = (
     "test_exactness.py",
+    "test_paper_configs.py",
     "test_configs.py",
     "test_readme.py",
     "test_run_folder.py",

@@ -24,8 +24,11 @@ from safety_subspaces.tensor_stream import stream_tensors
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 # Laid over a stage's YAML: where it runs, not what.
 OVERLAYS = [path for path in CONFIGS if path.parent.name == "deepspeed"]
-STAGES = [path for path in CONFIGS if "trainer" in yaml.safe_load(path.read_text()) and path not in OVERLAYS]
-ANALYSES = [path for path in CONFIGS if path not in STAGES + OVERLAYS]
+# Built, trained and run by test_paper_configs.py.
+PAPER = [path for path in CONFIGS if path.is_relative_to(ROOT / "configs" / "paper")]
+HERE = [path for path in CONFIGS if path not in OVERLAYS + PAPER]
+STAGES = [path for path in HERE if "trainer" in yaml.safe_load(path.read_text())]
+ANALYSES = [path for path in HERE if path not in STAGES]
 names = [path.relative_to(ROOT / "configs").as_posix() for path in CONFIGS]
 
 

@@ -45,7 +45,7 @@ class MeasuredModels:
         self, rows: Sequence[ModelRow], evaluator: BehaviourEvaluator, generations: Path
     ) -> list[dict[str, float | int]]:
         """Measure each model's behaviour, one after another in the parameters of one loaded model."""
-        model, tokenizer = load_language_model(self.aligned)
+        model, tokenizer = load_language_model(self.aligned, device="auto")
         parameters = {canonical_name(name): parameter for name, parameter in model.named_parameters()}
         names = opened(self.aligned).names
         unknown = [name for name in names if name not in parameters]
