@@ -238,7 +238,20 @@ def test_the_constraint_has_the_rank_that_the_estimate_counts_with(chain: tuple[
     assert tuple(bases[name].shape) == (32, RANK_FRACTION * 16)
 
 
-@pytest.mark.parametrize("name", [name for name in ANALYSES if name != "subspace"])
+def test_utility_is_gsm8k_which_is_asked_of_the_hub_before_a_model_is_loaded(
+    chain: tuple[Path, Any], monkeypatch: Any
+) -> None:
+    study, _ = chain
+    models = study.parent.parent / "qwen"
+    for key, value in {"STUDY": study, "BASE": models / "base", "ALIGNED": models / "aligned"}.items():
+        monkeypatch.setenv(key, str(value))
+    done = run_command(ANALYZE, "utility", "--config", PAPER / "analysis" / "utility.yaml")
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "task gsm8k or its data cannot be read" in done.stderr
+    assert "include_path" in done.stderr
+
+
+@pytest.mark.parametrize("name", [name for name in ANALYSES if name not in ("subspace", "utility")])
 def test_every_analysis_of_the_chain_runs(name: str, chain: tuple[Path, list[list[str]]], monkeypatch: Any) -> None:
     study, all_commands = chain
     (command,) = [command for command in all_commands if f"configs/paper/analysis/{name}.yaml" in command]
