@@ -24,6 +24,7 @@ COMMANDS = (
     "probe",
     "steer",
     "evaluate",
+    "convert",
     "export",
     "report",
     "trajectory",
