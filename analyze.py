@@ -24,6 +24,7 @@ COMMANDS = (
     "probe",
     "steer",
     "evaluate",
+    "utility",
     "export",
     "report",
     "trajectory",

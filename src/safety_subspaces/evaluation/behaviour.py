@@ -124,7 +124,7 @@ class BehaviourEvaluator:
     def _score(self, label: str, name: str, item: PromptItem, answer: str) -> dict[str, Any]:
         score: float | None
         if name == "utility":
-            score, reason = _exact_match(item, answer)
+            score, reason = exact_match(item, answer)
         else:
             verdict = self.judge.judge(item, answer)
             score, reason = None if verdict.score is None else float(verdict.score), verdict.reason
@@ -157,7 +157,7 @@ def build_evaluator(settings: EvaluationSettings) -> BehaviourEvaluator:
     return BehaviourEvaluator(prompts, judge, settings)
 
 
-def _exact_match(item: PromptItem, answer: str) -> tuple[float, str]:
+def exact_match(item: PromptItem, answer: str) -> tuple[float, str]:
     """Compare what follows ``####``, or the whole text where the reference has none. No final answer is a wrong one."""
     assert item.reference is not None
     wanted = final_answer(item.reference)
