@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from safety_subspaces.errors import InputError
 from safety_subspaces.evaluation.generation import decoding_by, plain_settings
 from safety_subspaces.evaluation.harness_messages import quieted
-from safety_subspaces.evaluation.harness_tasks import HarnessSettings, HarnessTasks, load_tasks
+from safety_subspaces.evaluation.harness_tasks import HarnessSettings, HarnessTasks, group_field, load_tasks
 from safety_subspaces.evaluation.rates import estimate
 from safety_subspaces.examples import CHAT
 from safety_subspaces.language_model import evaluating
@@ -203,12 +203,9 @@ def _grouped(task: Any, metric: str, samples: list[dict[str, Any]]) -> Any:
     """Estimate a mean over documents with an error that is robust to their groups; ``None`` where there are none."""
     from lm_eval.api.metrics import mean
 
-    field = (task.config.metadata or {}).get("group_field")
+    field = group_field(task)
     if field is None or task.aggregation().get(metric) is not mean:
         return None
-    missing = [sample["doc_id"] for sample in samples if field not in sample["doc"]]
-    if missing:
-        raise InputError(f"task {task.task_name}: document {missing[0]} has no field {field!r}, its group_field")
     return estimate([float(sample[metric]) for sample in samples], [sample["doc"][field] for sample in samples])
 
 

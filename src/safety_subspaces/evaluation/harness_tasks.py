@@ -113,7 +113,13 @@ def load_tasks(settings: HarnessSettings) -> HarnessTasks:
             raise InputError(f"tasks: {error}; name it once") from error
         for name, task in loaded["tasks"].items():
             _check_examples(name, task, settings.num_fewshot)
+            _check_groups(name, task)
     return HarnessTasks(manager, chosen, loaded["tasks"], loaded["groups"])
+
+
+def group_field(task: Any) -> str | None:
+    """Return the field of a task's documents that is equal where they stand and fall together; its metadata name it."""
+    return (task.config.metadata or {}).get("group_field")
 
 
 def check_installed() -> None:
@@ -265,6 +271,14 @@ def _check_examples(name: str, task: Any, num_fewshot: int | None) -> None:
     if drawn > len(pool.df):
         raise InputError(
             f"task {name} has {len(pool.df)} documents to draw worked examples from; num_fewshot={count} asks for more"
+        )
+
+
+def _check_groups(name: str, task: Any) -> None:
+    field = group_field(task)
+    if field is not None and field not in task.features:
+        raise InputError(
+            f"group_field of task {name} is {field!r}; its documents have {', '.join(task.features)}: name one of those"
         )
 
 
