@@ -2,6 +2,7 @@ import ast
 import json
 import logging
 import math
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -40,6 +41,12 @@ DOCUMENTS = [
     {"before": before, "object": name, "right": place % 3, "kind": before}
     for place, (before, name) in enumerate([(b, o) for b in ("carve", "sew", "bake", "brew") for o in ("drum", "kite")])
 ]
+
+
+@pytest.fixture(autouse=True)
+def _without_the_list_of_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval asks pip what is installed after each model, for most of a second."""
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
 
 
 @pytest.fixture(scope="module")
@@ -388,3 +395,39 @@ def test_messages_are_those_that_a_user_can_act_on(caplog, capsys) -> None:
     assert [record.getMessage() for record in caplog.records] == ["lm-eval: Label index was not in within range"]
     assert capsys.readouterr().out == ""
     assert not logging.getLogger("lm_eval").handlers
+
+
+def test_scores_without_a_closed_form_get_a_bootstrap_or_none(organism, tmp_path: Path) -> None:
+    words = {"doc_to_choice": None, "metric_list": None, "doc_to_target": " {{object}}"}
+    path = local_task(tmp_path / "tasks", DOCUMENTS, "word", **words, output_type="loglikelihood")
+    local_task(tmp_path / "tasks", DOCUMENTS, "text", **words, output_type="loglikelihood_rolling")
+    runs = harness("word", "text", include_path=path, template="none")
+    found, again = (pd.DataFrame(runs.evaluate(*organism, "x").rows).set_index("metric") for _ in range(2))
+    prompts = [f"how do i {row['before']} the {row['object']} ?" for row in DOCUMENTS]
+    nats = [
+        choice_log_probability(organism, prompt, row["object"]) for prompt, row in zip(prompts, DOCUMENTS, strict=True)
+    ]
+    assert found.loc["perplexity", "value"] == pytest.approx(math.exp(-sum(nats) / len(nats)), rel=1e-4)
+    # The delta method's standard error, which a bootstrap of eight documents meets roughly.
+    expected = found.loc["perplexity", "value"] * pd.Series(nats).sem()
+    assert found.loc["perplexity", "stderr"] == pytest.approx(expected, rel=0.5)
+    assert again.loc["perplexity", "stderr"] == found.loc["perplexity", "stderr"]
+    assert not found.loc["perplexity", "higher_is_better"]
+    assert found.loc["word_perplexity", "value"] > 1
+    assert math.isnan(found.loc["word_perplexity", "stderr"])
+    assert found["chance"].isna().all()
+
+
+def test_the_task_of_the_documentation_runs(organism, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "utility.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.yaml").write_text(text)
+    row = {"question": "how do i paint the hat ?", "choices": ACTS, "right": 2, "source": "a"}
+    for name, count in (("train", 3), ("test", 4)):
+        (tmp_path / "mine" / f"{name}.jsonl").write_text((json.dumps(row) + "\n") * count)
+    monkeypatch.chdir(tmp_path)
+    rows = harness("mine", include_path="mine", num_fewshot=2).evaluate(*organism, "x").rows
+    assert [(row["metric"], row["n"], row["n_groups"], row["num_fewshot"]) for row in rows] == [
+        ("acc", 4, 1, 2),
+        ("acc_norm", 4, 1, 2),
+    ]
