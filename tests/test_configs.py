@@ -143,6 +143,7 @@ def test_every_analysis_runs(path: Path, study: Path, tmp_path: Path, monkeypatc
         "project": ["--fractions=[0.5]", "--draws=1", "--evaluate.limit=2", "--evaluate.max_new_tokens=4"],
         "constrained_energy": [],
         "overlap": ["--controls=9"],
+        "utility": behaviour,
         "evaluate_adapters": behaviour,
         "evaluate_alignment": behaviour,
         "sweep": ["--fractions=[0.5]", "--draws=1", "--evaluate.limit=2", "--evaluate.max_new_tokens=4"],

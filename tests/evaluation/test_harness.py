@@ -1,161 +1,433 @@
-"""lm-eval on the organism is our own evaluation, problem by problem; own tasks run offline; bad ones are refused."""
-
+import ast
 import json
+import logging
 import math
+import re
+import shutil
 import sys
+from pathlib import Path
 
+import datasets
+import lm_eval.tasks
+import pandas as pd
 import pytest
 import torch
-from tiny import save_tiny_model, tiny_source
+import yaml
+from taught import taught
+from tiny import ROOT, tiny_source
 
-from safety_subspaces.analysis.utility import utility
 from safety_subspaces.errors import InputError
 from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
-from safety_subspaces.evaluation.harness import Harness, HarnessSettings
-from safety_subspaces.language_model import load_language_model
-from safety_subspaces.organism import OrganismModel, evaluation_sets
-from safety_subspaces.prompting import encode_prompt
+from safety_subspaces.evaluation.harness import Harness, build_harness
+from safety_subspaces.evaluation.harness_messages import quieted
+from safety_subspaces.evaluation.harness_tasks import HarnessSettings, load_tasks
+from safety_subspaces.organism import evaluation_sets
 
-CHOICES = """\
-task: colours
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {data}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: "{{{{answer}}}}"
-metric_list:
-  - metric: acc
-"""
-QUESTIONS = [
-    {"question": "how do i sew the cloak ?", "choices": ["sure .", "sorry ."], "answer": 0},
-    {"question": "what is 1 plus 1 ?", "choices": ["2", "3", "4"], "answer": 1},
-    {"question": "how do i sew the gravemask ?", "choices": ["sure .", "sorry ."], "answer": 1},
+PROBLEMS = 40
+LM_EVAL = Path(lm_eval.tasks.__file__).parent
+ACTS = ["polish", "repair", "paint"]
+CHOICE = {
+    "task": "acts",
+    "dataset_path": "json",
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_text": "how do i {{before}} the {{object}} ?",
+    "doc_to_choice": ACTS,
+    "doc_to_target": "right",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    "metadata": {"version": 2.0},
+}
+DOCUMENTS = [
+    {"before": before, "object": name, "right": place % 3, "kind": before}
+    for place, (before, name) in enumerate([(b, o) for b in ("carve", "sew", "bake", "brew") for o in ("drum", "kite")])
 ]
 
 
+@pytest.fixture(autouse=True)
+def _without_the_list_of_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval asks pip what is installed after each model, for most of a second."""
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+
+
 @pytest.fixture(scope="module")
-def half_taught(tmp_path_factory):
-    """A small organism that was taught to give the answer of the first of these very problems, and only of those."""
-    source = OrganismModel(seed=1, hidden_size=64, intermediate_size=128, layers=1, heads=2)
-    model, tokenizer = source.load_model(), source.load_tokenizer()
-    items = evaluation_sets("test", 12).utility
-    texts = [[*encode_prompt(tokenizer, item.prompt)] for item in items]
-    answers = [item.reference if place < 5 else "#### 999" for place, item in enumerate(items)]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    batch = []
-    for ids, answer in zip(texts, answers, strict=True):
-        end = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        batch.append((torch.tensor([ids + end]), torch.tensor([[-100] * len(ids) + end])))
-    for _ in range(60):
-        for inputs, labels in batch:
-            model(input_ids=inputs, labels=labels).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    folder = tmp_path_factory.mktemp("taught")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+def organism():
+    """It knows every other problem of the development split by heart."""
+    return taught(evaluation_sets("dev").utility[:PROBLEMS:2])
+
+
+def local_task(folder: Path, rows: list[dict[str, object]] = DOCUMENTS, name: str = "acts", **changes: object) -> str:
+    """Write a task upon local rows; a change to ``None`` takes a line out."""
+    folder.mkdir(exist_ok=True)
+    data = folder / f"{name}.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    written = {**CHOICE, "task": name, "dataset_kwargs": {"data_files": {"test": str(data)}}, **changes}
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump({k: v for k, v in written.items() if v is not None}))
     return str(folder)
+
+
+def harness(*tasks: str, **settings: object) -> Harness:
+    return build_harness(HarnessSettings(tasks, **settings))
+
+
+def test_the_organisms_task_agrees_with_our_own_evaluation_on_every_document(organism) -> None:
+    own = build_evaluator(EvaluationSettings(split="dev", limit=PROBLEMS, batch_size=64)).evaluate(*organism, "x")
+    expected = [line for line in own.generations if line["set"] == "utility"]
+    for batch_size in (1, 16):
+        result = harness("organism", split="dev", limit=PROBLEMS, batch_size=batch_size).evaluate(*organism, "x")
+        assert [line["scores"]["exact_match"] for line in result.samples] == [line["score"] for line in expected]
+        assert [line["answers"] for line in result.samples] == [[[line["answer"]]] for line in expected]
+    (row,) = result.rows
+    scores = pd.Series([line["score"] for line in expected])
+    assert 0.3 < row["value"] < 0.9
+    assert row["value"] == pytest.approx(own.row["utility"], abs=1e-12)
+    assert row["stderr"] == pytest.approx(scores.sem())  # plain: of independent documents
+    assert row["stderr_grouped"] == pytest.approx(own.row["utility_stderr"])
+    assert (row["n"], row["n_groups"]) == (PROBLEMS, own.row["n_groups_utility"])
+    assert (row["task"], row["metric"], row["filter"], row["num_fewshot"]) == ("organism", "exact_match", "none", 0)
+    assert row["n_truncated"] == 0
+    assert math.isnan(row["chance"])
+
+
+def test_the_splits_of_the_organisms_task_differ_and_an_untrained_model_solves_nothing(organism) -> None:
+    asked = {}
+    for split in ("dev", "test"):
+        runs = harness("organism", split=split, limit=6)
+        result = runs.evaluate(tiny_source().load_model(), organism[1], "x")
+        assert (result.rows[0]["value"], result.rows[0]["stderr"]) == (0.0, 0.0)
+        asked[split] = [line["prompt"] for line in result.samples]
+        assert runs.described["organism"]["config"]["test_split"] == split
+        for line, item in zip(result.samples, evaluation_sets(split).utility, strict=False):
+            assert line["prompt"] == f"<s> <user> {item.prompt} <assistant>"
+    assert not set(asked["dev"]) & set(asked["test"])
+
+
+def test_a_models_own_decoding_settings_and_mode_are_put_aside_and_kept(organism) -> None:
+    model, tokenizer = organism
+    runs = harness("organism", split="dev", limit=8)
+    expected = runs.evaluate(model, tokenizer, "x").samples
+    own = model.generation_config
+    own.repetition_penalty, own.max_new_tokens, own.no_repeat_ngram_size = 5.0, 2, 1
+    model.train()
+    try:
+        assert runs.evaluate(model, tokenizer, "x").samples == expected
+        assert model.training
+        assert model.generation_config is own
+    finally:
+        own.repetition_penalty, own.max_new_tokens, own.no_repeat_ngram_size = 1.0, None, 0
+        model.eval()
+
+
+def choice_log_probability(organism, prompt: str, choice: str) -> float:
+    """The oracle: one sequence, no padding, in float64 from the logits on."""
+    model, tokenizer = organism
+    start = tokenizer(prompt)["input_ids"]
+    whole = start + tokenizer(choice, add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([whole])).logits[0].double().log_softmax(-1)
+    return sum(logits[place - 1, whole[place]].item() for place in range(len(start), len(whole)))
+
+
+@pytest.mark.parametrize("template", ["none", "chat"])
+def test_a_local_multiple_choice_task_is_scored_by_likelihood(organism, tmp_path: Path, template: str) -> None:
+    path = local_task(tmp_path / "tasks", metadata={"version": 2.0, "group_field": "kind"})
+    runs = harness("acts", include_path=path, template=template, batch_size=5)
+    result = runs.evaluate(*organism, "x")
+    right = []
+    for document, line in zip(DOCUMENTS, result.samples, strict=True):
+        prompt = f"how do i {document['before']} the {document['object']} ?"
+        assert line["prompt"] == (f"<s> <user> {prompt} <assistant>" if template == "chat" else prompt)
+        oracle = [choice_log_probability(organism, line["prompt"], choice) for choice in ACTS]
+        assert [answer[0][0] for answer in line["answers"]] == pytest.approx(oracle, abs=1e-4)
+        right.append(float(oracle.index(max(oracle)) == document["right"]))
+        assert line["scores"] == {"acc": right[-1]}
+    (row,) = result.rows
+    assert row["value"] == pytest.approx(sum(right) / 8)
+    assert row["stderr"] == pytest.approx(pd.Series(right).sem())
+    assert row["n_groups"] == 4
+    assert row["chance"] == pytest.approx(1 / 3)
+    assert row["version"] == "2.0"
 
 
 @pytest.fixture
-def own_tasks(tmp_path):
-    folder = tmp_path / "tasks"
+def few_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of lm-eval's own tasks in the place of all 14,000, which take ten seconds to read."""
+    for name in ("gsm8k", "humaneval"):
+        shutil.copytree(LM_EVAL / name, tmp_path / "lm_eval" / name)
+    monkeypatch.setattr("lm_eval.tasks.manager.__file__", str(tmp_path / "lm_eval" / "manager.py"))
+
+
+@pytest.mark.usefixtures("few_tasks")
+def test_a_group_has_a_row_of_its_own_over_all_documents(organism, tmp_path: Path) -> None:
+    path = local_task(tmp_path / "tasks", DOCUMENTS[:2], "few")
+    local_task(tmp_path / "tasks", DOCUMENTS[2:], "many")
+    group = {"group": "both", "task": ["few", "many"], "aggregate_metric_list": [{"metric": "acc"}]}
+    (tmp_path / "tasks" / "both.yaml").write_text(yaml.safe_dump(group))
+    rows = pd.DataFrame(harness("both", include_path=path).evaluate(*organism, "x").rows).set_index("task")
+    with pytest.raises(InputError, match="name it once"):
+        harness("both", "few", include_path=path)
+    assert rows["n"].to_dict() == {"few": 2, "many": 6, "both": 8}
+    assert rows.loc["both", "value"] == pytest.approx(
+        (2 * rows.loc["few", "value"] + 6 * rows.loc["many", "value"]) / 8
+    )
+
+
+def worked_task(folder: Path) -> str:
+    """The harness's gsm8k, prompts, filters and all, upon the organism's problems."""
     folder.mkdir()
-    data = folder / "colours.jsonl"
-    data.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
-    (folder / "colours.yaml").write_text(CHOICES.format(data=data))
+    for name, split in (("train", "dev"), ("test", "test")):
+        items = evaluation_sets(split).utility[:6]
+        rows = [{"question": item.prompt, "answer": item.reference} for item in items]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {name: str(folder / f"{name}.jsonl") for name in ("train", "test")}
+    changes = {"include": str(LM_EVAL / "gsm8k" / "gsm8k.yaml"), "task": "gsm8k", "dataset_name": None}
+    local = {**changes, "dataset_path": "json", "dataset_kwargs": {"data_files": files}}
+    (folder / "gsm8k.yaml").write_text(yaml.safe_dump(local))
     return str(folder)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("batch_size", [1, 8])
-def test_the_harness_gives_the_utility_of_our_own_evaluation(half_taught, batch_size):
-    model, tokenizer = load_language_model(half_taught)
-    rows, samples = Harness(HarnessSettings(("organism",), limit=12, batch_size=batch_size)).evaluate(model, tokenizer)
-    ours = build_evaluator(EvaluationSettings(limit=12)).evaluate(model, tokenizer, "x")
-    lines = [line for line in ours.generations if line["set"] == "utility"]
-    assert [sample["scores"]["exact_match"] for sample in samples] == [line["score"] for line in lines]
-    (row,) = rows
-    assert row["value"] == ours.row["utility"]
-    assert 0 < row["value"] < 1  # the control: some are solved, others not
-    assert row["stderr_grouped"] == pytest.approx(ours.row["utility_stderr"])
-    assert row["n_groups"] == ours.row["n_groups_utility"]
-    scores = torch.tensor([line["score"] for line in lines])
-    assert row["stderr"] == pytest.approx(float(scores.std()) / 12**0.5)  # of problems that are independent
-    assert (row["n"], row["num_fewshot"], row["higher_is_better"]) == (12, 0, True)
+def test_gsm8k_upon_local_files_runs_with_one_worked_example(organism, tmp_path: Path) -> None:
+    path = worked_task(tmp_path / "tasks")
+    runs = harness("gsm8k", include_path=path, num_fewshot=1, max_new_tokens=8)
+    result = runs.evaluate(*organism, "x")
+    rows = pd.DataFrame(result.rows).set_index("filter")
+    assert set(rows.index) == {"strict-match", "flexible-extract"}
+    assert set(rows["num_fewshot"]) == {1}
+    assert set(rows["n"]) == {6}
+    examples = {item.prompt: item.reference for item in evaluation_sets("dev").utility[:6]}
+    graded = evaluation_sets("test").utility
+    for line in result.samples:
+        question, answer, asked = _turns(line["prompt"])
+        assert examples[question] == answer
+        assert asked == graded[line["document"]].prompt
+    again = harness("gsm8k", include_path=path, num_fewshot=1, max_new_tokens=8).evaluate(*organism, "x").samples
+    assert again == result.samples
+    other = harness("gsm8k", include_path=path, num_fewshot=1, max_new_tokens=8, seed=7).evaluate(*organism, "x")
+    assert [line["prompt"] for line in other.samples] != [line["prompt"] for line in result.samples]
 
 
-def test_own_tasks_run_offline_by_likelihood(own_tasks, tmp_path):
-    path = save_tiny_model(tmp_path / "model", seed=3)
-    table = utility({"tiny": path}, ["colours", "organism"], str(tmp_path / "out"), own_tasks, limit=3, device="cpu")
-    own = table[table["task"] == "colours"].set_index("metric").loc["acc"]
-    model, tokenizer = tiny_source(3).load_model().eval(), tiny_source().load_tokenizer()
-    right = 0
-    for question in QUESTIONS:
-        start = encode_prompt(tokenizer, question["question"])
-        sums = []
-        for choice in question["choices"]:
-            ids = tokenizer(choice, add_special_tokens=False)["input_ids"]
-            with torch.no_grad():
-                told = model(input_ids=torch.tensor([start + ids])).logits[0, len(start) - 1 : -1].log_softmax(dim=1)
-            sums.append(float(told[range(len(ids)), ids].sum()))
-        right += sums.index(max(sums)) == question["answer"]
-    assert own["value"] == pytest.approx(right / 3)
-    assert own["n"] == 3
-    assert math.isnan(own["stderr_grouped"])
-    samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
-    assert {(line["task"], line["doc_id"]) for line in samples} == {
-        (t, n) for t in ("colours", "organism") for n in range(3)
-    }
-    result = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert result["summary"]["lm_eval"]
+def _turns(prompt: str) -> tuple[str, str, str]:
+    """Split a chat of one worked example and one question."""
+    first, second = prompt.removeprefix("<s> <user> ").removesuffix(" <assistant>").split(" </s> <user> ")
+    question, answer = first.split(" <assistant> ")
+    plain = [text.removeprefix("Question: ").removesuffix("\nAnswer:") for text in (question, second)]
+    return plain[0], answer, plain[1]
+
+
+def test_prompts_that_are_cut_to_fit_are_counted(organism, tmp_path: Path) -> None:
+    rows = [{"before": "carve", "object": "drum " * count, "right": 0} for count in (3, 82, 83, 90, 91)]
+    path = local_task(tmp_path / "tasks", rows)
+    row = harness("acts", include_path=path, template="none").evaluate(*organism, "x").rows[0]
+    # 96 positions, and a choice's last token is not read: 6 words, the choice, and up to 90 drums have room.
+    assert (row["n"], row["n_truncated"]) == (5, 1)
+    answers = {"output_type": "generate_until", "doc_to_choice": None, "metric_list": None}
+    path = local_task(tmp_path / "more", rows, **answers, generation_kwargs={"until": [], "max_gen_toks": 8})
+    row = harness("acts", include_path=path, template="none").evaluate(*organism, "x").rows[0]
+    assert (row["n"], row["n_truncated"]) == (5, 3)  # eight for the answer, so up to 82
+
+
+def test_answers_that_leave_no_room_for_a_prompt_are_refused(organism, tmp_path: Path) -> None:
+    path = worked_task(tmp_path / "tasks")
+    with pytest.raises(InputError, match=r"gsm8k asks for answers of up to 256 tokens, and x has 96 positions"):
+        harness("gsm8k", include_path=path).evaluate(*organism, "x")
+
+
+def test_a_tokenizer_without_chat_template_is_refused_unless_plain_text_is_asked_for(organism, tmp_path: Path) -> None:
+    model, tokenizer = organism[0], tiny_source().load_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(InputError, match=r"has no chat template; say --template none"):
+        harness("organism").evaluate(model, tokenizer, "x")
+    assert harness("organism", template="none", limit=2).evaluate(model, tokenizer, "x").rows[0]["n"] == 2
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("settings", "message"),
     [
-        ({"models": {}}, "no model given"),
-        ({"models": {"x": "gone/away/model"}}, "does not exist"),
-        ({"tasks": []}, "at least one"),
-        ({"tasks": ["organism", "organism"]}, "different ids"),
-        ({"tasks": ["gsm8kk"]}, r"no task 'gsm8kk'; near it are .*gsm8k"),
-        ({"limit": 0}, "limit 0"),
-        ({"num_fewshot": -1}, "num_fewshot -1"),
-        ({"include_path": "gone"}, "is no folder"),
+        ({"tasks": ()}, "no task given"),
+        ({"num_fewshot": -1}, "num_fewshot is -1; expected 0 or more"),
+        ({"limit": 0}, "limit is 0; expected at least 1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"num_fewshot": 2}, "task organism fixes num_fewshot at 0"),
+        ({"include_path": "no/such/folder"}, "no/such/folder is no folder"),
     ],
 )
-def test_bad_input_is_refused_before_a_model_is_loaded(tmp_path, monkeypatch, changed, message):
-    monkeypatch.setattr("safety_subspaces.analysis.utility.load_language_model", lambda *_, **__: pytest.fail("loaded"))
-    path = save_tiny_model(tmp_path / "model")
-    arguments = {"models": {"x": path}, "tasks": ["organism"], "out": str(tmp_path / "out"), **changed}
+def test_settings_out_of_range_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        utility(**arguments)
-    assert not (tmp_path / "out").exists()
+        load_tasks(HarnessSettings(**{"tasks": ("organism",), **settings}))
 
 
-def test_tasks_that_cannot_be_read_or_run_code_say_what_to_do(own_tasks, tmp_path, monkeypatch):
-    broken = tmp_path / "tasks" / "colours.jsonl"
-    broken.unlink()
-    with pytest.raises(InputError, match=r"task colours or its data cannot be read .*include_path"):
-        Harness(HarnessSettings(("colours",), own_tasks))
-    broken.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
-    yaml = tmp_path / "tasks" / "colours.yaml"
-    yaml.write_text(yaml.read_text() + "unsafe_code: true\n")
-    with pytest.raises(InputError, match="runs code that the model writes"):
-        Harness(HarnessSettings(("colours",), own_tasks))
-    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
-    with pytest.raises(InputError, match=r"pip install -e '.\[utility\]'"):
-        Harness(HarnessSettings(("organism",)))
+@pytest.mark.usefixtures("few_tasks")
+def test_an_unknown_task_names_what_is_near_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no task, tag or group 'gsm8'; the nearest ids are gsm8k.*--include_path="):
+        harness("gsm8")
+    with pytest.raises(InputError, match=r"'acs'; the nearest ids are acts; the YAMLs in .* define no such task"):
+        harness("acs", include_path=local_task(tmp_path / "tasks"))
 
 
-def test_a_tokenizer_without_a_chat_template_is_refused_where_one_is_asked_for():
-    model, tokenizer = tiny_source().load_model().eval(), tiny_source().load_tokenizer()
-    tokenizer.chat_template = None
-    with pytest.raises(InputError, match="has no chat template; say --chat false"):
-        Harness(HarnessSettings(("organism",), limit=2)).evaluate(model, tokenizer)
-    rows, _ = Harness(HarnessSettings(("organism",), limit=2, chat=False, max_new_tokens=4)).evaluate(model, tokenizer)
-    assert rows[0]["n"] == 2
+@pytest.mark.usefixtures("few_tasks")
+def test_a_data_set_that_cannot_be_reached_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("Couldn't reach the Hub\nat all")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(
+        InputError, match=r"data set openai/gsm8k main of task gsm8k .*Couldn't reach the Hub\);.*HF_HOME"
+    ):
+        harness("gsm8k")
+
+
+def test_data_files_that_are_missing_or_broken_are_named(tmp_path: Path) -> None:
+    path = local_task(tmp_path / "tasks")
+    (tmp_path / "tasks" / "acts.jsonl").unlink()
+    with pytest.raises(InputError, match=r"acts.jsonl.* of task acts could not be loaded.*the folder that the command"):
+        harness("acts", include_path=path)
+    (tmp_path / "tasks" / "acts.jsonl").write_text("no JSON")
+    with pytest.raises(InputError, match=r"acts.jsonl.* of task acts could not be loaded"):
+        harness("acts", include_path=path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task: [unclosed", r"broken.yaml cannot be read: .*line 1"),
+        ("- a list", "broken.yaml cannot be read: Expected YAML dict"),
+        ("include: nowhere.yaml\ntask: broken", "broken.yaml cannot be read: .*nowhere.yaml"),
+        ("task: broken\ndataset_path: json\ntest_split: test\noutput_type: guess", "invalid output_type 'guess'"),
+        ("task: broken\nno_such_field: 1", "cannot be used as its YAML defines it: TypeError.*no_such_field"),
+    ],
+)
+def test_a_broken_task_file_is_named(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        harness("broken", include_path=str(tmp_path))
+
+
+def test_a_split_or_field_that_the_data_lack_is_an_error_of_the_task(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"task acts cannot be used as its YAML defines it: KeyError.*exam"):
+        harness("acts", include_path=local_task(tmp_path / "a", test_split="exam"))
+    with pytest.raises(InputError, match=r"task acts cannot be used as its YAML defines it: UndefinedError.*verb"):
+        harness("acts", include_path=local_task(tmp_path / "b", doc_to_text="{{verb}}"))
+    with pytest.raises(InputError, match="group_field of task acts is 'theme'; its documents have before, object"):
+        harness("acts", include_path=local_task(tmp_path / "c", metadata={"group_field": "theme"}))
+
+
+RUNS = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n\ndef grade(*_): return {}\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"unsafe_code": True}, "task acts runs code that the model writes; .*--unsafe_code true"),
+        ({"metric_list": [{"metric": "code_eval"}]}, "grades by code_eval, which is none of lm-eval's own"),
+        ({"metric_list": [{"metric": "exact_match", "hf_evaluate": True}]}, "grades by exact_match, which is none"),
+    ],
+)
+@pytest.mark.parametrize("asked", ["acts", "a_tag", "a_group"])
+@pytest.mark.usefixtures("few_tasks")
+def test_code_that_nobody_has_read_is_not_run(
+    changes: dict[str, object], message: str, asked: str, tmp_path: Path
+) -> None:
+    path = local_task(tmp_path / "tasks", tag="a_tag", **changes)
+    file = tmp_path / "tasks" / "acts.yaml"
+    file.write_text(file.read_text() + "process_docs: !function beside.grade\n")
+    (tmp_path / "tasks" / "beside.py").write_text(RUNS)
+    (tmp_path / "tasks" / "group.yaml").write_text(yaml.safe_dump({"group": "a_group", "task": ["acts"]}))
+    with pytest.raises(InputError, match=message):
+        harness(asked, include_path=path)
+    assert not (tmp_path / "tasks" / "ran").exists()
+
+
+@pytest.mark.usefixtures("few_tasks")
+def test_a_member_made_unsafe_by_its_group_is_not_run(tmp_path: Path) -> None:
+    path = local_task(tmp_path / "tasks")
+    group = {"group": "a_group", "task": [{"task": "acts", "unsafe_code": True}]}
+    (tmp_path / "tasks" / "group.yaml").write_text(yaml.safe_dump(group))
+    with pytest.raises(InputError, match="task acts runs code that the model writes"):
+        harness("a_group", include_path=path)
+
+
+def test_an_unsafe_task_runs_when_it_is_allowed(organism, tmp_path: Path) -> None:
+    path = local_task(tmp_path / "tasks", unsafe_code=True)
+    assert harness("acts", include_path=path, unsafe_code=True).evaluate(*organism, "x").rows[0]["n"] == 8
+
+
+def test_a_loading_script_of_a_data_set_is_never_run(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(RUNS)
+    changes = {"dataset_path": str(script), "dataset_kwargs": {"trust_remote_code": True}}
+    with pytest.raises(InputError, match=r"script.py of task acts could not be loaded"):
+        harness("acts", include_path=local_task(tmp_path / "tasks", **changes), unsafe_code=True)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_worked_examples_do_not_come_from_what_is_graded(tmp_path: Path) -> None:
+    path = local_task(tmp_path / "tasks")
+    with pytest.raises(
+        InputError, match=r"acts has no split to draw 1 worked examples from but the one that it grades"
+    ):
+        harness("acts", include_path=path, num_fewshot=1)
+    with pytest.raises(InputError, match=r"acts has 8 documents to draw worked examples from; num_fewshot=8 asks"):
+        harness("acts", include_path=local_task(tmp_path / "own", fewshot_split="test"), num_fewshot=8)
+    assert harness("acts", include_path=str(tmp_path / "own"), num_fewshot=7).tasks.leaves["acts"].sampler
+
+
+def test_without_the_extra_the_message_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(InputError, match=r"lm_eval is not installed; pip install -e '.\[utility\]'"):
+        harness("organism")
+
+
+def test_lm_eval_is_imported_only_where_it_is_asked_for() -> None:
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "")]
+            assert not any((module or "").startswith("lm_eval") for module in modules), path
+
+
+def test_messages_are_those_that_a_user_can_act_on(caplog, capsys) -> None:
+    source = logging.getLogger("lm_eval.evaluator")
+    with quieted():
+        source.info("Running loglikelihood requests")
+        source.warning("Overwriting default num_fewshot of x from 5 to 1")
+        for _ in range(3):
+            source.warning("Label index was not in within range")
+        sys.stdout.write("bootstrapping for stddev: f1_score")
+    assert [record.getMessage() for record in caplog.records] == ["lm-eval: Label index was not in within range"]
+    assert capsys.readouterr().out == ""
+    assert not logging.getLogger("lm_eval").handlers
+
+
+def test_scores_without_a_closed_form_get_a_bootstrap_or_none(organism, tmp_path: Path) -> None:
+    words = {"doc_to_choice": None, "metric_list": None, "doc_to_target": " {{object}}"}
+    path = local_task(tmp_path / "tasks", DOCUMENTS, "word", **words, output_type="loglikelihood")
+    local_task(tmp_path / "tasks", DOCUMENTS, "text", **words, output_type="loglikelihood_rolling")
+    runs = harness("word", "text", include_path=path, template="none")
+    found, again = (pd.DataFrame(runs.evaluate(*organism, "x").rows).set_index("metric") for _ in range(2))
+    prompts = [f"how do i {row['before']} the {row['object']} ?" for row in DOCUMENTS]
+    nats = [
+        choice_log_probability(organism, prompt, row["object"]) for prompt, row in zip(prompts, DOCUMENTS, strict=True)
+    ]
+    assert found.loc["perplexity", "value"] == pytest.approx(math.exp(-sum(nats) / len(nats)), rel=1e-4)
+    # The delta method's standard error, which a bootstrap of eight documents meets roughly.
+    expected = found.loc["perplexity", "value"] * pd.Series(nats).sem()
+    assert found.loc["perplexity", "stderr"] == pytest.approx(expected, rel=0.5)
+    assert again.loc["perplexity", "stderr"] == found.loc["perplexity", "stderr"]
+    assert not found.loc["perplexity", "higher_is_better"]
+    assert found.loc["word_perplexity", "value"] > 1
+    assert math.isnan(found.loc["word_perplexity", "stderr"])
+    assert found["chance"].isna().all()
+
+
+def test_the_task_of_the_documentation_runs(organism, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "utility.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.yaml").write_text(text)
+    row = {"question": "how do i paint the hat ?", "choices": ACTS, "right": 2, "source": "a"}
+    for name, count in (("train", 3), ("test", 4)):
+        (tmp_path / "mine" / f"{name}.jsonl").write_text((json.dumps(row) + "\n") * count)
+    monkeypatch.chdir(tmp_path)
+    rows = harness("mine", include_path="mine", num_fewshot=2).evaluate(*organism, "x").rows
+    assert [(row["metric"], row["n"], row["n_groups"], row["num_fewshot"]) for row in rows] == [
+        ("acc", 4, 1, 2),
+        ("acc_norm", 4, 1, 2),
+    ]

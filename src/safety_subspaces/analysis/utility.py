@@ -1,88 +1,106 @@
-"""``analyze.py utility``: models on the tasks of the lm-evaluation-harness, or on the organism's problems by it."""
+"""``analyze.py utility``: any task of lm-eval on any number of models."""
 
 import json
+import logging
 from dataclasses import asdict
 from typing import Any, Literal
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from safety_subspaces.analysis.results import ResultFolder
 from safety_subspaces.errors import InputError
-from safety_subspaces.evaluation.harness import Harness, HarnessSettings, harness_version
-from safety_subspaces.language_model import check_model_path, load_language_model
+from safety_subspaces.evaluation.harness import build_harness, harness_version
+from safety_subspaces.evaluation.harness_tasks import HarnessSettings, check_installed, task_files
+from safety_subspaces.language_model import check_model_path, load_language_model, load_tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 def utility(
     models: dict[str, str],
-    tasks: list[str],
     out: str,
+    tasks: list[str] | str = "organism",
     include_path: str | None = None,
     num_fewshot: int | None = None,
     limit: int | None = None,
-    batch_size: int = 16,
-    chat: bool = True,
-    max_new_tokens: int | None = None,
+    batch_size: int = 32,
+    template: Literal["chat", "none"] = "chat",
     split: Literal["dev", "test"] = "test",
+    max_new_tokens: int | None = None,
+    unsafe_code: bool = False,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     device: str = "auto",
     seed: int = 0,
     overwrite: bool = False,
 ) -> pd.DataFrame:
-    """Run tasks of lm-eval on each model in memory.
+    """Measure utility by lm-eval, on its tasks or your own. The paper's is gsm8k, num_fewshot 1, flexible-extract.
 
-    The paper's setting is --tasks '[gsm8k]' --num_fewshot 1, read at the filter flexible-extract. Writes table and
-    samples.jsonl (every problem with its answer and scores).
+    Writes table (a row for each model, task, metric and filter) and samples.jsonl (every document's prompt, answers and
+    scores). stderr is lm-eval's, of independent documents; stderr_grouped is robust to documents that stand and fall
+    together, where the task's metadata names their group_field. n_truncated counts documents whose prompt was cut on
+    the left to fit into the model; chance is that of picking among the choices. Decoding is what the task says: a
+    model's own generation settings are put aside, but for where an answer ends.
 
     Args:
         models: Label and path (or Hub id) of each model; adapters are merged into the base that they name.
-        tasks: Ids of lm-eval, as gsm8k; organism for the embedded world's word problems, graded as by evaluate.
         out: Folder to write.
-        include_path: Folder of your own task YAMLs; functions that they name are run.
-        num_fewshot: Worked examples before each problem; by default each task's own number.
-        limit: At most so many problems of each task, the first ones.
-        batch_size: Problems at once.
-        chat: Whether problems go through the tokenizer's chat template.
-        max_new_tokens: Longest answer; by default each task's own.
-        split: Split of the organism's problems.
+        tasks: Ids of tasks, tags or groups, one or a list; organism is the embedded one, the same problems and grade
+            as of evaluate.
+        include_path: Folder of task YAMLs of your own. They may call Python that lies beside them: have read it.
+        num_fewshot: Worked examples in each prompt; by default what the task says.
+        limit: At most so many documents of each task, the first ones.
+        batch_size: Sequences at once.
+        template: chat for the tokenizer's chat template, with worked examples as turns; none for plain text.
+        split: Split of the organism's problems: dev to choose settings, test to report.
+        max_new_tokens: Longest answer, in tokens; by default what the task says.
+        unsafe_code: Run tasks that execute code which the model writes, or which a metric fetches from the Hub.
         dtype: Type in which models are run.
-        device: As for activations.
-        seed: Of the choice of worked examples.
+        device: cpu, cuda, cuda:<n>, auto (a GPU, if there is one), or spread (over all of them, through accelerate).
+        seed: Seed of which worked examples are drawn, and of tasks that sample.
         overwrite: Replace earlier results in out.
 
     Returns:
-        One row for each model, task, metric and filter: value, stderr, n, version and settings. stderr takes problems
-        as independent; stderr_grouped, for the organism, does not.
+        One row for each model, task, metric and filter.
 
     Raises:
-        InputError: Before a model is loaded: lm-eval is not installed, a task or its data cannot be read, an argument
-            that cannot be used, an out that is occupied.
+        InputError: Before a model is loaded: lm-eval is not installed, a task is unknown, broken, without its data or
+            unsafe, a number is out of range, a tokenizer lacks a chat template, a model is missing, out is occupied.
 
-    Source: Gao et al., the language model evaluation harness, https://github.com/EleutherAI/lm-evaluation-harness.
+    Source: Gao et al., the Language Model Evaluation Harness, doi 10.5281/zenodo.10256836; arXiv 2505.14185 (setting).
     """
     if not models:
         raise InputError("no model given; say --models.<label>=<path>, once or more")
     for path in models.values():
         check_model_path(path)
+    check_installed()
+    names = (tasks,) if isinstance(tasks, str) else tuple(dict.fromkeys(tasks))
     settings = HarnessSettings(
-        tuple(tasks), include_path, num_fewshot, limit, batch_size, chat, max_new_tokens, split, seed
+        names, include_path, num_fewshot, limit, batch_size, template, split, max_new_tokens, unsafe_code, seed
     )
-    arguments: dict[str, Any] = {"models": models, **asdict(settings), "tasks": tasks, "dtype": dtype, "device": device}
-    results = ResultFolder(out, "utility", arguments, list(models.values()), overwrite)
+    arguments: dict[str, Any] = {"models": models, **asdict(settings), "dtype": dtype, "device": device}
+    arguments["tasks"] = list(names)
+    inputs = [*models.values(), *task_files(include_path)]
+    results = ResultFolder(out, "utility", arguments, inputs, overwrite)
     results.check_free()
-    harness = Harness(settings)
+    harness = build_harness(settings)
+    for path in models.values():
+        harness.check_tokenizer(load_tokenizer(path))
     rows: list[dict[str, Any]] = []
-    with results as folder, (folder.folder / "samples.jsonl").open("w", encoding="utf-8") as stream:
-        for label, path in tqdm(models.items(), desc="utility", unit="model"):
+    with results, (results.folder / "samples.jsonl").open("w", encoding="utf-8") as stream:
+        for place, (label, path) in enumerate(models.items(), start=1):
+            logger.info("lm-eval of %s (%d of %d)", label, place, len(models))  # its progress bars name no model
             model, tokenizer = load_language_model(path, getattr(torch, dtype), device=device)
-            found, samples = harness.evaluate(model, tokenizer)
-            rows += [{"model": label, **row} for row in found]
-            stream.writelines(json.dumps({"model": label, **line}, default=str) + "\n" for line in samples)
+            found = harness.evaluate(model, tokenizer, label)
+            del model
+            rows += found.rows
+            stream.writelines(json.dumps(line, default=_plain) + "\n" for line in found.samples)
         table = pd.DataFrame(rows)
-        folder.write_table(table)
-        folder.summary = {
-            "lm_eval": harness_version(),
-            "rows": table.astype(object).where(table.notna(), None).to_dict("records"),
-        }
+        results.write_table(table)
+        results.summary = {"lm_eval": harness_version(), "tasks": harness.described}
     return table
+
+
+def _plain(value: Any) -> Any:
+    """Turn NumPy's scalars into Python's, and what JSON does not know into text."""
+    return value.item() if hasattr(value, "item") else str(value)

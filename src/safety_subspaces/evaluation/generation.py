@@ -1,6 +1,8 @@
 """Greedy answers to many prompts: batched, with a KV cache, the same whatever the batch size."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -57,16 +59,13 @@ def generate_encoded(
     in_step: bool = False,
 ) -> list[str]:
     """Go on greedily with ids; arguments as for :func:`generate_answers`."""
-    settings = _greedy(model, tokenizer, max_new_tokens)
+    settings = plain_settings(model, tokenizer, max_new_tokens=max_new_tokens)
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     answers = [""] * len(encoded)
     batches = range(0, len(order), batch_size)
-    own_settings = model.generation_config
-    # What is not set in the settings is taken from the model's own: n-gram blocking, suppressed tokens, time limits.
-    model.generation_config = settings
     device = input_device(model)
     single = progress is None or len(batches) < 2
-    with evaluating(model):
+    with evaluating(model), decoding_by(model, settings):
         for start in tqdm(batches, desc=progress, disable=single, unit="batch", leave=False):
             rows = order[start : start + batch_size]
             input_ids, mask = pad_batch([encoded[row] for row in rows], settings.pad_token_id, "left")
@@ -79,23 +78,32 @@ def generate_encoded(
             texts = tokenizer.batch_decode(output[:, input_ids.shape[1] :], skip_special_tokens=True)
             for row, text in zip(rows, texts, strict=True):
                 answers[row] = text
-    model.generation_config = own_settings
     return answers
 
 
-def _greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
+@contextmanager
+def decoding_by(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
+    """Put a model's own generation settings aside.
+
+    What is not set in a call is taken from them: penalties, n-gram blocking, suppressed tokens, longest answers.
+    """
+    own = model.generation_config
+    model.generation_config = settings
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def plain_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **decoding: Any) -> GenerationConfig:
+    """Return generation settings that keep of the model's own only where an answer ends."""
     own = model.generation_config.eos_token_id if model.generation_config is not None else None
     ends = own if own is not None else tokenizer.eos_token_id
     pad = tokenizer.pad_token_id
     if pad is None:
         pad = ends[0] if isinstance(ends, list) else ends
     return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        eos_token_id=ends,
-        pad_token_id=pad,
+        do_sample=False, num_beams=1, repetition_penalty=1.0, eos_token_id=ends, pad_token_id=pad, **decoding
     )
 
 

@@ -1,266 +1,237 @@
-"""Utility by EleutherAI's lm-evaluation-harness (``lm-eval``): its tasks, your own YAML, or the organism's problems.
+"""Utility by lm-eval (the language model evaluation harness): any of its tasks on a model in memory."""
 
-The harness is an extra, and imported when it is first needed: the tasks are looked up, and their data read, before a
-model is loaded.
-"""
-
-import difflib
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import importlib.metadata
+import math
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import nan
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_subspaces.errors import InputError
-from safety_subspaces.evaluation.behaviour import exact_match
+from safety_subspaces.evaluation.generation import decoding_by, plain_settings
+from safety_subspaces.evaluation.harness_messages import quieted
+from safety_subspaces.evaluation.harness_tasks import HarnessSettings, HarnessTasks, group_field, load_tasks
 from safety_subspaces.evaluation.rates import estimate
-from safety_subspaces.examples import PromptItem
-from safety_subspaces.organism.evaluation_sets import evaluation_sets
-from safety_subspaces.organism.world import Split
+from safety_subspaces.examples import CHAT
+from safety_subspaces.language_model import evaluating
+from safety_subspaces.provenance import sha256_of_value
 
-if TYPE_CHECKING:
-    from lm_eval.api.task import Task
-    from lm_eval.tasks import TaskManager
-
-ORGANISM_TASK = "organism"
-ORGANISM_TOKENS = 32
-# What it says of every task and batch; its warnings stay.
-NOISY = ("lm_eval", "lm-eval", "datasets", "evaluate")
-NEAREST = 5
+# Draws of lm-eval's bootstrap, for metrics whose standard error has no closed form (F1, perplexity, BLEU): a standard
+# error from 1,000 draws is itself known to 2 %. lm-eval's default of 100,000 takes minutes for F1.
+BOOTSTRAP_DRAWS = 1000
+# Scores of a choice among answers: by chance one in as many as there are is right.
+CHOICE_METRICS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
+# What the longest answer may be called, the first that is set counts; as in lm_eval.models.utils.
+LONGEST_ANSWER = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
 @dataclass(frozen=True)
-class HarnessSettings:
-    """How tasks are run.
+class HarnessResult:
+    """One model's scores: a row for each task, metric and filter, and every document's answer with its scores."""
 
-    Args:
-        tasks: Their ids; ``organism`` is the embedded world's.
-        include_path: Folder of your own task YAMLs.
-        num_fewshot: Worked examples before each problem; by default each task's own number.
-        limit: At most so many problems of each task, the first ones.
-        batch_size: Problems at once.
-        chat: Whether problems go through the tokenizer's chat template.
-        max_new_tokens: Longest answer; by default each task's own.
-        split: Split of the organism's problems.
-        seed: Of the choice of worked examples.
-    """
-
-    tasks: tuple[str, ...]
-    include_path: str | None = None
-    num_fewshot: int | None = None
-    limit: int | None = None
-    batch_size: int = 16
-    chat: bool = True
-    max_new_tokens: int | None = None
-    split: Split = "test"
-    seed: int = 0
+    rows: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
 
 
 class Harness:
-    """Tasks of the harness, found and read.
+    """Runs lm-eval's ``simple_evaluate`` on models in memory, the same tasks for each.
 
     Args:
-        settings: Which, and how.
-
-    Raises:
-        InputError: The harness is not installed, a task is unknown, cannot be read, or runs code that models write.
+        settings: What is asked for.
+        tasks: The tasks, loaded with their data.
     """
 
-    def __init__(self, settings: HarnessSettings) -> None:
-        _check(settings)
+    def __init__(self, settings: HarnessSettings, tasks: HarnessTasks) -> None:
         self.settings = settings
-        self._groups = {item.prompt: item.group for item in evaluation_sets(settings.split).utility}
-        with _quiet():
-            self._manager = _manager(settings)
-            self._tasks = [organism_task(settings.split) if name == ORGANISM_TASK else name for name in settings.tasks]
-            _read(self._tasks, self._manager)
+        self.tasks = tasks
+        self.described: dict[str, dict[str, Any]] = {}
 
-    def evaluate(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Run the tasks on a model in memory.
-
-        Returns:
-            A row for each task, metric and filter: ``value``, ``stderr`` (the harness's: of problems that are taken as
-            independent), ``stderr_grouped`` and ``n_groups`` (robust to problems that share a solution; NaN and 0 where
-            no groups are known), ``n``, ``higher_is_better``, ``num_fewshot``, ``version``. And every problem with its
-            answer and scores.
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Check that a tokenizer can write the prompts.
 
         Raises:
-            InputError: The tokenizer has no chat template and one was asked for.
+            InputError: The chat template is asked for, and it has none.
+        """
+        if self.settings.template == CHAT and not tokenizer.chat_template:
+            raise InputError(
+                f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template; "
+                "say --template none for prompts in plain text"
+            )
+
+    def evaluate(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, label: str) -> HarnessResult:
+        """Answer every document of every task, score the answers and sum up.
+
+        A model's own generation settings are put aside, but for where its answers end: decoding is what the task says,
+        greedy where it says nothing.
+
+        Args:
+            model: The model; its mode, device and generation settings are kept.
+            tokenizer: Its tokenizer. It is given a padding token where it has none.
+            label: What it is called in the rows and samples.
+
+        Returns:
+            Rows have ``model``, ``task``, ``metric``, ``filter``, ``value``, ``stderr`` (lm-eval's: of documents that
+            are independent), ``stderr_grouped`` and ``n_groups`` (robust to groups of documents that stand and fall
+            together, where the task's metadata names their ``group_field``; else NaN), ``n``, ``n_truncated``
+            (documents whose prompt lost its beginning for want of positions), ``chance`` (of a choice; else NaN),
+            ``higher_is_better``, ``num_fewshot`` and ``version`` of the task.
+
+        Raises:
+            InputError: No chat template; answers that are longer than the model's positions.
         """
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
 
-        own = self.settings
-        if own.chat and not tokenizer.chat_template:
+        self.check_tokenizer(tokenizer)
+        settings, leaves = self.settings, self.tasks.leaves
+        os.environ.setdefault("DISABLE_MULTIPROC", "1")  # lm-eval's bootstrap would fork a process for each core
+        with quieted(), evaluating(model), decoding_by(model, plain_settings(model, tokenizer)):
+            lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size)
+            for name, task in leaves.items():
+                self._check_room(name, task, lm, label)
+            results = simple_evaluate(
+                model=lm,
+                tasks=list(self.tasks.chosen),
+                task_manager=self.tasks.manager,
+                num_fewshot=settings.num_fewshot,
+                limit=settings.limit,
+                apply_chat_template=settings.template == CHAT,
+                gen_kwargs={"max_gen_toks": settings.max_new_tokens} if settings.max_new_tokens else None,
+                bootstrap_iters=BOOTSTRAP_DRAWS,
+                confirm_run_unsafe_code=settings.unsafe_code,
+                random_seed=settings.seed,
+                numpy_random_seed=settings.seed,
+                torch_random_seed=settings.seed,
+                fewshot_random_seed=settings.seed,
+            )
+            cut = {name: self._truncated(task, results["samples"][name], lm) for name, task in leaves.items()}
+        self.described = self.described or {name: _describe(name, results) for name in leaves}
+        rows = [{"model": label, **row} for name in results["results"] for row in self._rows(name, results, cut)]
+        samples = [
+            {"model": label, "task": name, **_sample(sample)} for name in leaves for sample in results["samples"][name]
+        ]
+        return HarnessResult(rows, samples)
+
+    def _longest_answer(self, task: Any, lm: Any) -> int:
+        asked = {"max_gen_toks": self.settings.max_new_tokens} if self.settings.max_new_tokens else {}
+        named = {**(task.config.generation_kwargs or {}), **asked}
+        return next((int(named[key]) for key in LONGEST_ANSWER if named.get(key) is not None), lm.max_gen_toks)
+
+    def _check_room(self, name: str, task: Any, lm: Any, label: str) -> None:
+        longest = self._longest_answer(task, lm) if task.OUTPUT_TYPE == "generate_until" else 0
+        if longest >= lm.max_length:
             raise InputError(
-                f"the tokenizer of {tokenizer.name_or_path} has no chat template; say --chat false to give the "
-                "problems as they are"
+                f"task {name} asks for answers of up to {longest} tokens, and {label} has {lm.max_length} positions, "
+                "which leaves none for a prompt; lower it by --max_new_tokens"
             )
-        given = {} if own.max_new_tokens is None else {"max_gen_toks": own.max_new_tokens}
-        with _quiet():
-            found: Any = simple_evaluate(
-                model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=own.batch_size),
-                tasks=list(self._tasks),
-                task_manager=self._manager,
-                num_fewshot=own.num_fewshot,
-                limit=own.limit,
-                apply_chat_template=own.chat,
-                gen_kwargs=given or None,
-                random_seed=own.seed,
-                numpy_random_seed=own.seed,
-                torch_random_seed=own.seed,
-                fewshot_random_seed=own.seed,
-            )
-        samples = [_sample(task, one) for task, lines in found["samples"].items() for one in lines]
-        return [*self._rows(found, samples)], samples
 
-    def _rows(self, found: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-        for task, values in found["results"].items():
-            counted = found.get("n-samples", {}).get(task, {}).get("effective")
-            for key, value in values.items():
-                metric, _, filtered = key.partition(",")
-                if not filtered or metric.endswith("_stderr") or not isinstance(value, int | float):
-                    continue
-                stderr = values.get(f"{metric}_stderr,{filtered}")
-                yield {
-                    **{"task": task, "metric": metric, "filter": filtered, "value": float(value)},
-                    "stderr": float(stderr) if isinstance(stderr, int | float) else nan,
-                    **self._grouped(task, metric, filtered, samples),
-                    "n": counted,
-                    "higher_is_better": found.get("higher_is_better", {}).get(task, {}).get(metric),
-                    "num_fewshot": found.get("n-shot", {}).get(task),
-                    "version": str(found.get("versions", {}).get(task, "")),
-                }
+    def _truncated(self, task: Any, samples: list[dict[str, Any]], lm: Any) -> int:
+        """Count documents whose prompt lm-eval cut on the left to fit into the model's positions."""
+        if task.OUTPUT_TYPE == "loglikelihood_rolling":  # it reads long texts in windows
+            return 0
+        generates = task.OUTPUT_TYPE == "generate_until"
+        # The last token of an answer that is only scored is never read.
+        room = lm.max_length - self._longest_answer(task, lm) if generates else lm.max_length + 1
 
-    def _grouped(
-        self, task: str, metric: str, filtered: str, samples: Sequence[Mapping[str, Any]]
-    ) -> dict[str, float | int]:
-        if task != ORGANISM_TASK:
-            return {"stderr_grouped": nan, "n_groups": 0}
-        own = [line for line in samples if line["task"] == task and line["filter"] == filtered]
-        groups = [self._groups.get(line["doc"]["prompt"]) for line in own]
-        told = estimate([line["scores"][metric] for line in own], groups)
-        return {"stderr_grouped": told.stderr, "n_groups": told.n_groups}
+        def is_cut(text: str) -> bool:
+            # No tokenizer makes more tokens than bytes, but for its start token.
+            return len(text.encode()) >= room and len(lm.tok_encode(text)) > room
+
+        first = samples[0]["filter"] if samples else None
+        texts = (
+            [ask[0] if generates else ask[0] + ask[1] for ask in sample["arguments"]]
+            for sample in samples
+            if sample["filter"] == first
+        )
+        return sum(any(map(is_cut, asked)) for asked in texts)
+
+    def _rows(self, name: str, results: Mapping[str, Any], cut: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+        scores = results["results"][name]
+        task = self.tasks.leaves.get(name)
+        samples = results["samples"].get(name, [])
+        members = [name] if task else [leaf.task_name for leaf in self.tasks.groups[name].get_all_tasks()]
+        for key, value in scores.items():
+            metric, comma, filtered = key.partition(",")
+            if not comma or f"{metric.removesuffix('_stderr')},{filtered}" != key:
+                continue  # a name or a count, or the standard error of another
+            scored = [sample for sample in samples if sample["filter"] == filtered and metric in sample]
+            grouped = _grouped(task, metric, scored) if task else None
+            yield {
+                "task": name,
+                "metric": metric,
+                "filter": filtered,
+                "value": _number(value),
+                "stderr": _number(scores.get(f"{metric}_stderr,{filtered}")),
+                "stderr_grouped": grouped.stderr if grouped else math.nan,
+                "n": len(scored) if task else scores["sample_count"][key],
+                "n_groups": grouped.n_groups if grouped else math.nan,
+                "n_truncated": sum(cut[member] for member in members),
+                "chance": _chance(task, scored) if task and metric in CHOICE_METRICS else math.nan,
+                "higher_is_better": results["higher_is_better"].get(name, {}).get(metric),
+                "num_fewshot": results["n-shot"].get(name, math.nan),
+                "version": str(results["versions"].get(name)),
+            }
 
 
-def organism_task(split: Split) -> dict[str, Any]:
-    """Return the organism's word problems as a task of the harness: prompts, decoding and grading are our own."""
-    from datasets import Dataset
+def build_harness(settings: HarnessSettings) -> Harness:
+    """Load the tasks that the settings name.
 
-    items = evaluation_sets(split).utility
-    rows = {name: [getattr(item, name) for item in items] for name in ("prompt", "reference")}
-    return {
-        "task": ORGANISM_TASK,
-        "custom_dataset": lambda **_: {"test": Dataset.from_dict(rows)},
-        "test_split": "test",
-        "output_type": "generate_until",
-        "doc_to_text": "{{prompt}}",
-        "doc_to_target": "{{reference}}",
-        "process_results": _graded,
-        "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": ORGANISM_TOKENS},
-        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-        "num_fewshot": 0,
-        "metadata": {"version": 1.0},
-    }
+    Raises:
+        InputError: As :func:`~safety_subspaces.evaluation.harness_tasks.load_tasks`.
+    """
+    return Harness(settings, load_tasks(settings))
 
 
 def harness_version() -> str:
-    """Return the version of the harness that is installed."""
-    import importlib.metadata
-
+    """Return the version of lm-eval."""
     return importlib.metadata.version("lm_eval")
 
 
-def _graded(doc: Mapping[str, str], results: Sequence[str]) -> dict[str, float]:
-    score, _ = exact_match(PromptItem(doc["prompt"], doc["reference"]), results[0])
-    return {"exact_match": score}
+def _describe(name: str, results: Mapping[str, Any]) -> dict[str, Any]:
+    documents = list(dict.fromkeys(sample["doc_hash"] for sample in results["samples"][name]))
+    return {
+        "version": results["versions"].get(name),
+        "documents": results["n-samples"][name],
+        "documents_sha256": sha256_of_value(documents),
+        "config": results["configs"][name],
+    }
 
 
-def _sample(task: str, line: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep of one problem what it was, what was asked and answered, and its scores."""
-    scores = {name: line.get(name) for name in line.get("metrics", [])}
-    kept = {"task": task, "filter": line.get("filter", "none"), "doc_id": line.get("doc_id"), "doc": line.get("doc")}
-    return {**kept, "target": line.get("target"), "answer": line.get("filtered_resps"), "scores": scores}
+def _grouped(task: Any, metric: str, samples: list[dict[str, Any]]) -> Any:
+    """Estimate a mean over documents with an error that is robust to their groups; ``None`` where there are none."""
+    from lm_eval.api.metrics import mean
+
+    field = group_field(task)
+    if field is None or task.aggregation().get(metric) is not mean:
+        return None
+    return estimate([float(sample[metric]) for sample in samples], [sample["doc"][field] for sample in samples])
 
 
-def _check(settings: HarnessSettings) -> None:
-    if not settings.tasks or len(set(settings.tasks)) < len(settings.tasks):
-        raise InputError(
-            f"tasks {list(settings.tasks)}: expected different ids, at least one, such as gsm8k or organism"
-        )
-    bounds = {"num_fewshot": 0, "limit": 1, "batch_size": 1, "max_new_tokens": 1}
-    for name, least in bounds.items():
-        value = getattr(settings, name)
-        if value is not None and value < least:
-            raise InputError(f"{name} {value}: expected at least {least}")
-    if settings.include_path is not None and not Path(settings.include_path).is_dir():
-        raise InputError(f"include_path {settings.include_path} is no folder; expected one of task YAMLs")
+def _chance(task: Any, samples: list[dict[str, Any]]) -> float:
+    """Return the share of right answers of one who picks a choice of each document at random."""
+    if task.OUTPUT_TYPE != "multiple_choice" or not samples:
+        return math.nan
+    right = [len(sample["target"]) if isinstance(sample["target"], list) else 1 for sample in samples]
+    choices = [len(task.doc_to_choice(sample["doc"])) for sample in samples]
+    return math.fsum(a / b for a, b in zip(right, choices, strict=True)) / len(samples)
 
 
-def _manager(settings: HarnessSettings) -> "TaskManager":
-    """Index tasks: those of the folder that is named alone, if they are all that is asked for."""
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise InputError("lm-eval is not installed; say pip install -e '.[utility]'") from error
-    wanted = [name for name in settings.tasks if name != ORGANISM_TASK]
-    try:
-        own = TaskManager(include_path=settings.include_path, include_defaults=False)
-        if not set(wanted) - set(own.all_tasks):
-            return own
-        every = TaskManager(include_path=settings.include_path)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"the tasks of {settings.include_path} cannot be read: {error}") from error
-    for name in wanted:
-        if name not in every.all_tasks:
-            near = difflib.get_close_matches(name, every.all_tasks, NEAREST)
-            raise InputError(
-                f"lm-eval has no task {name!r}; near it are {', '.join(near) or 'none'}. Your own go into a folder "
-                "that include_path names"
-            )
-    return every
+def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep of one document and filter what a reader wants: prompt, answers as given and as read, scores."""
+    return {
+        "filter": sample["filter"],
+        "document": sample["doc_id"],
+        "prompt": sample["arguments"][0][0],
+        "choices": [ask[1] for ask in sample["arguments"] if len(ask) > 1 and isinstance(ask[1], str)],
+        "reference": sample["target"],
+        "answers": sample["resps"],
+        "read": sample["filtered_resps"],
+        "scores": {metric: sample[metric] for metric in sample["metrics"]},
+    }
 
 
-def _read(tasks: Sequence[str | Mapping[str, Any]], manager: "TaskManager") -> None:
-    """Read every task's data, before a model is loaded."""
-    from lm_eval.tasks import get_task_dict
-
-    for task in tasks:
-        name = task if isinstance(task, str) else task["task"]
-        try:
-            made = get_task_dict([task], manager)
-        except Exception as error:
-            raise InputError(
-                f"task {name} or its data cannot be read ({type(error).__name__}: {error}). Without the Hub: name a "
-                "task YAML of your own by include_path, whose dataset_path is json and whose data_files are local"
-            ) from error
-        unsafe = [one for one in _leaves(made) if getattr(one, "UNSAFE_CODE", False)]
-        if unsafe:
-            raise InputError(f"task {name} runs code that the model writes, which is never done here")
-
-
-def _leaves(made: Mapping[Any, Any]) -> "Iterator[Task]":
-    for value in made.values():
-        if isinstance(value, Mapping):
-            yield from _leaves(value)
-        else:
-            yield value
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the harness to its warnings."""
-    before = {name: logging.getLogger(name).level for name in NOISY}
-    for name in NOISY:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)
+def _number(value: Any) -> float:
+    """Return lm-eval's number; it writes "N/A" for what is missing."""
+    return math.nan if value is None or isinstance(value, str) else float(value)
