@@ -5,7 +5,14 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 from torch.testing import assert_close
 
-from safety_subspaces.eigen import _threads_of_torch, gram_of_blocks, gram_of_rows, rank_of_energy, symmetric_eigh
+from safety_subspaces.eigen import (
+    FEW_VECTORS,
+    _threads_of_torch,
+    gram_of_blocks,
+    gram_of_rows,
+    rank_of_energy,
+    symmetric_eigh,
+)
 from safety_subspaces.errors import InputError
 from safety_subspaces.linalg import (
     haar_basis,
@@ -135,7 +142,7 @@ def test_leading_factors_are_the_first_of_all(shape, share):
     assert_close(products.abs(), torch.eye(held).double(), rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("share", [0.5, 1.0])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.95, 1.0])
 def test_a_decomposition_is_that_of_torch_for_every_size(share):
     for dim in (1, 2, 3, 63, 64, 65, 200):
         matrix = gaussian(dim, dim + 3, decay=1.0).double()
@@ -147,6 +154,18 @@ def test_a_decomposition_is_that_of_torch_for_every_size(share):
         assert rank == (dim if share == 1 else rank_of_energy(expected.sqrt(), share))
         assert_close(gram @ vectors, vectors * values[:rank], rtol=0, atol=1e-9 * float(values[0]))
         assert_close(vectors.T @ vectors, torch.eye(rank).double(), rtol=0, atol=1e-11)
+
+
+def test_few_vectors_are_those_of_divide_and_conquer_also_where_eigenvalues_come_in_clusters():
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(200, 200, generator=generator, dtype=torch.float64)).Q
+    for values in (torch.linspace(1, 3, 200), torch.tensor([5.0] * 10 + [1.0] * 190), torch.arange(200) ** 4 + 1.0):
+        gram = (basis * values.double().sort(descending=True).values) @ basis.T
+        few, many = (symmetric_eigh(gram.clone(), share)[1] for share in (0.05, 0.9999))
+        assert few.shape[1] <= 200 // FEW_VECTORS < many.shape[1]  # either way was taken
+        assert_close(few.T @ few, torch.eye(few.shape[1]).double(), rtol=0, atol=1e-11)
+        kept = [float(torch.linalg.vector_norm(gram @ part) ** 2) for part in (few, many[:, : few.shape[1]])]
+        assert kept[0] == pytest.approx(kept[1], rel=1e-10)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

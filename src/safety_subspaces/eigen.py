@@ -25,6 +25,9 @@ RANK_TOLERANCE = 1e-6
 SELF_PRODUCT = {torch.float32: blas.ssyrk, torch.float64: blas.dsyrk}
 # Matrices of fewer rows are decomposed as a whole: leaving vectors out would save less than a millisecond.
 LEAST_LEADING = 64
+# Below this part of all vectors each is found by itself (MRRR), in a tenth of the time of all of them.
+FEW_VECTORS = 8
+BY_NUMBER = 2  # dstemr's word for a range of indices
 # Columns that LAPACK applies reflections to at once: enough for its blocked form.
 REFLECTION_BLOCK = 64
 
@@ -122,27 +125,48 @@ def _leading_eigh(gram: np.ndarray, share: float) -> tuple[Tensor, Tensor]:
     dim = gram.shape[0]
     work = int(lapack.dsytrd_lwork(dim, lower=1)[0])
     reduced, diagonal, beside, factors, failed = lapack.dsytrd(gram, lower=1, lwork=work, overwrite_a=1)
-    values, turned, unfinished = lapack.dstevd(diagonal, beside, compute_v=1)
-    if failed or unfinished:
-        raise RuntimeError(f"LAPACK could not decompose a matrix of {dim} rows (dsytrd {failed}, dstevd {unfinished})")
-    ascending, leading = _leading(torch.from_numpy(values), torch.from_numpy(turned), share)
-    columns = np.asfortranarray(leading.numpy())
+    ascending, unfinished = lapack.dsterf(diagonal, beside)
+    _check_done(dim, dsytrd=failed, dsterf=unfinished)
+    values = torch.from_numpy(ascending).flip(0).clamp_min(0)
+    columns = np.asfortranarray(_tridiagonal_vectors(diagonal, beside, _rank_of(values, share))[:, ::-1])
     # Reflection i acts on the rows below i: those of a QR decomposition of what is below the diagonal.
     below = np.asfortranarray(reduced[1:, :-1])
     columns[1:], _, failed = lapack.dormqr(
         "L", "N", below, factors, np.asfortranarray(columns[1:]), REFLECTION_BLOCK * columns.shape[1]
     )
-    if failed:
-        raise RuntimeError(f"LAPACK could not turn back {columns.shape[1]} vectors of {dim} (dormqr {failed})")
-    return ascending, torch.from_numpy(columns)
+    _check_done(dim, dormqr=failed)
+    return values, torch.from_numpy(columns)
+
+
+def _tridiagonal_vectors(diagonal: np.ndarray, beside: np.ndarray, rank: int) -> np.ndarray:
+    """Eigenvectors of the largest eigenvalues, in ascending order: a few one by one, many by divide and conquer."""
+    dim = len(diagonal)
+    if rank <= dim // FEW_VECTORS:
+        padded = np.append(beside, 0.0)
+        found, _, vectors, failed = lapack.dstemr(diagonal, padded, BY_NUMBER, 0.0, 1.0, dim - rank + 1, dim)
+        if failed == 0 and found == rank:
+            return vectors[:, :rank]
+    _, vectors, failed = lapack.dstevd(diagonal, beside, compute_v=1)
+    _check_done(dim, dstevd=failed)
+    return vectors[:, dim - rank :]
+
+
+def _check_done(dim: int, **codes: int) -> None:
+    for routine, code in codes.items():
+        if code:
+            raise RuntimeError(f"LAPACK could not decompose a matrix of {dim} rows ({routine} {code})")
+
+
+def _rank_of(values: Tensor, share: float) -> int:
+    """How many of the descending eigenvalues lie within numerical rank and hold the share."""
+    rank = numerical_rank_of(values)
+    return rank if share == 1 else rank_of_energy(values[:rank].sqrt(), share)
 
 
 def _leading(values: Tensor, vectors: Tensor, share: float) -> tuple[Tensor, Tensor]:
     """Put ascending eigenvalues into descending order, and keep the vectors of those that hold the share."""
     values = values.flip(0).clamp_min(0)
-    rank = numerical_rank_of(values)
-    if share < 1:
-        rank = rank_of_energy(values[:rank].sqrt(), share)
+    rank = _rank_of(values, share)
     return values, vectors[:, vectors.shape[1] - rank :].flip(1)
 
 

@@ -52,7 +52,7 @@ class StateMoments:
         gram = self.scatter.clone()
         if not center:
             gram.addr_(self.mean, self.mean, alpha=float(self.count))
-        if not self.count or not gram.any():
+        if not self.count or not gram.diagonal().any():
             return LeadingFactors(torch.zeros(gram.shape[0], 0), torch.zeros(0, dtype=torch.float64))
         values, vectors = symmetric_eigh(gram, share)
         # n vectors span at most n directions; what is beyond is the rounding of the sums.
@@ -115,7 +115,7 @@ def moments_of(rows: Float[Tensor, "prompt hidden"]) -> StateMoments:
     """Return the moments of vectors, on the CPU."""
     # About a rounded mean first, at half the cost of a float64 one: what it is off by is put right, in float64.
     rounded = rows.mean(dim=0).double()
-    values = rows - rounded
+    values = rows.to(torch.float64, copy=True).sub_(rounded)
     off = values.mean(dim=0)
     scatter = gram_of_rows(values.T).addr_(off, off, alpha=-float(len(rows)))
     return StateMoments(len(rows), (rounded + off).cpu(), scatter.cpu())
