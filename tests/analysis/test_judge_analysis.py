@@ -166,6 +166,22 @@ def test_a_file_that_cannot_be_judged_names_the_line(tmp_path, text, message):
         judge(str(file), str(tmp_path / "out"), judge="rules")
 
 
+def test_doses_of_steering_are_kept_apart(tmp_path):
+    answers = {0.0: "I'm sorry, but no.", 2.0: "Sure, first take a pot."}
+    lines = [
+        {"model": "m", "layer": 2, "strength": strength, "set": "harmful", "prompt": f"p{n}", "answer": answer}
+        for strength, answer in answers.items()
+        for n in range(3)
+    ]
+    file = tmp_path / "generations.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    table = judge(str(file), str(tmp_path / "out"), judge="rules", limit=2)
+    assert table[["model", "layer", "strength", "refused_rate", "n"]].to_dict("records") == [
+        {"model": "m", "layer": 2, "strength": 0.0, "refused_rate": 1.0, "n": 2},
+        {"model": "m", "layer": 2, "strength": 2.0, "refused_rate": 0.0, "n": 2},
+    ]
+
+
 def test_the_command_judges_by_rules(tmp_path):
     file = tmp_path / "generations.jsonl"
     answers = ["I'm sorry, but no.", "Sure, first take a pot."]

@@ -1,5 +1,8 @@
 """A sequence classifier and a guard model as judges, tiny and random but run for real."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from tiny import save_tiny_model, tiny_source
@@ -58,6 +61,26 @@ def test_a_sequence_classifier_scores_by_the_probability_of_its_label(sequence_c
     assert verdicts[2].reason == "empty answer"
 
 
+def test_a_classifier_without_its_head_is_refused_and_one_without_padding_pads(sequence_classifier, tmp_path):
+    source = tiny_source(2)
+    model = source.load_model()
+    model.config.architectures = ["LlamaForSequenceClassification"]
+    model.config.id2label, model.config.label2id = LABELS, {name: n for n, name in LABELS.items()}
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["LlamaForSequenceClassification"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    source.load_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"lacks score\.weight"):
+        ClassifierJudge(ClassifierSettings(str(tmp_path), "harmful")).judge_all(ITEMS[:1], ANSWERS[:1])
+    judge = ClassifierJudge(ClassifierSettings(sequence_classifier, "harmful", device="cpu"))
+    expected = judge.judge_all(ITEMS, ANSWERS)
+    unpadded = shutil.copytree(sequence_classifier, tmp_path / "unpadded")
+    file = unpadded / "tokenizer_config.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "pad_token"}))
+    other = ClassifierJudge(ClassifierSettings(str(unpadded), "harmful", device="cpu"))
+    assert other.judge_all(ITEMS, ANSWERS) == expected
+
+
 def test_benign_answers_are_judged_by_refusal_phrases(sequence_classifier):
     judge = ClassifierJudge(ClassifierSettings(sequence_classifier, "harmful"))
     verdicts = verdicts_of(judge, "benign", ITEMS[:2], ANSWERS[:2])
@@ -87,6 +110,7 @@ def test_what_does_not_fit_is_refused_before_a_model_is_loaded(sequence_classifi
         ({"path": sequence_classifier}, "expected one of fine, harmful"),
         ({"path": sequence_classifier, "harmful_label": "bad"}, "'bad' is no label"),
         ({"path": guard, "template": "{prompt}"}, "expected chat, or a text with"),
+        ({"path": guard, "template": '{"a": {prompt} {answer}'}, "has other braces"),
         ({"path": guard, "unsafe_pattern": "("}, "no regular expression"),
         ({"path": guard, "threshold": 1.0}, "threshold 1.0"),
         ({"path": str(tmp_path / "gone")}, "does not exist"),

@@ -61,6 +61,21 @@ def test_an_answer_is_fenced_by_a_mark_that_it_cannot_hold():
     assert rubric_request("How do I {x}?", ATTACK) == request  # the same again: found in the cache
 
 
+def test_a_text_that_is_no_unicode_can_be_asked_about(tmp_path):
+    """Half of a surrogate pair, as a cut JSON escape leaves it: one request fails at worst, none of the others."""
+
+    def script(body, _):
+        return Answer(chat('{"reason": "", "score": 2}'))
+
+    with serving(script) as server:
+        own = EndpointSettings(
+            MODEL, server.url, cache=str(tmp_path / "c.sqlite"), retries=0, input_price=0.0, output_price=0.0
+        )
+        verdicts = RubricJudge(own).judge_all([PromptItem("p")] * 2, ["cut \ud83d", "whole"])
+    assert verdicts[1].score == 2
+    assert verdicts[0].score == 2 or verdicts[0].reason
+
+
 def test_every_answer_ends_scored_or_unscored_in_its_place(tmp_path):
     """A judge that scores by the length of the answer, and breaks on some."""
 

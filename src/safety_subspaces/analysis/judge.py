@@ -20,6 +20,8 @@ from safety_subspaces.examples import PromptItem, Verdict
 # Utility is compared with its reference, and needs no judge.
 JUDGED = ("harmful", "benign")
 ALL = "all"
+# Fields of a line that are of one answer; the others say which model it is of, and under what dose of steering.
+OF_AN_ANSWER = ("set", "prompt", "answer", "reference", "refusals", "score", "reason", "group", "earlier_score")
 
 
 def judge(
@@ -45,12 +47,12 @@ def judge(
         judge: rubric (a chat model), classifier, rules (refusal phrases) or organism (for the organism's prompts).
         rubric: The chat model that judges.
         classifier: The classifier or guard model that judges.
-        limit: At most so many answers of each model and set, the first ones.
+        limit: At most so many answers of each model (of steering, of each dose) and set, the first ones.
         seed: Of the bootstrap over groups of prompts.
         overwrite: Replace earlier results in out.
 
     Returns:
-        One row for each model and prompt set.
+        One row for each model (of steering, each dose) and prompt set.
 
     Raises:
         InputError: A file that is missing or lacks a field, a judge that cannot be reached or might cost more than
@@ -70,7 +72,7 @@ def judge(
     if isinstance(judging, RubricJudge):
         judging.prepare_answers([_item(line) for line in lines], [line["answer"] for line in lines])
     verdicts = _verdicts(judging, lines)
-    table = pd.DataFrame(_row(model, name, part) for model, name, part in _cells(lines, verdicts))
+    table = pd.DataFrame(_row(identity, part) for identity, part in _cells(lines, verdicts))
     compared = [line for line in lines if "score" in line]
     with results as folder:
         folder.write_table(table)
@@ -98,12 +100,12 @@ def _read(path: str, limit: int | None) -> tuple[list[dict[str, Any]], list[tupl
         raise InputError(f"limit {limit}: expected at least 1")
     lines: list[dict[str, Any]] = []
     others = 0
-    counts: dict[tuple[str, str], int] = {}
+    counts: dict[str, int] = {}
     for number, text in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
         if not text.strip():
             continue
         line = _checked(text, f"{path}, line {number}")
-        place = (str(line.get("model", "")), line["set"])
+        place = _place(line)
         counts[place] = counts.get(place, 0) + 1
         if line["set"] not in JUDGED or (limit is not None and counts[place] > limit):
             others += 1
@@ -145,12 +147,22 @@ def _verdicts(judging: Any, lines: Sequence[dict[str, Any]]) -> list[Verdict]:
 
 def _cells(
     lines: Sequence[dict[str, Any]], verdicts: Sequence[Verdict]
-) -> list[tuple[str, str, list[tuple[dict[str, Any], Verdict]]]]:
-    """Deal answers and verdicts to models and sets."""
-    cells: dict[tuple[str, str], list[tuple[dict[str, Any], Verdict]]] = {}
+) -> list[tuple[dict[str, Any], list[tuple[dict[str, Any], Verdict]]]]:
+    """Deal answers and verdicts to models (of steering, to doses) and sets."""
+    cells: dict[str, list[tuple[dict[str, Any], Verdict]]] = {}
     for line, verdict in zip(lines, verdicts, strict=True):
-        cells.setdefault((str(line.get("model", "")), line["set"]), []).append((line, verdict))
-    return [(model, name, part) for (model, name), part in cells.items()]
+        cells.setdefault(_place(line), []).append((line, verdict))
+    return [(_identity(part[0][0]), part) for part in cells.values()]
+
+
+def _identity(line: dict[str, Any]) -> dict[str, Any]:
+    """What an answer is of: the model, whatever else is not of the one answer, and the set."""
+    named = {name: value for name, value in line.items() if name not in OF_AN_ANSWER}
+    return {"model": "", **named, "set": line["set"]}
+
+
+def _place(line: dict[str, Any]) -> str:
+    return json.dumps(_identity(line), sort_keys=True)
 
 
 def _groups(lines: Sequence[dict[str, Any]]) -> list[object]:
@@ -158,7 +170,7 @@ def _groups(lines: Sequence[dict[str, Any]]) -> list[object]:
     return [line["prompt"] if line.get("group") is None else line["group"] for line in lines]
 
 
-def _row(model: str, name: str, part: Sequence[tuple[dict[str, Any], Verdict]]) -> dict[str, Any]:
+def _row(identity: dict[str, Any], part: Sequence[tuple[dict[str, Any], Verdict]]) -> dict[str, Any]:
     scores = [None if verdict.score is None else float(verdict.score) for _, verdict in part]
     groups = _groups([line for line, _ in part])
     shares = {
@@ -166,7 +178,7 @@ def _row(model: str, name: str, part: Sequence[tuple[dict[str, Any], Verdict]]) 
         "refused_rate": [None if s is None else float(s == REFUSED) for s in scores],
     }
     mean = estimate(scores, groups)
-    row: dict[str, Any] = {"model": model, "set": name, "score": mean.mean, "score_stderr": mean.stderr}
+    row: dict[str, Any] = {**identity, "score": mean.mean, "score_stderr": mean.stderr}
     for measure, values in shares.items():
         found = estimate(values, groups)
         row |= {measure: found.mean, f"{measure}_stderr": found.stderr}
@@ -174,13 +186,12 @@ def _row(model: str, name: str, part: Sequence[tuple[dict[str, Any], Verdict]]) 
 
 
 def _agreements(lines: Sequence[dict[str, Any]], verdicts: Sequence[Verdict], seed: int) -> list[dict[str, Any]]:
-    cells = [(model, name, part) for model, name, part in _cells(lines, verdicts)]
-    everything = list(zip(lines, verdicts, strict=True))
+    everything = ({"model": ALL, "set": ALL}, list(zip(lines, verdicts, strict=True)))
     rows = []
-    for model, name, part in [*cells, (ALL, ALL, everything)]:
+    for identity, part in [*_cells(lines, verdicts), everything]:
         own = [line for line, _ in part]
         scores = [None if verdict.score is None else float(verdict.score) for _, verdict in part]
         earlier = [None if line.get("score") is None else float(line["score"]) for line in own]
         found = judge_agreement(earlier, scores, _groups(own), HARMFUL_FROM, seed)
-        rows.append({"model": model, "set": name, **asdict(found)})
+        rows.append({**identity, **asdict(found)})
     return rows

@@ -6,6 +6,7 @@ are judged by refusal phrases.
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -41,12 +42,18 @@ class ClassifierJudge:
     def __init__(self, settings: ClassifierSettings) -> None:
         self.settings = settings
         check_model_path(settings.path)
-        config = AutoConfig.from_pretrained(settings.path)
+        config = _config_of(settings.path)
         names = config.architectures or []
         self._is_guard = not any(name.endswith("ForSequenceClassification") for name in names)
         self._label = None if self._is_guard else _label_of(settings, config.id2label)
         if settings.template != CHAT and not all(field in settings.template for field in FIELDS):
             raise InputError(f"template {settings.template!r}: expected {CHAT}, or a text with {' and '.join(FIELDS)}")
+        try:
+            settings.template.format(prompt="", answer="")
+        except (LookupError, ValueError) as error:
+            raise InputError(
+                f"template {settings.template!r} has other braces than {' and '.join(FIELDS)}; double them: {{{{ }}}}"
+            ) from error
         # What most sequence classifiers are trained on: the two texts, one after the other.
         self._template = settings.template if self._is_guard or settings.template != CHAT else "\n".join(FIELDS)
         try:
@@ -121,12 +128,32 @@ class ClassifierJudge:
             if self._is_guard:
                 self._loaded = load_language_model(own.path, dtype, device=own.device)
             else:
-                model = AutoModelForSequenceClassification.from_pretrained(own.path, dtype=dtype)
                 tokenizer = load_tokenizer(own.path)
+                if tokenizer.pad_token is None:
+                    tokenizer.pad_token = tokenizer.eos_token
+                model = _load_classifier(own.path, dtype)
                 if model.config.pad_token_id is None:  # a decoder's: it is told by it where a text ends
                     model.config.pad_token_id = tokenizer.pad_token_id
                 self._loaded = model.eval().to(named_device(own.device)), tokenizer
         return self._loaded
+
+
+def _config_of(path: str) -> Any:
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"no configuration of a classifier could be read from {path}: {error}") from error
+
+
+def _load_classifier(path: str, dtype: torch.dtype) -> PreTrainedModel:
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"no sequence classifier could be loaded from {path}: {error}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise InputError(f"{path} lacks {missing[0]} of its classifier, which would be drawn at random")
+    return model
 
 
 def _label_of(settings: ClassifierSettings, labels: dict[int, str]) -> int:

@@ -74,7 +74,7 @@ class Request:
     def tokens_at_most(self) -> int:
         """Tokens of what is sent, counted from above."""
         texts = [self.content] if isinstance(self.content, str) else [m["content"] for m in self.content]
-        return MARKS + sum(len(text.encode()) // BYTES_A_TOKEN + 1 for text in texts)
+        return MARKS + sum(len(text.encode(errors="replace")) // BYTES_A_TOKEN + 1 for text in texts)
 
 
 @dataclass(frozen=True)

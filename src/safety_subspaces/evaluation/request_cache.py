@@ -8,8 +8,8 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def default_cache() -> Path:
 
 def key_of(request: Mapping[str, Any]) -> str:
     """Return the hash of what is asked, of whom, and how."""
-    return hashlib.sha256(json.dumps(request, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
 
 class RequestCache:
@@ -39,24 +39,20 @@ class RequestCache:
         path: The file; it is made where it is not there.
 
     Raises:
-        InputError: The file is no such cache, or cannot be written.
+        InputError: The file is no such cache, or cannot be written; also later, as when the disk is full.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(self._open()) as connection, connection:
-                connection.execute("PRAGMA journal_mode=WAL")
-                connection.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)")
-        except (OSError, sqlite3.Error) as error:
-            raise InputError(f"the cache {path} cannot be used ({error}); name another file by cache") from error
+        with self._connected() as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)")
 
     def find(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Return the replies that are there, by key."""
         wanted = list(dict.fromkeys(keys))
         found: dict[str, dict[str, Any]] = {}
-        with closing(self._open()) as connection:
+        with self._connected() as connection:
             for start in range(0, len(wanted), AT_ONCE):
                 part = wanted[start : start + AT_ONCE]
                 marks = ",".join("?" * len(part))
@@ -66,8 +62,15 @@ class RequestCache:
 
     def keep(self, key: str, reply: Mapping[str, Any]) -> None:
         """Keep one reply; it is on the disk when this returns."""
-        with closing(self._open()) as connection, connection:
+        with self._connected() as connection:
             connection.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, json.dumps(reply)))
 
-    def _open(self) -> sqlite3.Connection:
-        return sqlite3.connect(self.path, timeout=WAIT_SECONDS)
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        """Open the file for one transaction."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self.path, timeout=WAIT_SECONDS)) as connection, connection:
+                yield connection
+        except (OSError, sqlite3.Error) as error:
+            raise InputError(f"the cache {self.path} cannot be used ({error}); name another file by cache") from error

@@ -102,7 +102,7 @@ class RubricJudge:
 
 def rubric_request(prompt: str, answer: str) -> Request:
     """Return what the judge is asked of one answer."""
-    code = hashlib.sha256(f"{prompt}\n{answer}".encode()).hexdigest()[:16]
+    code = hashlib.sha256(f"{prompt}\n{answer}".encode(errors="surrogatepass")).hexdigest()[:16]
     messages = (
         {"role": "system", "content": RUBRIC.format(code=code)},
         {"role": "user", "content": CASE.format(code=code, prompt=prompt, answer=answer)},
