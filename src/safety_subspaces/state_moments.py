@@ -101,7 +101,8 @@ class MomentsBuilder:
     def _fold(self) -> None:
         if not self._buffer:
             return
-        moments = moments_of(torch.cat(self._buffer))
+        values = self._buffer[0].new_empty(self._buffered, self._hidden, dtype=torch.float64)
+        moments = _moments_within(torch.cat(self._buffer, out=values))
         self._buffer, self._buffered = [], 0
         if not torch.isfinite(moments.mean).all():  # one bad number in any row
             raise InputError(
@@ -113,12 +114,14 @@ class MomentsBuilder:
 
 def moments_of(rows: Float[Tensor, "prompt hidden"]) -> StateMoments:
     """Return the moments of vectors, on the CPU."""
-    # About a rounded mean first, at half the cost of a float64 one: what it is off by is put right, in float64.
-    rounded = rows.mean(dim=0).double()
-    values = rows.to(torch.float64, copy=True).sub_(rounded)
-    off = values.mean(dim=0)
-    scatter = gram_of_rows(values.T).addr_(off, off, alpha=-float(len(rows)))
-    return StateMoments(len(rows), (rounded + off).cpu(), scatter.cpu())
+    return _moments_within(rows.to(torch.float64, copy=True))
+
+
+def _moments_within(values: Float64[Tensor, "prompt hidden"]) -> StateMoments:
+    """The moments of vectors, whose memory is used up: a copy would cost as much as their mean."""
+    mean = values.mean(dim=0)
+    values.sub_(mean)
+    return StateMoments(len(values), mean.cpu(), gram_of_rows(values.T).cpu())
 
 
 def no_moments(hidden: int) -> StateMoments:
