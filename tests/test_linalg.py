@@ -156,6 +156,20 @@ def test_a_decomposition_is_that_of_torch_for_every_size(share):
         assert_close(vectors.T @ vectors, torch.eye(rank).double(), rtol=0, atol=1e-11)
 
 
+def test_a_single_vector_is_found_where_one_direction_holds_the_share():
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(64, 64, generator=generator, dtype=torch.float64)).Q
+    for dim in (64, 200):
+        direction = torch.nn.functional.normalize(torch.randn(dim, generator=generator, dtype=torch.float64), dim=0)
+        gram = 100 * direction[:, None] * direction + torch.eye(dim).double() * 1e-2
+        values, vectors = symmetric_eigh(gram, 0.9)
+        assert vectors.shape == (dim, 1)
+        assert abs(float(vectors[:, 0] @ direction)) == pytest.approx(1, abs=1e-12)
+        assert float(values[0]) == pytest.approx(100.01)
+    zero_but_one = basis[:, :1] @ basis[:, :1].T
+    assert symmetric_eigh(zero_but_one, 0.5)[1].shape == (64, 1)
+
+
 def test_few_vectors_are_those_of_divide_and_conquer_also_where_eigenvalues_come_in_clusters():
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(200, 200, generator=generator, dtype=torch.float64)).Q

@@ -128,7 +128,8 @@ def _leading_eigh(gram: np.ndarray, share: float) -> tuple[Tensor, Tensor]:
     ascending, unfinished = lapack.dsterf(diagonal, beside)
     _check_done(dim, dsytrd=failed, dsterf=unfinished)
     values = torch.from_numpy(ascending).flip(0).clamp_min(0)
-    columns = np.asfortranarray(_tridiagonal_vectors(diagonal, beside, _rank_of(values, share))[:, ::-1])
+    turned = _tridiagonal_vectors(diagonal, beside, _rank_of(values, share))[:, ::-1]
+    columns = np.array(turned, order="F")  # a single column would be taken as it lies, its stride negative
     # Reflection i acts on the rows below i: those of a QR decomposition of what is below the diagonal.
     below = np.asfortranarray(reduced[1:, :-1])
     columns[1:], _, failed = lapack.dormqr(
