@@ -7,11 +7,11 @@ import lightning as L
 from torch.utils.tensorboard import SummaryWriter
 
 from callbacks.watcher import Watcher, board_writers
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.files import write_json
 from safety_subspaces.distributed import ZeroStrategy, map_over_ranks
-from safety_subspaces.errors import InputError
 from safety_subspaces.evaluation import BehaviourEvaluator, BehaviourResult, EvaluationSettings, build_evaluator
 from safety_subspaces.examples import PromptSets
-from safety_subspaces.files import write_json
 from safety_subspaces.models.base import LanguageModelModule
 from safety_subspaces.prompting import CHAT, check_template
 

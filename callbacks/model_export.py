@@ -6,7 +6,7 @@ from typing import final
 import lightning as L
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.models.base import LanguageModelModule
 from safety_subspaces.models.export import ExportType, export_model
 

@@ -8,8 +8,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch.utils.tensorboard.summary import hparams
 
 from callbacks.watcher import board_writers
+from safety_subspaces.artefacts.files import read_json
 from safety_subspaces.board import RESULTS, chart_layout, config_text, hyperparameters
-from safety_subspaces.files import read_json
 
 CONFIG_TAG = "run/config"
 

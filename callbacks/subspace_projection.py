@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from callbacks.run_subspace import check_source, run_subspace_file
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.files import write_json
 from safety_subspaces.constraint import Mode, forbidden_part, schedule_strength
 from safety_subspaces.distributed import ZeroStrategy, check_strategy, optimizer_of, stepped_by
-from safety_subspaces.errors import InputError
-from safety_subspaces.files import write_json
 from safety_subspaces.linalg import as_matrix
 from safety_subspaces.models.base import LanguageModelModule
 from safety_subspaces.models.constrained import ConstrainedWeights, UpdateEnergies

@@ -5,7 +5,7 @@ from typing import Any, final
 
 import lightning as L
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 
 
 @final

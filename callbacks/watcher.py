@@ -16,9 +16,9 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.board import heatmap
 from safety_subspaces.distributed import check_strategy, gather_objects
-from safety_subspaces.errors import InputError
 from safety_subspaces.models.base import LanguageModelModule
 
 logger = logging.getLogger(__name__)

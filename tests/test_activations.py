@@ -10,7 +10,7 @@ from transformers import GemmaConfig, GPT2Config, Qwen2Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from safety_subspaces.activations import find_blocks, find_part, prompt_states, state_factors, stream_states
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.prompt_sets import read_prompt_list
 from safety_subspaces.language_model import evaluating, load_language_model
 from safety_subspaces.linalg import haar_basis

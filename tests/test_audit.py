@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.audit import (
     CLOSE_K,
     audit_update,
@@ -20,7 +21,6 @@ from safety_subspaces.audit import (
     summarise_audit,
 )
 from safety_subspaces.eigen import rank_of_energy
-from safety_subspaces.errors import InputError
 from safety_subspaces.linalg import left_factors
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]

@@ -10,10 +10,10 @@ from tiny_checkpoints import VOCABULARY, edit, save_adapter, save_llama, save_pe
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.checkpoint_writing import write_checkpoint
 from safety_subspaces.compatibility import check_compatible, coverage, select_tensors
 from safety_subspaces.delta import update_of
-from safety_subspaces.errors import InputError
 from safety_subspaces.names import layer_of, type_of
 from safety_subspaces.update_checkpoint import AdapterCheckpoint, open_checkpoint
 

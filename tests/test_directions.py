@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.directions import (
     mean_difference,
     overlap_vectors,
@@ -10,7 +11,6 @@ from safety_subspaces.directions import (
     probe_direction,
     random_direction,
 )
-from safety_subspaces.errors import InputError
 
 HIDDEN, GAP = 32, 3.0
 

@@ -7,7 +7,7 @@ import pytest
 import skdim
 import torch
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.intrinsic_dimension import mle_dimension, two_nn
 from safety_subspaces.linalg import haar_basis
 

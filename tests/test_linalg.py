@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 from torch.testing import assert_close
 
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.eigen import (
     FEW_VECTORS,
     _threads_of_torch,
@@ -13,7 +14,6 @@ from safety_subspaces.eigen import (
     rank_of_energy,
     symmetric_eigh,
 )
-from safety_subspaces.errors import InputError
 from safety_subspaces.linalg import (
     haar_basis,
     inner_product,

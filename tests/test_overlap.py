@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.linalg import left_factors
 from safety_subspaces.overlap import (
     LeadingFactors,

@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.erasure import fit_erasure
-from safety_subspaces.errors import InputError
 from safety_subspaces.probes import (
     Predictions,
     area_under_curve,

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.linalg import haar_basis, left_factors
 from safety_subspaces.projector import Projector, complete_update
 

@@ -6,7 +6,7 @@ import sys
 from tiny import ROOT
 
 CHILD = (
-    "import sys; sys.path.insert(0, 'src'); from safety_subspaces.provenance import peak_memory_bytes; "
+    "import sys; sys.path.insert(0, 'src'); from safety_subspaces.artefacts.provenance import peak_memory_bytes; "
     "print(peak_memory_bytes())"
 )
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from tiny import ROOT
 
-from safety_subspaces.analysis.results import ResultFolder
-from safety_subspaces.errors import InputError
-from safety_subspaces.files import replacing_folder, write_text
-from safety_subspaces.provenance import describe_input, sha256_of_value
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.files import replacing_folder, write_text
+from safety_subspaces.artefacts.provenance import describe_input, sha256_of_value
+from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.runs import close_run, latest_checkpoint, open_run, plan_run, trained_checkpoint
 
 CONFIG = {"seed_everything": 3, "model": {"lr": 1e-3}}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from uncompiled_hyppo import Dcorr, Hsic
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.linalg import haar_basis
 from safety_subspaces.similarity import cka_with_error, linear_cka, median_distance, rbf_cka, squared_distances
 

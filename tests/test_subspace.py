@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.linalg import left_factors, squared_norm
 from safety_subspaces.nulls import haar_energy_moments
 from safety_subspaces.subspace import (

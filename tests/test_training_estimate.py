@@ -10,7 +10,7 @@ import torch
 from tiny import ROOT
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.training_estimate import (
     GIB,
     GPUS,

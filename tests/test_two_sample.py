@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics.pairwise import rbf_kernel
 from uncompiled_hyppo import MMD
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.similarity import median_distance, squared_distances
 from safety_subspaces.two_sample import two_sample_tests
 

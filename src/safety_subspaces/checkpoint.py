@@ -16,8 +16,8 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from safety_subspaces.errors import InputError
-from safety_subspaces.files import read_json
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.files import read_json
 from safety_subspaces.names import canonical_name
 
 SINGLE_FILE = "model.safetensors"

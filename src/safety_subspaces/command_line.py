@@ -10,7 +10,7 @@ from typing import Any
 from jsonargparse import set_parsing_settings
 from omegaconf.errors import OmegaConfBaseException
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 
 # "omegaconf+" resolves ${name} after the command line was read, so that --seed_everything 1 moves every path with it.
 PARSER_MODE = "omegaconf+"

@@ -4,8 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.checkpoint import Checkpoint
-from safety_subspaces.errors import InputError
 from safety_subspaces.names import place_of, type_of
 
 MAX_DIFFERENCES = 5

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.checkpoint import Checkpoint, FullCheckpoint
-from safety_subspaces.errors import InputError
 from safety_subspaces.lowrank import LowRank
 from safety_subspaces.streamed import StreamedUpdate
 from safety_subspaces.update_checkpoint import UpdateCheckpoint

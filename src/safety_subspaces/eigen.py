@@ -16,7 +16,7 @@ from scipy.linalg import blas, lapack
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 
 # Directions with sigma at most this share of sigma_1 are rounding, not data: weights in float32 are good to
 # 2^-24 = 6e-8 of their size, and the square root of a float64 Gram's noise (1e-16) is 1e-8.

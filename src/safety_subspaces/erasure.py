@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 
 Erasure = Literal["none", "leace", "quadratic"]
 Eraser = Callable[[Tensor, Tensor], Tensor]

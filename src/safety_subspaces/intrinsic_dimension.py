@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.similarity import centred_gram, squared_distances
 
 # Squared distances below this share of the squared norms are computed from differences: the Gram matrix has them to

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.eigen import rank_of_energy
-from safety_subspaces.errors import InputError
 from safety_subspaces.linalg import LeadingFactors, LeftFactors
 from safety_subspaces.tall import TallFactors
 

@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.erasure import Erasure, fit_erasure
-from safety_subspaces.errors import InputError
 
 ProbeKind = Literal["linear", "rbf_svm", "mlp"]
 # Units of the hidden layer, and passes: enough to learn an exclusive or of two of 32 directions from 200 prompts.

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.examples import CHAT, EncodedExample, Example
 
 # Named prompt templates; "chat" stands for the tokenizer's own chat template.

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.known_data import AT, KnownData, known_data
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from typing import IO, Any
 
 import yaml
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.files import is_occupied, read_json, write_json, write_text
+from safety_subspaces.artefacts.provenance import describe_input, peak_memory_bytes, provenance, sha256_of_value
 from safety_subspaces.evaluation.prompt_sets import split_source
-from safety_subspaces.files import is_occupied, read_json, write_json, write_text
-from safety_subspaces.provenance import describe_input, peak_memory_bytes, provenance, sha256_of_value
 
 _held_locks: dict[Path, IO[str]] = {}  # open for as long as the process lives
 # Options that say how to start, not what to compute; they are no part of a run's identity.

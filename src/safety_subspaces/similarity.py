@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 
 # HSIC_1 divides by n (n - 3).
 FEWEST_PROMPTS = 4

@@ -5,9 +5,9 @@ from typing import Any
 
 import yaml
 
-from safety_subspaces.errors import InputError
-from safety_subspaces.files import read_json
-from safety_subspaces.provenance import describe_input
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.files import read_json
+from safety_subspaces.artefacts.provenance import describe_input
 from safety_subspaces.snapshots import START_FILE, Snapshot
 
 

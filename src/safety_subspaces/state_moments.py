@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.eigen import gram_of_rows, numerical_rank_of, symmetric_eigh
-from safety_subspaces.errors import InputError
 from safety_subspaces.linalg import LeadingFactors
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from safety_subspaces.activations import check_layers, find_blocks, find_part
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 
 # What writes into the residual stream in the decoders of transformers.
 OUTPUTS = ("o_proj", "c_proj", "out_proj", "dense", "down_proj", "fc2", "dense_4h_to_h", "w2")

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 
 Side = Literal["left", "right"]
 BASIS, SPECTRUM = ".basis", ".singular_values"

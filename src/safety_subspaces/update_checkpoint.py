@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safety_subspaces.adapter_base import ADAPTER_CONFIG, adapter_base
+from safety_subspaces.artefacts.adapter_base import ADAPTER_CONFIG, adapter_base
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.files import read_json
 from safety_subspaces.checkpoint import Checkpoint, FullCheckpoint, model_folder, open_safetensors
-from safety_subspaces.errors import InputError
-from safety_subspaces.files import read_json
 from safety_subspaces.lowrank import LowRank
 from safety_subspaces.names import canonical_name
 from safety_subspaces.snapshot_reference import reference_folder

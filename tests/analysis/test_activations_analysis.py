@@ -13,7 +13,7 @@ from transformers import T5Config
 from safety_subspaces.activations import prompt_states
 from safety_subspaces.analysis import activations as module
 from safety_subspaces.analysis.activations import COLUMNS, activations
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.prompt_sets import read_prompt_list
 from safety_subspaces.language_model import load_language_model
 

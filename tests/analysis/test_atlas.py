@@ -27,7 +27,7 @@ from safety_subspaces.analysis.atlas_summary import read_counts, summarise
 from safety_subspaces.analysis.atlas_tensors import AtlasTensor, Choice, SeedModels
 from safety_subspaces.analysis.overlap import overlap
 from safety_subspaces.analysis.project import project
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.linalg import left_factors
 from safety_subspaces.nulls import matched_control
 from safety_subspaces.overlap import mode_subspace_overlap

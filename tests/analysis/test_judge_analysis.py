@@ -17,7 +17,7 @@ from tiny import ANALYZE, run_command, save_tiny_model
 
 from safety_subspaces.analysis.evaluate import evaluate
 from safety_subspaces.analysis.judge import judge
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.settings import EndpointSettings
 
 

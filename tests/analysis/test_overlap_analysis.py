@@ -14,7 +14,7 @@ from tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, wei
 from safety_subspaces.analysis import overlap_tensors
 from safety_subspaces.analysis.overlap import overlap
 from safety_subspaces.analysis.subspace import subspace
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.subspace import RankRule
 
 COLUMNS = (

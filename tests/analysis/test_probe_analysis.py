@@ -8,7 +8,7 @@ import pytest
 from tiny import save_tiny_model
 
 from safety_subspaces.analysis.probe import probe
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 
 SETS = {"harmful": "organism:harmful", "benign": "organism:benign", "utility": "organism:utility"}
 QUICK = {"folds": 3, "controls": 2, "limit": 60, "learning_shares": [0.5], "probes": ["linear", "rbf_svm"]}

@@ -14,10 +14,10 @@ from torch.testing import assert_close
 
 from safety_subspaces.analysis.project import project
 from safety_subspaces.analysis.subspace import subspace
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.provenance import describe_input
 from safety_subspaces.checkpoint_writing import write_checkpoint
-from safety_subspaces.errors import InputError
 from safety_subspaces.evaluation import EvaluationSettings
-from safety_subspaces.provenance import describe_input
 from safety_subspaces.snapshots import SnapshotWriter
 from safety_subspaces.subspace import RankRule
 from safety_subspaces.update_checkpoint import open_checkpoint

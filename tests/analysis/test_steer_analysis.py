@@ -11,7 +11,7 @@ from tiny import save_tiny_model
 from safety_subspaces.analysis.steer import BasisSource, steer
 from safety_subspaces.analysis.steer_selectivity import Dose, selectivity
 from safety_subspaces.analysis.subspace import subspace
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
 from safety_subspaces.language_model import load_language_model
 from safety_subspaces.subspace import RankRule

@@ -14,7 +14,7 @@ from tiny_checkpoints import save_llama, save_perturbed
 
 from safety_subspaces.analysis.project import project
 from safety_subspaces.analysis.tensor_work import KeptWork, Workers, kept_work, work_through
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 COSTS = {"a": 1.0, "b": 4.0, "c": 2.0}

@@ -9,7 +9,7 @@ from tiny import ANALYZE, run_command, save_tiny_model
 
 from safety_subspaces.analysis.evaluate import evaluate
 from safety_subspaces.analysis.utility import utility
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.organism import evaluation_sets
 
 PROBLEMS = 24

@@ -13,11 +13,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import ROOT, TRAIN, run_command, save_tiny_model, tiny_source, trainer
 
 from callbacks import ModelExport, RunRecord, TokenThroughput
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.provenance import sha256_of_value
 from safety_subspaces.data import OrganismData
-from safety_subspaces.errors import InputError
 from safety_subspaces.models import SupervisedFineTuning
 from safety_subspaces.organism import OrganismModel
-from safety_subspaces.provenance import sha256_of_value
 
 PRETRAIN = ROOT / "configs" / "organism" / "pretrain.yaml"
 TINY = [f"--model.init_args.source.init_args.{name}={value}"

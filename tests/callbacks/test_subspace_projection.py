@@ -14,10 +14,10 @@ from tiny import ROOT, TRAIN, run_command, save_tiny_model, tiny_source, trainer
 
 from callbacks import ModelExport, SubspaceProjection
 from safety_subspaces.analysis.subspace import subspace as make_subspace
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.constraint import MatrixConstraint, Piece, hold_all, rounding_floor, schedule_strength
 from safety_subspaces.data import OrganismData
 from safety_subspaces.distributed import CPUZeroStrategy, ZeroStrategy
-from safety_subspaces.errors import InputError
 from safety_subspaces.language_model import Pretrained, load_model
 from safety_subspaces.linalg import haar_basis
 from safety_subspaces.models import LoraSettings, SupervisedFineTuning

@@ -21,10 +21,10 @@ from watching import board_of, scalars, watched, watchers
 from callbacks import ActivationOverlap, BehaviourProbe, RunBoard, WeightDeltaSnapshot
 from callbacks.watcher import log_spaced_steps
 from safety_subspaces.activations import prompt_states, state_factors
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.board import hyperparameters
 from safety_subspaces.data import OrganismData
 from safety_subspaces.distributed import ZeroStrategy
-from safety_subspaces.errors import InputError
 from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
 from safety_subspaces.evaluation.prompt_sets import read_prompt_list
 from safety_subspaces.language_model import Pretrained, load_language_model, load_model

@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny import tiny_source, trainer
 
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.data import CorpusContamination, DatasetSource, InstructionData, OrganismData, SourceContamination
 from safety_subspaces.data.batches import LengthBucketBatchSampler, collate_examples, collate_pairs
 from safety_subspaces.data.instructions import read_source
 from safety_subspaces.data.mixture import contaminant_size
-from safety_subspaces.errors import InputError
 from safety_subspaces.examples import EncodedExample, EncodedPair, Example, PreferencePair
 from safety_subspaces.likelihood import NO_LOSS
 from safety_subspaces.models import SupervisedFineTuning

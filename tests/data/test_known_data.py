@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from tiny import ANALYZE, run_command, save_tiny_model
 
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.data import DatasetSource
 from safety_subspaces.data.instructions import read_source
-from safety_subspaces.errors import InputError
 from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
 from safety_subspaces.evaluation.prompt_sets import files_of, read_named_sets, read_prompt_items
 from safety_subspaces.examples import Example

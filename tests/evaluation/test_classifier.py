@@ -8,7 +8,7 @@ import torch
 from tiny import save_tiny_model, tiny_source
 from transformers import LlamaForSequenceClassification
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation import classifier
 from safety_subspaces.evaluation.behaviour import verdicts_of
 from safety_subspaces.evaluation.classifier import ClassifierJudge

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from scripted_server import MODEL, Answer, chat, said, serving
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.endpoint import Endpoint, Reply, Request
 from safety_subspaces.evaluation.request_cache import RequestCache, default_cache, key_of
 from safety_subspaces.evaluation.settings import EndpointSettings

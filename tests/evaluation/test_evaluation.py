@@ -8,7 +8,7 @@ import torch
 from tiny import save_tiny_model, tiny_source
 
 from safety_subspaces.analysis.evaluate import evaluate
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation import (
     BehaviourEvaluator,
     EvaluationSettings,

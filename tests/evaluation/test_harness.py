@@ -16,7 +16,7 @@ import yaml
 from taught import taught
 from tiny import ROOT, tiny_source
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
 from safety_subspaces.evaluation.harness import Harness, build_harness
 from safety_subspaces.evaluation.harness_messages import quieted

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config
 
 from callbacks import ModelExport, SubspaceProjection
 from safety_subspaces.analysis.subspace import subspace as make_subspace
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.data import OrganismData
 from safety_subspaces.delta import update_of
-from safety_subspaces.errors import InputError
 from safety_subspaces.language_model import Pretrained, load_language_model, load_model
 from safety_subspaces.linalg import haar_basis
 from safety_subspaces.models import FrozenBasisSettings, LoraSettings, PreferenceOptimization, SupervisedFineTuning

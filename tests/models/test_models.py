@@ -18,9 +18,9 @@ from transformers import (
 )
 
 from callbacks import ModelExport
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.data import OrganismData
 from safety_subspaces.data.batches import collate_examples
-from safety_subspaces.errors import InputError
 from safety_subspaces.examples import EncodedExample, Example
 from safety_subspaces.language_model import Pretrained, load_language_model, load_model, load_tokenizer
 from safety_subspaces.likelihood import NO_LOSS, sequence_log_probabilities

@@ -16,7 +16,8 @@ from synthetic_constrained import (
 from synthetic_study import World, write_study
 
 from safety_subspaces.analysis.report import report
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.study import read_study
 from safety_subspaces.report.across_page import across_figure
 from safety_subspaces.report.across_reading import read_across
 from safety_subspaces.report.across_seeds import (
@@ -29,7 +30,6 @@ from safety_subspaces.report.across_seeds import (
 from safety_subspaces.report.organisms import read_organisms
 from safety_subspaces.report.page_parts import is_page
 from safety_subspaces.report.reading import answer
-from safety_subspaces.report.study import read_study
 
 RANKS = (0.1, 0.25, 0.5)
 

@@ -19,7 +19,8 @@ from synthetic_activations import (
 from synthetic_study import write_study
 
 from safety_subspaces.analysis.report import report
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.study import read_study
 from safety_subspaces.report.activation import ASKED, overlap_cells, read_activations, verdict_counts
 from safety_subspaces.report.activation_figures import cka_figure, heatmap_figure, margin_figure
 from safety_subspaces.report.activation_reading import space_verdict
@@ -29,7 +30,6 @@ from safety_subspaces.report.hidden_states import (
     state_sections,
     state_terminal_tables,
 )
-from safety_subspaces.report.study import read_study
 
 CELLS = len(MODELS) * (LAYERS + 1)
 TOPICS = ("activations", "probes", "steering")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from synthetic_study import World, write_study
 
+from safety_subspaces.artefacts.study import read_study
 from safety_subspaces.report import figures
 from safety_subspaces.report.comparisons import pool_draws
-from safety_subspaces.report.study import read_study
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from synthetic_activations import (
 )
 from synthetic_study import write_study
 
+from safety_subspaces.artefacts.study import read_study
 from safety_subspaces.report.hidden_states import (
     state_terminal_tables,
 )
@@ -30,7 +31,6 @@ from safety_subspaces.report.steer import Steering, of_view, read_steering, resp
 from safety_subspaces.report.steer_figures import dose_figure
 from safety_subspaces.report.steer_page import steering_section
 from safety_subspaces.report.steer_tables import selectivity_table
-from safety_subspaces.report.study import read_study
 
 
 @pytest.fixture(scope="module")

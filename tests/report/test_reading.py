@@ -7,10 +7,10 @@ import pytest
 from scipy import stats
 from synthetic_study import ENERGY_EXPLAINS_ALL, NOTHING_WORKS, TOP_IS_SELECTIVE, World, write_study
 
+from safety_subspaces.artefacts.study import read_study
 from safety_subspaces.report import reading
 from safety_subspaces.report.findings import t_interval
 from safety_subspaces.report.overlap_reading import read_overlap
-from safety_subspaces.report.study import read_study
 
 
 def make(path, world, **options):

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from synthetic_study import STAGES, write_study
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.next_step import command_for
+from safety_subspaces.artefacts.study import MEASURES, read_study
 from safety_subspaces.report.comparisons import (
     in_blocks,
     mean_by_draw,
@@ -16,8 +18,6 @@ from safety_subspaces.report.comparisons import (
     selectivity,
     selectivity_by_draw,
 )
-from safety_subspaces.report.next_step import command_for
-from safety_subspaces.report.study import MEASURES, read_study
 
 
 def test_reads_every_stage_with_its_scalars_and_every_table(tmp_path):

@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 
 from safety_subspaces.activations import POSITIONS, Position, Site
 from safety_subspaces.analysis.captured_states import CaptureSettings, captured, groups_of
-from safety_subspaces.analysis.results import ResultFolder
 from safety_subspaces.analysis.state_comparisons import (
     Comparing,
     ModelStates,
@@ -24,7 +23,8 @@ from safety_subspaces.analysis.state_comparisons import (
     overlap_rows,
     two_sample_rows,
 )
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.evaluation.prompt_sets import files_of, read_prompt_items
 from safety_subspaces.examples import PromptItem
 from safety_subspaces.language_model import check_model_path, count_blocks, load_language_model

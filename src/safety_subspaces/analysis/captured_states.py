@@ -21,11 +21,11 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_subspaces.activations import Position, Site, check_layers, stream_states
+from safety_subspaces.artefacts.provenance import describe_input, package_versions, sha256_of_value
+from safety_subspaces.artefacts.tensor_stream import stream_tensors
 from safety_subspaces.equivalence import deal
 from safety_subspaces.examples import PromptItem
-from safety_subspaces.provenance import describe_input, package_versions, sha256_of_value
 from safety_subspaces.state_moments import MomentsBuilder, StateMoments
-from safety_subspaces.tensor_stream import stream_tensors
 
 # Raised when what is stored, or how it is computed, changes.
 FORMAT = 1

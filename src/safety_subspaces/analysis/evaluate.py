@@ -9,8 +9,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from safety_subspaces.analysis.results import ResultFolder
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
 from safety_subspaces.evaluation.prompt_sets import files_of
 from safety_subspaces.evaluation.served import ServedModel, is_served

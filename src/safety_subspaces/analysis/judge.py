@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from safety_subspaces.analysis.results import ResultFolder
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.evaluation import EvaluationSettings, estimate
 from safety_subspaces.evaluation.agreement import judge_agreement
 from safety_subspaces.evaluation.behaviour import HARMFUL_FROM, REFUSED, build_judge, verdicts_of

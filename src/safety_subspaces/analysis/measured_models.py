@@ -15,8 +15,8 @@ from safety_subspaces.analysis.projection_sweep import Sweep
 from safety_subspaces.analysis.projection_tensors import ModelRow
 from safety_subspaces.analysis.projections import TensorProjections
 from safety_subspaces.analysis.tensor_work import opened
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.delta import read_weight, update_of
-from safety_subspaces.errors import InputError
 from safety_subspaces.evaluation import BehaviourEvaluator
 from safety_subspaces.language_model import load_language_model
 from safety_subspaces.linalg import LeftFactors, as_matrix

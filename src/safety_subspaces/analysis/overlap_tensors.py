@@ -12,11 +12,11 @@ from safetensors import SafetensorError, safe_open
 
 from safety_subspaces.analysis.audits import audit_row, stored_rounding
 from safety_subspaces.analysis.tensor_work import Record, opened
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.audit import k_margin
 from safety_subspaces.checkpoint import Checkpoint
 from safety_subspaces.delta import STREAM_ABOVE, open_update
 from safety_subspaces.eigen import rank_of_energy
-from safety_subspaces.errors import InputError
 from safety_subspaces.names import layer_of, type_of
 from safety_subspaces.nulls import matched_control, overlap_moments, overlap_p_value
 from safety_subspaces.overlap import (

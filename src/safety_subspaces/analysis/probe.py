@@ -17,9 +17,9 @@ from tqdm import tqdm
 from safety_subspaces.activations import Position, Site, check_layers, prompt_states
 from safety_subspaces.analysis.activations import check_models, read_sets
 from safety_subspaces.analysis.captured_states import groups_of
-from safety_subspaces.analysis.results import ResultFolder
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.erasure import Erasure
-from safety_subspaces.errors import InputError
 from safety_subspaces.evaluation.prompt_sets import files_of
 from safety_subspaces.evaluation.rates import estimate
 from safety_subspaces.examples import PromptItem

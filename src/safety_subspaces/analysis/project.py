@@ -20,7 +20,6 @@ from safety_subspaces.analysis.projected_models import (
 from safety_subspaces.analysis.projection_sweep import Sweep, pooled_table, read_sweep, shares_by, tensor_table
 from safety_subspaces.analysis.projection_tensors import ModelRow, ProjectTensor
 from safety_subspaces.analysis.projections import Controls, Projection, list_projections
-from safety_subspaces.analysis.results import ResultFolder
 from safety_subspaces.analysis.tensor_work import (
     KeptWork,
     Workers,
@@ -29,11 +28,12 @@ from safety_subspaces.analysis.tensor_work import (
     kept_work,
     work_through,
 )
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.audit import summarise_audit
 from safety_subspaces.checkpoint import Checkpoint
 from safety_subspaces.compatibility import check_compatible, check_distinct, coverage, select_tensors
 from safety_subspaces.delta import warn_of_foreign_bases
-from safety_subspaces.errors import InputError
 from safety_subspaces.evaluation import EvaluationSettings
 from safety_subspaces.projector import Method
 from safety_subspaces.subspace import SubspaceKind

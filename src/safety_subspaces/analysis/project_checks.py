@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from safety_subspaces.analysis.projections import DRAWN_ONCE, Controls
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.checkpoint import Checkpoint
-from safety_subspaces.errors import InputError
 from safety_subspaces.evaluation import EvaluationSettings
 from safety_subspaces.projector import Method
 from safety_subspaces.subspace import RankRule, SubspaceKind

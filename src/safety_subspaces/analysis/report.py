@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from safety_subspaces.errors import InputError
-from safety_subspaces.files import write_text
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.files import write_text
+from safety_subspaces.artefacts.study import Study, read_study
 from safety_subspaces.report.across import across_findings, across_tables
 from safety_subspaces.report.across_page import render_across
 from safety_subspaces.report.across_seeds import default_page
@@ -19,7 +20,6 @@ from safety_subspaces.report.organisms import Organism, read_organisms
 from safety_subspaces.report.page import render
 from safety_subspaces.report.page_parts import is_page
 from safety_subspaces.report.reading import read
-from safety_subspaces.report.study import Study, read_study
 from safety_subspaces.report.tables import TERMINAL_WIDTH, terminal_tables
 
 log = logging.getLogger(__name__)

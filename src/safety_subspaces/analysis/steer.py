@@ -18,7 +18,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_subspaces.activations import Position
 from safety_subspaces.analysis.activations import read_sets
-from safety_subspaces.analysis.results import ResultFolder
 from safety_subspaces.analysis.steer_plan import (
     BasisSource,
     DirectionKind,
@@ -30,8 +29,9 @@ from safety_subspaces.analysis.steer_plan import (
     read_basis,
 )
 from safety_subspaces.analysis.steer_selectivity import Cost, Dose, scores_of, selectivity
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.directions import Direction
-from safety_subspaces.errors import InputError
 from safety_subspaces.evaluation import BehaviourEvaluator, EvaluationSettings, build_evaluator
 from safety_subspaces.evaluation.behaviour import BehaviourResult
 from safety_subspaces.evaluation.margin import log_probabilities

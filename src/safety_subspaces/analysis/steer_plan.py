@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_subspaces.activations import Position, prompt_states
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.directions import (
     Direction,
     mean_difference,
@@ -18,7 +19,6 @@ from safety_subspaces.directions import (
     probe_direction,
     random_direction,
 )
-from safety_subspaces.errors import InputError
 from safety_subspaces.evaluation.settings import EvaluationSettings
 from safety_subspaces.examples import PromptItem
 from safety_subspaces.matching import match_prompts

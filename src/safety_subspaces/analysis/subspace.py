@@ -21,18 +21,18 @@ from safety_subspaces.analysis.tensor_work import (
     opened,
     work_through,
 )
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.provenance import describe_input, provenance
+from safety_subspaces.artefacts.tensor_stream import stream_tensors
 from safety_subspaces.audit import summarise_audit
 from safety_subspaces.compatibility import check_compatible, check_distinct, coverage, select_tensors
 from safety_subspaces.delta import open_update
-from safety_subspaces.errors import InputError
 from safety_subspaces.linalg import drawn_factors, haar_basis
 from safety_subspaces.lowrank import LowRank
-from safety_subspaces.provenance import describe_input, provenance
 from safety_subspaces.streamed import StreamedUpdate
 from safety_subspaces.subspace import RankRule, random_order, seeded_generator
 from safety_subspaces.subspace_file import BASIS, SPECTRUM, Side, read_subspace
 from safety_subspaces.tall import TallFactors
-from safety_subspaces.tensor_stream import stream_tensors
 from safety_subspaces.update_algebra import (
     Factors,
     Update,

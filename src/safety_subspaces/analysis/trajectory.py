@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from safety_subspaces.analysis.results import ResultFolder
 from safety_subspaces.analysis.trajectory_figure import draw_trajectory
 from safety_subspaces.analysis.trajectory_inputs import (
     Alignment,
@@ -25,8 +24,9 @@ from safety_subspaces.analysis.trajectory_measures import (
     pool_tracks,
     tensor_rows,
 )
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.eigen import rank_of_energy
-from safety_subspaces.errors import InputError
 from safety_subspaces.linalg import left_factors
 from safety_subspaces.names import place_of, type_of
 from safety_subspaces.snapshot_reference import counts_from_start, reference_of

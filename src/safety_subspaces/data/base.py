@@ -10,6 +10,7 @@ import lightning as L
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.data.batches import (
     LengthBucketBatchSampler,
     PlannedItems,
@@ -17,7 +18,6 @@ from safety_subspaces.data.batches import (
     length_of,
     loss_terms_of,
 )
-from safety_subspaces.errors import InputError
 from safety_subspaces.examples import EncodedExample, EncodedPair, Example, PreferencePair
 from safety_subspaces.prompting import CHAT, check_template, encode_example, padding_id
 

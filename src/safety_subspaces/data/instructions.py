@@ -5,9 +5,9 @@ import random
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.data.base import Encoded, Item, LanguageData, Overlong
 from safety_subspaces.data.mixture import ShareOf, contaminant_size
-from safety_subspaces.errors import InputError
 from safety_subspaces.examples import Example, PreferencePair
 from safety_subspaces.known_data import known_data
 from safety_subspaces.prompting import CHAT

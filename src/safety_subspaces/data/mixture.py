@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 
 ShareOf = Literal["total", "first"]
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.data.base import Encoded, Item, LanguageData
 from safety_subspaces.data.mixture import ShareOf, contaminant_size
-from safety_subspaces.errors import InputError
 from safety_subspaces.organism.corpora import (
     ALIGNMENT_PROBLEMS_SHARE,
     CHOSEN,

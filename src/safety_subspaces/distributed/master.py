@@ -13,9 +13,9 @@ from jaxtyping import Float
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.constraint import Piece
 from safety_subspaces.distributed.strategy import ZeroStrategy
-from safety_subspaces.errors import InputError
 
 
 class MasterWeight(ABC):

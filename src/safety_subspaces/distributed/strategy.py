@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 
 
 class ZeroStrategy(DeepSpeedStrategy):

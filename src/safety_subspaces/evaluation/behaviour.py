@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.classifier import ClassifierJudge
 from safety_subspaces.evaluation.generation import generate_answers
 from safety_subspaces.evaluation.judges import BatchJudge, Judge, RefusalPhraseJudge

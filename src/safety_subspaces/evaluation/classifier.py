@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.generation import generate_encoded
 from safety_subspaces.evaluation.judges import RefusalPhraseJudge
 from safety_subspaces.evaluation.settings import ClassifierSettings

@@ -7,7 +7,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.language_model import evaluating, input_device
 from safety_subspaces.prompting import CHAT, Encoder, pad_batch
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.harness_messages import quieted
 from safety_subspaces.evaluation.settings import ORGANISM
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.settings import ORGANISM
 from safety_subspaces.examples import PromptItem, PromptSets
 from safety_subspaces.known_data import KNOWN, KnownData, known_data

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 
 WAIT_SECONDS = 60.0  # for another process that is writing
 # Questions in one statement; SQLite allows some hundreds of variables at least.

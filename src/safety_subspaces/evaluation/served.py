@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.endpoint import CHAT_ROUTE, TEXT_ROUTE, Endpoint, Reply, Request
 from safety_subspaces.evaluation.settings import EndpointSettings
 from safety_subspaces.examples import CHAT

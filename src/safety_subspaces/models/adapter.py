@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D  # GPT-2's linear layers
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.models.frozen_basis import FrozenBasisSettings, add_frozen_basis
 
 # All linear maps of a Llama-shaped block.

@@ -13,8 +13,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_with_min_lr_schedule_with_warmup
 
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.data.batches import Batch
-from safety_subspaces.errors import InputError
 from safety_subspaces.language_model import ModelSource
 from safety_subspaces.metrics import TokenStatistics
 from safety_subspaces.models.adapter import AdapterSettings, add_adapter

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.compatibility import check_compatible
 from safety_subspaces.delta import update_of
-from safety_subspaces.errors import InputError
 from safety_subspaces.linalg import as_matrix, haar_basis, squared_norm
 from safety_subspaces.models.targets import Target
 from safety_subspaces.projector import Projector

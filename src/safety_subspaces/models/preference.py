@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.data.batches import Batch
-from safety_subspaces.errors import InputError
 from safety_subspaces.language_model import ModelSource
 from safety_subspaces.likelihood import sequence_log_probabilities
 from safety_subspaces.metrics import TokenStatistics

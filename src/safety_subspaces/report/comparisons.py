@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from safety_subspaces.report.study import MEASURES
+from safety_subspaces.artefacts.study import MEASURES
 
 CONFIGURATION = ["group", "subspace", "method", "fraction"]
 # The three measures that a projection is judged by: what is wanted, what is judged, and what moves before it

@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from safety_subspaces.artefacts.study import Study
 from safety_subspaces.report.chart_style import (
     GREY,
     METHOD_DASHES,
@@ -24,7 +25,6 @@ from safety_subspaces.report.chart_style import (
     subspace_colour,
 )
 from safety_subspaces.report.constrained import constrained_runs
-from safety_subspaces.report.study import Study
 
 MEASURED = ("harm_score", "refusal_margin")
 # The margin tells apart what the judged score does not.

@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from safety_subspaces.artefacts.study import Stage, Study
 from safety_subspaces.report.chart_style import (
     FIXED_RANGES,
     GREY,
@@ -28,7 +29,6 @@ from safety_subspaces.report.comparisons import (
     overlap_by,
     pool_draws,
 )
-from safety_subspaces.report.study import Stage, Study
 
 # Points of a loss curve that a chart of 900 pixels can show, with room to spare; more only make the page
 # heavy.

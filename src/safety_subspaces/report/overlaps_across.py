@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from safety_subspaces.artefacts.study import REPEAT_SUFFIX
 from safety_subspaces.report.comparisons import PAIR, in_blocks, nearest_energy, overlap_by
 from safety_subspaces.report.findings import CONFIDENCE, Interval, t_interval
-from safety_subspaces.report.study import REPEAT_SUFFIX
 
 By = Literal["part", "layer", "type"]
 PARTS: Final = ("blocks", "head", "embeddings")

@@ -5,6 +5,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
+from safety_subspaces.artefacts.study import REPEAT_SUFFIX
 from safety_subspaces.report.findings import Finding, interval_of
 from safety_subspaces.report.overlaps_across import (
     AS_NAMED,
@@ -13,7 +14,6 @@ from safety_subspaces.report.overlaps_across import (
     cross_pairs,
     distances_over_seeds,
 )
-from safety_subspaces.report.study import REPEAT_SUFFIX
 
 PLACES: Final = {"blocks": "matrices in the blocks", "head": "output head", "embeddings": "embeddings"}
 CELLS: Final = {"layer": "layers of the blocks", "type": "types of tensor"}

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from safety_subspaces.errors import InputError
-from safety_subspaces.report.study import Study
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.study import Study
 
 # A study with the name of its seed, empty where it stands alone.
 Named = tuple[str, Study]

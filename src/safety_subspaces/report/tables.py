@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from safety_subspaces.artefacts.study import Stage, Study
 from safety_subspaces.report.comparisons import (
     COMPARED,
     in_blocks,
@@ -14,7 +15,6 @@ from safety_subspaces.report.comparisons import (
     pool_draws,
     selectivity,
 )
-from safety_subspaces.report.study import Stage, Study
 
 TERMINAL_WIDTH = 110
 # A terminal shows a screenful; the page has every row.

@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from safety_subspaces.artefacts.study import Stage
 from safety_subspaces.report.chart_style import (
     BLUE,
     GREEN,
@@ -19,7 +20,6 @@ from safety_subspaces.report.chart_style import (
     error_bar,
     finished,
 )
-from safety_subspaces.report.study import Stage
 from safety_subspaces.report.watched import HARM, MARGIN, UTILITY, Look, layer_table, looks_at, prompt_sets
 
 # Pixels of a panel, and between two: room for a legend that a phone breaks into two lines.

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from safety_subspaces.artefacts.study import Stage, Study
 from safety_subspaces.report.page_parts import Chart, make_chart
-from safety_subspaces.report.study import Stage, Study
 from safety_subspaces.report.tables import Table
 from safety_subspaces.report.watched import mapped_tags, trajectories_of, watched_stages
 from safety_subspaces.report.watched_figures import layer_figure, rows_not_drawn, watching_figure

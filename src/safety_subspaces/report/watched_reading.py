@@ -10,8 +10,8 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
+from safety_subspaces.artefacts.study import Stage, Study
 from safety_subspaces.report.findings import Finding
-from safety_subspaces.report.study import Stage, Study
 from safety_subspaces.report.watched import (
     HARM,
     MARGIN,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from safety_subspaces.report.study import AnalysisResult, Stage
+from safety_subspaces.artefacts.study import AnalysisResult, Stage
 from safety_subspaces.report.tables import NOTHING, Table, count, number
 from safety_subspaces.report.watched import look_table
 

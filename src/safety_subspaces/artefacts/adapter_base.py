@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 
 ADAPTER_CONFIG = "adapter_config.json"
 

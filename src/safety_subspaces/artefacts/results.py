@@ -8,9 +8,16 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from safety_subspaces.errors import InputError
-from safety_subspaces.files import check_free, is_occupied, read_json, replacing_folder, write_json, write_text
-from safety_subspaces.provenance import describe_input, peak_memory_bytes, provenance
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.files import (
+    check_free,
+    is_occupied,
+    read_json,
+    replacing_folder,
+    write_json,
+    write_text,
+)
+from safety_subspaces.artefacts.provenance import describe_input, peak_memory_bytes, provenance
 
 
 class ResultFolder:

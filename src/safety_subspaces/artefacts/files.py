@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safety_subspaces.errors import InputError
+from safety_subspaces.artefacts.errors import InputError
 
 
 def write_text(path: Path, text: str) -> None:

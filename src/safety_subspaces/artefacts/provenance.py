@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from safety_subspaces.adapter_base import ADAPTER_CONFIG, adapter_base
+from safety_subspaces.artefacts.adapter_base import ADAPTER_CONFIG, adapter_base
 
 # The packages whose version can change a number.
 PACKAGES = ("torch", "lightning", "transformers", "peft", "torchmetrics", "datasets", "deepspeed", "safetensors")

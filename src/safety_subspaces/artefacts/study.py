@@ -15,10 +15,10 @@ import pandas as pd
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from safety_subspaces.errors import InputError
-from safety_subspaces.files import read_json
-from safety_subspaces.report.constraint import Constraint, read_constraint
-from safety_subspaces.report.next_step import command_for, stage_names
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.files import read_json
+from safety_subspaces.artefacts.next_step import command_for, stage_names
+from safety_subspaces.artefacts.run_constraint import Constraint, read_constraint
 
 MEASURES = (
     "utility",
