@@ -24,9 +24,9 @@ from side_by_side import turns
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from safety_subspaces.activations import stream_states
-from safety_subspaces.nulls import overlap_moments
+from safety_subspaces.algebra.nulls import overlap_moments
+from safety_subspaces.algebra.overlap import mode_subspace_overlap
 from safety_subspaces.organism import OrganismModel
-from safety_subspaces.overlap import mode_subspace_overlap
 from safety_subspaces.prompting import encode_prompt, pad_batch
 from safety_subspaces.state_moments import MomentsBuilder
 

@@ -10,16 +10,16 @@ from torch import Tensor
 
 from callbacks.watcher import Watcher
 from safety_subspaces.activations import Position, Side, prompt_states, state_factors
+from safety_subspaces.algebra.factors import LeftFactors
+from safety_subspaces.algebra.nulls import overlap_moments
+from safety_subspaces.algebra.overlap import Overlap, mode_subspace_overlap
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import sha256_of_file
 from safety_subspaces.artefacts.tensor_stream import stream_tensors
 from safety_subspaces.distributed import gather_objects, map_over_ranks
 from safety_subspaces.evaluation.prompt_sets import read_prompt_list
-from safety_subspaces.linalg import LeftFactors
 from safety_subspaces.models.base import LanguageModelModule
 from safety_subspaces.models.held import check_kept
-from safety_subspaces.nulls import overlap_moments
-from safety_subspaces.overlap import Overlap, mode_subspace_overlap
 from safety_subspaces.prompting import CHAT, check_template
 
 SETS = ("first", "second")

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from callbacks.run_subspace import check_source, run_subspace_file
+from safety_subspaces.algebra.factors import as_matrix
+from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import write_json
 from safety_subspaces.constraint import Mode, forbidden_part, schedule_strength
 from safety_subspaces.distributed import ZeroStrategy, check_strategy, optimizer_of, stepped_by
-from safety_subspaces.linalg import as_matrix
 from safety_subspaces.models.base import LanguageModelModule
 from safety_subspaces.models.constrained import ConstrainedWeights, UpdateEnergies
 from safety_subspaces.models.control import ControlKind, control_subspace
 from safety_subspaces.models.targets import Target, find_targets, listed
-from safety_subspaces.subspace import RankRule
 from safety_subspaces.subspace_file import Side, read_subspace
 
 logger = logging.getLogger(__name__)

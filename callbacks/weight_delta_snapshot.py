@@ -15,16 +15,16 @@ from torch import Tensor
 
 from callbacks.run_subspace import check_source, run_subspace_file
 from callbacks.watcher import Watcher, board_writers
+from safety_subspaces.algebra.lowrank import LowRank
+from safety_subspaces.algebra.streamed import StreamedUpdate
+from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import describe_input, provenance
 from safety_subspaces.distributed import gather_objects, keep_step
-from safety_subspaces.lowrank import LowRank
 from safety_subspaces.models.base import LanguageModelModule
 from safety_subspaces.models.updates import NetworkUpdate
 from safety_subspaces.names import place_of, type_of
 from safety_subspaces.snapshots import START_FILE, SnapshotWriter, snapshot_files, snapshot_path
-from safety_subspaces.streamed import StreamedUpdate
-from safety_subspaces.subspace import RankRule
 from safety_subspaces.subspace_file import Side, open_subspace
 from safety_subspaces.update_measures import (
     Comparison,

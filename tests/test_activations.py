@@ -10,12 +10,12 @@ from transformers import GemmaConfig, GPT2Config, Qwen2Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from safety_subspaces.activations import find_blocks, find_part, prompt_states, state_factors, stream_states
+from safety_subspaces.algebra.factors import haar_basis
+from safety_subspaces.algebra.overlap import mode_subspace_overlap
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.prompt_sets import read_prompt_list
 from safety_subspaces.language_model import evaluating, load_language_model
-from safety_subspaces.linalg import haar_basis
 from safety_subspaces.models.adapter import LoraSettings, add_adapter
-from safety_subspaces.overlap import mode_subspace_overlap
 from safety_subspaces.prompting import encode_prompt, pad_batch
 
 PROMPTS = [*read_prompt_list("organism:harmful", limit=9), *read_prompt_list("organism:utility", limit=8)]

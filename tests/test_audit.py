@@ -8,8 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.audit import (
+from safety_subspaces.algebra.audit import (
     CLOSE_K,
     audit_update,
     condition,
@@ -20,8 +19,9 @@ from safety_subspaces.audit import (
     spectral_gap,
     summarise_audit,
 )
-from safety_subspaces.eigen import rank_of_energy
-from safety_subspaces.linalg import left_factors
+from safety_subspaces.algebra.eigen import rank_of_energy
+from safety_subspaces.algebra.factors import left_factors
+from safety_subspaces.artefacts.errors import InputError
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 

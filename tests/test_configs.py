@@ -12,6 +12,7 @@ import torch
 import yaml
 from tiny import ANALYZE, ROOT, TRAIN, run_command, save_tiny_model, tiny_source
 
+from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.analysis.subspace import subspace as make_subspace
 from safety_subspaces.artefacts.provenance import sha256_of_file
 from safety_subspaces.artefacts.tensor_stream import stream_tensors
@@ -19,7 +20,6 @@ from safety_subspaces.language_model import load_model
 from safety_subspaces.models.adapter import LoraSettings, add_adapter
 from safety_subspaces.models.export import export_model
 from safety_subspaces.snapshots import START_FILE, SnapshotWriter, snapshot_path
-from safety_subspaces.subspace import RankRule
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 # Laid over a stage's YAML: where it runs, not what.

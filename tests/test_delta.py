@@ -6,10 +6,10 @@ import torch
 from tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, weights_of
 from torch.testing import assert_close
 
+from safety_subspaces.algebra.factors import left_factors
+from safety_subspaces.algebra.streamed import StreamedUpdate
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.delta import open_update, update_of, warn_of_foreign_bases
-from safety_subspaces.linalg import left_factors
-from safety_subspaces.streamed import StreamedUpdate
 from safety_subspaces.update_checkpoint import open_checkpoint
 
 Q = "model.layers.0.self_attn.q_proj.weight"

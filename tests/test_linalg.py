@@ -5,8 +5,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 from torch.testing import assert_close
 
-from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.eigen import (
+from safety_subspaces.algebra.eigen import (
     FEW_VECTORS,
     _threads_of_torch,
     gram_of_blocks,
@@ -14,7 +13,7 @@ from safety_subspaces.eigen import (
     rank_of_energy,
     symmetric_eigh,
 )
-from safety_subspaces.linalg import (
+from safety_subspaces.algebra.factors import (
     haar_basis,
     inner_product,
     leading_factors,
@@ -22,6 +21,7 @@ from safety_subspaces.linalg import (
     squared_norm,
     squared_row_norms,
 )
+from safety_subspaces.artefacts.errors import InputError
 
 SHAPES = [(24, 24), (16, 40), (40, 16), (90, 8), (1, 7), (7, 1)]
 

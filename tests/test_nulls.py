@@ -3,16 +3,16 @@ import math
 import pytest
 import torch
 
-from safety_subspaces.linalg import haar_basis, left_factors, squared_norm
-from safety_subspaces.nulls import (
+from safety_subspaces.algebra.factors import haar_basis, left_factors, squared_norm
+from safety_subspaces.algebra.nulls import (
     haar_energy_moments,
     matched_control,
     overlap_moments,
     overlap_p_value,
     random_k_energy_moments,
 )
-from safety_subspaces.overlap import LeadingFactors, mode_subspace_overlap
-from safety_subspaces.projector import Projector
+from safety_subspaces.algebra.overlap import LeadingFactors, mode_subspace_overlap
+from safety_subspaces.algebra.projection import Projector
 
 RANKS = [(24, 1, 1), (24, 2, 5), (24, 12, 12), (24, 20, 10), (24, 23, 23)]
 

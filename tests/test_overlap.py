@@ -7,15 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.linalg import left_factors
-from safety_subspaces.overlap import (
+from safety_subspaces.algebra.factors import left_factors
+from safety_subspaces.algebra.overlap import (
     LeadingFactors,
     mode_subspace_overlap,
     nested_principal_angles,
     principal_angles,
     summarise_angles,
 )
+from safety_subspaces.artefacts.errors import InputError
 
 ENERGIES = [0.1, 0.5, 0.9, 0.99, 1.0]
 

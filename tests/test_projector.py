@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from safety_subspaces.algebra.factors import haar_basis, left_factors
+from safety_subspaces.algebra.projection import Projector, complete_update
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.linalg import haar_basis, left_factors
-from safety_subspaces.projector import Projector, complete_update
 
 shapes = st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(0, 20), st.integers(0, 2**20))
 

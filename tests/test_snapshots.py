@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from tiny import ROOT
 
+from safety_subspaces.algebra.lowrank import LowRank
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.tensor_stream import TensorStream, stream_tensors
-from safety_subspaces.lowrank import LowRank
 from safety_subspaces.snapshots import Snapshot, SnapshotWriter, open_snapshots, snapshot_files, snapshot_path
 
 SHAPES = {"model.layers.0.mlp.up_proj.weight": (5, 3), "model.norm.weight": (4,), "lm_head.weight": (7, 2)}

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from safety_subspaces.activations import state_factors
+from safety_subspaces.algebra.eigen import rank_of_energy
+from safety_subspaces.algebra.overlap import mode_subspace_overlap
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.eigen import rank_of_energy
-from safety_subspaces.overlap import mode_subspace_overlap
 from safety_subspaces.state_moments import MomentsBuilder, moments_of, no_moments
 
 HIDDEN = 24

@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.linalg import left_factors, squared_norm
-from safety_subspaces.nulls import haar_energy_moments
-from safety_subspaces.subspace import (
+from safety_subspaces.algebra.factors import left_factors, squared_norm
+from safety_subspaces.algebra.nulls import haar_energy_moments
+from safety_subspaces.algebra.subspace import (
     RankRule,
     energy_matched_rank,
     haar_triangle,
@@ -21,6 +20,7 @@ from safety_subspaces.subspace import (
     seeded_generator,
     top_basis,
 )
+from safety_subspaces.artefacts.errors import InputError
 
 
 def gaussian(*shape, seed=0):
@@ -90,7 +90,7 @@ def test_seeds_differ_by_every_part_of_the_key():
 
 
 def test_seeds_are_the_same_in_another_process():
-    code = "from safety_subspaces.subspace import seeded_generator as g; print(g(3, 'x', 'random', 1).initial_seed())"
+    code = "from safety_subspaces.algebra.subspace import seeded_generator as g; print(g(3, 'x', 'random', 1).initial_seed())"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="src")
     assert int(found.stdout) == seeded_generator(3, "x", "random", 1).initial_seed()
 

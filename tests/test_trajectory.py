@@ -7,9 +7,9 @@ import pytest
 import scipy.linalg
 import torch
 
-from safety_subspaces.linalg import haar_basis
-from safety_subspaces.lowrank import LowRank
-from safety_subspaces.trajectory import (
+from safety_subspaces.algebra.factors import haar_basis
+from safety_subspaces.algebra.lowrank import LowRank
+from safety_subspaces.algebra.path import (
     find_change_points,
     haar_rms_angle,
     least_p_value,

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from safety_subspaces import streamed
-from safety_subspaces.linalg import haar_basis, left_factors, singular_values
-from safety_subspaces.lowrank import LowRank
+from safety_subspaces.algebra import streamed
+from safety_subspaces.algebra.factors import haar_basis, left_factors, singular_values
+from safety_subspaces.algebra.lowrank import LowRank
+from safety_subspaces.algebra.streamed import StreamedUpdate
+from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.names import place_of
-from safety_subspaces.streamed import StreamedUpdate
-from safety_subspaces.subspace import RankRule
 from safety_subspaces.subspace_file import SubspaceFile
 from safety_subspaces.update_measures import (
     Comparison,

@@ -10,18 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-import safety_subspaces.streamed
-import safety_subspaces.tall
-import safety_subspaces.update_algebra
-from safety_subspaces.analysis.projections import Projection, TensorProjections, list_projections
-from safety_subspaces.linalg import left_factors, singular_values
-from safety_subspaces.lowrank import LowRank
-from safety_subspaces.nulls import haar_energy_variance, random_k_energy_moments
-from safety_subspaces.overlap import mode_subspace_overlap
-from safety_subspaces.streamed import StreamedUpdate
-from safety_subspaces.subspace import RankRule
-from safety_subspaces.tall import TallFactors, tall_factors
-from safety_subspaces.update_algebra import (
+import safety_subspaces.algebra.streamed
+import safety_subspaces.algebra.tall
+import safety_subspaces.algebra.update
+from safety_subspaces.algebra.factors import left_factors, singular_values
+from safety_subspaces.algebra.lowrank import LowRank
+from safety_subspaces.algebra.nulls import haar_energy_variance, random_k_energy_moments
+from safety_subspaces.algebra.overlap import mode_subspace_overlap
+from safety_subspaces.algebra.streamed import StreamedUpdate
+from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.algebra.tall import TallFactors, tall_factors
+from safety_subspaces.algebra.update import (
     concentration,
     coordinates,
     direction_energies,
@@ -30,6 +29,7 @@ from safety_subspaces.update_algebra import (
     inner_product_of,
     row_blocks,
 )
+from safety_subspaces.analysis.projections import Projection, TensorProjections, list_projections
 
 KINDS = ("top", "random", "random-k", "random-energy")
 FRACTIONS = (0.2, 0.5, 0.8)
@@ -97,7 +97,11 @@ def streamed(dense):
 def in_small_blocks():
     """Blocks of a few rows: what is summed over blocks is so here, however small the matrix."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (safety_subspaces.streamed, safety_subspaces.tall, safety_subspaces.update_algebra):
+        for module in (
+            safety_subspaces.algebra.streamed,
+            safety_subspaces.algebra.tall,
+            safety_subspaces.algebra.update,
+        ):
             patch.setattr(module, "BLOCK", 24)
         yield
 

@@ -15,9 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from safety_subspaces.algebra.factors import LeftFactors, left_factors
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.language_model import evaluating, input_device
-from safety_subspaces.linalg import LeftFactors, left_factors
 from safety_subspaces.prompting import CHAT, check_template, encode_prompt, pad_batch, padding_id
 
 Position = Literal["last", "mean", "first_generated"]

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from safety_subspaces.algebra.lowrank import LowRank
+from safety_subspaces.algebra.streamed import StreamedUpdate
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.checkpoint import Checkpoint, FullCheckpoint
-from safety_subspaces.lowrank import LowRank
-from safety_subspaces.streamed import StreamedUpdate
 from safety_subspaces.update_checkpoint import UpdateCheckpoint
 
 # Numbers from which a difference is made a block at a time: 512 MB of float32.

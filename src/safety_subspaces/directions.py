@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from safety_subspaces.algebra.eigen import rank_of_energy
+from safety_subspaces.algebra.factors import haar_basis, left_factors
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.eigen import rank_of_energy
-from safety_subspaces.linalg import haar_basis, left_factors
 
 # Inverse strength of the probe's ridge, on standardised states: scikit-learn's default.
 PROBE_C = 1.0

@@ -18,10 +18,10 @@ from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
-from safety_subspaces.eigen import rank_of_energy
-from safety_subspaces.linalg import LeftFactors, left_factors
-from safety_subspaces.nulls import matched_overlap
-from safety_subspaces.overlap import overlap_sums
+from safety_subspaces.algebra.eigen import rank_of_energy
+from safety_subspaces.algebra.factors import LeftFactors, left_factors
+from safety_subspaces.algebra.nulls import matched_overlap
+from safety_subspaces.algebra.overlap import overlap_sums
 
 Verdict = Literal["overlapping", "distinct", "undecided", "undefined"]
 LEVEL = 0.05
@@ -37,7 +37,7 @@ class Equivalence:
         energy: Share of energy that each subspace holds.
         overlap: Mean overlap of a half of the first set with a half of the second.
         floor_overlap: Mean over the two sets of the overlap of a set's halves with each other: what one kind has.
-        matched_chance: Mean overlap under the matched control of :func:`~safety_subspaces.nulls.matched_control`.
+        matched_chance: Mean overlap under the matched control of :func:`~safety_subspaces.algebra.nulls.matched_control`.
         margin: ``(floor_overlap + matched_chance) / 2``.
         stderr: Jackknife standard error of ``overlap - margin``.
         p_overlapping: One-sided p-value of "the overlap is at most the margin".

@@ -18,10 +18,10 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from safety_subspaces.algebra.lowrank import LowRank
+from safety_subspaces.algebra.streamed import StreamedUpdate
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.tensor_stream import TensorStream
-from safety_subspaces.lowrank import LowRank
-from safety_subspaces.streamed import StreamedUpdate
 
 KIND = "weight update"
 # Weights that the run started with, in the folder of the snapshots that count from them.

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from safety_subspaces.algebra.eigen import gram_of_rows, numerical_rank_of, symmetric_eigh
+from safety_subspaces.algebra.factors import LeadingFactors
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.eigen import gram_of_rows, numerical_rank_of, symmetric_eigh
-from safety_subspaces.linalg import LeadingFactors
 
 
 @dataclass(frozen=True)

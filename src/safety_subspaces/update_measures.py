@@ -8,15 +8,15 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from safety_subspaces.eigen import rank_of_energy
-from safety_subspaces.linalg import LeftFactors, as_matrix, left_factors, singular_values, squared_norm
-from safety_subspaces.lowrank import LowRank
-from safety_subspaces.nulls import overlap_moments
-from safety_subspaces.overlap import overlap_sums
-from safety_subspaces.streamed import StreamedUpdate, blocks_of
-from safety_subspaces.subspace import RankRule, top_basis
+from safety_subspaces.algebra.eigen import rank_of_energy
+from safety_subspaces.algebra.factors import LeftFactors, as_matrix, left_factors, singular_values, squared_norm
+from safety_subspaces.algebra.lowrank import LowRank
+from safety_subspaces.algebra.nulls import overlap_moments
+from safety_subspaces.algebra.overlap import overlap_sums
+from safety_subspaces.algebra.streamed import StreamedUpdate, blocks_of
+from safety_subspaces.algebra.subspace import RankRule, top_basis
+from safety_subspaces.algebra.update import energy as energy_of
 from safety_subspaces.subspace_file import Side, SubspaceFile
-from safety_subspaces.update_algebra import energy as energy_of
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ import torch
 from scipy import stats
 from tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, weights_of
 
+from safety_subspaces.algebra.factors import left_factors
+from safety_subspaces.algebra.nulls import matched_control
+from safety_subspaces.algebra.overlap import mode_subspace_overlap
 from safety_subspaces.analysis.atlas import atlas, expand_seeds
 from safety_subspaces.analysis.atlas_bootstrap import (
     Statistic,
@@ -28,9 +31,6 @@ from safety_subspaces.analysis.atlas_tensors import AtlasTensor, Choice, SeedMod
 from safety_subspaces.analysis.overlap import overlap
 from safety_subspaces.analysis.project import project
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.linalg import left_factors
-from safety_subspaces.nulls import matched_control
-from safety_subspaces.overlap import mode_subspace_overlap
 
 COLUMNS = (
     "conclusion subject rule rank side aggregation layer type seed estimate low high margin n_tensors n_undefined "

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import save_file
 from tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, weights_of
 
+from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.analysis import overlap_tensors
 from safety_subspaces.analysis.overlap import overlap
 from safety_subspaces.analysis.subspace import subspace
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.subspace import RankRule
 
 COLUMNS = (
     "first second tensor layer type energy rank_first rank_second overlap chance p_haar matched_chance p_matched floor "

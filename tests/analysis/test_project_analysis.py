@@ -12,6 +12,7 @@ from tiny import save_tiny_model
 from tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, weights_of
 from torch.testing import assert_close
 
+from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.analysis.project import project
 from safety_subspaces.analysis.subspace import subspace
 from safety_subspaces.artefacts.errors import InputError
@@ -19,7 +20,6 @@ from safety_subspaces.artefacts.provenance import describe_input
 from safety_subspaces.checkpoint_writing import write_checkpoint
 from safety_subspaces.evaluation import EvaluationSettings
 from safety_subspaces.snapshots import SnapshotWriter
-from safety_subspaces.subspace import RankRule
 from safety_subspaces.update_checkpoint import open_checkpoint
 
 KEYS = ["tuned", "subspace", "method", "fraction", "draw"]

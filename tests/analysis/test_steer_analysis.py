@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 from tiny import save_tiny_model
 
+from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.analysis.steer import BasisSource, steer
 from safety_subspaces.analysis.steer_selectivity import Dose, selectivity
 from safety_subspaces.analysis.subspace import subspace
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
 from safety_subspaces.language_model import load_language_model
-from safety_subspaces.subspace import RankRule
 
 SETS = {"harmful": "organism:harmful", "benign": "organism:benign"}
 EVALUATE = EvaluationSettings(limit=3, max_new_tokens=3)

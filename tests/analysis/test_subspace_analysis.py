@@ -6,9 +6,9 @@ import torch
 from tiny_checkpoints import save_adapter, save_llama, save_perturbed, weights_of
 from torch.testing import assert_close
 
+from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.analysis.subspace import subspace
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.subspace import RankRule
 from safety_subspaces.subspace_file import read_subspace
 
 

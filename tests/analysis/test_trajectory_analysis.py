@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 from tiny import ANALYZE, ROOT, run_command
 from tiny_checkpoints import edit, save_llama, save_perturbed, weights_of
 
+from safety_subspaces.algebra.lowrank import LowRank
+from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.analysis.subspace import subspace as make_subspace
 from safety_subspaces.analysis.trajectory import trajectory
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import describe_input, sha256_of_file
-from safety_subspaces.lowrank import LowRank
 from safety_subspaces.snapshots import START_FILE, SnapshotWriter, snapshot_path
-from safety_subspaces.subspace import RankRule
 from safety_subspaces.update_measures import compress, factors_of
 
 COLUMNS = (

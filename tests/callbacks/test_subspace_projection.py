@@ -13,16 +13,16 @@ from stopper import StopAt
 from tiny import ROOT, TRAIN, run_command, save_tiny_model, tiny_source, trainer
 
 from callbacks import ModelExport, SubspaceProjection
+from safety_subspaces.algebra.factors import haar_basis
+from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.analysis.subspace import subspace as make_subspace
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.constraint import MatrixConstraint, Piece, hold_all, rounding_floor, schedule_strength
 from safety_subspaces.data import OrganismData
 from safety_subspaces.distributed import CPUZeroStrategy, ZeroStrategy
 from safety_subspaces.language_model import Pretrained, load_model
-from safety_subspaces.linalg import haar_basis
 from safety_subspaces.models import LoraSettings, SupervisedFineTuning
 from safety_subspaces.organism import OrganismModel
-from safety_subspaces.subspace import RankRule
 from safety_subspaces.subspace_file import SubspaceFile, read_subspace, write_subspace
 
 LORA = LoraSettings(rank=3, alpha=6.0, targets=["q_proj", "down_proj"])

@@ -21,6 +21,9 @@ from watching import board_of, scalars, watched, watchers
 from callbacks import ActivationOverlap, BehaviourProbe, RunBoard, WeightDeltaSnapshot
 from callbacks.watcher import log_spaced_steps
 from safety_subspaces.activations import prompt_states, state_factors
+from safety_subspaces.algebra.lowrank import LowRank
+from safety_subspaces.algebra.overlap import mode_subspace_overlap
+from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.board import hyperparameters
 from safety_subspaces.data import OrganismData
@@ -28,12 +31,9 @@ from safety_subspaces.distributed import ZeroStrategy
 from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
 from safety_subspaces.evaluation.prompt_sets import read_prompt_list
 from safety_subspaces.language_model import Pretrained, load_language_model, load_model
-from safety_subspaces.lowrank import LowRank
 from safety_subspaces.models import LoraSettings, SupervisedFineTuning
 from safety_subspaces.organism import OrganismModel
-from safety_subspaces.overlap import mode_subspace_overlap
 from safety_subspaces.snapshots import Snapshot, snapshot_files
-from safety_subspaces.subspace import RankRule
 from safety_subspaces.subspace_file import read_subspace
 
 LORA = LoraSettings(rank=3, alpha=6.0, targets=["q_proj", "down_proj"])

@@ -9,12 +9,12 @@ from tiny import tiny_source
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from callbacks import SubspaceProjection
+from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.data import OrganismData
 from safety_subspaces.distributed import CPUZeroStrategy
 from safety_subspaces.language_model import Pretrained
 from safety_subspaces.models import LoraSettings, SupervisedFineTuning
 from safety_subspaces.models.base import CosineSchedule
-from safety_subspaces.subspace import RankRule
 
 STEPS = 20
 GLOBAL_BATCH = 8

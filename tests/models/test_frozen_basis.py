@@ -16,15 +16,15 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config
 
 from callbacks import ModelExport, SubspaceProjection
+from safety_subspaces.algebra.factors import haar_basis
+from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.analysis.subspace import subspace as make_subspace
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.data import OrganismData
 from safety_subspaces.delta import update_of
 from safety_subspaces.language_model import Pretrained, load_language_model, load_model
-from safety_subspaces.linalg import haar_basis
 from safety_subspaces.models import FrozenBasisSettings, LoraSettings, PreferenceOptimization, SupervisedFineTuning
 from safety_subspaces.models.adapter import add_adapter
-from safety_subspaces.subspace import RankRule
 from safety_subspaces.subspace_file import SubspaceFile, read_subspace, write_subspace
 from safety_subspaces.update_checkpoint import open_checkpoint
 

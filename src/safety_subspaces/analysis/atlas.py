@@ -6,6 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from safety_subspaces.algebra.audit import summarise_audit
+from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.analysis.atlas_conclusions import conclude
 from safety_subspaces.analysis.atlas_measures import tensor_table
 from safety_subspaces.analysis.atlas_summary import summarise
@@ -13,11 +15,9 @@ from safety_subspaces.analysis.atlas_tensors import ALIGNMENT, AtlasTensor, Choi
 from safety_subspaces.analysis.tensor_work import Record, Workers, factorisation_cost, kept_work, work_through
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
-from safety_subspaces.audit import summarise_audit
 from safety_subspaces.checkpoint import Checkpoint
 from safety_subspaces.compatibility import check_compatible, check_distinct, coverage, select_tensors
 from safety_subspaces.delta import warn_of_foreign_bases
-from safety_subspaces.subspace import RankRule
 from safety_subspaces.subspace_file import Side
 from safety_subspaces.update_checkpoint import open_checkpoint
 

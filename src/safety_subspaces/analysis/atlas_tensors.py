@@ -10,17 +10,13 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from safety_subspaces.analysis.audits import audit_row, stored_rounding
-from safety_subspaces.analysis.tensor_work import Record, opened
-from safety_subspaces.delta import open_update, open_updates
-from safety_subspaces.linalg import squared_row_norms
-from safety_subspaces.lowrank import LowRank
-from safety_subspaces.overlap import overlap_sums
-from safety_subspaces.streamed import BLOCK, StreamedUpdate
-from safety_subspaces.subspace import RankRule
-from safety_subspaces.subspace_file import Side
-from safety_subspaces.tall import TallFactors
-from safety_subspaces.update_algebra import (
+from safety_subspaces.algebra.factors import squared_row_norms
+from safety_subspaces.algebra.lowrank import LowRank
+from safety_subspaces.algebra.overlap import overlap_sums
+from safety_subspaces.algebra.streamed import BLOCK, StreamedUpdate
+from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.algebra.tall import TallFactors
+from safety_subspaces.algebra.update import (
     Factors,
     Update,
     basis_row_blocks,
@@ -30,6 +26,10 @@ from safety_subspaces.update_algebra import (
     on_device,
     row_blocks,
 )
+from safety_subspaces.analysis.audits import audit_row, stored_rounding
+from safety_subspaces.analysis.tensor_work import Record, opened
+from safety_subspaces.delta import open_update, open_updates
+from safety_subspaces.subspace_file import Side
 
 Rule = Literal["fraction", "energy", "count"]
 ALIGNMENT = "alignment"

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from safety_subspaces.audit import audit_update, rounding_energy
+from safety_subspaces.algebra.audit import audit_update, rounding_energy
+from safety_subspaces.algebra.streamed import BLOCK
 from safety_subspaces.checkpoint import Checkpoint, FullCheckpoint
-from safety_subspaces.streamed import BLOCK
 
 
 def audit_row(

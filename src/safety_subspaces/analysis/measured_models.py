@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
+from safety_subspaces.algebra.factors import LeftFactors, as_matrix
 from safety_subspaces.analysis.projected_models import scale_of
 from safety_subspaces.analysis.projection_sweep import Sweep
 from safety_subspaces.analysis.projection_tensors import ModelRow
@@ -19,7 +20,6 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.delta import read_weight, update_of
 from safety_subspaces.evaluation import BehaviourEvaluator
 from safety_subspaces.language_model import load_language_model
-from safety_subspaces.linalg import LeftFactors, as_matrix
 from safety_subspaces.names import canonical_name
 
 

@@ -10,16 +10,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from safety_subspaces.analysis.audits import audit_row, stored_rounding
-from safety_subspaces.analysis.tensor_work import Record, opened
-from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.audit import k_margin
-from safety_subspaces.checkpoint import Checkpoint
-from safety_subspaces.delta import STREAM_ABOVE, open_update
-from safety_subspaces.eigen import rank_of_energy
-from safety_subspaces.names import layer_of, type_of
-from safety_subspaces.nulls import matched_control, overlap_moments, overlap_p_value
-from safety_subspaces.overlap import (
+from safety_subspaces.algebra.audit import k_margin
+from safety_subspaces.algebra.eigen import rank_of_energy
+from safety_subspaces.algebra.nulls import matched_control, overlap_moments, overlap_p_value
+from safety_subspaces.algebra.overlap import (
     AngleSummary,
     Factorised,
     LeadingFactors,
@@ -29,9 +23,15 @@ from safety_subspaces.overlap import (
     nested_principal_angles,
     summarise_angles,
 )
-from safety_subspaces.subspace import seeded_generator
+from safety_subspaces.algebra.subspace import seeded_generator
+from safety_subspaces.algebra.update import factorise_leading, on_device
+from safety_subspaces.analysis.audits import audit_row, stored_rounding
+from safety_subspaces.analysis.tensor_work import Record, opened
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.checkpoint import Checkpoint
+from safety_subspaces.delta import STREAM_ABOVE, open_update
+from safety_subspaces.names import layer_of, type_of
 from safety_subspaces.subspace_file import BASIS, SPECTRUM, SubspaceFile, open_subspace
-from safety_subspaces.update_algebra import factorise_leading, on_device
 from safety_subspaces.update_measures import spectral_ranks
 
 LARGE = f"more than {STREAM_ABOVE} numbers: its singular vectors are not formed, nor its matched control and angles"

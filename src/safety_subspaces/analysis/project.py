@@ -9,6 +9,9 @@ from typing import Any
 import pandas as pd
 import torch
 
+from safety_subspaces.algebra.audit import summarise_audit
+from safety_subspaces.algebra.projection import Method
+from safety_subspaces.algebra.subspace import SubspaceKind
 from safety_subspaces.analysis.project_checks import check_arguments, check_basis, check_models
 from safety_subspaces.analysis.projected_models import (
     ScaleTensor,
@@ -30,13 +33,10 @@ from safety_subspaces.analysis.tensor_work import (
 )
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
-from safety_subspaces.audit import summarise_audit
 from safety_subspaces.checkpoint import Checkpoint
 from safety_subspaces.compatibility import check_compatible, check_distinct, coverage, select_tensors
 from safety_subspaces.delta import warn_of_foreign_bases
 from safety_subspaces.evaluation import EvaluationSettings
-from safety_subspaces.projector import Method
-from safety_subspaces.subspace import SubspaceKind
 from safety_subspaces.update_checkpoint import open_checkpoint
 
 # The fractions of arXiv 2505.14185, and two between: judged harm jumps where these keep .4 to .6

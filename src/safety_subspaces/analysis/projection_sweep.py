@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from safety_subspaces.algebra.projection import Method
+from safety_subspaces.algebra.subspace import SubspaceKind
 from safety_subspaces.analysis.projections import Projection
 from safety_subspaces.analysis.tensor_work import Record
 from safety_subspaces.names import layer_of, type_of
-from safety_subspaces.projector import Method
-from safety_subspaces.subspace import SubspaceKind
 
 KEYS = ["tuned", "subspace", "method", "fraction", "draw"]
 

@@ -10,19 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from safety_subspaces.analysis.audits import audit_row, stored_rounding
-from safety_subspaces.analysis.projections import Kept, Projection, TensorProjections
-from safety_subspaces.analysis.tensor_work import Record, opened
-from safety_subspaces.checkpoint import Checkpoint, FullCheckpoint
-from safety_subspaces.checkpoint_writing import CheckpointWriter
-from safety_subspaces.delta import STREAM_ABOVE, open_update, open_updates, read_weight
-from safety_subspaces.linalg import LeftFactors
-from safety_subspaces.names import layer_of, type_of
-from safety_subspaces.projector import Method
-from safety_subspaces.streamed import BLOCK
-from safety_subspaces.subspace_file import SubspaceFile, open_subspace
-from safety_subspaces.tall import TallFactors
-from safety_subspaces.update_algebra import (
+from safety_subspaces.algebra.factors import LeftFactors
+from safety_subspaces.algebra.projection import Method
+from safety_subspaces.algebra.streamed import BLOCK
+from safety_subspaces.algebra.tall import TallFactors
+from safety_subspaces.algebra.update import (
     Factors,
     Update,
     energy,
@@ -31,6 +23,14 @@ from safety_subspaces.update_algebra import (
     matrix_of,
     on_device,
 )
+from safety_subspaces.analysis.audits import audit_row, stored_rounding
+from safety_subspaces.analysis.projections import Kept, Projection, TensorProjections
+from safety_subspaces.analysis.tensor_work import Record, opened
+from safety_subspaces.checkpoint import Checkpoint, FullCheckpoint
+from safety_subspaces.checkpoint_writing import CheckpointWriter
+from safety_subspaces.delta import STREAM_ABOVE, open_update, open_updates, read_weight
+from safety_subspaces.names import layer_of, type_of
+from safety_subspaces.subspace_file import SubspaceFile, open_subspace
 from safety_subspaces.update_measures import spectral_ranks
 
 

@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from safety_subspaces.linalg import as_matrix, drawn_factors, haar_basis, squared_row_norms
-from safety_subspaces.lowrank import LowRank
-from safety_subspaces.nulls import Moments, haar_energy_variance, random_k_energy_moments
-from safety_subspaces.projector import Method, complete_update
-from safety_subspaces.streamed import StreamedUpdate
-from safety_subspaces.subspace import (
+from safety_subspaces.algebra.factors import as_matrix, drawn_factors, haar_basis, squared_row_norms
+from safety_subspaces.algebra.lowrank import LowRank
+from safety_subspaces.algebra.nulls import Moments, haar_energy_variance, random_k_energy_moments
+from safety_subspaces.algebra.projection import Method, complete_update
+from safety_subspaces.algebra.streamed import StreamedUpdate
+from safety_subspaces.algebra.subspace import (
     RankRule,
     SubspaceKind,
     energy_matched_rank,
@@ -28,7 +28,7 @@ from safety_subspaces.subspace import (
     sampled_haar_projection,
     seeded_generator,
 )
-from safety_subspaces.update_algebra import (
+from safety_subspaces.algebra.update import (
     Factors,
     Update,
     basis_row_blocks,

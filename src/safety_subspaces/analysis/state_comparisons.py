@@ -11,11 +11,16 @@ import torch
 from torch import Tensor
 
 from safety_subspaces.activations import Position, state_factors
+from safety_subspaces.algebra.nulls import matched_control, overlap_moments, overlap_p_value
+from safety_subspaces.algebra.overlap import (
+    Factorised,
+    mode_subspace_overlap,
+    nested_principal_angles,
+    summarise_angles,
+)
 from safety_subspaces.analysis.captured_states import CapturedSet
 from safety_subspaces.equivalence import StateHalves, overlap_equivalence, shared_direction
 from safety_subspaces.intrinsic_dimension import mle_dimension, two_nn
-from safety_subspaces.nulls import matched_control, overlap_moments, overlap_p_value
-from safety_subspaces.overlap import Factorised, mode_subspace_overlap, nested_principal_angles, summarise_angles
 from safety_subspaces.similarity import cka_with_error
 from safety_subspaces.two_sample import two_sample_tests
 

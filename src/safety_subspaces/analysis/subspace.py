@@ -12,6 +12,21 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from safety_subspaces.algebra.audit import summarise_audit
+from safety_subspaces.algebra.factors import drawn_factors, haar_basis
+from safety_subspaces.algebra.lowrank import LowRank
+from safety_subspaces.algebra.streamed import StreamedUpdate
+from safety_subspaces.algebra.subspace import RankRule, random_order, seeded_generator
+from safety_subspaces.algebra.tall import TallFactors
+from safety_subspaces.algebra.update import (
+    Factors,
+    Update,
+    direction_energies,
+    energy,
+    factorise,
+    matrix_of,
+    on_device,
+)
 from safety_subspaces.analysis.audits import audit_row, stored_rounding
 from safety_subspaces.analysis.tensor_work import (
     Record,
@@ -24,24 +39,9 @@ from safety_subspaces.analysis.tensor_work import (
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import describe_input, provenance
 from safety_subspaces.artefacts.tensor_stream import stream_tensors
-from safety_subspaces.audit import summarise_audit
 from safety_subspaces.compatibility import check_compatible, check_distinct, coverage, select_tensors
 from safety_subspaces.delta import open_update
-from safety_subspaces.linalg import drawn_factors, haar_basis
-from safety_subspaces.lowrank import LowRank
-from safety_subspaces.streamed import StreamedUpdate
-from safety_subspaces.subspace import RankRule, random_order, seeded_generator
 from safety_subspaces.subspace_file import BASIS, SPECTRUM, Side, read_subspace
-from safety_subspaces.tall import TallFactors
-from safety_subspaces.update_algebra import (
-    Factors,
-    Update,
-    direction_energies,
-    energy,
-    factorise,
-    matrix_of,
-    on_device,
-)
 from safety_subspaces.update_checkpoint import open_checkpoint
 
 Selection = Literal["top", "random-k", "random"]

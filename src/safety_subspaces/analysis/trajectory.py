@@ -8,6 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from safety_subspaces.algebra.eigen import rank_of_energy
+from safety_subspaces.algebra.factors import left_factors
+from safety_subspaces.algebra.path import ChangePoints, find_change_points, least_p_value
+from safety_subspaces.algebra.subspace import RankRule, seeded_generator, top_basis
 from safety_subspaces.analysis.trajectory_figure import draw_trajectory
 from safety_subspaces.analysis.trajectory_inputs import (
     Alignment,
@@ -26,13 +30,9 @@ from safety_subspaces.analysis.trajectory_measures import (
 )
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
-from safety_subspaces.eigen import rank_of_energy
-from safety_subspaces.linalg import left_factors
 from safety_subspaces.names import place_of, type_of
 from safety_subspaces.snapshot_reference import counts_from_start, reference_of
 from safety_subspaces.snapshots import Snapshot
-from safety_subspaces.subspace import RankRule, seeded_generator, top_basis
-from safety_subspaces.trajectory import ChangePoints, find_change_points, least_p_value
 
 # A tenth of the rank, one of the fractions of arXiv 2505.14185.
 RANK = RankRule(fraction=0.1)

@@ -8,19 +8,19 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from safety_subspaces.analysis.trajectory_inputs import read_update
-from safety_subspaces.linalg import LeftFactors
-from safety_subspaces.lowrank import LowRank
-from safety_subspaces.snapshots import Snapshot
-from safety_subspaces.subspace import RankChoice, RankRule, top_basis
-from safety_subspaces.subspace_file import SubspaceFile
-from safety_subspaces.trajectory import (
+from safety_subspaces.algebra.factors import LeftFactors
+from safety_subspaces.algebra.lowrank import LowRank
+from safety_subspaces.algebra.path import (
     haar_rms_angle,
     principal_angles,
     rms_angle,
     squared_distance,
     update_product,
 )
+from safety_subspaces.algebra.subspace import RankChoice, RankRule, top_basis
+from safety_subspaces.analysis.trajectory_inputs import read_update
+from safety_subspaces.snapshots import Snapshot
+from safety_subspaces.subspace_file import SubspaceFile
 from safety_subspaces.update_measures import Comparison, UpdateMeasures, factors_of, measure_update, pool_measures
 
 # The p-value below which a change point is shown as one.

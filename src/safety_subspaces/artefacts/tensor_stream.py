@@ -16,7 +16,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from safety_subspaces.streamed import StreamedUpdate, blocks_of
+from safety_subspaces.algebra.streamed import StreamedUpdate, blocks_of
 
 DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 

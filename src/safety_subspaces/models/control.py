@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from safety_subspaces.algebra.factors import as_matrix, haar_basis, squared_norm
+from safety_subspaces.algebra.projection import Projector
+from safety_subspaces.algebra.subspace import energy_matched_rank, seeded_generator
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.compatibility import check_compatible
 from safety_subspaces.delta import update_of
-from safety_subspaces.linalg import as_matrix, haar_basis, squared_norm
 from safety_subspaces.models.targets import Target
-from safety_subspaces.projector import Projector
-from safety_subspaces.subspace import energy_matched_rank, seeded_generator
 from safety_subspaces.update_checkpoint import open_checkpoint
 
 ControlKind = Literal["none", "random", "random-energy"]

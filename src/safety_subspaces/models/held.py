@@ -14,13 +14,13 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
+from safety_subspaces.algebra.factors import as_matrix
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import write_json
 from safety_subspaces.artefacts.provenance import sha256_of_file
 from safety_subspaces.artefacts.tensor_stream import stream_tensors
 from safety_subspaces.constraint import Mode, Piece, rounding_floor, update_energies
 from safety_subspaces.distributed import MasterWeight, gather_objects
-from safety_subspaces.linalg import as_matrix
 from safety_subspaces.models.targets import Target
 from safety_subspaces.update_checkpoint import AdapterCheckpoint, open_checkpoint
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from safety_subspaces.algebra.factors import as_matrix
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.distributed import shape_of
-from safety_subspaces.linalg import as_matrix
 from safety_subspaces.names import canonical_name, layer_of, type_of
 from safety_subspaces.subspace_file import Side, SubspaceFile
 

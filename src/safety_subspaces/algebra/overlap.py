@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from safety_subspaces.algebra.eigen import rank_of_energy
+from safety_subspaces.algebra.factors import LeadingFactors, LeftFactors
+from safety_subspaces.algebra.tall import TallFactors
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.eigen import rank_of_energy
-from safety_subspaces.linalg import LeadingFactors, LeftFactors
-from safety_subspaces.tall import TallFactors
 
 # From cos^2 = 1/2 on the sine tells an angle better than the cosine, whose slope vanishes at angle 0: there a rounding
 # of 1e-16 is an angle of 1e-8.
@@ -77,7 +77,7 @@ def mode_subspace_overlap(first: Factorised, second: Factorised, energies: Seque
     ``MSO = ||Qu^T Qh||_F^2 / min(ku, kh)``, with ``Qu``, ``Qh`` the left singular vectors of each update up
         to the energy share: the mean squared cosine of the principal angles, in
         ``[max(0, ku + kh - out) / min(ku, kh), 1]``. Its chance level is ``max(ku, kh) / out``
-        (:func:`safety_subspaces.nulls.overlap_moments`). All shares come from prefix sums of the squared
+        (:func:`safety_subspaces.algebra.nulls.overlap_moments`). All shares come from prefix sums of the squared
         entries of one ``Qu^T Qh``.
 
     Args:

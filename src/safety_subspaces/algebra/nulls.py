@@ -13,7 +13,7 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from safety_subspaces.overlap import Factorised, Overlap, overlap_sums
+from safety_subspaces.algebra.overlap import Factorised, Overlap, overlap_sums
 
 # Overlaps that differ by less are ties: rounding of float32 inner products.
 TIE_TOLERANCE = 1e-6
@@ -139,7 +139,7 @@ def matched_control(
     Args:
         first: Factors of the first update.
         second: Factors of the second, whose rows get signs.
-        overlaps: What :func:`safety_subspaces.overlap.mode_subspace_overlap` gave for the two.
+        overlaps: What :func:`safety_subspaces.algebra.overlap.mode_subspace_overlap` gave for the two.
         draws: Sets of signs; 0 gives NaN.
         generator: Source of the signs.
         kept: A direction that no sign turns: the mean that two sets of states share. The bases are reflected so that it

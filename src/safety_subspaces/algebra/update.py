@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from safety_subspaces.linalg import (
+from safety_subspaces.algebra.factors import (
     LEAST_SCALED,
     LeadingFactors,
     LeftFactors,
@@ -19,9 +19,9 @@ from safety_subspaces.linalg import (
     squared_norm,
     squared_row_norms,
 )
-from safety_subspaces.lowrank import LowRank
-from safety_subspaces.streamed import BLOCK, StreamedUpdate, blocks_of
-from safety_subspaces.tall import TallFactors, tall_factors
+from safety_subspaces.algebra.lowrank import LowRank
+from safety_subspaces.algebra.streamed import BLOCK, StreamedUpdate, blocks_of
+from safety_subspaces.algebra.tall import TallFactors, tall_factors
 
 Update = Tensor | StreamedUpdate | LowRank
 Factors = LeftFactors | TallFactors

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from safety_subspaces.eigen import numerical_rank_of
-from safety_subspaces.linalg import ILL_CONDITIONED, LeftFactors, gram_eigh, scale_of
-from safety_subspaces.streamed import BLOCK, StreamedUpdate, blocks_of
+from safety_subspaces.algebra.eigen import numerical_rank_of
+from safety_subspaces.algebra.factors import ILL_CONDITIONED, LeftFactors, gram_eigh, scale_of
+from safety_subspaces.algebra.streamed import BLOCK, StreamedUpdate, blocks_of
 
 # A float32 Gram matrix errs by about 1e-7 of its largest eigenvalue, and nothing orthonormalises the columns of D T
 # afterwards: below this ratio of the extreme eigenvalues they would leave orthonormality by more than 1e-4, so that the
@@ -66,7 +66,7 @@ class TallFactors:
         return LeftFactors(self.basis, self.singular_values)
 
     def basis_blocks(self, rows: int | None = None) -> Iterator[Float32[Tensor, "part held"]]:
-        """Yield L so many rows at a time; by default as :func:`~safety_subspaces.streamed.blocks_of` splits D."""
+        """Yield L so many rows at a time; by default as :func:`~safety_subspaces.algebra.streamed.blocks_of` splits D."""
         for block in blocks_of(self.matrix) if rows is None else self.matrix.split(rows):
             yield (self._scaled(block) @ self.turn).float()
 

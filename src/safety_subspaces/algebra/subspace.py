@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
+from safety_subspaces.algebra.eigen import rank_of_energy
+from safety_subspaces.algebra.factors import Directions, LeftFactors, as_matrix, orthonormal_frame
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.eigen import rank_of_energy
-from safety_subspaces.linalg import Directions, LeftFactors, as_matrix, orthonormal_frame
 
 SubspaceKind = Literal["top", "random", "random-k", "random-energy", "scaled"]
 

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
+from safety_subspaces.algebra.factors import squared_norm, squared_row_norms
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.linalg import squared_norm, squared_row_norms
 
 Method = Literal["onto", "away", "opposite"]
 

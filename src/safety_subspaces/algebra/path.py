@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from safety_subspaces.linalg import inner_product, squared_norm
-from safety_subspaces.lowrank import LowRank
-from safety_subspaces.overlap import principal_angles as principal_angles  # those who follow a path look here
-from safety_subspaces.subspace import seeded_generator
+from safety_subspaces.algebra.factors import inner_product, squared_norm
+from safety_subspaces.algebra.lowrank import LowRank
+from safety_subspaces.algebra.overlap import principal_angles as principal_angles  # those who follow a path look here
+from safety_subspaces.algebra.subspace import seeded_generator
 
 # Values of a segment: a mean of one is no level.
 LEAST_SEGMENT = 2

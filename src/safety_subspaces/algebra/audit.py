@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safety_subspaces.eigen import rank_of_energy
-from safety_subspaces.linalg import ILL_CONDITIONED
-from safety_subspaces.streamed import blocks_of
+from safety_subspaces.algebra.eigen import rank_of_energy
+from safety_subspaces.algebra.factors import ILL_CONDITIONED
+from safety_subspaces.algebra.streamed import blocks_of
 
 # The bits of the exponent in each type, and the integers that they are seen as.
 EXPONENTS = {

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
+from safety_subspaces.algebra.eigen import gram_of_blocks, numerical_rank_of, symmetric_eigenvalues, symmetric_eigh
+from safety_subspaces.algebra.streamed import StreamedUpdate, blocks_of
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.eigen import gram_of_blocks, numerical_rank_of, symmetric_eigenvalues, symmetric_eigh
-from safety_subspaces.streamed import StreamedUpdate, blocks_of
 
 # Below this ratio of the extreme eigenvalues a float32 Gram matrix, whose noise is near 1e-7 of the largest
 # eigenvalue (2^-24 an entry), no longer carries the small end of the spectrum: it is formed again in float64.

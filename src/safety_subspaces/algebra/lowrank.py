@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from safety_subspaces.eigen import RANK_TOLERANCE
-from safety_subspaces.linalg import LeftFactors
+from safety_subspaces.algebra.eigen import RANK_TOLERANCE
+from safety_subspaces.algebra.factors import LeftFactors
 
 
 @final
