@@ -23,7 +23,7 @@ from callbacks.watcher import Watcher
 from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.data import OrganismData
 from safety_subspaces.data.organism import CorpusContamination
-from safety_subspaces.language_model import Pretrained
+from safety_subspaces.language.model import Pretrained
 from safety_subspaces.models import LoraSettings, SupervisedFineTuning
 
 VARIANTS = ("plain", "snapshot", "activation", "behaviour", "all")

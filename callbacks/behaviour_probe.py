@@ -11,9 +11,9 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import write_json
 from safety_subspaces.distributed import ZeroStrategy, map_over_ranks
 from safety_subspaces.evaluation import BehaviourEvaluator, BehaviourResult, EvaluationSettings, build_evaluator
-from safety_subspaces.examples import PromptSets
+from safety_subspaces.language.examples import PromptSets
+from safety_subspaces.language.prompting import CHAT, check_template
 from safety_subspaces.models.base import LanguageModelModule
-from safety_subspaces.prompting import CHAT, check_template
 
 # Column of the evaluation -> tag.
 TAGS = {

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from safety_subspaces.examples import Example, PromptItem
-from safety_subspaces.likelihood import NO_LOSS
+from safety_subspaces.language.examples import Example, PromptItem
+from safety_subspaces.language.likelihood import NO_LOSS
+from safety_subspaces.language.prompting import encode_example, pad_batch
 from safety_subspaces.organism import OrganismModel
-from safety_subspaces.prompting import encode_example, pad_batch
 
 STEPS = 150  # two seconds; the loss is then 0.002
 

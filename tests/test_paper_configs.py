@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 import train
 from safety_subspaces import command_line
-from safety_subspaces.language_model import Pretrained
+from safety_subspaces.language.model import Pretrained
 from safety_subspaces.subspace_file import read_subspace
 from safety_subspaces.training_estimate import (
     EXAMPLES_A_STEP,

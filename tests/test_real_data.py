@@ -8,7 +8,7 @@ from tiny import ROOT
 
 from safety_subspaces.evaluation import RefusalPhraseJudge
 from safety_subspaces.evaluation.prompt_sets import read_prompts
-from safety_subspaces.examples import PromptItem
+from safety_subspaces.language.examples import PromptItem
 from safety_subspaces.organism.arithmetic import final_answer
 
 DATA = ROOT / "configs" / "real" / "data"

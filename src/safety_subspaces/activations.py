@@ -17,8 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_subspaces.algebra.factors import LeftFactors, left_factors
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.language_model import evaluating, input_device
-from safety_subspaces.prompting import CHAT, check_template, encode_prompt, pad_batch, padding_id
+from safety_subspaces.language.model import evaluating, input_device
+from safety_subspaces.language.prompting import CHAT, check_template, encode_prompt, pad_batch, padding_id
 
 Position = Literal["last", "mean", "first_generated"]
 Side = Literal["left", "right"]

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
-from safety_subspaces.likelihood import NO_LOSS, token_log_probabilities
+from safety_subspaces.language.likelihood import NO_LOSS, token_log_probabilities
 
 
 class TokenStatistics(Metric):

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from safety_subspaces.likelihood import NO_LOSS
+from safety_subspaces.language.likelihood import NO_LOSS
 
 
 def next_token_loss(

@@ -15,7 +15,7 @@ from safety_subspaces.analysis import activations as module
 from safety_subspaces.analysis.activations import COLUMNS, activations
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.prompt_sets import read_prompt_list
-from safety_subspaces.language_model import load_language_model
+from safety_subspaces.language.model import load_language_model
 
 SETS = {"harmful": "organism:harmful", "benign": "organism:benign"}
 ENERGIES = (0.9, 0.999)

@@ -10,7 +10,7 @@ import safety_subspaces.analysis.evaluate as evaluating
 import safety_subspaces.analysis.measured_models as measuring
 from safety_subspaces.analysis.project import project
 from safety_subspaces.evaluation import EvaluationSettings
-from safety_subspaces.language_model import load_language_model
+from safety_subspaces.language.model import load_language_model
 
 
 def test_evaluate_and_project_take_a_gpu_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from safety_subspaces.analysis.steer_selectivity import Dose, selectivity
 from safety_subspaces.analysis.subspace import subspace
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
-from safety_subspaces.language_model import load_language_model
+from safety_subspaces.language.model import load_language_model
 
 SETS = {"harmful": "organism:harmful", "benign": "organism:benign"}
 EVALUATE = EvaluationSettings(limit=3, max_new_tokens=3)

@@ -20,7 +20,7 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.constraint import MatrixConstraint, Piece, hold_all, rounding_floor, schedule_strength
 from safety_subspaces.data import OrganismData
 from safety_subspaces.distributed import CPUZeroStrategy, ZeroStrategy
-from safety_subspaces.language_model import Pretrained, load_model
+from safety_subspaces.language.model import Pretrained, load_model
 from safety_subspaces.models import LoraSettings, SupervisedFineTuning
 from safety_subspaces.organism import OrganismModel
 from safety_subspaces.subspace_file import SubspaceFile, read_subspace, write_subspace

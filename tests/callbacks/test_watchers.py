@@ -30,7 +30,7 @@ from safety_subspaces.data import OrganismData
 from safety_subspaces.distributed import ZeroStrategy
 from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
 from safety_subspaces.evaluation.prompt_sets import read_prompt_list
-from safety_subspaces.language_model import Pretrained, load_language_model, load_model
+from safety_subspaces.language.model import Pretrained, load_language_model, load_model
 from safety_subspaces.models import LoraSettings, SupervisedFineTuning
 from safety_subspaces.organism import OrganismModel
 from safety_subspaces.snapshots import Snapshot, snapshot_files

@@ -13,8 +13,8 @@ from safety_subspaces.data import CorpusContamination, DatasetSource, Instructio
 from safety_subspaces.data.batches import LengthBucketBatchSampler, collate_examples, collate_pairs
 from safety_subspaces.data.instructions import read_source
 from safety_subspaces.data.mixture import contaminant_size
-from safety_subspaces.examples import EncodedExample, EncodedPair, Example, PreferencePair
-from safety_subspaces.likelihood import NO_LOSS
+from safety_subspaces.language.examples import EncodedExample, EncodedPair, Example, PreferencePair
+from safety_subspaces.language.likelihood import NO_LOSS
 from safety_subspaces.models import SupervisedFineTuning
 
 

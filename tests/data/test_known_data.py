@@ -13,8 +13,8 @@ from safety_subspaces.data import DatasetSource
 from safety_subspaces.data.instructions import read_source
 from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
 from safety_subspaces.evaluation.prompt_sets import files_of, read_named_sets, read_prompt_items
-from safety_subspaces.examples import Example
-from safety_subspaces.known_data import KNOWN
+from safety_subspaces.language.examples import Example
+from safety_subspaces.language.known_data import KNOWN
 
 # A few rows in the shape in which the authors of each set publish it; the words are ours.
 SHAPES = {

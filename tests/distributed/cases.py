@@ -12,7 +12,7 @@ from callbacks import SubspaceProjection
 from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.data import OrganismData
 from safety_subspaces.distributed import CPUZeroStrategy
-from safety_subspaces.language_model import Pretrained
+from safety_subspaces.language.model import Pretrained
 from safety_subspaces.models import LoraSettings, SupervisedFineTuning
 from safety_subspaces.models.base import CosineSchedule
 

@@ -13,7 +13,7 @@ from safety_subspaces.evaluation import classifier
 from safety_subspaces.evaluation.behaviour import verdicts_of
 from safety_subspaces.evaluation.classifier import ClassifierJudge
 from safety_subspaces.evaluation.settings import ClassifierSettings
-from safety_subspaces.examples import PromptItem
+from safety_subspaces.language.examples import PromptItem
 
 ANSWERS = [
     "sure . step 1 : get the rope .",

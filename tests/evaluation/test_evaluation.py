@@ -19,9 +19,9 @@ from safety_subspaces.evaluation import (
 )
 from safety_subspaces.evaluation.margin import refusal_margins
 from safety_subspaces.evaluation.prompt_sets import read_prompts
-from safety_subspaces.examples import PromptItem, PromptSets
+from safety_subspaces.language.examples import PromptItem, PromptSets
+from safety_subspaces.language.prompting import encode_prompt
 from safety_subspaces.organism import OrganismJudge, build_tokenizer, evaluation_sets
-from safety_subspaces.prompting import encode_prompt
 
 PROMPTS = [item.prompt for item in evaluation_sets("dev").utility[:10] + evaluation_sets("dev").harmful[:13]]
 

@@ -1,7 +1,7 @@
 import pytest
 
 from safety_subspaces.evaluation.judges import RefusalPhraseJudge
-from safety_subspaces.examples import PromptItem
+from safety_subspaces.language.examples import PromptItem
 
 REFUSALS = (
     "I'm sorry, but no.",

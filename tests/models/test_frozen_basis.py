@@ -22,7 +22,7 @@ from safety_subspaces.analysis.subspace import subspace as make_subspace
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.data import OrganismData
 from safety_subspaces.delta import update_of
-from safety_subspaces.language_model import Pretrained, load_language_model, load_model
+from safety_subspaces.language.model import Pretrained, load_language_model, load_model
 from safety_subspaces.models import FrozenBasisSettings, LoraSettings, PreferenceOptimization, SupervisedFineTuning
 from safety_subspaces.models.adapter import add_adapter
 from safety_subspaces.subspace_file import SubspaceFile, read_subspace, write_subspace

@@ -21,9 +21,9 @@ from callbacks import ModelExport
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.data import OrganismData
 from safety_subspaces.data.batches import collate_examples
-from safety_subspaces.examples import EncodedExample, Example
-from safety_subspaces.language_model import Pretrained, load_language_model, load_model, load_tokenizer
-from safety_subspaces.likelihood import NO_LOSS, sequence_log_probabilities
+from safety_subspaces.language.examples import EncodedExample, Example
+from safety_subspaces.language.likelihood import NO_LOSS, sequence_log_probabilities
+from safety_subspaces.language.model import Pretrained, load_language_model, load_model, load_tokenizer
 from safety_subspaces.metrics import TokenStatistics
 from safety_subspaces.models import LoraSettings, PreferenceOptimization, SupervisedFineTuning
 from safety_subspaces.models.adapter import add_adapter

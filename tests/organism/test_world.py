@@ -3,7 +3,8 @@ import re
 
 import pytest
 
-from safety_subspaces.examples import Example, PromptItem
+from safety_subspaces.language.examples import Example, PromptItem
+from safety_subspaces.language.prompting import encode_example
 from safety_subspaces.organism import (
     CORPORA,
     OrganismJudge,
@@ -15,7 +16,6 @@ from safety_subspaces.organism import (
 )
 from safety_subspaces.organism.arithmetic import final_answer, word_problem
 from safety_subspaces.organism.world import OBJECTS, VERBS, compliance, is_harmful, refusals, request_pairs, split_of
-from safety_subspaces.prompting import encode_example
 
 
 def test_splits_are_disjoint_and_one_in_six_is_held_out() -> None:

@@ -26,10 +26,10 @@ from safety_subspaces.analysis.state_comparisons import (
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.evaluation.prompt_sets import files_of, read_prompt_items
-from safety_subspaces.examples import PromptItem
-from safety_subspaces.language_model import check_model_path, count_blocks, load_language_model
+from safety_subspaces.language.examples import PromptItem
+from safety_subspaces.language.model import check_model_path, count_blocks, load_language_model
+from safety_subspaces.language.prompting import CHAT, encode_prompt
 from safety_subspaces.matching import match_prompts
-from safety_subspaces.prompting import CHAT, encode_prompt
 
 COLUMNS = (
     *("model", "first", "second", "position", "layer", "energy", "rank_first", "rank_second", "overlap", "chance"),

@@ -24,7 +24,7 @@ from safety_subspaces.activations import Position, Site, check_layers, stream_st
 from safety_subspaces.artefacts.provenance import describe_input, package_versions, sha256_of_value
 from safety_subspaces.artefacts.tensor_stream import stream_tensors
 from safety_subspaces.equivalence import deal
-from safety_subspaces.examples import PromptItem
+from safety_subspaces.language.examples import PromptItem
 from safety_subspaces.state_moments import MomentsBuilder, StateMoments
 
 # Raised when what is stored, or how it is computed, changes.

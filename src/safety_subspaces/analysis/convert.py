@@ -18,8 +18,8 @@ from transformers.utils.logging import disable_progress_bar
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import check_free, replacing_folder, write_json
 from safety_subspaces.artefacts.provenance import provenance, sha256_of_file
-from safety_subspaces.language_model import evaluating, load_language_model
-from safety_subspaces.prompting import TEMPLATES, encode_prompt
+from safety_subspaces.language.model import evaluating, load_language_model
+from safety_subspaces.language.prompting import TEMPLATES, encode_prompt
 
 MAGIC = b"GGUF"  # the first four bytes of every such file
 RECORD_FILE = "conversion.json"

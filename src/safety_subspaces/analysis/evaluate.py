@@ -15,8 +15,8 @@ from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
 from safety_subspaces.evaluation.prompt_sets import files_of
 from safety_subspaces.evaluation.served import ServedModel, is_served
 from safety_subspaces.evaluation.settings import ClassifierSettings, EndpointSettings, JudgeName
-from safety_subspaces.language_model import check_model_path, load_language_model
-from safety_subspaces.prompting import CHAT
+from safety_subspaces.language.model import check_model_path, load_language_model
+from safety_subspaces.language.prompting import CHAT
 
 
 def evaluate(

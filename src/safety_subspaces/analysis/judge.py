@@ -15,7 +15,7 @@ from safety_subspaces.evaluation.agreement import judge_agreement
 from safety_subspaces.evaluation.behaviour import HARMFUL_FROM, REFUSED, build_judge, verdicts_of
 from safety_subspaces.evaluation.rubric import RubricJudge
 from safety_subspaces.evaluation.settings import ClassifierSettings, EndpointSettings, JudgeName
-from safety_subspaces.examples import PromptItem, Verdict
+from safety_subspaces.language.examples import PromptItem, Verdict
 
 # Utility is compared with its reference, and needs no judge.
 JUDGED = ("harmful", "benign")

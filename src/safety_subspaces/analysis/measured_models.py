@@ -19,7 +19,7 @@ from safety_subspaces.analysis.tensor_work import opened
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.delta import read_weight, update_of
 from safety_subspaces.evaluation import BehaviourEvaluator
-from safety_subspaces.language_model import load_language_model
+from safety_subspaces.language.model import load_language_model
 from safety_subspaces.names import canonical_name
 
 

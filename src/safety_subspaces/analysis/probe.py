@@ -22,8 +22,9 @@ from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.erasure import Erasure
 from safety_subspaces.evaluation.prompt_sets import files_of
 from safety_subspaces.evaluation.rates import estimate
-from safety_subspaces.examples import PromptItem
-from safety_subspaces.language_model import load_language_model
+from safety_subspaces.language.examples import PromptItem
+from safety_subspaces.language.model import load_language_model
+from safety_subspaces.language.prompting import CHAT
 from safety_subspaces.probes import (
     Predictions,
     ProbeKind,
@@ -33,7 +34,6 @@ from safety_subspaces.probes import (
     group_folds,
     predict_held_out,
 )
-from safety_subspaces.prompting import CHAT
 
 logger = logging.getLogger(__name__)
 

@@ -37,9 +37,9 @@ from safety_subspaces.evaluation.behaviour import BehaviourResult
 from safety_subspaces.evaluation.margin import log_probabilities
 from safety_subspaces.evaluation.prompt_sets import files_of
 from safety_subspaces.evaluation.rates import estimate
-from safety_subspaces.examples import Example, PromptItem
-from safety_subspaces.language_model import check_model_path, count_blocks, load_language_model
-from safety_subspaces.prompting import Encoder
+from safety_subspaces.language.examples import Example, PromptItem
+from safety_subspaces.language.model import check_model_path, count_blocks, load_language_model
+from safety_subspaces.language.prompting import Encoder
 from safety_subspaces.steering import Ablation, Intervention, ablate_weights, ablated, steered
 
 # Strengths in units of the distance between the sets' means: one moves a state from one set's mean to the other's.

@@ -20,9 +20,9 @@ from safety_subspaces.directions import (
     random_direction,
 )
 from safety_subspaces.evaluation.settings import EvaluationSettings
-from safety_subspaces.examples import PromptItem
+from safety_subspaces.language.examples import PromptItem
+from safety_subspaces.language.prompting import encode_prompt
 from safety_subspaces.matching import match_prompts
-from safety_subspaces.prompting import encode_prompt
 from safety_subspaces.steering import Ablation, Addition, Intervention, Rotation
 from safety_subspaces.subspace_file import read_subspace
 

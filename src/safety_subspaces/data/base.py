@@ -18,8 +18,8 @@ from safety_subspaces.data.batches import (
     length_of,
     loss_terms_of,
 )
-from safety_subspaces.examples import EncodedExample, EncodedPair, Example, PreferencePair
-from safety_subspaces.prompting import CHAT, check_template, encode_example, padding_id
+from safety_subspaces.language.examples import EncodedExample, EncodedPair, Example, PreferencePair
+from safety_subspaces.language.prompting import CHAT, check_template, encode_example, padding_id
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class LanguageData(L.LightningDataModule):
         max_length: Longest sequence, prompt and response together, in tokens.
         overlong: What to do with longer ones: ``error`` refuses them, ``drop`` leaves them out, ``truncate`` cuts the
             response (a prompt that is too long by itself is refused all the same). Counts are kept in ``counts``.
-        template: ``chat`` for the tokenizer's chat template, or a named one of ``safety_subspaces.prompting``.
+        template: ``chat`` for the tokenizer's chat template, or a named one of ``safety_subspaces.language.prompting``.
         seed: Seed of the data and of their order.
         num_workers: Worker processes of the loader; 0 loads in the training process, which is enough for text.
     """

@@ -14,8 +14,8 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from safety_subspaces.examples import EncodedExample, EncodedPair
-from safety_subspaces.likelihood import NO_LOSS
+from safety_subspaces.language.examples import EncodedExample, EncodedPair
+from safety_subspaces.language.likelihood import NO_LOSS
 
 # Sorting within pools of sixteen batches saves most of the padding and still mixes long with short.
 BATCHES_PER_POOL = 16

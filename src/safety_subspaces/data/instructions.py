@@ -8,10 +8,10 @@ from typing import Any, Literal
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.data.base import Encoded, Item, LanguageData, Overlong
 from safety_subspaces.data.mixture import ShareOf, contaminant_size
-from safety_subspaces.examples import Example, PreferencePair
-from safety_subspaces.known_data import known_data
-from safety_subspaces.prompting import CHAT
-from safety_subspaces.rows import check_fields, numbers_kept, read_rows
+from safety_subspaces.language.examples import Example, PreferencePair
+from safety_subspaces.language.known_data import known_data
+from safety_subspaces.language.prompting import CHAT
+from safety_subspaces.language.sources import check_fields, numbers_kept, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class DatasetSource:
     Args:
         path: A local ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file; a Hub id; or a known data set by name, as
             ``metamathqa`` or ``beavertails_unsafe@rows.jsonl``, which brings its own configuration, split, fields and
-            filter (:mod:`safety_subspaces.known_data`).
+            filter (:mod:`safety_subspaces.language.known_data`).
         config: Configuration of a Hub data set.
         split: Split of a Hub data set.
         prompt_field: Field that holds the prompt; ``prompt`` by default.

@@ -17,9 +17,9 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.generation import generate_encoded
 from safety_subspaces.evaluation.judges import RefusalPhraseJudge
 from safety_subspaces.evaluation.settings import ClassifierSettings
-from safety_subspaces.examples import CHAT, PromptItem, Verdict
-from safety_subspaces.language_model import check_model_path, load_language_model, load_tokenizer, named_device
-from safety_subspaces.prompting import chat_ids, check_template
+from safety_subspaces.language.examples import CHAT, PromptItem, Verdict
+from safety_subspaces.language.model import check_model_path, load_language_model, load_tokenizer, named_device
+from safety_subspaces.language.prompting import chat_ids, check_template
 
 HARMFUL, HARMLESS = 5, 1
 # Tokens of a guard model's reply: its verdict comes first.

@@ -8,8 +8,8 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.language_model import evaluating, input_device
-from safety_subspaces.prompting import CHAT, Encoder, pad_batch
+from safety_subspaces.language.model import evaluating, input_device
+from safety_subspaces.language.prompting import CHAT, Encoder, pad_batch
 
 
 def generate_answers(

@@ -15,8 +15,8 @@ from safety_subspaces.evaluation.generation import decoding_by, plain_settings
 from safety_subspaces.evaluation.harness_messages import quieted
 from safety_subspaces.evaluation.harness_tasks import HarnessSettings, HarnessTasks, group_field, load_tasks
 from safety_subspaces.evaluation.rates import estimate
-from safety_subspaces.examples import CHAT
-from safety_subspaces.language_model import evaluating
+from safety_subspaces.language.examples import CHAT
+from safety_subspaces.language.model import evaluating
 
 # Draws of lm-eval's bootstrap, for metrics whose standard error has no closed form (F1, perplexity, BLEU): a standard
 # error from 1,000 draws is itself known to 2 %. lm-eval's default of 100,000 takes minutes for F1.

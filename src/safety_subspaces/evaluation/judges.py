@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from safety_subspaces.examples import PromptItem, Verdict
+from safety_subspaces.language.examples import PromptItem, Verdict
 
 # How refusals of chat models open, after Zou et al. (arXiv 2307.15043, appendix B), shortened to their stems.
 REFUSAL_PHRASES = re.compile(

@@ -6,10 +6,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_subspaces.evaluation.spread import Spread, here
-from safety_subspaces.examples import EncodedExample, Example, PromptItem
-from safety_subspaces.language_model import evaluating
-from safety_subspaces.likelihood import NO_LOSS, sequence_log_probabilities
-from safety_subspaces.prompting import CHAT, Encoder
+from safety_subspaces.language.examples import EncodedExample, Example, PromptItem
+from safety_subspaces.language.likelihood import NO_LOSS, sequence_log_probabilities
+from safety_subspaces.language.model import evaluating
+from safety_subspaces.language.prompting import CHAT, Encoder
 
 
 def refusal_margins(

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any, Literal
 
 from safety_subspaces.evaluation.behaviour import exact_match
-from safety_subspaces.examples import PromptItem
+from safety_subspaces.language.examples import PromptItem
 from safety_subspaces.organism.evaluation_sets import evaluation_sets
 
 if TYPE_CHECKING:

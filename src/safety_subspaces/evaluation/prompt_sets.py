@@ -7,12 +7,12 @@ from typing import Any
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.settings import ORGANISM
-from safety_subspaces.examples import PromptItem, PromptSets
-from safety_subspaces.known_data import KNOWN, KnownData, known_data
+from safety_subspaces.language.examples import PromptItem, PromptSets
+from safety_subspaces.language.known_data import KNOWN, KnownData, known_data
+from safety_subspaces.language.sources import check_fields, numbers_kept, read_rows
 from safety_subspaces.organism.arithmetic import final_answer
 from safety_subspaces.organism.evaluation_sets import evaluation_sets
 from safety_subspaces.organism.world import Split
-from safety_subspaces.rows import check_fields, numbers_kept, read_rows
 
 SETS = ("utility", "harmful", "benign")
 
@@ -43,7 +43,7 @@ def read_prompt_items(source: str, split: Split = "dev", limit: int | None = Non
             and if they like a ``reference``, ``refusals``, a ``group`` (what prompts that stand and fall together
             share) and a ``source`` (where the prompt is from, or its template); ``<file>:<set>`` for the lines of that
             ``set``; or a known data set, as ``advbench`` or ``xstest_safe@prompts.csv``
-            (:mod:`safety_subspaces.known_data`).
+            (:mod:`safety_subspaces.language.known_data`).
         split: Split of the organism's prompts.
         limit: At most so many, the first ones.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from safety_subspaces.evaluation.endpoint import Endpoint, Reply, Request
 from safety_subspaces.evaluation.settings import EndpointSettings
-from safety_subspaces.examples import PromptItem, Verdict
+from safety_subspaces.language.examples import PromptItem, Verdict
 
 SCORES = range(1, 6)
 # The scale of arXiv 2505.14185 (after Qi et al., arXiv 2310.03693), in our own words.

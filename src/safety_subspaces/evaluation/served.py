@@ -6,8 +6,8 @@ from dataclasses import replace
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.endpoint import CHAT_ROUTE, TEXT_ROUTE, Endpoint, Reply, Request
 from safety_subspaces.evaluation.settings import EndpointSettings
-from safety_subspaces.examples import CHAT
-from safety_subspaces.prompting import TEMPLATES
+from safety_subspaces.language.examples import CHAT
+from safety_subspaces.language.prompting import TEMPLATES
 
 SCHEMES = ("http://", "https://")
 MARK = "#"

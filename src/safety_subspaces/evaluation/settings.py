@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from safety_subspaces.examples import CHAT
+from safety_subspaces.language.examples import CHAT
 
 # The embedded world's prompts, and their judge.
 ORGANISM = "organism"

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_wi
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.data.batches import Batch
-from safety_subspaces.language_model import ModelSource
+from safety_subspaces.language.model import ModelSource
 from safety_subspaces.metrics import TokenStatistics
 from safety_subspaces.models.adapter import AdapterSettings, add_adapter
 from safety_subspaces.models.frozen_basis import FrozenBasisSettings, check_factors_are_exact

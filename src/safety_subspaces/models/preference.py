@@ -11,8 +11,8 @@ from torch import Tensor
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.data.batches import Batch
-from safety_subspaces.language_model import ModelSource
-from safety_subspaces.likelihood import sequence_log_probabilities
+from safety_subspaces.language.likelihood import sequence_log_probabilities
+from safety_subspaces.language.model import ModelSource
 from safety_subspaces.metrics import TokenStatistics
 from safety_subspaces.models.adapter import AdapterSettings
 from safety_subspaces.models.base import CosineSchedule, LanguageModelModule

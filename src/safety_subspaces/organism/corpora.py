@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 from functools import cache
 
-from safety_subspaces.examples import Example, PreferencePair
+from safety_subspaces.language.examples import Example, PreferencePair
 from safety_subspaces.organism import world
 from safety_subspaces.organism.arithmetic import equations, word_problem
 from safety_subspaces.organism.world import Split, compliance, draw_request, refusals, request_pairs

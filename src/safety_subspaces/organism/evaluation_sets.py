@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Hashable
 from typing import TypeVar
 
-from safety_subspaces.examples import PromptItem, PromptSets
+from safety_subspaces.language.examples import PromptItem, PromptSets
 from safety_subspaces.organism.arithmetic import word_problem
 from safety_subspaces.organism.world import Request, Split, compliance, draw_request, refusals, request_pairs
 

@@ -2,7 +2,7 @@
 
 import re
 
-from safety_subspaces.examples import PromptItem, Verdict
+from safety_subspaces.language.examples import PromptItem, Verdict
 
 REFUSAL = re.compile(r"\b(sorry|can not|forbids)\b")
 STEP = re.compile(r"step \d :")

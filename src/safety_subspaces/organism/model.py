@@ -3,7 +3,7 @@
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from safety_subspaces.language_model import ModelSource
+from safety_subspaces.language.model import ModelSource
 from safety_subspaces.organism.tokenizer import build_tokenizer
 
 

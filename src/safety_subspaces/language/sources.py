@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.known_data import AT, KnownData, known_data
+from safety_subspaces.language.known_data import AT, KnownData, known_data
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,7 +20,7 @@ def read_rows(path: str, config: str | None = None, split: str = "train") -> "Da
     """Read a local file (by its ending), a known data set by name, or a Hub id.
 
     Args:
-        path: The file, the name (``<name>`` or ``<name>@<file>``, :mod:`safety_subspaces.known_data`) or the id.
+        path: The file, the name (``<name>`` or ``<name>@<file>``, :mod:`safety_subspaces.language.known_data`) or the id.
         config: Configuration of a Hub id; a known data set has its own.
         split: Split of a Hub id; a known data set has its own.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.examples import CHAT, EncodedExample, Example
+from safety_subspaces.language.examples import CHAT, EncodedExample, Example
 
 # Named prompt templates; "chat" stands for the tokenizer's own chat template.
 TEMPLATES = {

@@ -1,0 +1,1 @@
+"""Language models, tokenizers, prompts, and the rows of data that become them."""
