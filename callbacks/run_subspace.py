@@ -7,7 +7,7 @@ import lightning as L
 from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.analysis.subspace import cached_subspace
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.subspace_file import Side
+from safety_subspaces.weights.subspace_file import Side
 
 
 def check_source(who: str, subspace: str | None, base: str | None, aligned: str | None, rank: RankRule | None) -> None:

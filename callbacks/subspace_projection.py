@@ -20,7 +20,7 @@ from safety_subspaces.models.base import LanguageModelModule
 from safety_subspaces.models.constrained import ConstrainedWeights, UpdateEnergies
 from safety_subspaces.models.control import ControlKind, control_subspace
 from safety_subspaces.models.targets import Target, find_targets, listed
-from safety_subspaces.subspace_file import Side, read_subspace
+from safety_subspaces.weights.subspace_file import Side, read_subspace
 
 logger = logging.getLogger(__name__)
 

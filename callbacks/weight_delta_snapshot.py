@@ -23,10 +23,7 @@ from safety_subspaces.artefacts.provenance import describe_input, provenance
 from safety_subspaces.distributed import gather_objects, keep_step
 from safety_subspaces.models.base import LanguageModelModule
 from safety_subspaces.models.updates import NetworkUpdate
-from safety_subspaces.names import place_of, type_of
-from safety_subspaces.snapshots import START_FILE, SnapshotWriter, snapshot_files, snapshot_path
-from safety_subspaces.subspace_file import Side, open_subspace
-from safety_subspaces.update_measures import (
+from safety_subspaces.weights.measures import (
     Comparison,
     UpdateMeasures,
     compress,
@@ -34,6 +31,9 @@ from safety_subspaces.update_measures import (
     measure_update,
     pool_measures,
 )
+from safety_subspaces.weights.names import place_of, type_of
+from safety_subspaces.weights.snapshots import START_FILE, SnapshotWriter, snapshot_files, snapshot_path
+from safety_subspaces.weights.subspace_file import Side, open_subspace
 
 logger = logging.getLogger(__name__)
 # What each heatmap of layer against step shows.

@@ -11,11 +11,11 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.checkpoint_writing import write_checkpoint
-from safety_subspaces.compatibility import check_compatible, coverage, select_tensors
-from safety_subspaces.delta import update_of
-from safety_subspaces.names import layer_of, type_of
-from safety_subspaces.update_checkpoint import AdapterCheckpoint, open_checkpoint
+from safety_subspaces.weights.compatibility import check_compatible, coverage, select_tensors
+from safety_subspaces.weights.delta import update_of
+from safety_subspaces.weights.names import layer_of, type_of
+from safety_subspaces.weights.update_checkpoint import AdapterCheckpoint, open_checkpoint
+from safety_subspaces.weights.writing import write_checkpoint
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 

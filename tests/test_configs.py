@@ -19,7 +19,7 @@ from safety_subspaces.artefacts.tensor_stream import stream_tensors
 from safety_subspaces.language.model import load_model
 from safety_subspaces.models.adapter import LoraSettings, add_adapter
 from safety_subspaces.models.export import export_model
-from safety_subspaces.snapshots import START_FILE, SnapshotWriter, snapshot_path
+from safety_subspaces.weights.snapshots import START_FILE, SnapshotWriter, snapshot_path
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 # Laid over a stage's YAML: where it runs, not what.

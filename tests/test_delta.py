@@ -9,8 +9,8 @@ from torch.testing import assert_close
 from safety_subspaces.algebra.factors import left_factors
 from safety_subspaces.algebra.streamed import StreamedUpdate
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.delta import open_update, update_of, warn_of_foreign_bases
-from safety_subspaces.update_checkpoint import open_checkpoint
+from safety_subspaces.weights.delta import open_update, update_of, warn_of_foreign_bases
+from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 
@@ -80,7 +80,7 @@ def test_non_finite_weights_name_tensor_and_checkpoint(tmp_path, base, bad, culp
     with pytest.raises(InputError, match=f"tensor {Q} of .*{culprit} holds NaN"):
         update_of(open_checkpoint(tuned), open_checkpoint(base), Q)
     # of a difference that streams it is not known which of the two it is
-    monkeypatch.setattr("safety_subspaces.delta.STREAM_ABOVE", 1)
+    monkeypatch.setattr("safety_subspaces.weights.delta.STREAM_ABOVE", 1)
     streamed = open_update(open_checkpoint(tuned), open_checkpoint(base), Q)
     assert isinstance(streamed, StreamedUpdate)
     with pytest.raises(InputError, match=f"tensor {Q} of .* or .* holds NaN"):

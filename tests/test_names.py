@@ -1,6 +1,6 @@
 import pytest
 
-from safety_subspaces.names import canonical_name, layer_of, type_of
+from safety_subspaces.weights.names import canonical_name, layer_of, type_of
 
 NAME = "model.layers.7.self_attn.q_proj.weight"
 

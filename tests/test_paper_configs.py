@@ -22,7 +22,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 import train
 from safety_subspaces import command_line
 from safety_subspaces.language.model import Pretrained
-from safety_subspaces.subspace_file import read_subspace
 from safety_subspaces.training_estimate import (
     EXAMPLES_A_STEP,
     MOST_TOKENS,
@@ -31,6 +30,7 @@ from safety_subspaces.training_estimate import (
     describe,
     read_architecture,
 )
+from safety_subspaces.weights.subspace_file import read_subspace
 
 PAPER = ROOT / "configs" / "paper"
 MODELS = sorted(path.parent.name for path in PAPER.glob("*/model.env"))

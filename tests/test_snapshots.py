@@ -14,7 +14,7 @@ from tiny import ROOT
 from safety_subspaces.algebra.lowrank import LowRank
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.tensor_stream import TensorStream, stream_tensors
-from safety_subspaces.snapshots import Snapshot, SnapshotWriter, open_snapshots, snapshot_files, snapshot_path
+from safety_subspaces.weights.snapshots import Snapshot, SnapshotWriter, open_snapshots, snapshot_files, snapshot_path
 
 SHAPES = {"model.layers.0.mlp.up_proj.weight": (5, 3), "model.norm.weight": (4,), "lm_head.weight": (7, 2)}
 
@@ -86,7 +86,7 @@ def test_a_full_disk_is_told_and_leaves_no_half_file(tmp_path: Path) -> None:
 import resource, signal, sys, torch
 sys.path[:0] = [{str(ROOT / "src")!r}]
 from pathlib import Path
-from safety_subspaces.snapshots import SnapshotWriter, snapshot_path
+from safety_subspaces.weights.snapshots import SnapshotWriter, snapshot_path
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 shapes = {{f"layers.{{i}}.weight": (256, 256) for i in range(6)}}
 resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, resource.RLIM_INFINITY))

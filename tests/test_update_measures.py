@@ -10,9 +10,7 @@ from safety_subspaces.algebra.factors import haar_basis, left_factors, singular_
 from safety_subspaces.algebra.lowrank import LowRank
 from safety_subspaces.algebra.streamed import StreamedUpdate
 from safety_subspaces.algebra.subspace import RankRule
-from safety_subspaces.names import place_of
-from safety_subspaces.subspace_file import SubspaceFile
-from safety_subspaces.update_measures import (
+from safety_subspaces.weights.measures import (
     Comparison,
     compress,
     energy_along,
@@ -21,6 +19,8 @@ from safety_subspaces.update_measures import (
     pool_measures,
     spectral_ranks,
 )
+from safety_subspaces.weights.names import place_of
+from safety_subspaces.weights.subspace_file import SubspaceFile
 
 NAME = "model.layers.3.mlp.up_proj.weight"
 

@@ -12,7 +12,7 @@ from safety_subspaces.analysis.export import export
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.constraint import rounding_floor
 from safety_subspaces.language.model import load_language_model
-from safety_subspaces.subspace_file import read_subspace
+from safety_subspaces.weights.subspace_file import read_subspace
 
 ONE = []
 ZERO2 = ["--config", ROOT / "configs" / "deepspeed" / "cpu_zero2.yaml", "--data.init_args.batch_size=8"]

@@ -17,10 +17,10 @@ from safety_subspaces.analysis.project import project
 from safety_subspaces.analysis.subspace import subspace
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import describe_input
-from safety_subspaces.checkpoint_writing import write_checkpoint
 from safety_subspaces.evaluation import EvaluationSettings
-from safety_subspaces.snapshots import SnapshotWriter
-from safety_subspaces.update_checkpoint import open_checkpoint
+from safety_subspaces.weights.snapshots import SnapshotWriter
+from safety_subspaces.weights.update_checkpoint import open_checkpoint
+from safety_subspaces.weights.writing import write_checkpoint
 
 KEYS = ["tuned", "subspace", "method", "fraction", "draw"]
 COLUMNS = [

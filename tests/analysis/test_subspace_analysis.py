@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.analysis.subspace import subspace
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.subspace_file import read_subspace
+from safety_subspaces.weights.subspace_file import read_subspace
 
 
 @pytest.fixture(scope="module")

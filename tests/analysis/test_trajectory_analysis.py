@@ -20,8 +20,8 @@ from safety_subspaces.analysis.subspace import subspace as make_subspace
 from safety_subspaces.analysis.trajectory import trajectory
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import describe_input, sha256_of_file
-from safety_subspaces.snapshots import START_FILE, SnapshotWriter, snapshot_path
-from safety_subspaces.update_measures import compress, factors_of
+from safety_subspaces.weights.measures import compress, factors_of
+from safety_subspaces.weights.snapshots import START_FILE, SnapshotWriter, snapshot_path
 
 COLUMNS = (
     "step level part frobenius_norm path_length straightness step_norm_per_step cos_to_final energy_fraction "

@@ -23,7 +23,7 @@ from safety_subspaces.distributed import CPUZeroStrategy, ZeroStrategy
 from safety_subspaces.language.model import Pretrained, load_model
 from safety_subspaces.models import LoraSettings, SupervisedFineTuning
 from safety_subspaces.organism import OrganismModel
-from safety_subspaces.subspace_file import SubspaceFile, read_subspace, write_subspace
+from safety_subspaces.weights.subspace_file import SubspaceFile, read_subspace, write_subspace
 
 LORA = LoraSettings(rank=3, alpha=6.0, targets=["q_proj", "down_proj"])
 FRACTION = RankRule(fraction=0.25)

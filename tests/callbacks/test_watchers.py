@@ -33,8 +33,8 @@ from safety_subspaces.evaluation.prompt_sets import read_prompt_list
 from safety_subspaces.language.model import Pretrained, load_language_model, load_model
 from safety_subspaces.models import LoraSettings, SupervisedFineTuning
 from safety_subspaces.organism import OrganismModel
-from safety_subspaces.snapshots import Snapshot, snapshot_files
-from safety_subspaces.subspace_file import read_subspace
+from safety_subspaces.weights.snapshots import Snapshot, snapshot_files
+from safety_subspaces.weights.subspace_file import read_subspace
 
 LORA = LoraSettings(rank=3, alpha=6.0, targets=["q_proj", "down_proj"])
 ADAMW = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.1)

@@ -21,12 +21,12 @@ from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.analysis.subspace import subspace as make_subspace
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.data import OrganismData
-from safety_subspaces.delta import update_of
 from safety_subspaces.language.model import Pretrained, load_language_model, load_model
 from safety_subspaces.models import FrozenBasisSettings, LoraSettings, PreferenceOptimization, SupervisedFineTuning
 from safety_subspaces.models.adapter import add_adapter
-from safety_subspaces.subspace_file import SubspaceFile, read_subspace, write_subspace
-from safety_subspaces.update_checkpoint import open_checkpoint
+from safety_subspaces.weights.delta import update_of
+from safety_subspaces.weights.subspace_file import SubspaceFile, read_subspace, write_subspace
+from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
 Q, DOWN, HEAD = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight", "lm_head.weight"
 SIDES = ("left", "right")

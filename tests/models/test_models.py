@@ -31,7 +31,7 @@ from safety_subspaces.models.base import CosineSchedule
 from safety_subspaces.models.export import export_model
 from safety_subspaces.objectives import next_token_loss, preference_loss
 from safety_subspaces.organism.world import compliance, request_pairs
-from safety_subspaces.update_checkpoint import open_checkpoint
+from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
 LORA = LoraSettings(rank=2, alpha=4.0, targets=["q_proj", "down_proj"])
 

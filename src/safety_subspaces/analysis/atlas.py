@@ -12,14 +12,14 @@ from safety_subspaces.analysis.atlas_conclusions import conclude
 from safety_subspaces.analysis.atlas_measures import tensor_table
 from safety_subspaces.analysis.atlas_summary import summarise
 from safety_subspaces.analysis.atlas_tensors import ALIGNMENT, AtlasTensor, Choice, SeedModels
-from safety_subspaces.analysis.tensor_work import Record, Workers, factorisation_cost, kept_work, work_through
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
-from safety_subspaces.checkpoint import Checkpoint
-from safety_subspaces.compatibility import check_compatible, check_distinct, coverage, select_tensors
-from safety_subspaces.delta import warn_of_foreign_bases
-from safety_subspaces.subspace_file import Side
-from safety_subspaces.update_checkpoint import open_checkpoint
+from safety_subspaces.weights.checkpoint import Checkpoint
+from safety_subspaces.weights.compatibility import check_compatible, check_distinct, coverage, select_tensors
+from safety_subspaces.weights.delta import warn_of_foreign_bases
+from safety_subspaces.weights.subspace_file import Side
+from safety_subspaces.weights.update_checkpoint import open_checkpoint
+from safety_subspaces.weights.work import Record, Workers, factorisation_cost, kept_work, work_through
 
 PLACEHOLDER = "{seed}"
 GIVEN = "given"  # what the tables call the seed of paths that are taken as they are

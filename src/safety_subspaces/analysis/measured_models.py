@@ -15,12 +15,12 @@ from safety_subspaces.analysis.projected_models import scale_of
 from safety_subspaces.analysis.projection_sweep import Sweep
 from safety_subspaces.analysis.projection_tensors import ModelRow
 from safety_subspaces.analysis.projections import TensorProjections
-from safety_subspaces.analysis.tensor_work import opened
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.delta import read_weight, update_of
 from safety_subspaces.evaluation import BehaviourEvaluator
 from safety_subspaces.language.model import load_language_model
-from safety_subspaces.names import canonical_name
+from safety_subspaces.weights.delta import read_weight, update_of
+from safety_subspaces.weights.names import canonical_name
+from safety_subspaces.weights.work import opened
 
 
 @dataclass(frozen=True)

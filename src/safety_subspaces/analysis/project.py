@@ -23,7 +23,14 @@ from safety_subspaces.analysis.projected_models import (
 from safety_subspaces.analysis.projection_sweep import Sweep, pooled_table, read_sweep, shares_by, tensor_table
 from safety_subspaces.analysis.projection_tensors import ModelRow, ProjectTensor
 from safety_subspaces.analysis.projections import Controls, Projection, list_projections
-from safety_subspaces.analysis.tensor_work import (
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.results import ResultFolder
+from safety_subspaces.evaluation import EvaluationSettings
+from safety_subspaces.weights.checkpoint import Checkpoint
+from safety_subspaces.weights.compatibility import check_compatible, check_distinct, coverage, select_tensors
+from safety_subspaces.weights.delta import warn_of_foreign_bases
+from safety_subspaces.weights.update_checkpoint import open_checkpoint
+from safety_subspaces.weights.work import (
     KeptWork,
     Workers,
     factorisation_cost,
@@ -31,13 +38,6 @@ from safety_subspaces.analysis.tensor_work import (
     kept_work,
     work_through,
 )
-from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.results import ResultFolder
-from safety_subspaces.checkpoint import Checkpoint
-from safety_subspaces.compatibility import check_compatible, check_distinct, coverage, select_tensors
-from safety_subspaces.delta import warn_of_foreign_bases
-from safety_subspaces.evaluation import EvaluationSettings
-from safety_subspaces.update_checkpoint import open_checkpoint
 
 # The fractions of arXiv 2505.14185, and two between: judged harm jumps where these keep .4 to .6
 # of the energy.

@@ -8,9 +8,9 @@ from safety_subspaces.algebra.projection import Method
 from safety_subspaces.algebra.subspace import RankRule, SubspaceKind
 from safety_subspaces.analysis.projections import DRAWN_ONCE, Controls
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.checkpoint import Checkpoint
 from safety_subspaces.evaluation import EvaluationSettings
-from safety_subspaces.subspace_file import StoredBases, open_subspace
+from safety_subspaces.weights.checkpoint import Checkpoint
+from safety_subspaces.weights.subspace_file import StoredBases, open_subspace
 
 SUBSPACES: tuple[SubspaceKind, ...] = ("top", "random", "random-k", "random-energy", "scaled")
 METHODS: tuple[Method, ...] = ("onto", "away", "opposite")

@@ -12,9 +12,9 @@ from safety_subspaces.algebra.update import matrix_of, row_blocks
 from safety_subspaces.analysis.projection_sweep import KEYS, Sweep, energy_share
 from safety_subspaces.analysis.projection_tensors import ModelRow, write_rows
 from safety_subspaces.analysis.projections import Projection
-from safety_subspaces.analysis.tensor_work import Record, opened
-from safety_subspaces.checkpoint_writing import CheckpointWriter
-from safety_subspaces.delta import open_update
+from safety_subspaces.weights.delta import open_update
+from safety_subspaces.weights.work import Record, opened
+from safety_subspaces.weights.writing import CheckpointWriter
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,15 @@ from safety_subspaces.algebra.update import (
     matrix_of,
     on_device,
 )
-from safety_subspaces.analysis.audits import audit_row, stored_rounding
 from safety_subspaces.analysis.projections import Kept, Projection, TensorProjections
-from safety_subspaces.analysis.tensor_work import Record, opened
-from safety_subspaces.checkpoint import Checkpoint, FullCheckpoint
-from safety_subspaces.checkpoint_writing import CheckpointWriter
-from safety_subspaces.delta import STREAM_ABOVE, open_update, open_updates, read_weight
-from safety_subspaces.names import layer_of, type_of
-from safety_subspaces.subspace_file import SubspaceFile, open_subspace
-from safety_subspaces.update_measures import spectral_ranks
+from safety_subspaces.weights.audited import audit_row, stored_rounding
+from safety_subspaces.weights.checkpoint import Checkpoint, FullCheckpoint
+from safety_subspaces.weights.delta import STREAM_ABOVE, open_update, open_updates, read_weight
+from safety_subspaces.weights.measures import spectral_ranks
+from safety_subspaces.weights.names import layer_of, type_of
+from safety_subspaces.weights.subspace_file import SubspaceFile, open_subspace
+from safety_subspaces.weights.work import Record, opened
+from safety_subspaces.weights.writing import CheckpointWriter
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from safety_subspaces.language.examples import PromptItem
 from safety_subspaces.language.prompting import encode_prompt
 from safety_subspaces.matching import match_prompts
 from safety_subspaces.steering import Ablation, Addition, Intervention, Rotation
-from safety_subspaces.subspace_file import read_subspace
+from safety_subspaces.weights.subspace_file import read_subspace
 
 DirectionKind = Literal["mean_difference", "paired", "probe", "overlap", "basis"]
 InterventionKind = Literal["addition", "ablation", "rotation"]

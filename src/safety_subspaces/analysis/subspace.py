@@ -27,8 +27,15 @@ from safety_subspaces.algebra.update import (
     matrix_of,
     on_device,
 )
-from safety_subspaces.analysis.audits import audit_row, stored_rounding
-from safety_subspaces.analysis.tensor_work import (
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.provenance import describe_input, provenance
+from safety_subspaces.artefacts.tensor_stream import stream_tensors
+from safety_subspaces.weights.audited import audit_row, stored_rounding
+from safety_subspaces.weights.compatibility import check_compatible, check_distinct, coverage, select_tensors
+from safety_subspaces.weights.delta import open_update
+from safety_subspaces.weights.subspace_file import BASIS, SPECTRUM, Side, read_subspace
+from safety_subspaces.weights.update_checkpoint import open_checkpoint
+from safety_subspaces.weights.work import (
     Record,
     Workers,
     factorisation_cost,
@@ -36,13 +43,6 @@ from safety_subspaces.analysis.tensor_work import (
     opened,
     work_through,
 )
-from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.provenance import describe_input, provenance
-from safety_subspaces.artefacts.tensor_stream import stream_tensors
-from safety_subspaces.compatibility import check_compatible, check_distinct, coverage, select_tensors
-from safety_subspaces.delta import open_update
-from safety_subspaces.subspace_file import BASIS, SPECTRUM, Side, read_subspace
-from safety_subspaces.update_checkpoint import open_checkpoint
 
 Selection = Literal["top", "random-k", "random"]
 

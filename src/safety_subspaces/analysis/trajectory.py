@@ -30,9 +30,9 @@ from safety_subspaces.analysis.trajectory_measures import (
 )
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
-from safety_subspaces.names import place_of, type_of
-from safety_subspaces.snapshot_reference import counts_from_start, reference_of
-from safety_subspaces.snapshots import Snapshot
+from safety_subspaces.weights.names import place_of, type_of
+from safety_subspaces.weights.snapshot_reference import counts_from_start, reference_of
+from safety_subspaces.weights.snapshots import Snapshot
 
 # A tenth of the rank, one of the fractions of arXiv 2505.14185.
 RANK = RankRule(fraction=0.1)

@@ -13,13 +13,13 @@ from safety_subspaces.algebra.factors import as_matrix, left_factors
 from safety_subspaces.algebra.subspace import RankRule, top_basis
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import sha256_of_file
-from safety_subspaces.checkpoint import Checkpoint, open_safetensors
-from safety_subspaces.compatibility import MAX_DIFFERENCES, check_compatible
-from safety_subspaces.delta import read_weight, update_of
-from safety_subspaces.snapshot_reference import counts_from_start, reference_folder, reference_of
-from safety_subspaces.snapshots import START_FILE, Snapshot, open_snapshots, snapshot_files
-from safety_subspaces.subspace_file import SubspaceFile, read_subspace
-from safety_subspaces.update_checkpoint import open_checkpoint
+from safety_subspaces.weights.checkpoint import Checkpoint, open_safetensors
+from safety_subspaces.weights.compatibility import MAX_DIFFERENCES, check_compatible
+from safety_subspaces.weights.delta import read_weight, update_of
+from safety_subspaces.weights.snapshot_reference import counts_from_start, reference_folder, reference_of
+from safety_subspaces.weights.snapshots import START_FILE, Snapshot, open_snapshots, snapshot_files
+from safety_subspaces.weights.subspace_file import SubspaceFile, read_subspace
+from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
 FOLDER = "deltas"
 FEWEST_SNAPSHOTS = 2

@@ -19,9 +19,9 @@ from safety_subspaces.algebra.path import (
 )
 from safety_subspaces.algebra.subspace import RankChoice, RankRule, top_basis
 from safety_subspaces.analysis.trajectory_inputs import read_update
-from safety_subspaces.snapshots import Snapshot
-from safety_subspaces.subspace_file import SubspaceFile
-from safety_subspaces.update_measures import Comparison, UpdateMeasures, factors_of, measure_update, pool_measures
+from safety_subspaces.weights.measures import Comparison, UpdateMeasures, factors_of, measure_update, pool_measures
+from safety_subspaces.weights.snapshots import Snapshot
+from safety_subspaces.weights.subspace_file import SubspaceFile
 
 # The p-value below which a change point is shown as one.
 SIGNIFICANT = 0.05

@@ -18,8 +18,8 @@ from transformers.pytorch_utils import Conv1D  # GPT-2's linear layers, stored a
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.models.targets import listed, select_names
-from safety_subspaces.names import type_of
-from safety_subspaces.subspace_file import Side, SubspaceFile, read_subspace
+from safety_subspaces.weights.names import type_of
+from safety_subspaces.weights.subspace_file import Side, SubspaceFile, read_subspace
 
 logger = logging.getLogger(__name__)
 ADAPTER = "default"  # PEFT's name of a model's only adapter

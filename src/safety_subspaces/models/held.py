@@ -22,7 +22,7 @@ from safety_subspaces.artefacts.tensor_stream import stream_tensors
 from safety_subspaces.constraint import Mode, Piece, rounding_floor, update_energies
 from safety_subspaces.distributed import MasterWeight, gather_objects
 from safety_subspaces.models.targets import Target
-from safety_subspaces.update_checkpoint import AdapterCheckpoint, open_checkpoint
+from safety_subspaces.weights.update_checkpoint import AdapterCheckpoint, open_checkpoint
 
 REFERENCE, BASIS = ".reference", ".basis"
 LEAKAGE_FILE = "leakage.json"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from safety_subspaces.artefacts.study import AnalysisResult, Stage, Study, stage_at
-from safety_subspaces.names import layer_of, type_of
+from safety_subspaces.weights.names import layer_of, type_of
 
 # First parts of the tags that watchers log, and nothing else does.
 GROUPS = ("utility/", "safety/", "delta/", "activation/")

@@ -17,10 +17,10 @@ from safety_subspaces.algebra.lowrank import LowRank
 from safety_subspaces.artefacts.adapter_base import ADAPTER_CONFIG, adapter_base
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import read_json
-from safety_subspaces.checkpoint import Checkpoint, FullCheckpoint, model_folder, open_safetensors
-from safety_subspaces.names import canonical_name
-from safety_subspaces.snapshot_reference import reference_folder
-from safety_subspaces.snapshots import Snapshot
+from safety_subspaces.weights.checkpoint import Checkpoint, FullCheckpoint, model_folder, open_safetensors
+from safety_subspaces.weights.names import canonical_name
+from safety_subspaces.weights.snapshot_reference import reference_folder
+from safety_subspaces.weights.snapshots import Snapshot
 
 ADAPTER_FILE = "adapter_model.safetensors"
 # Adapter options that make the update something else than scale * B A upon the base's own weights.

@@ -8,7 +8,7 @@ import yaml
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import read_json
 from safety_subspaces.artefacts.provenance import describe_input
-from safety_subspaces.snapshots import START_FILE, Snapshot
+from safety_subspaces.weights.snapshots import START_FILE, Snapshot
 
 
 def reference_of(snapshot: Snapshot) -> dict[str, Any]:

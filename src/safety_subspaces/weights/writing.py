@@ -20,7 +20,7 @@ from torch import Tensor
 
 from safety_subspaces.artefacts.adapter_base import ADAPTER_CONFIG
 from safety_subspaces.artefacts.files import write_json
-from safety_subspaces.checkpoint import COMPANION_SUFFIXES, INDEX_FILE, SINGLE_FILE, Checkpoint, FullCheckpoint
+from safety_subspaces.weights.checkpoint import COMPANION_SUFFIXES, INDEX_FILE, SINGLE_FILE, Checkpoint, FullCheckpoint
 
 # The Hub's own limit for a shard that transformers writes.
 MAX_SHARD_BYTES = 5 * 10**9

@@ -12,8 +12,8 @@ from torch import Tensor
 from safety_subspaces.algebra.lowrank import LowRank
 from safety_subspaces.algebra.streamed import StreamedUpdate
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.checkpoint import Checkpoint, FullCheckpoint
-from safety_subspaces.update_checkpoint import UpdateCheckpoint
+from safety_subspaces.weights.checkpoint import Checkpoint, FullCheckpoint
+from safety_subspaces.weights.update_checkpoint import UpdateCheckpoint
 
 # Numbers from which a difference is made a block at a time: 512 MB of float32.
 STREAM_ABOVE = 2**27

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from safety_subspaces.algebra.audit import audit_update, rounding_energy
 from safety_subspaces.algebra.streamed import BLOCK
-from safety_subspaces.checkpoint import Checkpoint, FullCheckpoint
+from safety_subspaces.weights.checkpoint import Checkpoint, FullCheckpoint
 
 
 def audit_row(

@@ -5,8 +5,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.checkpoint import Checkpoint
-from safety_subspaces.names import place_of, type_of
+from safety_subspaces.weights.checkpoint import Checkpoint
+from safety_subspaces.weights.names import place_of, type_of
 
 MAX_DIFFERENCES = 5
 

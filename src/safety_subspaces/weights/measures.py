@@ -16,7 +16,7 @@ from safety_subspaces.algebra.overlap import overlap_sums
 from safety_subspaces.algebra.streamed import StreamedUpdate, blocks_of
 from safety_subspaces.algebra.subspace import RankRule, top_basis
 from safety_subspaces.algebra.update import energy as energy_of
-from safety_subspaces.subspace_file import Side, SubspaceFile
+from safety_subspaces.weights.subspace_file import Side, SubspaceFile
 
 
 @dataclass(frozen=True)
