@@ -23,12 +23,12 @@ import torch
 from side_by_side import turns
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from safety_subspaces.activations import stream_states
 from safety_subspaces.algebra.nulls import overlap_moments
 from safety_subspaces.algebra.overlap import mode_subspace_overlap
 from safety_subspaces.language.prompting import encode_prompt, pad_batch
 from safety_subspaces.organism import OrganismModel
-from safety_subspaces.state_moments import MomentsBuilder
+from safety_subspaces.states.capture import stream_states
+from safety_subspaces.states.moments import MomentsBuilder
 
 SHARES = [0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 BATCH = 64

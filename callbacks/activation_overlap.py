@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from callbacks.watcher import Watcher
-from safety_subspaces.activations import Position, Side, prompt_states, state_factors
 from safety_subspaces.algebra.factors import LeftFactors
 from safety_subspaces.algebra.nulls import overlap_moments
 from safety_subspaces.algebra.overlap import Overlap, mode_subspace_overlap
@@ -21,6 +20,7 @@ from safety_subspaces.evaluation.prompt_sets import read_prompt_list
 from safety_subspaces.language.prompting import CHAT, check_template
 from safety_subspaces.models.base import LanguageModelModule
 from safety_subspaces.models.held import check_kept
+from safety_subspaces.states.capture import Position, Side, prompt_states, state_factors
 
 SETS = ("first", "second")
 EMBEDDING = "embedding"

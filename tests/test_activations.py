@@ -9,7 +9,6 @@ from tiny import save_tiny_model
 from transformers import GemmaConfig, GPT2Config, Qwen2Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from safety_subspaces.activations import find_blocks, find_part, prompt_states, state_factors, stream_states
 from safety_subspaces.algebra.factors import haar_basis
 from safety_subspaces.algebra.overlap import mode_subspace_overlap
 from safety_subspaces.artefacts.errors import InputError
@@ -17,6 +16,7 @@ from safety_subspaces.evaluation.prompt_sets import read_prompt_list
 from safety_subspaces.language.model import evaluating, load_language_model
 from safety_subspaces.language.prompting import encode_prompt, pad_batch
 from safety_subspaces.models.adapter import LoraSettings, add_adapter
+from safety_subspaces.states.capture import find_blocks, find_part, prompt_states, state_factors, stream_states
 
 PROMPTS = [*read_prompt_list("organism:harmful", limit=9), *read_prompt_list("organism:utility", limit=8)]
 SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "vocab_size": 300}
@@ -204,7 +204,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_said_once(organism, error, monk
             raise error
         return pad_batch(ids, pad, side)
 
-    monkeypatch.setattr("safety_subspaces.activations.pad_batch", cramped)
+    monkeypatch.setattr("safety_subspaces.states.capture.pad_batch", cramped)
     found = prompt_states(model, tokenizer, PROMPTS, batch_size=16)
     torch.testing.assert_close(torch.stack(found), torch.stack(expected), rtol=0, atol=1e-5)
     assert sizes == [16, 8, 4, 4, 4, 4, 1]
@@ -216,7 +216,7 @@ def test_another_error_of_the_model_is_no_lack_of_memory(organism, monkeypatch) 
     def broken(*arguments):
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr("safety_subspaces.activations.pad_batch", broken)
+    monkeypatch.setattr("safety_subspaces.states.capture.pad_batch", broken)
     with pytest.raises(RuntimeError, match="shapes differ"):
         prompt_states(*organism, PROMPTS)
 
@@ -232,7 +232,7 @@ def test_another_error_of_the_model_is_no_lack_of_memory(organism, monkeypatch) 
     ],
 )
 def test_what_does_not_exist_is_refused_before_the_model_runs(organism, arguments, message, monkeypatch) -> None:
-    monkeypatch.setattr("safety_subspaces.activations.pad_batch", lambda *_: pytest.fail("the model ran"))
+    monkeypatch.setattr("safety_subspaces.states.capture.pad_batch", lambda *_: pytest.fail("the model ran"))
     with pytest.raises(InputError, match=message):
         prompt_states(*organism, PROMPTS[:2], **arguments)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.directions import (
+from safety_subspaces.states.directions import (
     mean_difference,
     overlap_vectors,
     paired_differences,

@@ -5,10 +5,10 @@ from math import isnan
 import pytest
 import torch
 
-from safety_subspaces.activations import state_factors
 from safety_subspaces.algebra.nulls import matched_control, matched_overlap
 from safety_subspaces.algebra.overlap import mode_subspace_overlap
-from safety_subspaces.equivalence import StateHalves, deal, overlap_equivalence
+from safety_subspaces.states.capture import state_factors
+from safety_subspaces.states.equivalence import StateHalves, deal, overlap_equivalence
 
 HIDDEN = 48
 

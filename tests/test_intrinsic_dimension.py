@@ -9,7 +9,7 @@ import torch
 
 from safety_subspaces.algebra.factors import haar_basis
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.intrinsic_dimension import mle_dimension, two_nn
+from safety_subspaces.states.intrinsic_dimension import mle_dimension, two_nn
 
 ESTIMATES = {"two_nn": two_nn, "mle": mle_dimension}
 

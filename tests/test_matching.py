@@ -2,7 +2,7 @@
 
 import random
 
-from safety_subspaces.matching import match_prompts
+from safety_subspaces.states.matching import match_prompts
 
 
 def test_pairs_are_one_to_one_and_within_the_caliper() -> None:

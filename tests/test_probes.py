@@ -6,8 +6,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.erasure import fit_erasure
-from safety_subspaces.probes import (
+from safety_subspaces.states.erasure import fit_erasure
+from safety_subspaces.states.probes import (
     Predictions,
     area_under_curve,
     auc_with_error,

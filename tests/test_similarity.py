@@ -10,7 +10,7 @@ from uncompiled_hyppo import Dcorr, Hsic
 
 from safety_subspaces.algebra.factors import haar_basis
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.similarity import cka_with_error, linear_cka, median_distance, rbf_cka, squared_distances
+from safety_subspaces.states.similarity import cka_with_error, linear_cka, median_distance, rbf_cka, squared_distances
 
 MEASURES = {"linear": linear_cka, "rbf": rbf_cka}
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from safety_subspaces.activations import state_factors
 from safety_subspaces.algebra.eigen import rank_of_energy
 from safety_subspaces.algebra.overlap import mode_subspace_overlap
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.state_moments import MomentsBuilder, moments_of, no_moments
+from safety_subspaces.states.capture import state_factors
+from safety_subspaces.states.moments import MomentsBuilder, moments_of, no_moments
 
 HIDDEN = 24
 
@@ -28,7 +28,7 @@ def built(rows: torch.Tensor, *sizes: int):
 @pytest.mark.parametrize("sizes", [(200,), (1,) * 200, (7, 90, 3, 100), (0, 200)])
 @pytest.mark.parametrize("buffered", [1, 50, 4096])
 def test_streaming_equals_one_shot(sizes, buffered, monkeypatch) -> None:
-    monkeypatch.setattr("safety_subspaces.state_moments.BUFFERED_ROWS", buffered)
+    monkeypatch.setattr("safety_subspaces.states.moments.BUFFERED_ROWS", buffered)
     rows = drawn(200)
     found = built(rows, *sizes)
     exact = rows.double()
@@ -95,7 +95,7 @@ def test_leading_factors_are_the_first_of_all(share) -> None:
 
 
 def test_memory_does_not_grow_with_the_number_of_vectors(monkeypatch) -> None:
-    monkeypatch.setattr("safety_subspaces.state_moments.BUFFERED_ROWS", 100)
+    monkeypatch.setattr("safety_subspaces.states.moments.BUFFERED_ROWS", 100)
     builder, held = MomentsBuilder(HIDDEN), []
     for _ in range(300):
         builder.add(drawn(7))

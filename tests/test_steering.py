@@ -6,13 +6,13 @@ from tiny import save_tiny_model
 from transformers import Gemma2Config, GemmaConfig, GPT2Config, LlamaConfig, MixtralConfig, Qwen2Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from safety_subspaces.activations import find_blocks, prompt_states
 from safety_subspaces.algebra.factors import haar_basis
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.generation import generate_answers
 from safety_subspaces.evaluation.prompt_sets import read_prompt_list
 from safety_subspaces.language.model import load_language_model
-from safety_subspaces.steering import Ablation, Addition, Rotation, ablate_weights, ablated, steered
+from safety_subspaces.states.capture import find_blocks, prompt_states
+from safety_subspaces.states.steering import Ablation, Addition, Rotation, ablate_weights, ablated, steered
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "vocab_size": 300}
 CONFIGS = {

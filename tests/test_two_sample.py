@@ -10,8 +10,8 @@ from sklearn.metrics.pairwise import rbf_kernel
 from uncompiled_hyppo import MMD
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.similarity import median_distance, squared_distances
-from safety_subspaces.two_sample import two_sample_tests
+from safety_subspaces.states.similarity import median_distance, squared_distances
+from safety_subspaces.states.two_sample import two_sample_tests
 
 # Samples of one distribution, for the shares of their p-values.
 NULLS = 400
@@ -244,7 +244,7 @@ def test_blocks_of_arrangements_change_nothing(monkeypatch):
     first, second = normal(9, 4, source=generator(1)), normal(6, 4, source=generator(2))
     labels = (range(9), range(9, 15))
     whole = two_sample_tests(first, second, 30, generator(), *labels)
-    monkeypatch.setattr("safety_subspaces.two_sample.BLOCK_ENTRIES", 15 * 7)
+    monkeypatch.setattr("safety_subspaces.states.two_sample.BLOCK_ENTRIES", 15 * 7)
     parts = two_sample_tests(first, second, 30, generator(), *labels)
     assert parts.mmd.p_value == whole.mmd.p_value
     assert parts.mmd.null_std == pytest.approx(whole.mmd.null_std, rel=1e-12)

@@ -10,12 +10,12 @@ import torch
 from tiny import ANALYZE, run_command, save_tiny_model, tiny_source
 from transformers import T5Config
 
-from safety_subspaces.activations import prompt_states
 from safety_subspaces.analysis import activations as module
 from safety_subspaces.analysis.activations import COLUMNS, activations
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.prompt_sets import read_prompt_list
 from safety_subspaces.language.model import load_language_model
+from safety_subspaces.states.capture import prompt_states
 
 SETS = {"harmful": "organism:harmful", "benign": "organism:benign"}
 ENERGIES = (0.9, 0.999)
@@ -109,7 +109,7 @@ def test_what_was_read_is_cached_by_content(models, result, tmp_path, monkeypatc
     files = list((out.parent / ".states").iterdir())
     assert len(files) == 4
     cache = {"cache": str(out.parent / ".states"), "position": ["last", "mean"]}
-    monkeypatch.setattr("safety_subspaces.analysis.captured_states.stream_states", lambda *_, **__: pytest.fail("ran"))
+    monkeypatch.setattr("safety_subspaces.states.captured.stream_states", lambda *_, **__: pytest.fail("ran"))
     again = activations(models, SETS, str(tmp_path / "again"), **QUICK, **cache, batch_size=7)
     pd.testing.assert_frame_equal(again, table)
     for changed in ({"limit": 59}, {"seed": 1}, {"split": "dev"}, {"sample": 30}, {"position": "last"}):
@@ -170,7 +170,7 @@ def write_prompts(path: Path, prompts: list[str]) -> str:
     ],
 )
 def test_bad_input_is_refused_before_a_model_runs(models, tmp_path, monkeypatch, changed, message) -> None:
-    monkeypatch.setattr("safety_subspaces.activations._forward", lambda *_: pytest.fail("the model ran"))
+    monkeypatch.setattr("safety_subspaces.states.capture._forward", lambda *_: pytest.fail("the model ran"))
     arguments = {"models": {"one": models["one"]}, "prompts": SETS, "out": str(tmp_path / "out"), **QUICK, **changed}
     with pytest.raises(InputError, match=message):
         activations(**arguments)

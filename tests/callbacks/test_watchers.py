@@ -20,7 +20,6 @@ from watching import board_of, scalars, watched, watchers
 
 from callbacks import ActivationOverlap, BehaviourProbe, RunBoard, WeightDeltaSnapshot
 from callbacks.watcher import log_spaced_steps
-from safety_subspaces.activations import prompt_states, state_factors
 from safety_subspaces.algebra.lowrank import LowRank
 from safety_subspaces.algebra.overlap import mode_subspace_overlap
 from safety_subspaces.algebra.subspace import RankRule
@@ -33,6 +32,7 @@ from safety_subspaces.evaluation.prompt_sets import read_prompt_list
 from safety_subspaces.language.model import Pretrained, load_language_model, load_model
 from safety_subspaces.models import LoraSettings, SupervisedFineTuning
 from safety_subspaces.organism import OrganismModel
+from safety_subspaces.states.capture import prompt_states, state_factors
 from safety_subspaces.weights.snapshots import Snapshot, snapshot_files
 from safety_subspaces.weights.subspace_file import read_subspace
 

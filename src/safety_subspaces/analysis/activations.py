@@ -11,8 +11,6 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from safety_subspaces.activations import POSITIONS, Position, Site
-from safety_subspaces.analysis.captured_states import CaptureSettings, captured, groups_of
 from safety_subspaces.analysis.state_comparisons import (
     Comparing,
     ModelStates,
@@ -29,7 +27,9 @@ from safety_subspaces.evaluation.prompt_sets import files_of, read_prompt_items
 from safety_subspaces.language.examples import PromptItem
 from safety_subspaces.language.model import check_model_path, count_blocks, load_language_model
 from safety_subspaces.language.prompting import CHAT, encode_prompt
-from safety_subspaces.matching import match_prompts
+from safety_subspaces.states.capture import POSITIONS, Position, Site
+from safety_subspaces.states.captured import CaptureSettings, captured, groups_of
+from safety_subspaces.states.matching import match_prompts
 
 COLUMNS = (
     *("model", "first", "second", "position", "layer", "energy", "rank_first", "rank_second", "overlap", "chance"),

@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from safety_subspaces.activations import Position, state_factors
 from safety_subspaces.algebra.nulls import matched_control, overlap_moments, overlap_p_value
 from safety_subspaces.algebra.overlap import (
     Factorised,
@@ -18,11 +17,12 @@ from safety_subspaces.algebra.overlap import (
     nested_principal_angles,
     summarise_angles,
 )
-from safety_subspaces.analysis.captured_states import CapturedSet
-from safety_subspaces.equivalence import StateHalves, overlap_equivalence, shared_direction
-from safety_subspaces.intrinsic_dimension import mle_dimension, two_nn
-from safety_subspaces.similarity import cka_with_error
-from safety_subspaces.two_sample import two_sample_tests
+from safety_subspaces.states.capture import Position, state_factors
+from safety_subspaces.states.captured import CapturedSet
+from safety_subspaces.states.equivalence import StateHalves, overlap_equivalence, shared_direction
+from safety_subspaces.states.intrinsic_dimension import mle_dimension, two_nn
+from safety_subspaces.states.similarity import cka_with_error
+from safety_subspaces.states.two_sample import two_sample_tests
 
 # The paper's range of hidden-state indices, of n: from int(0.65 n) to int(0.9 n) - 1.
 PAPER_DEPTH = (0.65, 0.9)

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from safety_subspaces.activations import Position
 from safety_subspaces.analysis.activations import read_sets
 from safety_subspaces.analysis.steer_plan import (
     BasisSource,
@@ -31,7 +30,6 @@ from safety_subspaces.analysis.steer_plan import (
 from safety_subspaces.analysis.steer_selectivity import Cost, Dose, scores_of, selectivity
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
-from safety_subspaces.directions import Direction
 from safety_subspaces.evaluation import BehaviourEvaluator, EvaluationSettings, build_evaluator
 from safety_subspaces.evaluation.behaviour import BehaviourResult
 from safety_subspaces.evaluation.margin import log_probabilities
@@ -40,7 +38,9 @@ from safety_subspaces.evaluation.rates import estimate
 from safety_subspaces.language.examples import Example, PromptItem
 from safety_subspaces.language.model import check_model_path, count_blocks, load_language_model
 from safety_subspaces.language.prompting import Encoder
-from safety_subspaces.steering import Ablation, Intervention, ablate_weights, ablated, steered
+from safety_subspaces.states.capture import Position
+from safety_subspaces.states.directions import Direction
+from safety_subspaces.states.steering import Ablation, Intervention, ablate_weights, ablated, steered
 
 # Strengths in units of the distance between the sets' means: one moves a state from one set's mean to the other's.
 STRENGTHS = (-2.0, -1.0, -0.5, 0.5, 1.0, 2.0)

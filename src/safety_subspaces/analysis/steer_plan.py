@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from safety_subspaces.activations import Position, prompt_states
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.directions import (
+from safety_subspaces.evaluation.settings import EvaluationSettings
+from safety_subspaces.language.examples import PromptItem
+from safety_subspaces.language.prompting import encode_prompt
+from safety_subspaces.states.capture import Position, prompt_states
+from safety_subspaces.states.directions import (
     Direction,
     mean_difference,
     overlap_vectors,
@@ -19,11 +22,8 @@ from safety_subspaces.directions import (
     probe_direction,
     random_direction,
 )
-from safety_subspaces.evaluation.settings import EvaluationSettings
-from safety_subspaces.language.examples import PromptItem
-from safety_subspaces.language.prompting import encode_prompt
-from safety_subspaces.matching import match_prompts
-from safety_subspaces.steering import Ablation, Addition, Intervention, Rotation
+from safety_subspaces.states.matching import match_prompts
+from safety_subspaces.states.steering import Ablation, Addition, Intervention, Rotation
 from safety_subspaces.weights.subspace_file import read_subspace
 
 DirectionKind = Literal["mean_difference", "paired", "probe", "overlap", "basis"]

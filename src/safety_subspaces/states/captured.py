@@ -20,12 +20,12 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from safety_subspaces.activations import Position, Site, check_layers, stream_states
 from safety_subspaces.artefacts.provenance import describe_input, package_versions, sha256_of_value
 from safety_subspaces.artefacts.tensor_stream import stream_tensors
-from safety_subspaces.equivalence import deal
 from safety_subspaces.language.examples import PromptItem
-from safety_subspaces.state_moments import MomentsBuilder, StateMoments
+from safety_subspaces.states.capture import Position, Site, check_layers, stream_states
+from safety_subspaces.states.equivalence import deal
+from safety_subspaces.states.moments import MomentsBuilder, StateMoments
 
 # Raised when what is stored, or how it is computed, changes.
 FORMAT = 1

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.similarity import centred_gram, squared_distances
+from safety_subspaces.states.similarity import centred_gram, squared_distances
 
 # Squared distances below this share of the squared norms are computed from differences: the Gram matrix has them to
 # 1e-16 of the norms, and eight digits of a distance are enough.

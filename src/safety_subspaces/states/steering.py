@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from safety_subspaces.activations import check_layers, find_blocks, find_part
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.states.capture import check_layers, find_blocks, find_part
 
 # What writes into the residual stream in the decoders of transformers.
 OUTPUTS = ("o_proj", "c_proj", "out_proj", "dense", "down_proj", "fc2", "dense_4h_to_h", "w2")
@@ -140,7 +140,7 @@ def ablate_weights(model: PreTrainedModel, basis: Float[Tensor, "hidden k"]) -> 
             if name in POST_NORMS:
                 raise InputError(
                     f"{type(block).__name__} normalises what it writes ({name}): directions cannot be taken out of its "
-                    "weights; use hooks (safety_subspaces.steering.ablated)"
+                    "weights; use hooks (safety_subspaces.states.steering.ablated)"
                 )
         writers += [_output_of(find_part(block, site)) for site in ("attention", "mlp")]
     inside = {id(module) for block in blocks for module in block.modules()}
@@ -159,7 +159,7 @@ def _output_of(part: nn.Module) -> Any:
     if len(found) != 1 or not isinstance(found[0], nn.Linear | Conv1D):
         raise InputError(
             f"{type(part).__name__} has no single linear map of the names {', '.join(OUTPUTS)} that writes its output; "
-            "use hooks (safety_subspaces.steering.ablated)"
+            "use hooks (safety_subspaces.states.steering.ablated)"
         )
     return found[0]
 

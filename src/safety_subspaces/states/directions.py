@@ -53,7 +53,7 @@ def paired_differences(
     Args:
         positive: States of the positive set.
         negative: Of the negative one.
-        pairs: Which prompts are paired, as :func:`safety_subspaces.matching.match_prompts` gives them.
+        pairs: Which prompts are paired, as :func:`safety_subspaces.states.matching.match_prompts` gives them.
 
     Raises:
         InputError: No pair, or no difference.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.erasure import Erasure, fit_erasure
+from safety_subspaces.states.erasure import Erasure, fit_erasure
 
 ProbeKind = Literal["linear", "rbf_svm", "mlp"]
 # Units of the hidden layer, and passes: enough to learn an exclusive or of two of 32 directions from 200 prompts.

@@ -13,7 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.similarity import centred_gram, median_distance, number_groups, rbf_kernel, squared_distances
+from safety_subspaces.states.similarity import (
+    centred_gram,
+    median_distance,
+    number_groups,
+    rbf_kernel,
+    squared_distances,
+)
 
 # Statistics of two arrangements that differ by less, as a share of their full scale, are ties: sums of float64 over
 # thousands of prompts in another order.

@@ -1,0 +1,1 @@
+"""Hidden states: captured, compared, probed and steered."""
