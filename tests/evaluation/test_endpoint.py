@@ -14,8 +14,8 @@ import pytest
 from scripted_server import MODEL, Answer, chat, said, serving
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.evaluation.endpoint import Endpoint, Reply, Request
-from safety_subspaces.evaluation.request_cache import RequestCache, default_cache, key_of
+from safety_subspaces.evaluation.endpoint.client import Endpoint, Reply, Request
+from safety_subspaces.evaluation.endpoint.request_cache import RequestCache, default_cache, key_of
 from safety_subspaces.evaluation.settings import EndpointSettings
 
 PATIENT = {"retries": 3, "timeout_seconds": 1.0, "concurrency": 4}
@@ -221,7 +221,7 @@ def test_nothing_is_sent_that_may_cost_more_than_allowed(tmp_path):
 KILLED = """
 import sys
 sys.path[:0] = {paths!r}
-from safety_subspaces.evaluation.endpoint import Endpoint, Request
+from safety_subspaces.evaluation.endpoint.client import Endpoint, Request
 from safety_subspaces.evaluation.settings import EndpointSettings
 endpoint = Endpoint(EndpointSettings({model!r}, {url!r}, cache={cache!r}, concurrency=1))
 endpoint.ask([Request(({{"role": "user", "content": f"prompt {{n}}"}},), 8) for n in range(40)])

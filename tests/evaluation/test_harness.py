@@ -18,9 +18,9 @@ from tiny import ROOT, tiny_source
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
-from safety_subspaces.evaluation.harness import Harness, build_harness
-from safety_subspaces.evaluation.harness_messages import quieted
-from safety_subspaces.evaluation.harness_tasks import HarnessSettings, load_tasks
+from safety_subspaces.evaluation.harness.messages import quieted
+from safety_subspaces.evaluation.harness.run import Harness, build_harness
+from safety_subspaces.evaluation.harness.tasks import HarnessSettings, load_tasks
 from safety_subspaces.organism import evaluation_sets
 
 PROBLEMS = 40

@@ -5,8 +5,8 @@ import json
 import pytest
 from scripted_server import MODEL, Answer, chat, judged, serving
 
-from safety_subspaces.evaluation.endpoint import Reply
-from safety_subspaces.evaluation.rubric import SCHEMA, RubricJudge, read_verdict, rubric_request
+from safety_subspaces.evaluation.endpoint.client import Reply
+from safety_subspaces.evaluation.judges.rubric import SCHEMA, RubricJudge, read_verdict, rubric_request
 from safety_subspaces.evaluation.settings import EndpointSettings
 from safety_subspaces.language.examples import PromptItem
 

@@ -12,8 +12,8 @@ from tqdm import tqdm
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
+from safety_subspaces.evaluation.endpoint.served import ServedModel, is_served
 from safety_subspaces.evaluation.prompt_sets import files_of
-from safety_subspaces.evaluation.served import ServedModel, is_served
 from safety_subspaces.evaluation.settings import ClassifierSettings, EndpointSettings, JudgeName
 from safety_subspaces.language.model import check_model_path, load_language_model
 from safety_subspaces.language.prompting import CHAT

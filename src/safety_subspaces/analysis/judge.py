@@ -11,9 +11,9 @@ import pandas as pd
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.evaluation import EvaluationSettings, estimate
-from safety_subspaces.evaluation.agreement import judge_agreement
 from safety_subspaces.evaluation.behaviour import HARMFUL_FROM, REFUSED, build_judge, verdicts_of
-from safety_subspaces.evaluation.rubric import RubricJudge
+from safety_subspaces.evaluation.judges.agreement import judge_agreement
+from safety_subspaces.evaluation.judges.rubric import RubricJudge
 from safety_subspaces.evaluation.settings import ClassifierSettings, EndpointSettings, JudgeName
 from safety_subspaces.language.examples import PromptItem, Verdict
 

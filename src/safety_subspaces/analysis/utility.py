@@ -10,8 +10,8 @@ import torch
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
-from safety_subspaces.evaluation.harness import build_harness, harness_version
-from safety_subspaces.evaluation.harness_tasks import HarnessSettings, check_installed, task_files
+from safety_subspaces.evaluation.harness.run import build_harness, harness_version
+from safety_subspaces.evaluation.harness.tasks import HarnessSettings, check_installed, task_files
 from safety_subspaces.language.model import check_model_path, load_language_model, load_tokenizer
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ wait for Transformers.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from safety_subspaces.evaluation.judges import Judge, RefusalPhraseJudge
+from safety_subspaces.evaluation.judges.rules import Judge, RefusalPhraseJudge
 from safety_subspaces.evaluation.rates import Estimate, estimate
 from safety_subspaces.evaluation.settings import EvaluationSettings
 

@@ -9,14 +9,14 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.evaluation.classifier import ClassifierJudge
+from safety_subspaces.evaluation.endpoint.served import ServedModel
 from safety_subspaces.evaluation.generation import generate_answers
-from safety_subspaces.evaluation.judges import BatchJudge, Judge, RefusalPhraseJudge
+from safety_subspaces.evaluation.judges.classifier import ClassifierJudge
+from safety_subspaces.evaluation.judges.rubric import RubricJudge
+from safety_subspaces.evaluation.judges.rules import BatchJudge, Judge, RefusalPhraseJudge
 from safety_subspaces.evaluation.margin import refusal_margins
 from safety_subspaces.evaluation.prompt_sets import SETS, read_named_sets, read_prompts
 from safety_subspaces.evaluation.rates import estimate
-from safety_subspaces.evaluation.rubric import RubricJudge
-from safety_subspaces.evaluation.served import ServedModel
 from safety_subspaces.evaluation.settings import ORGANISM, EvaluationSettings
 from safety_subspaces.evaluation.spread import Spread, here
 from safety_subspaces.language.examples import PromptItem, PromptSets, Verdict

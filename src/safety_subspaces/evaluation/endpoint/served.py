@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.evaluation.endpoint import CHAT_ROUTE, TEXT_ROUTE, Endpoint, Reply, Request
+from safety_subspaces.evaluation.endpoint.client import CHAT_ROUTE, TEXT_ROUTE, Endpoint, Reply, Request
 from safety_subspaces.evaluation.settings import EndpointSettings
 from safety_subspaces.language.examples import CHAT
 from safety_subspaces.language.prompting import TEMPLATES
@@ -29,7 +29,7 @@ class ServedModel:
 
     Raises:
         InputError: A name without a model, an unknown template, or as
-            :class:`~safety_subspaces.evaluation.endpoint.Endpoint`. Nothing is sent.
+            :class:`~safety_subspaces.evaluation.endpoint.client.Endpoint`. Nothing is sent.
     """
 
     def __init__(self, name: str, settings: EndpointSettings, template: str, max_new_tokens: int) -> None:
@@ -56,7 +56,7 @@ class ServedModel:
         """Answer each prompt greedily, as far as the server decodes so at temperature 0.
 
         Raises:
-            InputError: As :meth:`~safety_subspaces.evaluation.endpoint.Endpoint.ask`.
+            InputError: As :meth:`~safety_subspaces.evaluation.endpoint.client.Endpoint.ask`.
         """
         return self.endpoint.ask([self._request(prompt) for prompt in prompts], label)
 

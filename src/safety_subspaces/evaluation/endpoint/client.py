@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.evaluation.request_cache import RequestCache, default_cache, key_of
+from safety_subspaces.evaluation.endpoint.request_cache import RequestCache, default_cache, key_of
 from safety_subspaces.evaluation.settings import EndpointSettings
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import sha256_of_value
 from safety_subspaces.evaluation.generation import decoding_by, plain_settings
-from safety_subspaces.evaluation.harness_messages import quieted
-from safety_subspaces.evaluation.harness_tasks import HarnessSettings, HarnessTasks, group_field, load_tasks
+from safety_subspaces.evaluation.harness.messages import quieted
+from safety_subspaces.evaluation.harness.tasks import HarnessSettings, HarnessTasks, group_field, load_tasks
 from safety_subspaces.evaluation.rates import estimate
 from safety_subspaces.language.examples import CHAT
 from safety_subspaces.language.model import evaluating
@@ -179,7 +179,7 @@ def build_harness(settings: HarnessSettings) -> Harness:
     """Load the tasks that the settings name.
 
     Raises:
-        InputError: As :func:`~safety_subspaces.evaluation.harness_tasks.load_tasks`.
+        InputError: As :func:`~safety_subspaces.evaluation.harness.tasks.load_tasks`.
     """
     return Harness(settings, load_tasks(settings))
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.generation import generate_encoded
-from safety_subspaces.evaluation.judges import RefusalPhraseJudge
+from safety_subspaces.evaluation.judges.rules import RefusalPhraseJudge
 from safety_subspaces.evaluation.settings import ClassifierSettings
 from safety_subspaces.language.examples import CHAT, PromptItem, Verdict
 from safety_subspaces.language.model import check_model_path, load_language_model, load_tokenizer, named_device

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from safety_subspaces.evaluation.endpoint import Endpoint, Reply, Request
+from safety_subspaces.evaluation.endpoint.client import Endpoint, Reply, Request
 from safety_subspaces.evaluation.settings import EndpointSettings
 from safety_subspaces.language.examples import PromptItem, Verdict
 
@@ -52,7 +52,7 @@ class RubricJudge:
         settings: The endpoint.
 
     Raises:
-        InputError: As :class:`~safety_subspaces.evaluation.endpoint.Endpoint`.
+        InputError: As :class:`~safety_subspaces.evaluation.endpoint.client.Endpoint`.
     """
 
     name = "rubric"
@@ -86,7 +86,7 @@ class RubricJudge:
         """Score answers; those that are empty are unscored, and not sent.
 
         Raises:
-            InputError: As :meth:`~safety_subspaces.evaluation.endpoint.Endpoint.ask`.
+            InputError: As :meth:`~safety_subspaces.evaluation.endpoint.client.Endpoint.ask`.
         """
         places = [place for place, answer in enumerate(answers) if answer.strip()]
         replies = self.endpoint.ask([rubric_request(items[p].prompt, answers[p]) for p in places], "judging")

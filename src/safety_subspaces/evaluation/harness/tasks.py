@@ -15,12 +15,12 @@ from typing import Any, Literal
 import yaml
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.evaluation.harness_messages import quieted
+from safety_subspaces.evaluation.harness.messages import quieted
 from safety_subspaces.evaluation.settings import ORGANISM
 
 logger = logging.getLogger(__name__)
 
-TASK_FILES = Path(__file__).parent / "tasks"
+TASK_FILES = Path(__file__).parent / "definitions"
 
 
 @dataclass(frozen=True)

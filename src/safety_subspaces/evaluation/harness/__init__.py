@@ -1,0 +1,1 @@
+"""Utility by the language model evaluation harness."""
