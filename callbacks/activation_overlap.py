@@ -15,11 +15,12 @@ from safety_subspaces.algebra.overlap import Overlap, mode_subspace_overlap
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import sha256_of_file
 from safety_subspaces.artefacts.tensor_stream import stream_tensors
-from safety_subspaces.distributed import gather_objects, map_over_ranks
+from safety_subspaces.constraint.collectives import gather_objects
+from safety_subspaces.constraint.held import check_kept
+from safety_subspaces.constraint.sharing import map_over_ranks
 from safety_subspaces.evaluation.prompt_sets import read_prompt_list
 from safety_subspaces.language.prompting import CHAT, check_template
 from safety_subspaces.models.base import LanguageModelModule
-from safety_subspaces.models.held import check_kept
 from safety_subspaces.states.capture import Position, Side, prompt_states, state_factors
 
 SETS = ("first", "second")

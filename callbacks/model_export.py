@@ -42,7 +42,7 @@ class ModelExport(L.Callback):
             raise InputError(
                 "ModelExport gathers weights on one device, under DDP and under ZeRO; "
                 f"{type(trainer.strategy).__name__} shards them in another way. Use strategy: auto, ddp, or "
-                "safety_subspaces.distributed.ZeroStrategy"
+                "safety_subspaces.distributed.strategy.ZeroStrategy"
             )
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

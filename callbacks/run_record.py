@@ -8,7 +8,7 @@ from typing import Any, final
 import lightning as L
 import torch
 
-from safety_subspaces.distributed import gather_objects
+from safety_subspaces.constraint.collectives import gather_objects
 from safety_subspaces.runs import close_run, discard_run
 
 

@@ -14,12 +14,13 @@ from safety_subspaces.algebra.factors import as_matrix
 from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import write_json
-from safety_subspaces.constraint import Mode, forbidden_part, schedule_strength
-from safety_subspaces.distributed import ZeroStrategy, check_strategy, optimizer_of, stepped_by
+from safety_subspaces.constraint.constrained import ConstrainedWeights, UpdateEnergies
+from safety_subspaces.constraint.control import ControlKind, control_subspace
+from safety_subspaces.constraint.master import optimizer_of, stepped_by
+from safety_subspaces.constraint.matrix import Mode, forbidden_part, schedule_strength
+from safety_subspaces.constraint.targets import Target, find_targets, listed
+from safety_subspaces.distributed.strategy import ZeroStrategy, check_strategy
 from safety_subspaces.models.base import LanguageModelModule
-from safety_subspaces.models.constrained import ConstrainedWeights, UpdateEnergies
-from safety_subspaces.models.control import ControlKind, control_subspace
-from safety_subspaces.models.targets import Target, find_targets, listed
 from safety_subspaces.weights.subspace_file import Side, read_subspace
 
 logger = logging.getLogger(__name__)

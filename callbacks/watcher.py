@@ -18,7 +18,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.board import heatmap
-from safety_subspaces.distributed import check_strategy, gather_objects
+from safety_subspaces.constraint.collectives import gather_objects
+from safety_subspaces.distributed.strategy import check_strategy
 from safety_subspaces.models.base import LanguageModelModule
 
 logger = logging.getLogger(__name__)

@@ -122,7 +122,7 @@ def test_every_overlay_trains_or_says_what_it_lacks(path: Path, study: Path, tmp
         if "offload" in path.stem:  # compiles its optimizer for minutes, and wants a GPU to come back to
             return
         # The same engine, stage and precision on two processes of the CPU.
-        cpu = "safety_subspaces.distributed.CPUZeroStrategy"
+        cpu = "safety_subspaces.distributed.strategy.CPUZeroStrategy"
         here = [
             "--trainer.accelerator=cpu", "--trainer.devices=2", f"--trainer.strategy={cpu}",
             f"--trainer.strategy.init_args.stage={trainer['strategy']['init_args']['stage']}",

@@ -186,7 +186,7 @@ def gpu_bytes(model: Architecture, stage: Stage, ranks: int = 1, checkpointed: b
     (whole, twice where they are summed over ranks).
 
     Source: arXiv 1910.02054, section 3.1 and 5.3 (mixed precision, ZeRO-3); the constraint is counted from
-    ``safety_subspaces.models.constrained``.
+    ``safety_subspaces.constraint.constrained``.
     """
     count = model.parameters
     activations = activation_bytes(model, checkpointed=checkpointed)

@@ -10,7 +10,7 @@ from tiny import ANALYZE, ROOT, TRAIN, run_command, save_tiny_model
 
 from safety_subspaces.analysis.export import export
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.constraint import rounding_floor
+from safety_subspaces.constraint.matrix import rounding_floor
 from safety_subspaces.language.model import load_language_model
 from safety_subspaces.weights.subspace_file import read_subspace
 

@@ -17,9 +17,9 @@ from safety_subspaces.algebra.factors import haar_basis
 from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.analysis.subspace import subspace as make_subspace
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.constraint import MatrixConstraint, Piece, hold_all, rounding_floor, schedule_strength
+from safety_subspaces.constraint.matrix import MatrixConstraint, Piece, hold_all, rounding_floor, schedule_strength
 from safety_subspaces.data import OrganismData
-from safety_subspaces.distributed import CPUZeroStrategy, ZeroStrategy
+from safety_subspaces.distributed.strategy import CPUZeroStrategy, ZeroStrategy
 from safety_subspaces.language.model import Pretrained, load_model
 from safety_subspaces.models import LoraSettings, SupervisedFineTuning
 from safety_subspaces.organism import OrganismModel

@@ -26,7 +26,7 @@ from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.board import hyperparameters
 from safety_subspaces.data import OrganismData
-from safety_subspaces.distributed import ZeroStrategy
+from safety_subspaces.distributed.strategy import ZeroStrategy
 from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
 from safety_subspaces.evaluation.prompt_sets import read_prompt_list
 from safety_subspaces.language.model import Pretrained, load_language_model, load_model

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from callbacks import SubspaceProjection
 from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.data import OrganismData
-from safety_subspaces.distributed import CPUZeroStrategy
+from safety_subspaces.distributed.strategy import CPUZeroStrategy
 from safety_subspaces.language.model import Pretrained
 from safety_subspaces.models import LoraSettings, SupervisedFineTuning
 from safety_subspaces.models.base import CosineSchedule

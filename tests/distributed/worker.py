@@ -16,7 +16,8 @@ from tiny import trainer
 from watching import board_of, watchers
 
 from callbacks import BehaviourProbe, ModelExport, RunBoard, RunRecord, WeightDeltaSnapshot
-from safety_subspaces.distributed import gather_objects, open_master
+from safety_subspaces.constraint.collectives import gather_objects
+from safety_subspaces.constraint.master import open_master
 
 warnings.filterwarnings("ignore")
 

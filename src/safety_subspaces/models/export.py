@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from safety_subspaces.artefacts.files import read_json, replacing_folder, write_json
-from safety_subspaces.distributed import open_master
-from safety_subspaces.models.held import write_leakage
+from safety_subspaces.constraint.held import write_leakage
+from safety_subspaces.constraint.master import open_master
 
 ExportType = Literal["float32", "bfloat16"]
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D  # GPT-2's linear layers, stored as (in, out)
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.models.targets import listed, select_names
+from safety_subspaces.constraint.targets import listed, select_names
 from safety_subspaces.weights.names import type_of
 from safety_subspaces.weights.subspace_file import Side, SubspaceFile, read_subspace
 

@@ -18,9 +18,10 @@ from safety_subspaces.algebra.streamed import StreamedUpdate
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import sha256_of_file
 from safety_subspaces.artefacts.tensor_stream import stream_tensors
-from safety_subspaces.distributed import gather_objects, open_master
-from safety_subspaces.models.held import check_kept
-from safety_subspaces.models.targets import listed, select_names
+from safety_subspaces.constraint.collectives import gather_objects
+from safety_subspaces.constraint.held import check_kept
+from safety_subspaces.constraint.master import open_master
+from safety_subspaces.constraint.targets import listed, select_names
 from safety_subspaces.weights.checkpoint import Checkpoint, open_safetensors
 from safety_subspaces.weights.names import canonical_name
 from safety_subspaces.weights.update_checkpoint import AdapterCheckpoint, open_checkpoint

@@ -19,9 +19,10 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import write_json
 from safety_subspaces.artefacts.provenance import sha256_of_file
 from safety_subspaces.artefacts.tensor_stream import stream_tensors
-from safety_subspaces.constraint import Mode, Piece, rounding_floor, update_energies
-from safety_subspaces.distributed import MasterWeight, gather_objects
-from safety_subspaces.models.targets import Target
+from safety_subspaces.constraint.collectives import gather_objects
+from safety_subspaces.constraint.master import MasterWeight
+from safety_subspaces.constraint.matrix import Mode, Piece, rounding_floor, update_energies
+from safety_subspaces.constraint.targets import Target
 from safety_subspaces.weights.update_checkpoint import AdapterCheckpoint, open_checkpoint
 
 REFERENCE, BASIS = ".reference", ".basis"

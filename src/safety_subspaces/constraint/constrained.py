@@ -9,7 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safety_subspaces.constraint import (
+from safety_subspaces.constraint.collectives import sum_over_ranks
+from safety_subspaces.constraint.held import check_held, read_reference, save_held
+from safety_subspaces.constraint.master import open_master
+from safety_subspaces.constraint.matrix import (
     MatrixConstraint,
     Mode,
     SumOverRanks,
@@ -17,9 +20,7 @@ from safety_subspaces.constraint import (
     hold_all,
     rounding_floor,
 )
-from safety_subspaces.distributed import open_master, sum_over_ranks
-from safety_subspaces.models.held import check_held, read_reference, save_held
-from safety_subspaces.models.targets import Target
+from safety_subspaces.constraint.targets import Target
 
 
 @dataclass(frozen=True)

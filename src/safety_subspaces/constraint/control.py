@@ -9,7 +9,7 @@ from safety_subspaces.algebra.factors import as_matrix, haar_basis, squared_norm
 from safety_subspaces.algebra.projection import Projector
 from safety_subspaces.algebra.subspace import energy_matched_rank, seeded_generator
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.models.targets import Target
+from safety_subspaces.constraint.targets import Target
 from safety_subspaces.weights.compatibility import check_compatible
 from safety_subspaces.weights.delta import update_of
 from safety_subspaces.weights.update_checkpoint import open_checkpoint

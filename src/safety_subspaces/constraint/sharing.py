@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import torch.distributed
 
-from safety_subspaces.distributed.collectives import gather_objects, is_running
+from safety_subspaces.constraint.collectives import gather_objects, is_running
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.constraint import Piece
+from safety_subspaces.constraint.matrix import Piece
 from safety_subspaces.distributed.strategy import ZeroStrategy
 
 
