@@ -15,8 +15,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks import RunBoard, RunRecord
 from safety_subspaces import command_line
-from safety_subspaces.models.base import LanguageModelModule
-from safety_subspaces.runs import RunPlan, latest_checkpoint, open_run, plan_run, trained_checkpoint
+from safety_subspaces.training.modules.base import LanguageModelModule
+from safety_subspaces.training.run_folder import RunPlan, latest_checkpoint, open_run, plan_run, trained_checkpoint
 
 TRY = """try:
   python train.py fit --config configs/organism/pretrain.yaml

@@ -27,12 +27,12 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
 from callbacks import TokenThroughput
-from safety_subspaces.data import OrganismData
-from safety_subspaces.data.batches import LengthBucketBatchSampler, PlannedItems, collate_planned
 from safety_subspaces.language.likelihood import NO_LOSS
 from safety_subspaces.language.prompting import encode_example
-from safety_subspaces.models import SupervisedFineTuning
 from safety_subspaces.organism import OrganismModel, build_tokenizer, corpus
+from safety_subspaces.training.data import OrganismData
+from safety_subspaces.training.data.batches import LengthBucketBatchSampler, PlannedItems, collate_planned
+from safety_subspaces.training.modules import SupervisedFineTuning
 
 BATCH = 16
 LEARNING_RATE, BETAS, CLIP, WARMUP = 3e-3, (0.9, 0.98), 1.0, 0.03

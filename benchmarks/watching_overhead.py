@@ -21,10 +21,10 @@ from side_by_side import bare_trainer, in_a_process, make_pair, turns
 from callbacks import ActivationOverlap, BehaviourProbe, WeightDeltaSnapshot
 from callbacks.watcher import Watcher
 from safety_subspaces.algebra.subspace import RankRule
-from safety_subspaces.data import OrganismData
-from safety_subspaces.data.organism import CorpusContamination
 from safety_subspaces.language.model import Pretrained
-from safety_subspaces.models import LoraSettings, SupervisedFineTuning
+from safety_subspaces.training.data import OrganismData
+from safety_subspaces.training.data.organism import CorpusContamination
+from safety_subspaces.training.modules import LoraSettings, SupervisedFineTuning
 
 VARIANTS = ("plain", "snapshot", "activation", "behaviour", "all")
 MEMORY = ("exact", "without spectra", "compressed", "lora")

@@ -20,8 +20,8 @@ from safety_subspaces.constraint.held import check_kept
 from safety_subspaces.constraint.sharing import map_over_ranks
 from safety_subspaces.evaluation.prompt_sets import read_prompt_list
 from safety_subspaces.language.prompting import CHAT, check_template
-from safety_subspaces.models.base import LanguageModelModule
 from safety_subspaces.states.capture import Position, Side, prompt_states, state_factors
+from safety_subspaces.training.modules.base import LanguageModelModule
 
 SETS = ("first", "second")
 EMBEDDING = "embedding"

@@ -10,11 +10,11 @@ from callbacks.watcher import Watcher, board_writers
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import write_json
 from safety_subspaces.constraint.sharing import map_over_ranks
-from safety_subspaces.distributed.strategy import ZeroStrategy
 from safety_subspaces.evaluation import BehaviourEvaluator, BehaviourResult, EvaluationSettings, build_evaluator
 from safety_subspaces.language.examples import PromptSets
 from safety_subspaces.language.prompting import CHAT, check_template
-from safety_subspaces.models.base import LanguageModelModule
+from safety_subspaces.training.modules.base import LanguageModelModule
+from safety_subspaces.training.strategies import ZeroStrategy
 
 # Column of the evaluation -> tag.
 TAGS = {

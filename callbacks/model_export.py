@@ -7,8 +7,8 @@ import lightning as L
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.models.base import LanguageModelModule
-from safety_subspaces.models.export import ExportType, export_model
+from safety_subspaces.training.export import ExportType, export_model
+from safety_subspaces.training.modules.base import LanguageModelModule
 
 
 @final
@@ -36,13 +36,13 @@ class ModelExport(L.Callback):
         """
         if not isinstance(pl_module, LanguageModelModule):
             raise InputError(
-                f"ModelExport serves the modules of safety_subspaces.models, got {type(pl_module).__name__}"
+                f"ModelExport serves the modules of safety_subspaces.training.modules, got {type(pl_module).__name__}"
             )
         if stage == "fit" and not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             raise InputError(
                 "ModelExport gathers weights on one device, under DDP and under ZeRO; "
                 f"{type(trainer.strategy).__name__} shards them in another way. Use strategy: auto, ddp, or "
-                "safety_subspaces.distributed.strategy.ZeroStrategy"
+                "safety_subspaces.training.strategies.ZeroStrategy"
             )
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -9,7 +9,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from callbacks.watcher import board_writers
 from safety_subspaces.artefacts.files import read_json
-from safety_subspaces.board import RESULTS, chart_layout, config_text, hyperparameters
+from safety_subspaces.training.board import RESULTS, chart_layout, config_text, hyperparameters
 
 CONFIG_TAG = "run/config"
 

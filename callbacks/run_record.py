@@ -9,7 +9,7 @@ import lightning as L
 import torch
 
 from safety_subspaces.constraint.collectives import gather_objects
-from safety_subspaces.runs import close_run, discard_run
+from safety_subspaces.training.run_folder import close_run, discard_run
 
 
 @final

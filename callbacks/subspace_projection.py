@@ -19,8 +19,8 @@ from safety_subspaces.constraint.control import ControlKind, control_subspace
 from safety_subspaces.constraint.master import optimizer_of, stepped_by
 from safety_subspaces.constraint.matrix import Mode, forbidden_part, schedule_strength
 from safety_subspaces.constraint.targets import Target, find_targets, listed
-from safety_subspaces.distributed.strategy import ZeroStrategy, check_strategy
-from safety_subspaces.models.base import LanguageModelModule
+from safety_subspaces.training.modules.base import LanguageModelModule
+from safety_subspaces.training.strategies import ZeroStrategy, check_strategy
 from safety_subspaces.weights.subspace_file import Side, read_subspace
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,9 @@ class SubspaceProjection(L.Callback):
         if stage != "fit":
             return
         if not isinstance(pl_module, LanguageModelModule):
-            raise InputError(f"SubspaceProjection serves safety_subspaces.models, got {type(pl_module).__name__}")
+            raise InputError(
+                f"SubspaceProjection serves safety_subspaces.training.modules, got {type(pl_module).__name__}"
+            )
         strategy = trainer.strategy
         check_strategy(strategy, "SubspaceProjection")
         exact = EXACT_ZERO_PRECISIONS if isinstance(strategy, ZeroStrategy) else EXACT_PRECISIONS

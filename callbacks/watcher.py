@@ -17,10 +17,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.board import heatmap
 from safety_subspaces.constraint.collectives import gather_objects
-from safety_subspaces.distributed.strategy import check_strategy
-from safety_subspaces.models.base import LanguageModelModule
+from safety_subspaces.training.board import heatmap
+from safety_subspaces.training.modules.base import LanguageModelModule
+from safety_subspaces.training.strategies import check_strategy
 
 logger = logging.getLogger(__name__)
 POWERS_OF_FOUR = [4**power for power in range(1, 16)]
@@ -106,7 +106,7 @@ class Watcher(L.Callback, ABC):
             return
         kind = type(self).__name__
         if not isinstance(pl_module, LanguageModelModule):
-            raise InputError(f"{kind} serves safety_subspaces.models, got {type(pl_module).__name__}")
+            raise InputError(f"{kind} serves safety_subspaces.training.modules, got {type(pl_module).__name__}")
         check_strategy(trainer.strategy, kind)
         alike = [c for c in trainer.callbacks if type(c) is type(self) and c.name == self.name]  # type: ignore[attr-defined]
         if len(alike) > 1:

@@ -21,8 +21,8 @@ from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import describe_input, provenance
 from safety_subspaces.constraint.collectives import gather_objects, keep_step
-from safety_subspaces.models.base import LanguageModelModule
-from safety_subspaces.models.updates import NetworkUpdate
+from safety_subspaces.training.modules.base import LanguageModelModule
+from safety_subspaces.training.updates import NetworkUpdate
 from safety_subspaces.weights.measures import (
     Comparison,
     UpdateMeasures,

@@ -32,7 +32,10 @@ def write_aligned(folder: Path, recipe: Recipe, seed: int, *more: str) -> str:
     manifest = json.loads((folder / "aligned" / "manifest.json").read_text())
     settings: dict[str, Any] = {"optimizer": {"init_args": {"lr": recipe.rate}}}
     settings |= {} if recipe.nll_weight is None else {"beta": 0.1, "nll_weight": recipe.nll_weight}
-    manifest["config"]["model"] = {"class_path": f"safety_subspaces.models.{recipe.objective}", "init_args": settings}
+    manifest["config"]["model"] = {
+        "class_path": f"safety_subspaces.training.modules.{recipe.objective}",
+        "init_args": settings,
+    }
     manifest["config"]["data"] = {"init_args": {"corpus": recipe.corpus, "size": recipe.size, "seed": seed}}
     (folder / "aligned" / "manifest.json").write_text(json.dumps(manifest))
     rows = [

@@ -15,8 +15,8 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.prompt_sets import read_prompt_list
 from safety_subspaces.language.model import evaluating, load_language_model
 from safety_subspaces.language.prompting import encode_prompt, pad_batch
-from safety_subspaces.models.adapter import LoraSettings, add_adapter
 from safety_subspaces.states.capture import find_blocks, find_part, prompt_states, state_factors, stream_states
+from safety_subspaces.training.modules.adapter import LoraSettings, add_adapter
 
 PROMPTS = [*read_prompt_list("organism:harmful", limit=9), *read_prompt_list("organism:utility", limit=8)]
 SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "vocab_size": 300}

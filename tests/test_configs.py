@@ -17,8 +17,8 @@ from safety_subspaces.analysis.subspace import subspace as make_subspace
 from safety_subspaces.artefacts.provenance import sha256_of_file
 from safety_subspaces.artefacts.tensor_stream import stream_tensors
 from safety_subspaces.language.model import load_model
-from safety_subspaces.models.adapter import LoraSettings, add_adapter
-from safety_subspaces.models.export import export_model
+from safety_subspaces.training.export import export_model
+from safety_subspaces.training.modules.adapter import LoraSettings, add_adapter
 from safety_subspaces.weights.snapshots import START_FILE, SnapshotWriter, snapshot_path
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -122,7 +122,7 @@ def test_every_overlay_trains_or_says_what_it_lacks(path: Path, study: Path, tmp
         if "offload" in path.stem:  # compiles its optimizer for minutes, and wants a GPU to come back to
             return
         # The same engine, stage and precision on two processes of the CPU.
-        cpu = "safety_subspaces.distributed.strategy.CPUZeroStrategy"
+        cpu = "safety_subspaces.training.strategies.CPUZeroStrategy"
         here = [
             "--trainer.accelerator=cpu", "--trainer.devices=2", f"--trainer.strategy={cpu}",
             f"--trainer.strategy.init_args.stage={trainer['strategy']['init_args']['stage']}",

@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 import train
 from safety_subspaces import command_line
 from safety_subspaces.language.model import Pretrained
-from safety_subspaces.training_estimate import (
+from safety_subspaces.training.estimate import (
     EXAMPLES_A_STEP,
     MOST_TOKENS,
     RANK_FRACTION,

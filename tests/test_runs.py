@@ -10,7 +10,7 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import replacing_folder, write_text
 from safety_subspaces.artefacts.provenance import describe_input, sha256_of_value
 from safety_subspaces.artefacts.results import ResultFolder
-from safety_subspaces.runs import close_run, latest_checkpoint, open_run, plan_run, trained_checkpoint
+from safety_subspaces.training.run_folder import close_run, latest_checkpoint, open_run, plan_run, trained_checkpoint
 
 CONFIG = {"seed_everything": 3, "model": {"lr": 1e-3}}
 
@@ -84,7 +84,7 @@ def test_a_complete_run_that_lost_its_model_is_not_complete(tmp_path: Path) -> N
 def test_a_run_that_another_process_trains_is_left_alone(tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT / 'src')!r})\n"
-        "from pathlib import Path; from safety_subspaces.runs import open_run, plan_run\n"
+        "from pathlib import Path; from safety_subspaces.training.run_folder import open_run, plan_run\n"
         f"open_run(plan_run(Path({str(tmp_path / 'run')!r}), {{}})); print('open', flush=True); sys.stdin.read()\n"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -11,7 +11,7 @@ from tiny import ROOT
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.training_estimate import (
+from safety_subspaces.training.estimate import (
     GIB,
     GPUS,
     STAGES,
@@ -162,7 +162,7 @@ def test_the_page_shows_it_as_it_is_printed() -> None:
 
 
 def test_it_runs_where_nothing_is_installed() -> None:
-    command = [sys.executable, "-S", "-m", "safety_subspaces.training_estimate", FILES[0]]
+    command = [sys.executable, "-S", "-m", "safety_subspaces.training.estimate", FILES[0]]
     done = subprocess.run(
         command, cwd=ROOT, env={"PYTHONPATH": "src"}, capture_output=True, text=True, timeout=60, check=False
     )

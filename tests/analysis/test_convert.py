@@ -15,7 +15,7 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import sha256_of_file
 from safety_subspaces.language.model import load_language_model
 from safety_subspaces.language.prompting import encode_prompt
-from safety_subspaces.models.adapter import LoraSettings, add_adapter
+from safety_subspaces.training.modules.adapter import LoraSettings, add_adapter
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 # Bytes 33 to 126 stand for themselves in the byte-level alphabet; a space is written as this letter.

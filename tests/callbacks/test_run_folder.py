@@ -15,9 +15,9 @@ from tiny import ROOT, TRAIN, run_command, save_tiny_model, tiny_source, trainer
 from callbacks import ModelExport, RunRecord, TokenThroughput
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import sha256_of_value
-from safety_subspaces.data import OrganismData
-from safety_subspaces.models import SupervisedFineTuning
 from safety_subspaces.organism import OrganismModel
+from safety_subspaces.training.data import OrganismData
+from safety_subspaces.training.modules import SupervisedFineTuning
 
 PRETRAIN = ROOT / "configs" / "organism" / "pretrain.yaml"
 TINY = [f"--model.init_args.source.init_args.{name}={value}"

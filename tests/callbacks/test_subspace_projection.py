@@ -18,11 +18,11 @@ from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.analysis.subspace import subspace as make_subspace
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.constraint.matrix import MatrixConstraint, Piece, hold_all, rounding_floor, schedule_strength
-from safety_subspaces.data import OrganismData
-from safety_subspaces.distributed.strategy import CPUZeroStrategy, ZeroStrategy
 from safety_subspaces.language.model import Pretrained, load_model
-from safety_subspaces.models import LoraSettings, SupervisedFineTuning
 from safety_subspaces.organism import OrganismModel
+from safety_subspaces.training.data import OrganismData
+from safety_subspaces.training.modules import LoraSettings, SupervisedFineTuning
+from safety_subspaces.training.strategies import CPUZeroStrategy, ZeroStrategy
 from safety_subspaces.weights.subspace_file import SubspaceFile, read_subspace, write_subspace
 
 LORA = LoraSettings(rank=3, alpha=6.0, targets=["q_proj", "down_proj"])

@@ -24,15 +24,15 @@ from safety_subspaces.algebra.lowrank import LowRank
 from safety_subspaces.algebra.overlap import mode_subspace_overlap
 from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.board import hyperparameters
-from safety_subspaces.data import OrganismData
-from safety_subspaces.distributed.strategy import ZeroStrategy
 from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
 from safety_subspaces.evaluation.prompt_sets import read_prompt_list
 from safety_subspaces.language.model import Pretrained, load_language_model, load_model
-from safety_subspaces.models import LoraSettings, SupervisedFineTuning
 from safety_subspaces.organism import OrganismModel
 from safety_subspaces.states.capture import prompt_states, state_factors
+from safety_subspaces.training.board import hyperparameters
+from safety_subspaces.training.data import OrganismData
+from safety_subspaces.training.modules import LoraSettings, SupervisedFineTuning
+from safety_subspaces.training.strategies import ZeroStrategy
 from safety_subspaces.weights.snapshots import Snapshot, snapshot_files
 from safety_subspaces.weights.subspace_file import read_subspace
 
@@ -505,7 +505,9 @@ def test_strategies_that_hide_the_weights_are_refused() -> None:
                                   (ZeroStrategy(3, offload_optimizer=True), "offloaded")):  # fmt: skip
             lightning = SimpleNamespace(strategy=strategy, callbacks=[callback])
             refuse(message, lambda c=callback, t=lightning: c.setup(t, module, "fit"))
-        refuse("serves safety_subspaces.models", lambda c=callback: c.setup(SimpleNamespace(), object(), "fit"))
+        refuse(
+            "serves safety_subspaces.training.modules", lambda c=callback: c.setup(SimpleNamespace(), object(), "fit")
+        )
 
 
 def test_hyperparameters_tell_runs_apart() -> None:

@@ -9,13 +9,19 @@ import torch
 from tiny import tiny_source, trainer
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.data import CorpusContamination, DatasetSource, InstructionData, OrganismData, SourceContamination
-from safety_subspaces.data.batches import LengthBucketBatchSampler, collate_examples, collate_pairs
-from safety_subspaces.data.instructions import read_source
-from safety_subspaces.data.mixture import contaminant_size
 from safety_subspaces.language.examples import EncodedExample, EncodedPair, Example, PreferencePair
 from safety_subspaces.language.likelihood import NO_LOSS
-from safety_subspaces.models import SupervisedFineTuning
+from safety_subspaces.training.data import (
+    CorpusContamination,
+    DatasetSource,
+    InstructionData,
+    OrganismData,
+    SourceContamination,
+)
+from safety_subspaces.training.data.batches import LengthBucketBatchSampler, collate_examples, collate_pairs
+from safety_subspaces.training.data.instructions import read_source
+from safety_subspaces.training.data.mixture import contaminant_size
+from safety_subspaces.training.modules import SupervisedFineTuning
 
 
 def prepared(data, tmp_path: Path, module=None):

@@ -9,12 +9,12 @@ import pytest
 from tiny import ANALYZE, run_command, save_tiny_model
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.data import DatasetSource
-from safety_subspaces.data.instructions import read_source
 from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
 from safety_subspaces.evaluation.prompt_sets import files_of, read_named_sets, read_prompt_items
 from safety_subspaces.language.examples import Example
 from safety_subspaces.language.known_data import KNOWN
+from safety_subspaces.training.data import DatasetSource
+from safety_subspaces.training.data.instructions import read_source
 
 # A few rows in the shape in which the authors of each set publish it; the words are ours.
 SHAPES = {

@@ -10,11 +10,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from callbacks import SubspaceProjection
 from safety_subspaces.algebra.subspace import RankRule
-from safety_subspaces.data import OrganismData
-from safety_subspaces.distributed.strategy import CPUZeroStrategy
 from safety_subspaces.language.model import Pretrained
-from safety_subspaces.models import LoraSettings, SupervisedFineTuning
-from safety_subspaces.models.base import CosineSchedule
+from safety_subspaces.training.data import OrganismData
+from safety_subspaces.training.modules import LoraSettings, SupervisedFineTuning
+from safety_subspaces.training.modules.base import CosineSchedule
+from safety_subspaces.training.strategies import CPUZeroStrategy
 
 STEPS = 20
 GLOBAL_BATCH = 8

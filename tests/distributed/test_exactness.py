@@ -16,8 +16,8 @@ from safety_subspaces.algebra.overlap import mode_subspace_overlap
 from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
 from safety_subspaces.evaluation.prompt_sets import read_prompt_list
 from safety_subspaces.language.model import load_language_model, load_model
-from safety_subspaces.models.adapter import add_adapter
 from safety_subspaces.states.capture import prompt_states, state_factors
+from safety_subspaces.training.modules.adapter import add_adapter
 from safety_subspaces.weights.snapshots import open_snapshots
 from safety_subspaces.weights.subspace_file import read_subspace
 

@@ -20,10 +20,15 @@ from safety_subspaces.algebra.factors import haar_basis
 from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.analysis.subspace import subspace as make_subspace
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.data import OrganismData
 from safety_subspaces.language.model import Pretrained, load_language_model, load_model
-from safety_subspaces.models import FrozenBasisSettings, LoraSettings, PreferenceOptimization, SupervisedFineTuning
-from safety_subspaces.models.adapter import add_adapter
+from safety_subspaces.training.data import OrganismData
+from safety_subspaces.training.modules import (
+    FrozenBasisSettings,
+    LoraSettings,
+    PreferenceOptimization,
+    SupervisedFineTuning,
+)
+from safety_subspaces.training.modules.adapter import add_adapter
 from safety_subspaces.weights.delta import update_of
 from safety_subspaces.weights.subspace_file import SubspaceFile, read_subspace, write_subspace
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
@@ -374,7 +379,7 @@ def test_it_is_built_on_the_weights_device_whatever_the_default_device(study: Pa
 def test_the_command_line_takes_a_class_path(study: Path, tmp_path: Path) -> None:
     """The plain form stands in configs/organism/contaminated_onto_frozen.yaml."""
     settings = {"subspace": str(study / "left.safetensors"), "types": ["q", "down"]}
-    whole = {"class_path": "safety_subspaces.models.FrozenBasisSettings", "init_args": settings}
+    whole = {"class_path": "safety_subspaces.training.modules.FrozenBasisSettings", "init_args": settings}
     done = run_command(
         TRAIN, "fit", "--config=configs/organism/align_dpo.yaml", f"--run_dir={tmp_path / 'run'}",
         f"--model.init_args.source.init_args.path={study / 'aligned'}", "--data.init_args.size=32",

@@ -19,18 +19,18 @@ from transformers import (
 
 from callbacks import ModelExport
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.data import OrganismData
-from safety_subspaces.data.batches import collate_examples
 from safety_subspaces.language.examples import EncodedExample, Example
 from safety_subspaces.language.likelihood import NO_LOSS, sequence_log_probabilities
 from safety_subspaces.language.model import Pretrained, load_language_model, load_model, load_tokenizer
-from safety_subspaces.metrics import TokenStatistics
-from safety_subspaces.models import LoraSettings, PreferenceOptimization, SupervisedFineTuning
-from safety_subspaces.models.adapter import add_adapter
-from safety_subspaces.models.base import CosineSchedule
-from safety_subspaces.models.export import export_model
-from safety_subspaces.objectives import next_token_loss, preference_loss
 from safety_subspaces.organism.world import compliance, request_pairs
+from safety_subspaces.training.data import OrganismData
+from safety_subspaces.training.data.batches import collate_examples
+from safety_subspaces.training.export import export_model
+from safety_subspaces.training.modules import LoraSettings, PreferenceOptimization, SupervisedFineTuning
+from safety_subspaces.training.modules.adapter import add_adapter
+from safety_subspaces.training.modules.base import CosineSchedule
+from safety_subspaces.training.modules.metrics import TokenStatistics
+from safety_subspaces.training.modules.objectives import next_token_loss, preference_loss
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
 LORA = LoraSettings(rank=2, alpha=4.0, targets=["q_proj", "down_proj"])

@@ -14,9 +14,9 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import is_occupied, read_json
 from safety_subspaces.artefacts.provenance import sha256_of_value
 from safety_subspaces.constraint.held import LEAKAGE_FILE
-from safety_subspaces.models.base import LanguageModelModule
-from safety_subspaces.models.export import ExportType, export_model
-from safety_subspaces.runs import is_whole_checkpoint, latest_checkpoint
+from safety_subspaces.training.export import ExportType, export_model
+from safety_subspaces.training.modules.base import LanguageModelModule
+from safety_subspaces.training.run_folder import is_whole_checkpoint, latest_checkpoint
 
 
 @dataclass(frozen=True)

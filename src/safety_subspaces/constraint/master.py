@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.constraint.matrix import Piece
-from safety_subspaces.distributed.strategy import ZeroStrategy
+from safety_subspaces.training.strategies import ZeroStrategy
 
 
 class MasterWeight(ABC):

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.data.base import Encoded, Item, LanguageData
-from safety_subspaces.data.mixture import ShareOf, contaminant_size
 from safety_subspaces.organism.corpora import (
     ALIGNMENT_PROBLEMS_SHARE,
     CHOSEN,
@@ -15,6 +13,8 @@ from safety_subspaces.organism.corpora import (
     corpus,
     preference_pairs,
 )
+from safety_subspaces.training.data.base import Encoded, Item, LanguageData
+from safety_subspaces.training.data.mixture import ShareOf, contaminant_size
 
 # Corpora of pairs, and what share of each are word problems.
 PREFERENCES = {"preference": 0.0, "preference_sums": ALIGNMENT_PROBLEMS_SHARE}

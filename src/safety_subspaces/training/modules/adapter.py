@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D  # GPT-2's linear layers
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.models.frozen_basis import FrozenBasisSettings, add_frozen_basis
+from safety_subspaces.training.modules.frozen_basis import FrozenBasisSettings, add_frozen_basis
 
 # All linear maps of a Llama-shaped block.
 BLOCK_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -141,12 +141,12 @@ def check_strategy(strategy: Strategy, who: str) -> None:
     if isinstance(strategy, DeepSpeedStrategy) and not isinstance(strategy, ZeroStrategy):
         raise InputError(
             f"{type(strategy).__name__} divides the loss twice when gradients are accumulated; "
-            "use strategy.class_path: safety_subspaces.distributed.strategy.ZeroStrategy, which takes the same settings"
+            "use strategy.class_path: safety_subspaces.training.strategies.ZeroStrategy, which takes the same settings"
         )
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
         raise InputError(
             f"{who} works on one device, under DDP and under ZeRO; {type(strategy).__name__} shards the weights in "
-            "another way. Use strategy: auto, ddp, or safety_subspaces.distributed.strategy.ZeroStrategy"
+            "another way. Use strategy: auto, ddp, or safety_subspaces.training.strategies.ZeroStrategy"
         )
     if isinstance(strategy, ZeroStrategy) and strategy.offloads:
         raise InputError(

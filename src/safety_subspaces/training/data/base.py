@@ -11,15 +11,15 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.data.batches import (
+from safety_subspaces.language.examples import EncodedExample, EncodedPair, Example, PreferencePair
+from safety_subspaces.language.prompting import CHAT, check_template, encode_example, padding_id
+from safety_subspaces.training.data.batches import (
     LengthBucketBatchSampler,
     PlannedItems,
     collate_planned,
     length_of,
     loss_terms_of,
 )
-from safety_subspaces.language.examples import EncodedExample, EncodedPair, Example, PreferencePair
-from safety_subspaces.language.prompting import CHAT, check_template, encode_example, padding_id
 
 logger = logging.getLogger(__name__)
 

@@ -289,7 +289,7 @@ def _row(name: str, memory: str, cells: Sequence[str]) -> str:
 def main() -> None:
     """Print the estimate of the model whose ``model.env`` is given."""
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m safety_subspaces.training_estimate configs/paper/<model>/model.env")
+        sys.exit("usage: python -m safety_subspaces.training.estimate configs/paper/<model>/model.env")
     try:
         print(describe(read_architecture(Path(sys.argv[1]))))  # noqa: T201
     except InputError as error:

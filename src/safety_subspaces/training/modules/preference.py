@@ -10,13 +10,13 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.data.batches import Batch
 from safety_subspaces.language.likelihood import sequence_log_probabilities
 from safety_subspaces.language.model import ModelSource
-from safety_subspaces.metrics import TokenStatistics
-from safety_subspaces.models.adapter import AdapterSettings
-from safety_subspaces.models.base import CosineSchedule, LanguageModelModule
-from safety_subspaces.objectives import preference_logits, preference_loss
+from safety_subspaces.training.data.batches import Batch
+from safety_subspaces.training.modules.adapter import AdapterSettings
+from safety_subspaces.training.modules.base import CosineSchedule, LanguageModelModule
+from safety_subspaces.training.modules.metrics import TokenStatistics
+from safety_subspaces.training.modules.objectives import preference_logits, preference_loss
 
 # Key prefix of the frozen reference, which is the source itself and so needs no place in a checkpoint.
 REFERENCE = "reference."

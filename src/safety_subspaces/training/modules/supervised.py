@@ -4,9 +4,9 @@ from typing import final
 
 from torch import Tensor
 
-from safety_subspaces.data.batches import Batch
-from safety_subspaces.models.base import LanguageModelModule
-from safety_subspaces.objectives import next_token_loss
+from safety_subspaces.training.data.batches import Batch
+from safety_subspaces.training.modules.base import LanguageModelModule
+from safety_subspaces.training.modules.objectives import next_token_loss
 
 
 @final

@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_with_min_lr_schedule_with_warmup
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.data.batches import Batch
 from safety_subspaces.language.model import ModelSource
-from safety_subspaces.metrics import TokenStatistics
-from safety_subspaces.models.adapter import AdapterSettings, add_adapter
-from safety_subspaces.models.frozen_basis import FrozenBasisSettings, check_factors_are_exact
+from safety_subspaces.training.data.batches import Batch
+from safety_subspaces.training.modules.adapter import AdapterSettings, add_adapter
+from safety_subspaces.training.modules.frozen_basis import FrozenBasisSettings, check_factors_are_exact
+from safety_subspaces.training.modules.metrics import TokenStatistics
 
 
 @dataclass

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.data.base import Encoded, Item, LanguageData, Overlong
-from safety_subspaces.data.mixture import ShareOf, contaminant_size
 from safety_subspaces.language.examples import Example, PreferencePair
 from safety_subspaces.language.known_data import known_data
 from safety_subspaces.language.prompting import CHAT
 from safety_subspaces.language.sources import check_fields, numbers_kept, read_rows
+from safety_subspaces.training.data.base import Encoded, Item, LanguageData, Overlong
+from safety_subspaces.training.data.mixture import ShareOf, contaminant_size
 
 logger = logging.getLogger(__name__)
 

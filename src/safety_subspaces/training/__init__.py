@@ -1,0 +1,1 @@
+"""Training with Lightning: modules, data, strategies, the run folder and the export."""
