@@ -35,8 +35,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from safety_subspaces.algebra.factors import NEARLY_SQUARE
-from safety_subspaces.analysis.overlap import overlap
-from safety_subspaces.analysis.project import project
+from safety_subspaces.analysis.overlap.command import overlap
+from safety_subspaces.analysis.project.command import project
 
 FRACTIONS = [0.01, 0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 0.9, 0.99]
 SHARES = [0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]

@@ -5,7 +5,7 @@ from pathlib import Path
 import lightning as L
 
 from safety_subspaces.algebra.subspace import RankRule
-from safety_subspaces.analysis.subspace import cached_subspace
+from safety_subspaces.analysis.subspace.command import cached_subspace
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.weights.subspace_file import Side
 

@@ -13,7 +13,7 @@ import yaml
 from tiny import ANALYZE, ROOT, TRAIN, run_command, save_tiny_model, tiny_source
 
 from safety_subspaces.algebra.subspace import RankRule
-from safety_subspaces.analysis.subspace import subspace as make_subspace
+from safety_subspaces.analysis.subspace.command import subspace as make_subspace
 from safety_subspaces.artefacts.provenance import sha256_of_file
 from safety_subspaces.artefacts.tensor_stream import stream_tensors
 from safety_subspaces.language.model import load_model

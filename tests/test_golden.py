@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from safety_subspaces.algebra.factors import as_matrix, left_factors, squared_norm
 from safety_subspaces.algebra.overlap import mode_subspace_overlap
 from safety_subspaces.algebra.projection import Projector
-from safety_subspaces.analysis.overlap import overlap
-from safety_subspaces.analysis.project import project
+from safety_subspaces.analysis.overlap.command import overlap
+from safety_subspaces.analysis.project.command import project
 from safety_subspaces.states.capture import state_factors
 
 HERE = Path(__file__).parent / "golden"

@@ -12,7 +12,7 @@ from test_configs import smallest_case, study  # noqa: F401  (a fixture)
 from tiny import ROOT, run_command
 
 from safety_subspaces.algebra.subspace import RankRule
-from safety_subspaces.analysis.subspace import subspace as make_subspace
+from safety_subspaces.analysis.subspace.command import subspace as make_subspace
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)

@@ -29,7 +29,7 @@ from safety_subspaces.algebra.update import (
     inner_product_of,
     row_blocks,
 )
-from safety_subspaces.analysis.projections import Projection, TensorProjections, list_projections
+from safety_subspaces.analysis.project.kinds import Projection, TensorProjections, list_projections
 
 KINDS = ("top", "random", "random-k", "random-energy")
 FRACTIONS = (0.2, 0.5, 0.8)

@@ -28,7 +28,7 @@ def main() -> None:
 
     for name in analyze.COMMANDS:
         analyze.load(name)
-    from safety_subspaces.analysis import measured_models  # noqa: F401
+    from safety_subspaces.analysis.project.command import measured as measured_models  # noqa: F401
 
     # The collector passes over what is frozen: else each pass walks, and in a fork copies, all that was imported.
     gc.collect()

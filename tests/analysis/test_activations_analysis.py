@@ -10,8 +10,8 @@ import torch
 from tiny import ANALYZE, run_command, save_tiny_model, tiny_source
 from transformers import T5Config
 
-from safety_subspaces.analysis import activations as module
-from safety_subspaces.analysis.activations import COLUMNS, activations
+from safety_subspaces.analysis.activations.command import COLUMNS, activations
+from safety_subspaces.analysis.activations.command import command as module
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.prompt_sets import read_prompt_list
 from safety_subspaces.language.model import load_language_model

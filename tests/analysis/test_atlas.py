@@ -13,8 +13,7 @@ from tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, wei
 from safety_subspaces.algebra.factors import left_factors
 from safety_subspaces.algebra.nulls import matched_control
 from safety_subspaces.algebra.overlap import mode_subspace_overlap
-from safety_subspaces.analysis.atlas import atlas, expand_seeds
-from safety_subspaces.analysis.atlas_bootstrap import (
+from safety_subspaces.analysis.atlas.bootstrap import (
     Statistic,
     Term,
     aggregate,
@@ -23,13 +22,14 @@ from safety_subspaces.analysis.atlas_bootstrap import (
     interval,
     resample,
 )
-from safety_subspaces.analysis.atlas_conclusions import MARGIN, conclude, kinds_of
-from safety_subspaces.analysis.atlas_measures import COLUMNS as TENSOR_COLUMNS
-from safety_subspaces.analysis.atlas_measures import ENERGY_KEPT, OVERLAP, beta_median
-from safety_subspaces.analysis.atlas_summary import read_counts, summarise
-from safety_subspaces.analysis.atlas_tensors import AtlasTensor, Choice, SeedModels
-from safety_subspaces.analysis.overlap import overlap
-from safety_subspaces.analysis.project import project
+from safety_subspaces.analysis.atlas.command import atlas, expand_seeds
+from safety_subspaces.analysis.atlas.conclusions import MARGIN, conclude, kinds_of
+from safety_subspaces.analysis.atlas.measures import COLUMNS as TENSOR_COLUMNS
+from safety_subspaces.analysis.atlas.measures import ENERGY_KEPT, OVERLAP, beta_median
+from safety_subspaces.analysis.atlas.summary import read_counts, summarise
+from safety_subspaces.analysis.atlas.tensors import AtlasTensor, Choice, SeedModels
+from safety_subspaces.analysis.overlap.command import overlap
+from safety_subspaces.analysis.project.command import project
 from safety_subspaces.artefacts.errors import InputError
 
 COLUMNS = (

@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, TokenType, dequan
 from tiny import ANALYZE, run_command
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from safety_subspaces.analysis.convert import convert
+from safety_subspaces.analysis.convert.command import convert
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import sha256_of_file
 from safety_subspaces.language.model import load_language_model

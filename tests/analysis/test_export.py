@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import ANALYZE, ROOT, TRAIN, run_command, save_tiny_model
 
-from safety_subspaces.analysis.export import export
+from safety_subspaces.analysis.export.command import export
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.constraint.matrix import rounding_floor
 from safety_subspaces.language.model import load_language_model

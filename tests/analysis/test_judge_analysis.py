@@ -15,8 +15,8 @@ import pytest
 from scripted_server import MODEL, Answer, chat, judged, said, serving
 from tiny import ANALYZE, run_command, save_tiny_model
 
-from safety_subspaces.analysis.evaluate import evaluate
-from safety_subspaces.analysis.judge import judge
+from safety_subspaces.analysis.evaluate.command import evaluate
+from safety_subspaces.analysis.judge.command import judge
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.settings import EndpointSettings
 

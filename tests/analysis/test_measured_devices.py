@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from tiny import save_tiny_model
 
-import safety_subspaces.analysis.evaluate as evaluating
-import safety_subspaces.analysis.measured_models as measuring
-from safety_subspaces.analysis.project import project
+import safety_subspaces.analysis.evaluate.command as evaluating
+import safety_subspaces.analysis.project.measured as measuring
+from safety_subspaces.analysis.project.command import project
 from safety_subspaces.evaluation import EvaluationSettings
 from safety_subspaces.language.model import load_language_model
 

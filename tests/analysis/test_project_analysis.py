@@ -13,8 +13,8 @@ from tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, wei
 from torch.testing import assert_close
 
 from safety_subspaces.algebra.subspace import RankRule
-from safety_subspaces.analysis.project import project
-from safety_subspaces.analysis.subspace import subspace
+from safety_subspaces.analysis.project.command import project
+from safety_subspaces.analysis.subspace.command import subspace
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import describe_input
 from safety_subspaces.evaluation import EvaluationSettings
@@ -416,7 +416,7 @@ def test_every_projected_model_is_evaluated_in_memory(tmp_path):
     labels = {f"t/{subspace}/{method}/0.25/0" for subspace in ("top", "scaled") for method in ("onto", "away")}
     assert {line["model"] for line in lines} == labels
     # the model in memory is the one on disk: the margin, which is continuous, agrees
-    from safety_subspaces.analysis.evaluate import evaluate
+    from safety_subspaces.analysis.evaluate.command import evaluate
 
     paths = {label: str(out / "models" / label) for label in labels}
     again = evaluate(paths, str(tmp_path / "e"), limit=2, max_new_tokens=2).set_index("model")

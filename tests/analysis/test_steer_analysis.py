@@ -9,9 +9,9 @@ import pytest
 from tiny import save_tiny_model
 
 from safety_subspaces.algebra.subspace import RankRule
-from safety_subspaces.analysis.steer import BasisSource, steer
-from safety_subspaces.analysis.steer_selectivity import Dose, selectivity
-from safety_subspaces.analysis.subspace import subspace
+from safety_subspaces.analysis.steer.command import BasisSource, steer
+from safety_subspaces.analysis.steer.selectivity import Dose, selectivity
+from safety_subspaces.analysis.subspace.command import subspace
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
 from safety_subspaces.language.model import load_language_model
@@ -91,7 +91,9 @@ def test_one_basis_of_a_subspace_file_is_steered_along_and_ablated_weights_are_w
     ],
 )
 def test_bad_input_is_refused_before_a_model_runs(model, tmp_path, monkeypatch, changed, message) -> None:
-    monkeypatch.setattr("safety_subspaces.analysis.steer.load_language_model", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        "safety_subspaces.analysis.steer.command.load_language_model", lambda *_, **__: pytest.fail("loaded")
+    )
     arguments = {"models": {"one": model}, "prompts": SETS, "out": str(tmp_path / "out"), **QUICK, **changed}
     with pytest.raises(InputError, match=message):
         steer(**arguments)

@@ -7,7 +7,7 @@ from tiny_checkpoints import save_adapter, save_llama, save_perturbed, weights_o
 from torch.testing import assert_close
 
 from safety_subspaces.algebra.subspace import RankRule
-from safety_subspaces.analysis.subspace import subspace
+from safety_subspaces.analysis.subspace.command import subspace
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.weights.subspace_file import read_subspace
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_checkpoints import save_llama, save_perturbed
 
-from safety_subspaces.analysis.project import project
+from safety_subspaces.analysis.project.command import project
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.weights.work import KeptWork, Workers, kept_work, work_through
 

@@ -16,8 +16,8 @@ from tiny_checkpoints import edit, save_llama, save_perturbed, weights_of
 
 from safety_subspaces.algebra.lowrank import LowRank
 from safety_subspaces.algebra.subspace import RankRule
-from safety_subspaces.analysis.subspace import subspace as make_subspace
-from safety_subspaces.analysis.trajectory import trajectory
+from safety_subspaces.analysis.subspace.command import subspace as make_subspace
+from safety_subspaces.analysis.trajectory.command import trajectory
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import describe_input, sha256_of_file
 from safety_subspaces.weights.measures import compress, factors_of

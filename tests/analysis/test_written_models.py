@@ -5,7 +5,7 @@ from tiny import save_tiny_model
 from tiny_checkpoints import save_perturbed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from safety_subspaces.analysis.project import project
+from safety_subspaces.analysis.project.command import project
 from safety_subspaces.evaluation import generate_answers
 from safety_subspaces.language.model import load_language_model
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import save_tiny_model, tiny_source
 
-from safety_subspaces.analysis.evaluate import evaluate
+from safety_subspaces.analysis.evaluate.command import evaluate
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation import (
     BehaviourEvaluator,

@@ -11,10 +11,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from safety_subspaces.algebra.factors import LeftFactors, as_matrix
-from safety_subspaces.analysis.projected_models import scale_of
-from safety_subspaces.analysis.projection_sweep import Sweep
-from safety_subspaces.analysis.projection_tensors import ModelRow
-from safety_subspaces.analysis.projections import TensorProjections
+from safety_subspaces.analysis.project.kinds import TensorProjections
+from safety_subspaces.analysis.project.tables import Sweep
+from safety_subspaces.analysis.project.tensors import ModelRow
+from safety_subspaces.analysis.project.written import scale_of
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation import BehaviourEvaluator
 from safety_subspaces.language.model import load_language_model

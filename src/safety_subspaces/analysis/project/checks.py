@@ -6,7 +6,7 @@ import torch
 
 from safety_subspaces.algebra.projection import Method
 from safety_subspaces.algebra.subspace import RankRule, SubspaceKind
-from safety_subspaces.analysis.projections import DRAWN_ONCE, Controls
+from safety_subspaces.analysis.project.kinds import DRAWN_ONCE, Controls
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation import EvaluationSettings
 from safety_subspaces.weights.checkpoint import Checkpoint

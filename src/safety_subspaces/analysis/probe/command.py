@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm
 
-from safety_subspaces.analysis.activations import check_models, read_sets
+from safety_subspaces.analysis.activations.command import check_models, read_sets
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.evaluation.prompt_sets import files_of

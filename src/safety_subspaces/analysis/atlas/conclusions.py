@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from safety_subspaces.analysis.atlas_bootstrap import (
+from safety_subspaces.analysis.atlas.bootstrap import (
     AGGREGATIONS,
     LEAST_RATIO,
     Aggregation,
@@ -24,7 +24,7 @@ from safety_subspaces.analysis.atlas_bootstrap import (
     interval,
     resample,
 )
-from safety_subspaces.analysis.atlas_measures import Measures, measures_of
+from safety_subspaces.analysis.atlas.measures import Measures, measures_of
 
 Array = np.ndarray
 COLUMNS = (
@@ -80,7 +80,7 @@ def conclude(table: pd.DataFrame, floors: Sequence[Sequence[str]], count: int, s
     """Judge every conclusion for every choice.
 
     Args:
-        table: Of :func:`~safety_subspaces.analysis.atlas_measures.tensor_table`.
+        table: Of :func:`~safety_subspaces.analysis.atlas.measures.tensor_table`.
         floors: Pairs of fine-tunes of one kind; kinds are what they link.
         count: Resamples of the bootstrap.
         seed: Its seed.

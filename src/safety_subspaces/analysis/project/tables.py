@@ -9,7 +9,7 @@ import pandas as pd
 
 from safety_subspaces.algebra.projection import Method
 from safety_subspaces.algebra.subspace import SubspaceKind
-from safety_subspaces.analysis.projections import Projection
+from safety_subspaces.analysis.project.kinds import Projection
 from safety_subspaces.weights.names import layer_of, type_of
 from safety_subspaces.weights.work import Record
 

@@ -23,7 +23,7 @@ from safety_subspaces.algebra.update import (
     matrix_of,
     on_device,
 )
-from safety_subspaces.analysis.projections import Kept, Projection, TensorProjections
+from safety_subspaces.analysis.project.kinds import Kept, Projection, TensorProjections
 from safety_subspaces.weights.audited import audit_row, stored_rounding
 from safety_subspaces.weights.checkpoint import Checkpoint, FullCheckpoint
 from safety_subspaces.weights.delta import STREAM_ABOVE, open_update, open_updates, read_weight

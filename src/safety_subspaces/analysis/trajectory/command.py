@@ -12,14 +12,14 @@ from safety_subspaces.algebra.eigen import rank_of_energy
 from safety_subspaces.algebra.factors import left_factors
 from safety_subspaces.algebra.path import ChangePoints, find_change_points, least_p_value
 from safety_subspaces.algebra.subspace import RankRule, seeded_generator, top_basis
-from safety_subspaces.analysis.trajectory_figure import draw_trajectory
-from safety_subspaces.analysis.trajectory_inputs import (
+from safety_subspaces.analysis.trajectory.figure import draw_trajectory
+from safety_subspaces.analysis.trajectory.inputs import (
     Alignment,
     OtherUpdates,
     open_alignment,
     open_run,
 )
-from safety_subspaces.analysis.trajectory_measures import (
+from safety_subspaces.analysis.trajectory.measures import (
     SIGNIFICANT,
     Settings,
     Track,

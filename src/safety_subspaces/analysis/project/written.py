@@ -9,9 +9,9 @@ import torch
 
 from safety_subspaces.algebra.streamed import BLOCK
 from safety_subspaces.algebra.update import matrix_of, row_blocks
-from safety_subspaces.analysis.projection_sweep import KEYS, Sweep, energy_share
-from safety_subspaces.analysis.projection_tensors import ModelRow, write_rows
-from safety_subspaces.analysis.projections import Projection
+from safety_subspaces.analysis.project.kinds import Projection
+from safety_subspaces.analysis.project.tables import KEYS, Sweep, energy_share
+from safety_subspaces.analysis.project.tensors import ModelRow, write_rows
 from safety_subspaces.weights.delta import open_update
 from safety_subspaces.weights.work import Record, opened
 from safety_subspaces.weights.writing import CheckpointWriter

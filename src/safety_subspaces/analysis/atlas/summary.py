@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from safety_subspaces.analysis.atlas_conclusions import ALL, VERDICTS
+from safety_subspaces.analysis.atlas.conclusions import ALL, VERDICTS
 
 # "Mostly": a reader who takes any one of the choices is told otherwise at most once in ten.
 MOSTLY: Final = 0.9
@@ -24,7 +24,7 @@ def summarise(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Count the verdicts of each conclusion and subject over all choices, and say what they depend on.
 
     Args:
-        table: Of :func:`~safety_subspaces.analysis.atlas_conclusions.conclude`.
+        table: Of :func:`~safety_subspaces.analysis.atlas.conclusions.conclude`.
 
     Returns:
         A row for each conclusion and subject: the number of choices by verdict; ``reading``, one verdict ``throughout``

@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 
 from safety_subspaces.algebra.audit import summarise_audit
-from safety_subspaces.analysis.overlap_tables import layer_table, pair_table, summarise_pairs, type_table
-from safety_subspaces.analysis.overlap_tensors import OverlapTensor, check_subspace_file, is_subspace_file
+from safety_subspaces.analysis.overlap.tables import layer_table, pair_table, summarise_pairs, type_table
+from safety_subspaces.analysis.overlap.tensors import OverlapTensor, check_subspace_file, is_subspace_file
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.weights.compatibility import check_compatible, coverage, select_tensors

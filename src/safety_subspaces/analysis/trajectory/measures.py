@@ -18,7 +18,7 @@ from safety_subspaces.algebra.path import (
     update_product,
 )
 from safety_subspaces.algebra.subspace import RankChoice, RankRule, top_basis
-from safety_subspaces.analysis.trajectory_inputs import read_update
+from safety_subspaces.analysis.trajectory.inputs import read_update
 from safety_subspaces.weights.measures import Comparison, UpdateMeasures, factors_of, measure_update, pool_measures
 from safety_subspaces.weights.snapshots import Snapshot
 from safety_subspaces.weights.subspace_file import SubspaceFile

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from safety_subspaces.analysis.activations import read_sets
-from safety_subspaces.analysis.steer_plan import (
+from safety_subspaces.analysis.activations.command import read_sets
+from safety_subspaces.analysis.steer.plan import (
     BasisSource,
     DirectionKind,
     InterventionKind,
@@ -27,7 +27,7 @@ from safety_subspaces.analysis.steer_plan import (
     planned,
     read_basis,
 )
-from safety_subspaces.analysis.steer_selectivity import Cost, Dose, scores_of, selectivity
+from safety_subspaces.analysis.steer.selectivity import Cost, Dose, scores_of, selectivity
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.evaluation import BehaviourEvaluator, EvaluationSettings, build_evaluator

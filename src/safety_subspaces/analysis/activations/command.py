@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from safety_subspaces.analysis.state_comparisons import (
+from safety_subspaces.analysis.activations.comparisons import (
     Comparing,
     ModelStates,
     cka_rows,

@@ -12,17 +12,17 @@ import torch
 from safety_subspaces.algebra.audit import summarise_audit
 from safety_subspaces.algebra.projection import Method
 from safety_subspaces.algebra.subspace import SubspaceKind
-from safety_subspaces.analysis.project_checks import check_arguments, check_basis, check_models
-from safety_subspaces.analysis.projected_models import (
+from safety_subspaces.analysis.project.checks import check_arguments, check_basis, check_models
+from safety_subspaces.analysis.project.kinds import Controls, Projection, list_projections
+from safety_subspaces.analysis.project.tables import Sweep, pooled_table, read_sweep, shares_by, tensor_table
+from safety_subspaces.analysis.project.tensors import ModelRow, ProjectTensor
+from safety_subspaces.analysis.project.written import (
     ScaleTensor,
     create_models,
     finish_models,
     scale_of,
     written_table,
 )
-from safety_subspaces.analysis.projection_sweep import Sweep, pooled_table, read_sweep, shares_by, tensor_table
-from safety_subspaces.analysis.projection_tensors import ModelRow, ProjectTensor
-from safety_subspaces.analysis.projections import Controls, Projection, list_projections
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.evaluation import EvaluationSettings
@@ -130,7 +130,7 @@ def project(
         check_basis(basis, models[aligned], names, fractions)
     if evaluate:
         # A sweep of weights alone need not wait for Transformers.
-        from safety_subspaces.analysis.measured_models import MeasuredModels
+        from safety_subspaces.analysis.project.measured import MeasuredModels
         from safety_subspaces.evaluation import build_evaluator
         from safety_subspaces.evaluation.prompt_sets import files_of
     evaluator = build_evaluator(evaluate) if evaluate else None

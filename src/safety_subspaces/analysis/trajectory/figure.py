@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from safety_subspaces.analysis.trajectory_measures import SIGNIFICANT
+from safety_subspaces.analysis.trajectory.measures import SIGNIFICANT
 from safety_subspaces.report.chart_style import BLUE, GREEN, GREY, PALETTE, VERMILION
 
 DOTS_PER_INCH = 120

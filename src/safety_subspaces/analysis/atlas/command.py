@@ -8,10 +8,10 @@ import pandas as pd
 
 from safety_subspaces.algebra.audit import summarise_audit
 from safety_subspaces.algebra.subspace import RankRule
-from safety_subspaces.analysis.atlas_conclusions import conclude
-from safety_subspaces.analysis.atlas_measures import tensor_table
-from safety_subspaces.analysis.atlas_summary import summarise
-from safety_subspaces.analysis.atlas_tensors import ALIGNMENT, AtlasTensor, Choice, SeedModels
+from safety_subspaces.analysis.atlas.conclusions import conclude
+from safety_subspaces.analysis.atlas.measures import tensor_table
+from safety_subspaces.analysis.atlas.summary import summarise
+from safety_subspaces.analysis.atlas.tensors import ALIGNMENT, AtlasTensor, Choice, SeedModels
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.weights.checkpoint import Checkpoint

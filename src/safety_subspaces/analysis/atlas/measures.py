@@ -60,7 +60,7 @@ def tensor_table(records: Iterable[Record], choices: Sequence[tuple[str, float]]
     under chance (of overlaps, matched chance), ``ceiling`` the most energy that any subspace of the rank could keep.
 
     Args:
-        records: Of :class:`~safety_subspaces.analysis.atlas_tensors.AtlasTensor`.
+        records: Of :class:`~safety_subspaces.analysis.atlas.tensors.AtlasTensor`.
         choices: Rule and value of each place in the records' lists.
         matrices: Names of the tensors that are 2-D.
     """

@@ -1,0 +1,1 @@
+"""The subcommand ``atlas`` of ``analyze.py``."""

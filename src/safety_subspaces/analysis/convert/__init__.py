@@ -1,0 +1,1 @@
+"""The subcommand ``convert`` of ``analyze.py``."""

@@ -1,0 +1,1 @@
+"""The subcommand ``evaluate`` of ``analyze.py``."""

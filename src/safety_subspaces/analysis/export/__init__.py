@@ -1,0 +1,1 @@
+"""The subcommand ``export`` of ``analyze.py``."""

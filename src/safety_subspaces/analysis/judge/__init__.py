@@ -1,0 +1,1 @@
+"""The subcommand ``judge`` of ``analyze.py``."""

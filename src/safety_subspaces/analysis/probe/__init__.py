@@ -1,0 +1,1 @@
+"""The subcommand ``probe`` of ``analyze.py``."""

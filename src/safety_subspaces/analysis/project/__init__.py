@@ -1,0 +1,1 @@
+"""The subcommand ``project`` of ``analyze.py``."""

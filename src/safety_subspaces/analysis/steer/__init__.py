@@ -1,0 +1,1 @@
+"""The subcommand ``steer`` of ``analyze.py``."""

@@ -1,0 +1,1 @@
+"""The subcommand ``subspace`` of ``analyze.py``."""

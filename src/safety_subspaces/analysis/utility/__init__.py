@@ -1,0 +1,1 @@
+"""The subcommand ``utility`` of ``analyze.py``."""
