@@ -1,11 +1,11 @@
 """Reads the analyses of hidden states of a synthetic study, or of its seeds, and what is said of one of them."""
 
 from safety_subspaces.artefacts.study import read_study
+from safety_subspaces.findings.organisms import read_organisms
 from safety_subspaces.report.hidden_states import (
     read_hidden_states,
     state_findings,
 )
-from safety_subspaces.report.organisms import read_organisms
 
 
 def states_of(folder):

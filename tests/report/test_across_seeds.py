@@ -18,16 +18,16 @@ from synthetic_study import World, write_study
 from safety_subspaces.analysis.report import report
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.study import read_study
-from safety_subspaces.report.across_page import across_figure
-from safety_subspaces.report.across_reading import read_across
-from safety_subspaces.report.across_seeds import (
+from safety_subspaces.findings.models import (
     ALL_RANKS,
     Seeds,
     differences_over_seeds,
     models_over_seeds,
     runs_over_seeds,
 )
-from safety_subspaces.report.organisms import read_organisms
+from safety_subspaces.findings.organisms import read_organisms
+from safety_subspaces.report.across_page import across_figure
+from safety_subspaces.report.across_reading import read_across
 from safety_subspaces.report.page_parts import is_page
 from safety_subspaces.report.reading import answer
 

@@ -21,7 +21,7 @@ from synthetic_study import write_study
 from safety_subspaces.analysis.report import report
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.study import read_study
-from safety_subspaces.report.activation import ASKED, overlap_cells, read_activations, verdict_counts
+from safety_subspaces.findings.activations import ASKED, overlap_cells, read_activations, verdict_counts
 from safety_subspaces.report.activation_figures import cka_figure, heatmap_figure, margin_figure
 from safety_subspaces.report.activation_reading import space_verdict
 from safety_subspaces.report.activation_tables import activations_table, verdicts_table

@@ -11,9 +11,9 @@ from synthetic_study import World, write_study
 from safety_subspaces.analysis.report import report
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.run_alignment import read_alignment_recipe
-from safety_subspaces.report.alignments import alignments_by_seed, alignments_over_seeds, changes, trait_correlations
+from safety_subspaces.findings.alignments import alignments_by_seed, alignments_over_seeds, changes, trait_correlations
+from safety_subspaces.findings.organisms import read_organisms
 from safety_subspaces.report.alignments_reading import alignments_table, read_alignments
-from safety_subspaces.report.organisms import read_organisms
 
 
 def verdicts(organisms, topic):

@@ -20,12 +20,12 @@ from synthetic_study import STAGES, write_study
 from safety_subspaces.analysis.report import report, summary_text
 from safety_subspaces.artefacts.run_constraint import read_constraint
 from safety_subspaces.artefacts.study import read_study
+from safety_subspaces.findings.constrained import compare_runs, constrained_runs
+from safety_subspaces.findings.intervals import Interval
 from safety_subspaces.report import reading
-from safety_subspaces.report.constrained import compare_runs, constrained_runs
 from safety_subspaces.report.constrained_figures import constraint_figure
 from safety_subspaces.report.constrained_reading import control_verdict, read_constrained, safety_verdict
 from safety_subspaces.report.constrained_tables import comparison_table, constrained_table
-from safety_subspaces.report.findings import Interval
 
 SEVERAL = replace(NOTHING_HOLDS, fractions=(0.1, 0.25, 0.5))
 

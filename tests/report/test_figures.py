@@ -5,8 +5,8 @@ import pytest
 from synthetic_study import World, write_study
 
 from safety_subspaces.artefacts.study import read_study
+from safety_subspaces.findings.comparisons import pool_draws
 from safety_subspaces.report import figures
-from safety_subspaces.report.comparisons import pool_draws
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 from synthetic_overlaps import APART, AS_THE_FLOORS, AT_CHANCE, BLOCK, IN_BETWEEN, LAYERS, TYPES, Overlaps, overlaps_of
 
-from safety_subspaces.report.overlaps_across import (
+from safety_subspaces.findings.overlaps import (
     AS_NAMED,
     ONE_REPEATED,
     PARTS,

@@ -22,12 +22,12 @@ from synthetic_activations import (
 from synthetic_study import write_study
 
 from safety_subspaces.artefacts.study import read_study
+from safety_subspaces.findings.probes import cell_verdicts, left_verdict, over_layers, read_probes
+from safety_subspaces.findings.steering import Steering, of_view, read_steering, responses
 from safety_subspaces.report.hidden_states import (
     state_terminal_tables,
 )
-from safety_subspaces.report.probe import cell_verdicts, left_verdict, over_layers, read_probes
 from safety_subspaces.report.probe_figures import layer_figure
-from safety_subspaces.report.steer import Steering, of_view, read_steering, responses
 from safety_subspaces.report.steer_figures import dose_figure
 from safety_subspaces.report.steer_page import steering_section
 from safety_subspaces.report.steer_tables import selectivity_table

@@ -8,8 +8,8 @@ from scipy import stats
 from synthetic_study import ENERGY_EXPLAINS_ALL, NOTHING_WORKS, TOP_IS_SELECTIVE, World, write_study
 
 from safety_subspaces.artefacts.study import read_study
+from safety_subspaces.findings.intervals import t_interval
 from safety_subspaces.report import reading
-from safety_subspaces.report.findings import t_interval
 from safety_subspaces.report.overlap_reading import read_overlap
 
 

@@ -10,7 +10,7 @@ from synthetic_study import STAGES, write_study
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.next_step import command_for
 from safety_subspaces.artefacts.study import MEASURES, read_study
-from safety_subspaces.report.comparisons import (
+from safety_subspaces.findings.comparisons import (
     in_blocks,
     mean_by_draw,
     overlap_by,

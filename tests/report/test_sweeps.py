@@ -20,9 +20,8 @@ from synthetic_sweeps import (
     sweeps_of,
 )
 
-from safety_subspaces.report.findings import Interval
-from safety_subspaces.report.reading import answer
-from safety_subspaces.report.sweeps import (
+from safety_subspaces.findings.intervals import Interval
+from safety_subspaces.findings.sweeps import (
     BOTH,
     energy_correlations,
     equal_energy_differences,
@@ -32,6 +31,7 @@ from safety_subspaces.report.sweeps import (
     sweep_over_seeds,
     utility_curve,
 )
+from safety_subspaces.report.reading import answer
 from safety_subspaces.report.sweeps_figures import caption, sweep_figure
 from safety_subspaces.report.sweeps_reading import energy_verdict, read_sweeps, selectivity_verdict
 from safety_subspaces.report.sweeps_tables import correlations_table, selectivity_across_table, sweep_table

@@ -26,8 +26,8 @@ from synthetic_watched import (
 from safety_subspaces.analysis.report import report, summary_text
 from safety_subspaces.artefacts.next_step import watching_command
 from safety_subspaces.artefacts.study import read_study
+from safety_subspaces.findings.watched import first_passing, looks_at, prompts_at, trajectories_of, watched_stages
 from safety_subspaces.report import reading
-from safety_subspaces.report.watched import first_passing, looks_at, prompts_at, trajectories_of, watched_stages
 from safety_subspaces.report.watched_figures import layer_figure, rows_not_drawn, watching_figure
 from safety_subspaces.report.watched_page import watched_runs
 from safety_subspaces.report.watched_reading import read_watched

@@ -11,12 +11,12 @@ from pathlib import Path
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import write_text
 from safety_subspaces.artefacts.study import Study, read_study
+from safety_subspaces.findings.intervals import Finding
+from safety_subspaces.findings.models import default_page
+from safety_subspaces.findings.organisms import Organism, read_organisms
 from safety_subspaces.report.across import across_findings, across_tables
 from safety_subspaces.report.across_page import render_across
-from safety_subspaces.report.across_seeds import default_page
 from safety_subspaces.report.constrained_tables import constrained_table
-from safety_subspaces.report.findings import Finding
-from safety_subspaces.report.organisms import Organism, read_organisms
 from safety_subspaces.report.page import render
 from safety_subspaces.report.page_parts import is_page
 from safety_subspaces.report.reading import read

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from safety_subspaces.findings.intervals import Finding
+from safety_subspaces.findings.organisms import Organism
+from safety_subspaces.findings.sweeps import BOTH
 from safety_subspaces.report.across_reading import read_across
 from safety_subspaces.report.across_tables import (
     constrained_across_table,
@@ -10,16 +13,13 @@ from safety_subspaces.report.across_tables import (
     models_across_table,
 )
 from safety_subspaces.report.alignments_reading import alignments_table, read_alignments
-from safety_subspaces.report.findings import Finding
 from safety_subspaces.report.hidden_states import (
     across_state_findings,
     across_state_terminal_tables,
     read_hidden_states,
 )
-from safety_subspaces.report.organisms import Organism
 from safety_subspaces.report.overlaps_across_reading import read_overlaps_across
 from safety_subspaces.report.overlaps_across_tables import overlaps_across_table
-from safety_subspaces.report.sweeps import BOTH
 from safety_subspaces.report.sweeps_reading import read_sweeps
 from safety_subspaces.report.sweeps_tables import correlations_table, selectivity_across_table
 from safety_subspaces.report.tables import NOTHING, Table

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import pandas as pd
 import plotly.graph_objects as go
 
+from safety_subspaces.findings.intervals import Finding
+from safety_subspaces.findings.models import MEASURED, Seeds, models_over_seeds, runs_over_seeds
+from safety_subspaces.findings.organisms import Organism
 from safety_subspaces.report.across import SIDE_BY_SIDE
-from safety_subspaces.report.across_seeds import MEASURED, Seeds, models_over_seeds, runs_over_seeds
 from safety_subspaces.report.across_tables import (
     constrained_across_table,
     differences_across_table,
@@ -15,9 +17,7 @@ from safety_subspaces.report.across_tables import (
 )
 from safety_subspaces.report.alignments_reading import alignments_table
 from safety_subspaces.report.constrained_figures import draw_runs
-from safety_subspaces.report.findings import Finding
 from safety_subspaces.report.hidden_states import across_state_sections, read_hidden_states
-from safety_subspaces.report.organisms import Organism
 from safety_subspaces.report.overlaps_across_figures import caption as overlap_caption
 from safety_subspaces.report.overlaps_across_figures import overlap_across_figure
 from safety_subspaces.report.overlaps_across_tables import overlaps_across_table, overlaps_by_place_table

@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from safety_subspaces.report.across_seeds import ALL_RANKS, Seeds
+from safety_subspaces.findings.intervals import Finding, Interval, t_interval
+from safety_subspaces.findings.models import ALL_RANKS, Seeds
 from safety_subspaces.report.constrained_reading import (
     CONTROLS,
     HELD,
@@ -19,7 +20,6 @@ from safety_subspaces.report.constrained_reading import (
     rank_words,
     safety_verdict,
 )
-from safety_subspaces.report.findings import Finding, Interval, t_interval
 from safety_subspaces.report.reading import read_alignment
 
 SPOKEN = {"refusal_margin": "refusal margin", "utility": "utility", "harm_score": "harm score"}

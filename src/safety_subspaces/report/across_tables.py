@@ -2,14 +2,14 @@
 
 import pandas as pd
 
-from safety_subspaces.report.across_seeds import (
+from safety_subspaces.findings.comparisons import COMPARED
+from safety_subspaces.findings.models import (
     MEASURED,
     Seeds,
     differences_over_seeds,
     models_over_seeds,
     runs_over_seeds,
 )
-from safety_subspaces.report.comparisons import COMPARED
 from safety_subspaces.report.constrained_tables import INSIDE_NOTE, OTHER_NAMES, SUBSPACE_NAMES, leakage, named, signed
 from safety_subspaces.report.tables import Table, number, sample_words, seeds_of, with_error
 

@@ -5,7 +5,7 @@ from typing import Final
 import pandas as pd
 import plotly.graph_objects as go
 
-from safety_subspaces.report.activation import (
+from safety_subspaces.findings.activations import (
     MOST_PAIRS,
     Activations,
     View,
@@ -14,6 +14,7 @@ from safety_subspaces.report.activation import (
     of_pair,
     overlap_cells,
 )
+from safety_subspaces.findings.intervals import Finding, Interval, interval_of, over_seeds
 from safety_subspaces.report.chart_style import (
     curve_style,
     error_bar,
@@ -21,7 +22,6 @@ from safety_subspaces.report.chart_style import (
     layer_axis,
     panels_of,
 )
-from safety_subspaces.report.findings import Finding, Interval, interval_of, over_seeds
 from safety_subspaces.report.page_parts import make_chart
 from safety_subspaces.report.sections import Section
 from safety_subspaces.report.tables import NOTHING, Table, count, once
@@ -34,7 +34,7 @@ def space_over_seeds(activations: Activations, view: View, by_layer: bool = Fals
     """Return each model and pair (and layer) of a view as a mean over seeds.
 
     Without layers, those of a seed are averaged first. ``above`` and ``floor_above`` are those of
-    :func:`~safety_subspaces.report.activation.overlap_cells`, ``from_margin`` that of the equivalence test; each has
+    :func:`~safety_subspaces.findings.activations.overlap_cells`, ``from_margin`` that of the equivalence test; each has
     its ``_reach`` (half the 95 % t interval, NaN below two seeds) and its number of ``_seeds``.
     """
     keys = ["model", "first", "second", "layer"]

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from safety_subspaces.report.activation import (
+from safety_subspaces.findings.activations import (
     LEVEL,
     MOST_PAIRS,
     VERDICTS,
@@ -18,6 +18,7 @@ from safety_subspaces.report.activation import (
     of_pair,
     overlap_cells,
 )
+from safety_subspaces.findings.contracts import labels_of, reference_model
 from safety_subspaces.report.chart_style import (
     BLUE,
     GREY,
@@ -30,7 +31,6 @@ from safety_subspaces.report.chart_style import (
     layer_axis,
     panels_of,
 )
-from safety_subspaces.report.state_tables import labels_of, reference_model
 
 # Filled where the test has decided, open where it has not.
 VERDICT_SYMBOLS: Final = {

@@ -4,12 +4,12 @@ from typing import Final
 
 import plotly.graph_objects as go
 
-from safety_subspaces.report.activation import Activations, View, at_place, has_control, of_pair, overlap_cells
+from safety_subspaces.findings.activations import Activations, View, at_place, has_control, of_pair, overlap_cells
+from safety_subspaces.findings.contracts import reference_model
 from safety_subspaces.report.activation_figures import cka_figure, difference_figure, heatmap_figure, margin_figure
 from safety_subspaces.report.activation_tables import activations_table, depth_table, tests_table, verdicts_table
 from safety_subspaces.report.page_parts import Chart, make_chart
 from safety_subspaces.report.sections import Section
-from safety_subspaces.report.state_tables import reference_model
 from safety_subspaces.report.tables import count
 
 # Runs and positions that are drawn; further ones stand in the tables, where they are compared more easily.

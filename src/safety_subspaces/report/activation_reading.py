@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from safety_subspaces.report.activation import (
+from safety_subspaces.findings.activations import (
     LEVEL,
     VERDICTS,
     Activations,
@@ -14,8 +14,8 @@ from safety_subspaces.report.activation import (
     overlap_cells,
     verdict_counts,
 )
-from safety_subspaces.report.findings import Finding
-from safety_subspaces.report.state_tables import reference_model
+from safety_subspaces.findings.contracts import reference_model
+from safety_subspaces.findings.intervals import Finding
 from safety_subspaces.report.tables import count
 
 WORDS = {

@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from safety_subspaces.report.activation import (
+from safety_subspaces.findings.activations import (
     LEVEL,
     VERDICTS,
     Activations,

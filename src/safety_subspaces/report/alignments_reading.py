@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from safety_subspaces.report.alignments import (
+from safety_subspaces.findings.alignments import (
     JUDGED_BY,
     LEAST_ALIGNMENTS,
     MEASURES,
@@ -18,9 +18,9 @@ from safety_subspaces.report.alignments import (
     gap,
     trait_correlations,
 )
+from safety_subspaces.findings.intervals import Finding
+from safety_subspaces.findings.organisms import Organism
 from safety_subspaces.report.constrained_reading import interval_words
-from safety_subspaces.report.findings import Finding
-from safety_subspaces.report.organisms import Organism
 from safety_subspaces.report.tables import Table, count, number, sample_words, with_error
 
 TRAIT_WORDS: Final = {

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from safety_subspaces.artefacts.study import Study
+from safety_subspaces.findings.constrained import constrained_runs
 from safety_subspaces.report.chart_style import (
     GREY,
     METHOD_DASHES,
@@ -24,7 +25,6 @@ from safety_subspaces.report.chart_style import (
     finished,
     subspace_colour,
 )
-from safety_subspaces.report.constrained import constrained_runs
 
 MEASURED = ("harm_score", "refusal_margin")
 # The margin tells apart what the judged score does not.

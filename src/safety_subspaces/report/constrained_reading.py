@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from safety_subspaces.artefacts.study import Study
-from safety_subspaces.report.constrained import compare_runs, constrained_runs
-from safety_subspaces.report.findings import Finding, Interval
+from safety_subspaces.findings.constrained import compare_runs, constrained_runs
+from safety_subspaces.findings.intervals import Finding, Interval
 from safety_subspaces.report.wording import Z, value_words
 
 # One whole step of the judge's scale: an unconstrained run that regained less harm left nothing to keep.

@@ -3,8 +3,8 @@
 import pandas as pd
 
 from safety_subspaces.artefacts.study import Study
-from safety_subspaces.report.comparisons import COMPARED
-from safety_subspaces.report.constrained import compare_runs, constrained_runs
+from safety_subspaces.findings.comparisons import COMPARED
+from safety_subspaces.findings.constrained import compare_runs, constrained_runs
 from safety_subspaces.report.tables import NOTHING, Table, count, number, with_error
 
 SUBSPACE_NAMES = {

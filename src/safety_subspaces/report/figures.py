@@ -8,6 +8,13 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from safety_subspaces.artefacts.study import Stage, Study
+from safety_subspaces.findings.comparisons import (
+    PAIR,
+    in_blocks,
+    nearest_energy,
+    overlap_by,
+    pool_draws,
+)
 from safety_subspaces.report.chart_style import (
     FIXED_RANGES,
     GREY,
@@ -21,13 +28,6 @@ from safety_subspaces.report.chart_style import (
     error_bar,
     finished,
     projection_style,
-)
-from safety_subspaces.report.comparisons import (
-    PAIR,
-    in_blocks,
-    nearest_energy,
-    overlap_by,
-    pool_draws,
 )
 
 # Points of a loss curve that a chart of 900 pixels can show, with room to spare; more only make the page

@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from safety_subspaces.report.activation import Activations, read_activations
+from safety_subspaces.findings.activations import Activations, read_activations
+from safety_subspaces.findings.contracts import Named
+from safety_subspaces.findings.intervals import Finding
+from safety_subspaces.findings.probes import Probes, read_probes
+from safety_subspaces.findings.steering import Steering, read_steering
 from safety_subspaces.report.activation_across import read_space_across, space_across_section, space_across_table
 from safety_subspaces.report.activation_page import activations_section
 from safety_subspaces.report.activation_reading import read_activation_space
 from safety_subspaces.report.activation_tables import activations_terminal_table
-from safety_subspaces.report.findings import Finding
-from safety_subspaces.report.probe import Probes, read_probes
 from safety_subspaces.report.probe_across import probes_across_section, probes_across_terminal_table, read_probes_across
 from safety_subspaces.report.probe_page import probes_section
 from safety_subspaces.report.probe_reading import read_probes_of
 from safety_subspaces.report.probe_tables import probes_terminal_table
 from safety_subspaces.report.sections import Section
-from safety_subspaces.report.state_tables import Named
-from safety_subspaces.report.steer import Steering, read_steering
 from safety_subspaces.report.steer_across import (
     read_steering_across,
     steering_across_section,

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from safety_subspaces.report.comparisons import in_blocks, nearest_energy
-from safety_subspaces.report.findings import Finding, t_interval
+from safety_subspaces.findings.comparisons import in_blocks, nearest_energy
+from safety_subspaces.findings.intervals import Finding, t_interval
 
 
 def read_overlap(overlaps: pd.DataFrame) -> list[Finding]:

@@ -6,8 +6,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from safety_subspaces.findings.overlaps import AS_NAMED, distances_over_seeds
 from safety_subspaces.report.chart_style import GREY, PALETTE, error_bar, finished
-from safety_subspaces.report.overlaps_across import AS_NAMED, distances_over_seeds
 
 PANELS: Final = {"layer": "layer", "type": "type of tensor"}
 # Level, dash and how its line is told in the legend; lines are drawn across the place that they belong to.

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from safety_subspaces.artefacts.study import REPEAT_SUFFIX
-from safety_subspaces.report.findings import Finding, interval_of
-from safety_subspaces.report.overlaps_across import (
+from safety_subspaces.findings.intervals import Finding, interval_of
+from safety_subspaces.findings.overlaps import (
     AS_NAMED,
     ONE_REPEATED,
     PARTS,

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from safety_subspaces.report.overlaps_across import AS_NAMED, ONE_REPEATED, distances_over_seeds
+from safety_subspaces.findings.overlaps import AS_NAMED, ONE_REPEATED, distances_over_seeds
 from safety_subspaces.report.tables import NOTHING, Table, count, number
 
 COLUMNS = (

@@ -5,14 +5,14 @@ from typing import Any
 
 from safety_subspaces.artefacts.next_step import constraint_command, watching_command
 from safety_subspaces.artefacts.study import REQUIRED_COLUMNS, AnalysisResult, Study
+from safety_subspaces.findings.comparisons import nearest_energy
+from safety_subspaces.findings.watched import trajectories_of, watched_stages
 from safety_subspaces.report import figures, tables
-from safety_subspaces.report.comparisons import nearest_energy
 from safety_subspaces.report.constrained_figures import constraint_figure
 from safety_subspaces.report.constrained_tables import comparison_table, constrained_table
 from safety_subspaces.report.hidden_states import COMMANDS, read_hidden_states, state_sections
 from safety_subspaces.report.page_parts import Chart, by_topic, fill, make_chart, origins, versions_of
 from safety_subspaces.report.reading import answer, read
-from safety_subspaces.report.watched import trajectories_of, watched_stages
 from safety_subspaces.report.watched_page import watched_runs
 
 SETS = ("harmful", "benign", "utility")

@@ -16,8 +16,8 @@ from plotly.offline import get_plotlyjs
 
 from safety_subspaces.artefacts.provenance import provenance
 from safety_subspaces.artefacts.study import Study
+from safety_subspaces.findings.intervals import Finding
 from safety_subspaces.report import tables
-from safety_subspaces.report.findings import Finding
 
 # In the head of every page, and looked for before a file is replaced by a newer page.
 GENERATOR = '<meta name="generator" content="safety-subspaces">'

@@ -4,14 +4,23 @@ from typing import Final
 
 import pandas as pd
 
+from safety_subspaces.findings.contracts import labels_of
+from safety_subspaces.findings.intervals import Finding, interval_of, over_seeds
+from safety_subspaces.findings.probes import (
+    CELL,
+    ERASURES,
+    PROBES,
+    Probes,
+    in_order,
+    of_view,
+    over_layers,
+    reference_of,
+)
 from safety_subspaces.report.activation_across import reach_cell, words_of
-from safety_subspaces.report.findings import Finding, interval_of, over_seeds
 from safety_subspaces.report.page_parts import make_chart
-from safety_subspaces.report.probe import CELL, ERASURES, PROBES, Probes, in_order, of_view, over_layers, reference_of
 from safety_subspaces.report.probe_figures import left_figure
 from safety_subspaces.report.probe_reading import AFTER
 from safety_subspaces.report.sections import Section
-from safety_subspaces.report.state_tables import labels_of
 from safety_subspaces.report.tables import Table, count, once
 
 MEASURES: Final = ("left", "auc", "accuracy", "selectivity")

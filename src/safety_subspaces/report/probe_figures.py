@@ -5,16 +5,8 @@ from typing import Any, Final
 import pandas as pd
 import plotly.graph_objects as go
 
-from safety_subspaces.report.chart_style import (
-    GREY,
-    bounds_of,
-    curve_style,
-    error_bar,
-    finished_panels,
-    layer_axis,
-    panels_of,
-)
-from safety_subspaces.report.probe import (
+from safety_subspaces.findings.contracts import labels_of
+from safety_subspaces.findings.probes import (
     AUC_CHANCE,
     ERASURES,
     PROBES,
@@ -25,7 +17,15 @@ from safety_subspaces.report.probe import (
     of_view,
     over_layers,
 )
-from safety_subspaces.report.state_tables import labels_of
+from safety_subspaces.report.chart_style import (
+    GREY,
+    bounds_of,
+    curve_style,
+    error_bar,
+    finished_panels,
+    layer_axis,
+    panels_of,
+)
 
 TITLES: Final = {"none": "without erasure", "leace": "after LEACE", "quadratic": "after quadratic erasure"}
 # Share of the room between two models that their probes are spread over.

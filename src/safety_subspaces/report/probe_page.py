@@ -2,8 +2,8 @@
 
 from typing import Final
 
+from safety_subspaces.findings.probes import Probes, ProbeView, of_view, reference_of
 from safety_subspaces.report.page_parts import Chart, make_chart
-from safety_subspaces.report.probe import Probes, ProbeView, of_view, reference_of
 from safety_subspaces.report.probe_figures import layer_figure, left_figure, left_of_view
 from safety_subspaces.report.probe_tables import learning_table, left_table, transfer_table
 from safety_subspaces.report.sections import Section

@@ -2,8 +2,9 @@
 
 import pandas as pd
 
-from safety_subspaces.report.findings import Finding
-from safety_subspaces.report.probe import (
+from safety_subspaces.findings.contracts import labels_of
+from safety_subspaces.findings.intervals import Finding
+from safety_subspaces.findings.probes import (
     ERASURES,
     Probes,
     ProbeView,
@@ -14,7 +15,6 @@ from safety_subspaces.report.probe import (
     over_layers,
     reference_of,
 )
-from safety_subspaces.report.state_tables import labels_of
 from safety_subspaces.report.tables import count
 
 AFTER = {"none": "without erasure", "leace": "after linear erasure (LEACE)", "quadratic": "after quadratic erasure"}

@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from safety_subspaces.report.probe import (
+from safety_subspaces.findings.contracts import labels_of
+from safety_subspaces.findings.probes import (
     ERASURES,
     PROBES,
     Probes,
@@ -12,7 +13,6 @@ from safety_subspaces.report.probe import (
     over_layers,
     reference_of,
 )
-from safety_subspaces.report.state_tables import labels_of
 from safety_subspaces.report.tables import NOTHING, Table, count, number
 
 MEANS_NOTE = (

@@ -12,9 +12,9 @@ import pandas as pd
 from scipy import stats
 
 from safety_subspaces.artefacts.study import Study
-from safety_subspaces.report.comparisons import mean_by_draw, selectivity, selectivity_by_draw, without_trivial
+from safety_subspaces.findings.comparisons import mean_by_draw, selectivity, selectivity_by_draw, without_trivial
+from safety_subspaces.findings.intervals import Finding, Interval, t_interval
 from safety_subspaces.report.constrained_reading import read_constrained
-from safety_subspaces.report.findings import Finding, Interval, t_interval
 from safety_subspaces.report.hidden_states import read_hidden_states, state_findings
 from safety_subspaces.report.overlap_reading import read_overlap
 from safety_subspaces.report.watched_reading import read_watched

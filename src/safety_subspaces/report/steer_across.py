@@ -2,12 +2,12 @@
 
 import pandas as pd
 
+from safety_subspaces.findings.contracts import reference_model
+from safety_subspaces.findings.intervals import Finding, interval_of, over_seeds
+from safety_subspaces.findings.steering import COMPARISON, Steering, is_reserved, judged
 from safety_subspaces.report.activation_across import reach_cell, words_of
-from safety_subspaces.report.findings import Finding, interval_of, over_seeds
 from safety_subspaces.report.page_parts import make_chart
 from safety_subspaces.report.sections import Section
-from safety_subspaces.report.state_tables import reference_model
-from safety_subspaces.report.steer import COMPARISON, Steering, is_reserved, judged
 from safety_subspaces.report.steer_figures import selectivity_figure
 from safety_subspaces.report.steer_reading import by_measure, counted_verdict, spoken
 from safety_subspaces.report.steer_tables import SENSE, selectivity_by_intervention

@@ -5,9 +5,8 @@ from typing import Final
 import pandas as pd
 import plotly.graph_objects as go
 
-from safety_subspaces.report.chart_style import GREY, curve_style, error_bar, finished_panels, panels_of
-from safety_subspaces.report.state_tables import labels_of
-from safety_subspaces.report.steer import (
+from safety_subspaces.findings.contracts import labels_of
+from safety_subspaces.findings.steering import (
     MEASURES,
     RANDOM,
     Steering,
@@ -17,6 +16,7 @@ from safety_subspaces.report.steer import (
     of_view,
     responses,
 )
+from safety_subspaces.report.chart_style import GREY, curve_style, error_bar, finished_panels, panels_of
 
 BAND: Final = "rgba(138, 143, 152, 0.28)"
 # A perplexity that grows by more than this is drawn on a logarithmic axis.

@@ -2,10 +2,10 @@
 
 from typing import Final
 
+from safety_subspaces.findings.contracts import reference_model
+from safety_subspaces.findings.steering import NO_DIRECTION, Steering, SteerView, is_random, of_view
 from safety_subspaces.report.page_parts import make_chart
 from safety_subspaces.report.sections import Section
-from safety_subspaces.report.state_tables import reference_model
-from safety_subspaces.report.steer import NO_DIRECTION, Steering, SteerView, is_random, of_view
 from safety_subspaces.report.steer_figures import dose_figure
 from safety_subspaces.report.steer_tables import responses_table, selectivity_table
 from safety_subspaces.report.tables import count

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from safety_subspaces.report.findings import Finding
-from safety_subspaces.report.state_tables import labels_of, reference_model
-from safety_subspaces.report.steer import (
+from safety_subspaces.findings.contracts import labels_of, reference_model
+from safety_subspaces.findings.intervals import Finding
+from safety_subspaces.findings.steering import (
     Steering,
     SteerView,
     is_random,

@@ -4,8 +4,8 @@ from typing import Any
 
 import pandas as pd
 
-from safety_subspaces.report.state_tables import reference_model
-from safety_subspaces.report.steer import MEASURES, Steering, is_random, is_reserved, judged, responses
+from safety_subspaces.findings.contracts import reference_model
+from safety_subspaces.findings.steering import MEASURES, Steering, is_random, is_reserved, judged, responses
 from safety_subspaces.report.tables import NOTHING, Table, count, number
 
 SHORT = {"harm_score": "harm", "refusal_margin": "margin"}

@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from safety_subspaces.findings.sweeps import METHODS, sweep_over_seeds
 from safety_subspaces.report.chart_style import (
     FIXED_RANGES,
     ORANGE,
@@ -20,7 +21,6 @@ from safety_subspaces.report.chart_style import (
     projection_style,
     subspace_colour,
 )
-from safety_subspaces.report.sweeps import METHODS, sweep_over_seeds
 from safety_subspaces.report.tables import sample_words
 
 ENERGY, UTILITY = "energy_kept", "utility"

@@ -10,10 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from safety_subspaces.report.constrained_reading import LEAST_CHANGE, interval_words
-from safety_subspaces.report.findings import CONFIDENCE, Finding, Interval, interval_of
-from safety_subspaces.report.reading import CHANGED_SHARE, LEAST_RANGE, STRONG, WEAK, WORDS
-from safety_subspaces.report.sweeps import (
+from safety_subspaces.findings.intervals import CONFIDENCE, Finding, Interval, interval_of
+from safety_subspaces.findings.sweeps import (
     BOTH,
     METHODS,
     best_covered,
@@ -21,6 +19,8 @@ from safety_subspaces.report.sweeps import (
     equal_energy_over_seeds,
     matched_utility_over_seeds,
 )
+from safety_subspaces.report.constrained_reading import LEAST_CHANGE, interval_words
+from safety_subspaces.report.reading import CHANGED_SHARE, LEAST_RANGE, STRONG, WEAK, WORDS
 from safety_subspaces.report.wording import row_of
 
 # The fine-tune that is both useful and harmful, and so the one that a subspace could tell apart.

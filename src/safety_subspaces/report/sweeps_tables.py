@@ -2,16 +2,16 @@
 
 import pandas as pd
 
-from safety_subspaces.report.across_seeds import MEASURED
-from safety_subspaces.report.comparisons import COMPARED
-from safety_subspaces.report.constrained_tables import signed
-from safety_subspaces.report.sweeps import (
+from safety_subspaces.findings.comparisons import COMPARED
+from safety_subspaces.findings.models import MEASURED
+from safety_subspaces.findings.sweeps import (
     MATCHED,
     energy_correlations,
     equal_energy_over_seeds,
     matched_utility_over_seeds,
     sweep_over_seeds,
 )
+from safety_subspaces.report.constrained_tables import signed
 from safety_subspaces.report.tables import NOTHING, Table, count, number, once, sample_words, seeds_of, with_error
 
 REACH_NOTE = (

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from safety_subspaces.artefacts.study import Stage, Study
-from safety_subspaces.report.comparisons import (
+from safety_subspaces.findings.comparisons import (
     COMPARED,
     in_blocks,
     overlap_by,

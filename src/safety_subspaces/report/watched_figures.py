@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from safety_subspaces.artefacts.study import Stage
+from safety_subspaces.findings.watched import HARM, MARGIN, UTILITY, Look, layer_table, looks_at, prompt_sets
 from safety_subspaces.report.chart_style import (
     BLUE,
     GREEN,
@@ -20,7 +21,6 @@ from safety_subspaces.report.chart_style import (
     error_bar,
     finished,
 )
-from safety_subspaces.report.watched import HARM, MARGIN, UTILITY, Look, layer_table, looks_at, prompt_sets
 
 # Pixels of a panel, and between two: room for a legend that a phone breaks into two lines.
 PANEL, BETWEEN = 140, 56

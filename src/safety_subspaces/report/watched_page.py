@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from safety_subspaces.artefacts.study import Stage, Study
+from safety_subspaces.findings.watched import mapped_tags, trajectories_of, watched_stages
 from safety_subspaces.report.page_parts import Chart, make_chart
 from safety_subspaces.report.tables import Table
-from safety_subspaces.report.watched import mapped_tags, trajectories_of, watched_stages
 from safety_subspaces.report.watched_figures import layer_figure, rows_not_drawn, watching_figure
 from safety_subspaces.report.watched_tables import change_table, looks_table, trajectory_table
 

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from safety_subspaces.artefacts.study import Stage, Study
-from safety_subspaces.report.findings import Finding
-from safety_subspaces.report.watched import (
+from safety_subspaces.findings.intervals import Finding
+from safety_subspaces.findings.watched import (
     HARM,
     MARGIN,
     UTILITY,

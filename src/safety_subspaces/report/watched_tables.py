@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from safety_subspaces.artefacts.study import AnalysisResult, Stage
+from safety_subspaces.findings.watched import look_table
 from safety_subspaces.report.tables import NOTHING, Table, count, number
-from safety_subspaces.report.watched import look_table
 
 # Headings of the measures of a look, in the order of the columns.
 MEASURED = {

@@ -15,9 +15,9 @@ import pandas as pd
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.study import Study
-from safety_subspaces.report.comparisons import COMPARED
-from safety_subspaces.report.constrained import CONFIGURATION, OTHERS, compare_runs, constrained_runs
-from safety_subspaces.report.findings import over_seeds
+from safety_subspaces.findings.comparisons import COMPARED
+from safety_subspaces.findings.constrained import CONFIGURATION, OTHERS, compare_runs, constrained_runs
+from safety_subspaces.findings.intervals import over_seeds
 
 MEASURED = ("utility", "harm_score", "over_refusal_rate", "refusal_margin")
 # The table of a projection that says what the alignment update is like.

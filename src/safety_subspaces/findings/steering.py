@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from safety_subspaces.report.state_tables import Contract, Named, labels_of, stacked
+from safety_subspaces.findings.contracts import Contract, Named, labels_of, stacked
 
 RANDOM: Final = "random"
 # The direction of the row without an intervention, which every curve starts from.

@@ -16,8 +16,8 @@ import pandas as pd
 from scipy import stats
 
 from safety_subspaces.artefacts.study import REPEAT_SUFFIX
-from safety_subspaces.report.comparisons import PAIR, in_blocks, nearest_energy, overlap_by
-from safety_subspaces.report.findings import CONFIDENCE, Interval, t_interval
+from safety_subspaces.findings.comparisons import PAIR, in_blocks, nearest_energy, overlap_by
+from safety_subspaces.findings.intervals import CONFIDENCE, Interval, t_interval
 
 By = Literal["part", "layer", "type"]
 PARTS: Final = ("blocks", "head", "embeddings")

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from safety_subspaces.report.state_tables import Contract, Named, labels_of, reference_model, stacked
+from safety_subspaces.findings.contracts import Contract, Named, labels_of, reference_model, stacked
 from safety_subspaces.report.wording import Z
 
 # From what is left in place to what takes most out.

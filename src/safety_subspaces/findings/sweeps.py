@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-from safety_subspaces.report.across_seeds import MEASURED
-from safety_subspaces.report.comparisons import COMPARED, SAMPLE_SIZES, without_trivial
-from safety_subspaces.report.findings import fisher_interval, over_seeds
+from safety_subspaces.findings.comparisons import COMPARED, SAMPLE_SIZES, without_trivial
+from safety_subspaces.findings.intervals import fisher_interval, over_seeds
+from safety_subspaces.findings.models import MEASURED
 from safety_subspaces.report.reading import LEAST_MODELS, LEAST_RANGE, SELECTIVE_SIGN
 
 CONFIGURATION: Final = ["tuned", "subspace", "method", "fraction"]

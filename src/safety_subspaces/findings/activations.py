@@ -10,8 +10,8 @@ from typing import Final
 
 import pandas as pd
 
-from safety_subspaces.report.comparisons import nearest_energy
-from safety_subspaces.report.state_tables import Contract, Named, labels_of, stacked
+from safety_subspaces.findings.comparisons import nearest_energy
+from safety_subspaces.findings.contracts import Contract, Named, labels_of, stacked
 
 VERDICTS: Final = ("overlapping", "distinct", "undecided", "undefined")
 # The paper's question first, then its control of style.

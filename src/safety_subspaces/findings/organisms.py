@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.run_alignment import Alignment, read_alignment_recipe
 from safety_subspaces.artefacts.study import Study, read_study
-from safety_subspaces.report.across_seeds import Seeds, together
+from safety_subspaces.findings.models import Seeds, together
 
 ALIGNED = "aligned"
 
