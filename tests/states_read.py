@@ -2,7 +2,7 @@
 
 from safety_subspaces.artefacts.study import read_study
 from safety_subspaces.findings.organisms import read_organisms
-from safety_subspaces.report.hidden_states import (
+from safety_subspaces.report.pages.hidden_states import (
     read_hidden_states,
     state_findings,
 )

@@ -10,7 +10,7 @@ from synthetic_alignments import DPO, SFT, write_all
 from synthetic_constrained import NOTHING_HOLDS, Held, write_constrained_study, write_seeds
 from synthetic_watched import LOST_BEFORE, watch_stage, write_trajectory
 
-from safety_subspaces.analysis.report import report
+from safety_subspaces.report.command import report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = [

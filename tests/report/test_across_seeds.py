@@ -15,7 +15,6 @@ from synthetic_constrained import (
 )
 from synthetic_study import World, write_study
 
-from safety_subspaces.analysis.report import report
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.study import read_study
 from safety_subspaces.findings.models import (
@@ -26,10 +25,11 @@ from safety_subspaces.findings.models import (
     runs_over_seeds,
 )
 from safety_subspaces.findings.organisms import read_organisms
-from safety_subspaces.report.across_page import across_figure
-from safety_subspaces.report.across_reading import read_across
-from safety_subspaces.report.page_parts import is_page
-from safety_subspaces.report.reading import answer
+from safety_subspaces.report.command import report
+from safety_subspaces.report.pages.seeds import across_figure
+from safety_subspaces.report.parts.page import is_page
+from safety_subspaces.report.sections.models.across_reading import read_across
+from safety_subspaces.report.sections.models.reading import answer
 
 RANKS = (0.1, 0.25, 0.5)
 

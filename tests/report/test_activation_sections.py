@@ -18,18 +18,18 @@ from synthetic_activations import (
 )
 from synthetic_study import write_study
 
-from safety_subspaces.analysis.report import report
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.study import read_study
 from safety_subspaces.findings.activations import ASKED, overlap_cells, read_activations, verdict_counts
-from safety_subspaces.report.activation_figures import cka_figure, heatmap_figure, margin_figure
-from safety_subspaces.report.activation_reading import space_verdict
-from safety_subspaces.report.activation_tables import activations_table, verdicts_table
-from safety_subspaces.report.hidden_states import (
+from safety_subspaces.report.command import report
+from safety_subspaces.report.pages.hidden_states import (
     state_findings,
     state_sections,
     state_terminal_tables,
 )
+from safety_subspaces.report.sections.activations.figures import cka_figure, heatmap_figure, margin_figure
+from safety_subspaces.report.sections.activations.reading import space_verdict
+from safety_subspaces.report.sections.activations.tables import activations_table, verdicts_table
 
 CELLS = len(MODELS) * (LAYERS + 1)
 TOPICS = ("activations", "probes", "steering")

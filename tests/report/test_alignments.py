@@ -8,12 +8,12 @@ from scipy import stats
 from synthetic_alignments import DPO, SFT, write_aligned, write_all
 from synthetic_study import World, write_study
 
-from safety_subspaces.analysis.report import report
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.run_alignment import read_alignment_recipe
 from safety_subspaces.findings.alignments import alignments_by_seed, alignments_over_seeds, changes, trait_correlations
 from safety_subspaces.findings.organisms import read_organisms
-from safety_subspaces.report.alignments_reading import alignments_table, read_alignments
+from safety_subspaces.report.command import report
+from safety_subspaces.report.sections.alignments.reading import alignments_table, read_alignments
 
 
 def verdicts(organisms, topic):

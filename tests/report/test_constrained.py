@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from safety_subspaces.report.parts.section.models import reading
 from synthetic_constrained import (
     A_TRADE,
     KEEPS_SAFETY,
@@ -17,15 +18,14 @@ from synthetic_constrained import (
 )
 from synthetic_study import STAGES, write_study
 
-from safety_subspaces.analysis.report import report, summary_text
 from safety_subspaces.artefacts.run_constraint import read_constraint
 from safety_subspaces.artefacts.study import read_study
 from safety_subspaces.findings.constrained import compare_runs, constrained_runs
 from safety_subspaces.findings.intervals import Interval
-from safety_subspaces.report import reading
-from safety_subspaces.report.constrained_figures import constraint_figure
-from safety_subspaces.report.constrained_reading import control_verdict, read_constrained, safety_verdict
-from safety_subspaces.report.constrained_tables import comparison_table, constrained_table
+from safety_subspaces.report.command import report, summary_text
+from safety_subspaces.report.sections.constraint.figures import constraint_figure
+from safety_subspaces.report.sections.constraint.reading import control_verdict, read_constrained, safety_verdict
+from safety_subspaces.report.sections.constraint.tables import comparison_table, constrained_table
 
 SEVERAL = replace(NOTHING_HOLDS, fractions=(0.1, 0.25, 0.5))
 

@@ -5,12 +5,12 @@ from html.parser import HTMLParser
 import pytest
 from synthetic_study import ENERGY_EXPLAINS_ALL, HOSTILE, World, write_study
 
-from safety_subspaces.analysis.report import report, summary_text
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.study import read_study
-from safety_subspaces.report.figures import energy_figures
-from safety_subspaces.report.page_parts import GENERATOR, SEARCHED_HEAD, is_page
-from safety_subspaces.report.tables import Table, duration, model_table, terminal_tables
+from safety_subspaces.report.command import report, summary_text
+from safety_subspaces.report.parts.page import GENERATOR, SEARCHED_HEAD, is_page
+from safety_subspaces.report.parts.table import Table, duration, model_table, terminal_tables
+from safety_subspaces.report.sections.models.figures import energy_figures
 
 
 class Elements(HTMLParser):

@@ -24,13 +24,13 @@ from synthetic_study import write_study
 from safety_subspaces.artefacts.study import read_study
 from safety_subspaces.findings.probes import cell_verdicts, left_verdict, over_layers, read_probes
 from safety_subspaces.findings.steering import Steering, of_view, read_steering, responses
-from safety_subspaces.report.hidden_states import (
+from safety_subspaces.report.pages.hidden_states import (
     state_terminal_tables,
 )
-from safety_subspaces.report.probe_figures import layer_figure
-from safety_subspaces.report.steer_figures import dose_figure
-from safety_subspaces.report.steer_page import steering_section
-from safety_subspaces.report.steer_tables import selectivity_table
+from safety_subspaces.report.sections.probes.figures import layer_figure
+from safety_subspaces.report.sections.steering.figures import dose_figure
+from safety_subspaces.report.sections.steering.section import steering_section
+from safety_subspaces.report.sections.steering.tables import selectivity_table
 
 
 @pytest.fixture(scope="module")

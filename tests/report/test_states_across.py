@@ -15,19 +15,19 @@ from synthetic_activations import (
 )
 from synthetic_study import write_study
 
-from safety_subspaces.analysis.report import report
 from safety_subspaces.findings.activations import overlap_cells
 from safety_subspaces.findings.organisms import read_organisms
 from safety_subspaces.findings.probes import over_layers
-from safety_subspaces.report.across import across_findings, across_tables
-from safety_subspaces.report.activation_across import space_across_figure, space_over_seeds
-from safety_subspaces.report.hidden_states import (
+from safety_subspaces.report.command import report
+from safety_subspaces.report.pages.across import across_findings, across_tables
+from safety_subspaces.report.pages.hidden_states import (
     across_state_findings,
     across_state_terminal_tables,
     read_hidden_states,
 )
-from safety_subspaces.report.probe_across import probes_over_seeds
-from safety_subspaces.report.steer_across import selectivity_over_seeds
+from safety_subspaces.report.sections.activations.across import space_across_figure, space_over_seeds
+from safety_subspaces.report.sections.probes.across import probes_over_seeds
+from safety_subspaces.report.sections.steering.across import selectivity_over_seeds
 
 TOPICS = ("activations", "probes", "steering")
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from safety_subspaces.report.parts.section.models import reading
 from synthetic_study import write_study
 from synthetic_watched import (
     HELD,
@@ -23,15 +24,14 @@ from synthetic_watched import (
     write_watched_study,
 )
 
-from safety_subspaces.analysis.report import report, summary_text
 from safety_subspaces.artefacts.next_step import watching_command
 from safety_subspaces.artefacts.study import read_study
 from safety_subspaces.findings.watched import first_passing, looks_at, prompts_at, trajectories_of, watched_stages
-from safety_subspaces.report import reading
-from safety_subspaces.report.watched_figures import layer_figure, rows_not_drawn, watching_figure
-from safety_subspaces.report.watched_page import watched_runs
-from safety_subspaces.report.watched_reading import read_watched
-from safety_subspaces.report.watched_tables import change_table, looks_table, trajectory_table
+from safety_subspaces.report.command import report, summary_text
+from safety_subspaces.report.sections.watching.figures import layer_figure, rows_not_drawn, watching_figure
+from safety_subspaces.report.sections.watching.reading import read_watched
+from safety_subspaces.report.sections.watching.section import watched_runs
+from safety_subspaces.report.sections.watching.tables import change_table, looks_table, trajectory_table
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from scipy import optimize, stats
 from safety_subspaces.findings.comparisons import COMPARED, SAMPLE_SIZES, without_trivial
 from safety_subspaces.findings.intervals import fisher_interval, over_seeds
 from safety_subspaces.findings.models import MEASURED
-from safety_subspaces.report.reading import LEAST_MODELS, LEAST_RANGE, SELECTIVE_SIGN
+from safety_subspaces.report.sections.models.reading import LEAST_MODELS, LEAST_RANGE, SELECTIVE_SIGN
 
 CONFIGURATION: Final = ["tuned", "subspace", "method", "fraction"]
 # What a difference is of: one subspace minus another of equal energy, by one method.
@@ -55,7 +55,7 @@ def energy_correlations(projections: pd.DataFrame) -> pd.DataFrame:
     """Return Spearman's rho of kept energy with each of ``COMPARED``, over all subspaces, methods and fractions.
 
     A seed's rho is the mean over draws of the rho of one draw: the points of draw d of every random kind, and those of
-    the kinds that have no draws. It is NaN, as in :func:`~safety_subspaces.report.reading.read_energy`, with fewer than
+    the kinds that have no draws. It is NaN, as in :func:`~safety_subspaces.report.sections.models.reading.read_energy`, with fewer than
     ``LEAST_MODELS`` points or where the measure moves less than ``LEAST_RANGE``.
 
     Returns:

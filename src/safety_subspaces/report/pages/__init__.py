@@ -1,0 +1,1 @@
+"""Whole pages: of one study, and of several seeds."""

@@ -1,0 +1,153 @@
+"""What every page is made of: templates that are safe to fill, charts as JSON, and where the numbers came from.
+
+plotly.js is inlined once, figures are JSON beside it, and a content security policy forbids every request.
+"""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import plotly.graph_objects as go
+from markupsafe import Markup, escape
+from plotly.offline import get_plotlyjs
+
+from safety_subspaces.artefacts.provenance import provenance
+from safety_subspaces.artefacts.study import Study
+from safety_subspaces.findings.intervals import Finding
+from safety_subspaces.report.parts import table as tables
+
+# In the head of every page, and looked for before a file is replaced by a newer page.
+GENERATOR = '<meta name="generator" content="safety-subspaces">'
+# Bytes of a file that are searched for it: the head's first lines take a tenth of that.
+SEARCHED_HEAD = 4096
+# Hexadecimal digits of a hash that a person compares; the whole one stands in manifest.json and result.json.
+SHORT_HASH = 12
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure in the page: JSON safe inside a script element, and what a reader who cannot see it is told."""
+
+    name: str
+    title: str
+    label: str
+    height: int
+    json: Markup
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where one stage or analysis came from, in the words of the page."""
+
+    name: str
+    command: str
+    started: str
+    commit: str
+    time: str
+    inputs: tuple[tuple[str, str], ...]
+    left_out: tuple[tuple[str, str], ...]
+
+
+def fill(template: str, has_charts: bool, **values: Any) -> str:
+    """Return a page as HTML: a template with its values, escaped, and plotly.js where it has charts."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["code"] = _with_code
+    return environment.get_template(template).render(
+        generator=Markup(GENERATOR),
+        made=made_now(),
+        plotly_js=Markup(_in_script(get_plotlyjs())) if has_charts else "",
+        **values,
+    )
+
+
+def is_page(path: Path) -> bool:
+    """Tell whether a file is a page of this suite, by its generator element."""
+    with path.open("rb") as stream:
+        return GENERATOR.encode() in stream.read(SEARCHED_HEAD)
+
+
+def origins(study: Study) -> list[Origin]:
+    """Return command, commit, time, inputs and what was left out, of every stage and analysis."""
+    found = [_origin(stage.name, stage.manifest, stage.manifest) for stage in study.stages if stage.manifest]
+    return found + [
+        _origin(f"{result.command} / {result.label}", result.result.get("provenance") or {}, result.result)
+        for result in study.results
+        if result.result
+    ]
+
+
+def versions_of(study: Study) -> dict[str, str]:
+    """Return the package versions, all of them where stages and analyses do not agree."""
+    seen: dict[str, list[str]] = {}
+    records = [stage.manifest for stage in study.stages]
+    records += [result.result.get("provenance") or {} for result in study.results]
+    for record in records:
+        for package, version in (record.get("versions") or {}).items():
+            seen.setdefault(package, []).append(str(version))
+    return {package: ", ".join(dict.fromkeys(versions)) for package, versions in seen.items()}
+
+
+def made_now() -> str:
+    """Return when and from which commit a page is made."""
+    git = _commit(provenance()["git"])
+    return f"{datetime.now(UTC).isoformat(timespec='minutes')}, {git}"
+
+
+def by_topic(findings: list[Finding]) -> dict[str, list[str]]:
+    """Return the sentences of each topic, in their order."""
+    sentences: dict[str, list[str]] = {}
+    for finding in findings:
+        sentences.setdefault(finding.topic, []).append(finding.sentence)
+    return sentences
+
+
+def make_chart(name: str, title: str, label: str, figure: go.Figure) -> Chart:
+    """Return a figure as a chart of the page."""
+    return Chart(name, title, label, int(figure.layout.height), Markup(_in_script(figure.to_json(), json=True)))
+
+
+def _origin(name: str, made: dict[str, Any], record: dict[str, Any]) -> Origin:
+    inputs: list[tuple[str, str]] = []
+    for entry in record.get("inputs") or []:
+        digest = entry.get("sha256")
+        if isinstance(digest, dict):
+            inputs += [(f"{entry.get('path')}/{file}", str(value)[:SHORT_HASH]) for file, value in digest.items()]
+        else:
+            inputs.append((str(entry.get("path")), str(digest)[:SHORT_HASH] if digest else "by name"))
+    left_out = tuple((str(entry.get("name")), str(entry.get("reason"))) for entry in record.get("left_out") or [])
+    return Origin(
+        name=name,
+        command=" ".join(map(str, made.get("command") or [])) or "not recorded",
+        started=str(made.get("started", "")),
+        commit=_commit(made.get("git")),
+        time=tables.duration(record.get("wall_seconds")),
+        inputs=tuple(inputs),
+        left_out=left_out,
+    )
+
+
+def _commit(git: dict[str, Any] | None) -> str:
+    if not git or not git.get("commit"):
+        return "no commit"
+    return str(git["commit"])[:SHORT_HASH] + (" with changes" if git.get("dirty") else "")
+
+
+def _with_code(text: str) -> Markup:
+    """Escape a sentence and set what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _in_script(text: str, json: bool = False) -> str:
+    """Make text safe inside a script element: nothing in it can end the element or open a comment."""
+    if json:
+        return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
