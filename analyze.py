@@ -14,7 +14,7 @@ from jsonargparse import auto_cli
 
 from safety_subspaces import command_line
 
-# Each is the function of its name in the module of its name.
+# Each is the function of its name in the package of its name.
 COMMANDS = (
     "subspace",
     "project",
@@ -40,7 +40,8 @@ TRY = """try:
 
 def load(name: str) -> Callable[..., Any]:
     """Import a subcommand."""
-    return getattr(import_module(f"safety_subspaces.analysis.{name}"), name)
+    package = "safety_subspaces" if name == "report" else "safety_subspaces.analysis"
+    return getattr(import_module(f"{package}.{name}.command"), name)
 
 
 def main() -> None:

@@ -90,7 +90,10 @@ def test_seeds_differ_by_every_part_of_the_key():
 
 
 def test_seeds_are_the_same_in_another_process():
-    code = "from safety_subspaces.algebra.subspace import seeded_generator as g; print(g(3, 'x', 'random', 1).initial_seed())"
+    code = (
+        "from safety_subspaces.algebra.subspace import seeded_generator as g; "
+        "print(g(3, 'x', 'random', 1).initial_seed())"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="src")
     assert int(found.stdout) == seeded_generator(3, "x", "random", 1).initial_seed()
 

@@ -1,7 +1,8 @@
 """Train and analyse language models where safety meets fine-tuning.
 
-The numerics (``linalg`` to ``nulls``) know torch alone; ``checkpoint`` and ``delta`` stream weights; ``models``,
-``data`` and the top-level ``callbacks`` train with Lightning; ``analysis`` has a module per ``analyze.py`` subcommand.
+Each package is a wing, and knows only those below it: ``artefacts``; ``algebra`` and ``language``; ``weights``,
+``states`` and ``organism``; ``constraint`` and ``evaluation``; ``training``; ``analysis`` and ``findings``; ``report``.
+The top-level ``callbacks`` and the two entry points know all of them.
 """
 
 __version__ = "0.1.0"

@@ -351,9 +351,15 @@ def test_an_adapter_and_a_snapshot_are_projected_in_factors(tmp_path, study):
 def test_large_tensors_stream_to_the_same_numbers(study, tmp_path, monkeypatch):
     arguments = {**study, "subspaces": ["top", "random", "random-k"], "methods": METHODS, "fractions": [0.25, 0.75]}
     whole = project(**arguments, out=str(tmp_path / "whole"), draws=1, write=True)
-    for module, constant in (("delta", "STREAM_ABOVE"), ("analysis.projection_tensors", "STREAM_ABOVE")):
+    for module, constant in (("weights.delta", "STREAM_ABOVE"), ("analysis.project.tensors", "STREAM_ABOVE")):
         monkeypatch.setattr(f"safety_subspaces.{module}.{constant}", 200)
-    for module in ("streamed", "tall", "update_algebra", "analysis.projection_tensors", "analysis.projected_models"):
+    for module in (
+        "algebra.streamed",
+        "algebra.tall",
+        "algebra.update",
+        "analysis.project.tensors",
+        "analysis.project.written",
+    ):
         monkeypatch.setattr(f"safety_subspaces.{module}.BLOCK", 100)
     streamed = project(**arguments, out=str(tmp_path / "streamed"), draws=1, write=True)
     pd.testing.assert_frame_equal(whole, streamed, rtol=1e-5, atol=1e-6)

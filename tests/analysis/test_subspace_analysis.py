@@ -77,7 +77,11 @@ def test_workers_and_streaming_change_nothing(pair, tmp_path, monkeypatch):
     plain = str(tmp_path / "plain.safetensors")
     subspace(*pair, plain, RankRule(fraction=0.5))
     subspace(*pair, str(tmp_path / "two.safetensors"), RankRule(fraction=0.5), workers=2)
-    for module, constant in (("delta", "STREAM_ABOVE"), ("streamed", "BLOCK"), ("tall", "BLOCK")):
+    for module, constant in (
+        ("weights.delta", "STREAM_ABOVE"),
+        ("algebra.streamed", "BLOCK"),
+        ("algebra.tall", "BLOCK"),
+    ):
         monkeypatch.setattr(f"safety_subspaces.{module}.{constant}", 100)
     subspace(*pair, str(tmp_path / "streamed.safetensors"), RankRule(fraction=0.5))
     expected = read_subspace(plain)

@@ -199,7 +199,7 @@ def test_throughput_counts_real_tokens(tmp_path: Path, monkeypatch: pytest.Monke
 def test_export_refuses_another_kind_of_module(tmp_path: Path) -> None:
     import lightning as L
 
-    with pytest.raises(InputError, match=r"safety_subspaces\.models"):
+    with pytest.raises(InputError, match=r"safety_subspaces\.training\.modules"):
         ModelExport().setup(trainer(tmp_path), L.LightningModule(), "fit")
 
 

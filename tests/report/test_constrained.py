@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from safety_subspaces.report.parts.section.models import reading
 from synthetic_constrained import (
     A_TRADE,
     KEEPS_SAFETY,
@@ -26,6 +25,7 @@ from safety_subspaces.report.command import report, summary_text
 from safety_subspaces.report.sections.constraint.figures import constraint_figure
 from safety_subspaces.report.sections.constraint.reading import control_verdict, read_constrained, safety_verdict
 from safety_subspaces.report.sections.constraint.tables import comparison_table, constrained_table
+from safety_subspaces.report.sections.models import reading
 
 SEVERAL = replace(NOTHING_HOLDS, fractions=(0.1, 0.25, 0.5))
 

@@ -2,11 +2,11 @@ import shutil
 
 import numpy as np
 import pytest
-from safety_subspaces.report.parts.section.models import figures
 from synthetic_study import World, write_study
 
 from safety_subspaces.artefacts.study import read_study
 from safety_subspaces.findings.comparisons import pool_draws
+from safety_subspaces.report.sections.models import figures
 
 
 @pytest.fixture(scope="module")

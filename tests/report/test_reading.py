@@ -4,12 +4,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from safety_subspaces.report.parts.section.models import reading
 from scipy import stats
 from synthetic_study import ENERGY_EXPLAINS_ALL, NOTHING_WORKS, TOP_IS_SELECTIVE, World, write_study
 
 from safety_subspaces.artefacts.study import read_study
 from safety_subspaces.findings.intervals import t_interval
+from safety_subspaces.report.sections.models import reading
 from safety_subspaces.report.sections.overlap.reading_one import read_overlap
 
 

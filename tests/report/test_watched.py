@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from safety_subspaces.report.parts.section.models import reading
 from synthetic_study import write_study
 from synthetic_watched import (
     HELD,
@@ -28,6 +27,7 @@ from safety_subspaces.artefacts.next_step import watching_command
 from safety_subspaces.artefacts.study import read_study
 from safety_subspaces.findings.watched import first_passing, looks_at, prompts_at, trajectories_of, watched_stages
 from safety_subspaces.report.command import report, summary_text
+from safety_subspaces.report.sections.models import reading
 from safety_subspaces.report.sections.watching.figures import layer_figure, rows_not_drawn, watching_figure
 from safety_subspaces.report.sections.watching.reading import read_watched
 from safety_subspaces.report.sections.watching.section import watched_runs

@@ -66,7 +66,7 @@ class TallFactors:
         return LeftFactors(self.basis, self.singular_values)
 
     def basis_blocks(self, rows: int | None = None) -> Iterator[Float32[Tensor, "part held"]]:
-        """Yield L so many rows at a time; by default as :func:`~safety_subspaces.algebra.streamed.blocks_of` splits D."""
+        """Yield L so many rows at a time; by default as :func:`~.streamed.blocks_of` splits D."""
         for block in blocks_of(self.matrix) if rows is None else self.matrix.split(rows):
             yield (self._scaled(block) @ self.turn).float()
 

@@ -65,7 +65,7 @@ def alignments_by_seed(organisms: Sequence[Organism]) -> pd.DataFrame:
 
 
 def alignments_over_seeds(by_seed: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for each alignment, as :func:`~safety_subspaces.findings.intervals.over_seeds`, draws and fractions."""
+    """Return a row for each alignment, as :func:`~.intervals.over_seeds`, draws and fractions."""
     described = {"draws": "max", "fractions": "max"}
     return over_seeds(by_seed, ["organism"], (*MEASURES, *TRAITS, "tuned_margin"), described)
 
@@ -75,7 +75,7 @@ def changes(organisms: Sequence[Organism], by_seed: pd.DataFrame) -> pd.DataFram
 
     Returns:
         A row for each alignment that is not a first one: ``organism``, ``beside`` (that first one), the differences in
-        each measure of ``MEASURES`` under its name (each an :class:`~safety_subspaces.findings.intervals.Interval`), and
+        each measure of ``MEASURES`` under its name (each an :class:`~.intervals.Interval`), and
         ``gap_share``: the mean change of ``lost_share`` as a share of the gap between the first alignments of the two
         objectives, 1 where the change alone makes the one as selective as the other; NaN without two objectives, or
         where the gap is not shown; and ``past_half``: the interval of the change beyond half of that gap, signed so

@@ -55,7 +55,7 @@ def energy_correlations(projections: pd.DataFrame) -> pd.DataFrame:
     """Return Spearman's rho of kept energy with each of ``COMPARED``, over all subspaces, methods and fractions.
 
     A seed's rho is the mean over draws of the rho of one draw: the points of draw d of every random kind, and those of
-    the kinds that have no draws. It is NaN, as in :func:`~safety_subspaces.report.sections.models.reading.read_energy`, with fewer than
+    the kinds that have no draws. It is NaN, as in ``read_energy``, with fewer than
     ``LEAST_MODELS`` points or where the measure moves less than ``LEAST_RANGE``.
 
     Returns:

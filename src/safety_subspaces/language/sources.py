@@ -20,7 +20,7 @@ def read_rows(path: str, config: str | None = None, split: str = "train") -> "Da
     """Read a local file (by its ending), a known data set by name, or a Hub id.
 
     Args:
-        path: The file, the name (``<name>`` or ``<name>@<file>``, :mod:`safety_subspaces.language.known_data`) or the id.
+        path: The file, the name (``<name>`` or ``<name>@<file>``, :mod:`.known_data`) or the id.
         config: Configuration of a Hub id; a known data set has its own.
         split: Split of a Hub id; a known data set has its own.
 

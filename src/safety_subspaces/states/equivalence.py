@@ -37,7 +37,7 @@ class Equivalence:
         energy: Share of energy that each subspace holds.
         overlap: Mean overlap of a half of the first set with a half of the second.
         floor_overlap: Mean over the two sets of the overlap of a set's halves with each other: what one kind has.
-        matched_chance: Mean overlap under the matched control of :func:`~safety_subspaces.algebra.nulls.matched_control`.
+        matched_chance: Mean overlap under the matched control of :func:`~.nulls.matched_control`.
         margin: ``(floor_overlap + matched_chance) / 2``.
         stderr: Jackknife standard error of ``overlap - margin``.
         p_overlapping: One-sided p-value of "the overlap is at most the margin".

@@ -43,7 +43,7 @@ class StateMoments:
         return StateMoments(total, self.mean + step * (other.count / total), scatter)
 
     def factors(self, center: bool = False, share: float = 1.0) -> LeadingFactors:
-        """Factorise the vectors: what :func:`~safety_subspaces.states.capture.state_factors` returns of them one by one.
+        """Factorise the vectors: what :func:`~.capture.state_factors` returns of them one by one.
 
         Args:
             center: Whether their mean is taken out first.

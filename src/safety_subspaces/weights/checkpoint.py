@@ -1,7 +1,7 @@
 """Checkpoints as lists of named tensors: opened without loading, then read one tensor at a time.
 
 Peak memory follows the largest tensor, not the model. A folder in Hugging Face format (one safetensors file, or shards
-with an index) holds every weight; :mod:`safety_subspaces.weights.update_checkpoint` has what is an update upon one. Everything
+with an index) holds every weight; :mod:`.update_checkpoint` has what is an update upon one. Everything
 else is refused with the command that converts it.
 """
 

@@ -53,7 +53,7 @@ class OrganismPart:
 
 
 def render_across(organisms: Sequence[Organism], findings: Mapping[str, list[Finding]]) -> str:
-    """Return the whole page as HTML, with the findings of :func:`~safety_subspaces.report.pages.across.across_findings`."""
+    """Return the whole page as HTML, with the findings of :func:`~.across.across_findings`."""
     parts = [_part_of(organism, findings[organism.name], place) for place, organism in enumerate(organisms)]
     studies = [study for organism in organisms for study in organism.seeds.studies]
     side_by_side = findings.get(SIDE_BY_SIDE, [])

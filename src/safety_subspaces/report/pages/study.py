@@ -10,9 +10,9 @@ from safety_subspaces.findings.watched import trajectories_of, watched_stages
 from safety_subspaces.report.pages.hidden_states import COMMANDS, read_hidden_states, state_sections
 from safety_subspaces.report.parts import table as tables
 from safety_subspaces.report.parts.page import Chart, by_topic, fill, make_chart, origins, versions_of
-from safety_subspaces.report.parts.section.models import figures
 from safety_subspaces.report.sections.constraint.figures import constraint_figure
 from safety_subspaces.report.sections.constraint.tables import comparison_table, constrained_table
+from safety_subspaces.report.sections.models import figures
 from safety_subspaces.report.sections.models.reading import answer, read
 from safety_subspaces.report.sections.watching.section import watched_runs
 

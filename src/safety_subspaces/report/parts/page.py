@@ -54,7 +54,7 @@ class Origin:
 def fill(template: str, has_charts: bool, **values: Any) -> str:
     """Return a page as HTML: a template with its values, escaped, and plotly.js where it has charts."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.PackageLoader("safety_subspaces.report.pages", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
