@@ -47,5 +47,7 @@ def pytest_collection_finish() -> None:
 
 def pytest_unconfigure() -> None:
     """End the process that the tests' commands are forked from, where one was started."""
-    if "tiny" in sys.modules:  # its imports take seconds, which the process that hands out the tests need not spend
-        sys.modules["tiny"].end_zygote()
+    if (
+        "support.tiny" in sys.modules
+    ):  # its imports take seconds, which the process that hands out the tests need not spend
+        sys.modules["support.tiny"].end_zygote()

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import ANALYZE, run_command, save_tiny_model, tiny_source
+from support.tiny import ANALYZE, run_command, save_tiny_model, tiny_source
 from transformers import T5Config
 
+from safety_subspaces.analysis.activations import command as module
 from safety_subspaces.analysis.activations.command import COLUMNS, activations
-from safety_subspaces.analysis.activations.command import command as module
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.prompt_sets import read_prompt_list
 from safety_subspaces.language.model import load_language_model

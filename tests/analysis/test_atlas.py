@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
-from tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, weights_of
+from support.tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, weights_of
 
 from safety_subspaces.algebra.factors import left_factors
 from safety_subspaces.algebra.nulls import matched_control

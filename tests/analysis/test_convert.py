@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, TokenType, dequantize, quantize
-from tiny import ANALYZE, run_command
+from support.tiny import ANALYZE, run_command
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from safety_subspaces.analysis.convert.command import convert

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import ANALYZE, ROOT, TRAIN, run_command, save_tiny_model
+from support.tiny import ANALYZE, ROOT, TRAIN, run_command, save_tiny_model
 
 from safety_subspaces.analysis.export.command import export
 from safety_subspaces.artefacts.errors import InputError

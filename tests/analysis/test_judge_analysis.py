@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from scripted_server import MODEL, Answer, chat, judged, said, serving
-from tiny import ANALYZE, run_command, save_tiny_model
+from support.scripted_server import MODEL, Answer, chat, judged, said, serving
+from support.tiny import ANALYZE, run_command, save_tiny_model
 
 from safety_subspaces.analysis.evaluate.command import evaluate
 from safety_subspaces.analysis.judge.command import judge

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import save_tiny_model
+from support.tiny import save_tiny_model
 
 import safety_subspaces.analysis.evaluate.command as evaluating
 import safety_subspaces.analysis.project.measured as measuring

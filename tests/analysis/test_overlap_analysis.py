@@ -9,11 +9,11 @@ import pytest
 import scipy.linalg
 import torch
 from safetensors.torch import save_file
-from tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, weights_of
+from support.tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, weights_of
 
 from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.analysis.overlap import tensors as overlap_tensors
 from safety_subspaces.analysis.overlap.command import overlap
-from safety_subspaces.analysis.overlap.command import tensors as overlap_tensors
 from safety_subspaces.analysis.subspace.command import subspace
 from safety_subspaces.artefacts.errors import InputError
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from tiny import save_tiny_model
+from support.tiny import save_tiny_model
 
 from safety_subspaces.analysis.probe.command import probe
 from safety_subspaces.artefacts.errors import InputError

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from tiny import save_tiny_model
-from tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, weights_of
+from support.tiny import save_tiny_model
+from support.tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, weights_of
 from torch.testing import assert_close
 
 from safety_subspaces.algebra.subspace import RankRule

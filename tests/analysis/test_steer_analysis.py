@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from tiny import save_tiny_model
+from support.tiny import save_tiny_model
 
 from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.analysis.steer.command import BasisSource, steer

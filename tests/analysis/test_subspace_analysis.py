@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_checkpoints import save_adapter, save_llama, save_perturbed, weights_of
+from support.tiny_checkpoints import save_adapter, save_llama, save_perturbed, weights_of
 from torch.testing import assert_close
 
 from safety_subspaces.algebra.subspace import RankRule

@@ -11,8 +11,8 @@ import scipy.linalg
 import torch
 import yaml
 from safetensors.torch import save_file
-from tiny import ANALYZE, ROOT, run_command
-from tiny_checkpoints import edit, save_llama, save_perturbed, weights_of
+from support.tiny import ANALYZE, ROOT, run_command
+from support.tiny_checkpoints import edit, save_llama, save_perturbed, weights_of
 
 from safety_subspaces.algebra.lowrank import LowRank
 from safety_subspaces.algebra.subspace import RankRule

@@ -4,8 +4,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from taught import taught
-from tiny import ANALYZE, run_command, save_tiny_model
+from support.taught import taught
+from support.tiny import ANALYZE, run_command, save_tiny_model
 
 from safety_subspaces.analysis.evaluate.command import evaluate
 from safety_subspaces.analysis.utility.command import utility

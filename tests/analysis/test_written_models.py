@@ -1,8 +1,8 @@
 """What is written here is read by others: projected models by plain transformers, by generating with them."""
 
 import torch
-from tiny import save_tiny_model
-from tiny_checkpoints import save_perturbed
+from support.tiny import save_tiny_model
+from support.tiny_checkpoints import save_perturbed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from safety_subspaces.analysis.project.command import project

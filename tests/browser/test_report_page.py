@@ -5,10 +5,10 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from synthetic_activations import OVERLAPPING, write_hidden_seeds, write_hidden_study
-from synthetic_alignments import DPO, SFT, write_all
-from synthetic_constrained import NOTHING_HOLDS, Held, write_constrained_study, write_seeds
-from synthetic_watched import LOST_BEFORE, watch_stage, write_trajectory
+from support.synthetic_activations import OVERLAPPING, write_hidden_seeds, write_hidden_study
+from support.synthetic_alignments import DPO, SFT, write_all
+from support.synthetic_constrained import NOTHING_HOLDS, Held, write_constrained_study, write_seeds
+from support.synthetic_watched import LOST_BEFORE, watch_stage, write_trajectory
 
 from safety_subspaces.report.command import report
 

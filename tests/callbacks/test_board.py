@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tiny import ROOT, TRAIN, run_command, save_tiny_model
-from watching import scalars
+from support.tiny import ROOT, TRAIN, run_command, save_tiny_model
+from support.watching import scalars
 
 STARTS_WITHIN = 60.0
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from support.tiny import ROOT, TRAIN, run_command, save_tiny_model, tiny_source, trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import ROOT, TRAIN, run_command, save_tiny_model, tiny_source, trainer
 
 from callbacks import ModelExport, RunRecord, TokenThroughput
 from safety_subspaces.artefacts.errors import InputError

@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
 from safetensors.torch import load_file
-from stopper import StopAt
-from tiny import ROOT, TRAIN, run_command, save_tiny_model, tiny_source, trainer
+from support.stopper import StopAt
+from support.tiny import ROOT, TRAIN, run_command, save_tiny_model, tiny_source, trainer
 
 from callbacks import ModelExport, SubspaceProjection
 from safety_subspaces.algebra.factors import haar_basis

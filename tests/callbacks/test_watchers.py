@@ -13,10 +13,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
-from stopper import StopAt
+from support.stopper import StopAt
+from support.tiny import save_tiny_model, tiny_source, trainer
+from support.watching import board_of, scalars, watched, watchers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import save_tiny_model, tiny_source, trainer
-from watching import board_of, scalars, watched, watchers
 
 from callbacks import ActivationOverlap, BehaviourProbe, RunBoard, WeightDeltaSnapshot
 from callbacks.watcher import log_spaced_steps

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from launch import ROOT, start, wait
-from tiny import TRAIN, save_tiny_model
+from support.launch import ROOT, start, wait
+from support.tiny import TRAIN, save_tiny_model
 
 # The longest that the other ranks may live on.
 A_MINUTE = 60.0

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import GLOBAL_BATCH, LORA, data_of, module_of, optimizer_of, save_odd_model
-from launch import run_worker
 from safetensors.torch import load_file
-from tiny import trainer
-from watching import scalars
+from support.cases import GLOBAL_BATCH, LORA, data_of, module_of, optimizer_of, save_odd_model
+from support.launch import run_worker
+from support.tiny import trainer
+from support.watching import scalars
 
 from safety_subspaces.algebra.overlap import mode_subspace_overlap
 from safety_subspaces.evaluation import EvaluationSettings, build_evaluator

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from tiny import ROOT, TRAIN, run_command, save_tiny_model
+from support.tiny import ROOT, TRAIN, run_command, save_tiny_model
 
 
 @pytest.mark.distributed

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from tiny import save_tiny_model, tiny_source
+from support.tiny import save_tiny_model, tiny_source
 from transformers import LlamaForSequenceClassification
 
 from safety_subspaces.artefacts.errors import InputError

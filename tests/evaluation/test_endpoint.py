@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from scripted_server import MODEL, Answer, chat, said, serving
+from support.scripted_server import MODEL, Answer, chat, said, serving
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.endpoint.client import Endpoint, Reply, Request

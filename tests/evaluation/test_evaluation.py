@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from tiny import save_tiny_model, tiny_source
+from support.tiny import save_tiny_model, tiny_source
 
 from safety_subspaces.analysis.evaluate.command import evaluate
 from safety_subspaces.artefacts.errors import InputError

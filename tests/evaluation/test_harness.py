@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from taught import taught
-from tiny import ROOT, tiny_source
+from support.taught import taught
+from support.tiny import ROOT, tiny_source
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation import EvaluationSettings, build_evaluator

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from scripted_server import MODEL, Answer, chat, judged, serving
+from support.scripted_server import MODEL, Answer, chat, judged, serving
 
 from safety_subspaces.evaluation.endpoint.client import Reply
 from safety_subspaces.evaluation.judges.rubric import SCHEMA, RubricJudge, read_verdict, rubric_request

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from synthetic_constrained import (
+from support.synthetic_constrained import (
     A_TRADE,
     KEEPS_SAFETY,
     LESS_SELECTIVE,
@@ -13,7 +13,7 @@ from synthetic_constrained import (
     write_constrained_study,
     write_seeds,
 )
-from synthetic_study import World, write_study
+from support.synthetic_study import World, write_study
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.study import read_study

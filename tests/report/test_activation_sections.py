@@ -4,8 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from states_read import findings_of, states_of
-from synthetic_activations import (
+from support.states_read import findings_of, states_of
+from support.synthetic_activations import (
     DISTINCT,
     LAYERS,
     MODELS,
@@ -16,7 +16,7 @@ from synthetic_activations import (
     write_hidden_study,
     write_result,
 )
-from synthetic_study import write_study
+from support.synthetic_study import write_study
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.study import read_study

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy import stats
-from synthetic_alignments import DPO, SFT, write_aligned, write_all
-from synthetic_study import World, write_study
+from support.synthetic_alignments import DPO, SFT, write_aligned, write_all
+from support.synthetic_study import World, write_study
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.run_alignment import read_alignment_recipe

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from synthetic_constrained import (
+from support.synthetic_constrained import (
     A_TRADE,
     KEEPS_SAFETY,
     KINDS,
@@ -15,7 +15,7 @@ from synthetic_constrained import (
     Held,
     write_constrained_study,
 )
-from synthetic_study import STAGES, write_study
+from support.synthetic_study import STAGES, write_study
 
 from safety_subspaces.artefacts.run_constraint import read_constraint
 from safety_subspaces.artefacts.study import read_study

@@ -2,7 +2,7 @@ import shutil
 
 import numpy as np
 import pytest
-from synthetic_study import World, write_study
+from support.synthetic_study import World, write_study
 
 from safety_subspaces.artefacts.study import read_study
 from safety_subspaces.findings.comparisons import pool_draws

@@ -3,7 +3,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from synthetic_study import ENERGY_EXPLAINS_ALL, HOSTILE, World, write_study
+from support.synthetic_study import ENERGY_EXPLAINS_ALL, HOSTILE, World, write_study
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.study import read_study

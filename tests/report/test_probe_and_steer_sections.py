@@ -1,8 +1,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from states_read import findings_of, states_of
-from synthetic_activations import (
+from support.states_read import findings_of, states_of
+from support.synthetic_activations import (
     DIRECTION,
     DRAWS,
     ERASURES,
@@ -19,7 +19,7 @@ from synthetic_activations import (
     write_hidden_study,
     write_result,
 )
-from synthetic_study import write_study
+from support.synthetic_study import write_study
 
 from safety_subspaces.artefacts.study import read_study
 from safety_subspaces.findings.probes import cell_verdicts, left_verdict, over_layers, read_probes

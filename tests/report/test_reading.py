@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from synthetic_study import ENERGY_EXPLAINS_ALL, NOTHING_WORKS, TOP_IS_SELECTIVE, World, write_study
+from support.synthetic_study import ENERGY_EXPLAINS_ALL, NOTHING_WORKS, TOP_IS_SELECTIVE, World, write_study
 
 from safety_subspaces.artefacts.study import read_study
 from safety_subspaces.findings.intervals import t_interval

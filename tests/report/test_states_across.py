@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy import stats
-from states_read import seeds_of
-from synthetic_activations import (
+from support.states_read import seeds_of
+from support.synthetic_activations import (
     DISTINCT,
     OVERLAPPING,
     PAIRS,
@@ -13,7 +13,7 @@ from synthetic_activations import (
     write_hidden_seeds,
     write_hidden_study,
 )
-from synthetic_study import write_study
+from support.synthetic_study import write_study
 
 from safety_subspaces.findings.activations import overlap_cells
 from safety_subspaces.findings.organisms import read_organisms

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_study import write_study
-from synthetic_watched import (
+from support.synthetic_study import write_study
+from support.synthetic_watched import (
     HELD,
     LOST_AFTER,
     LOST_BEFORE,

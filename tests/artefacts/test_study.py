@@ -1,0 +1,228 @@
+import json
+import math
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from support.synthetic_study import STAGES, write_study
+
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.next_step import command_for
+from safety_subspaces.artefacts.study import MEASURES, read_study
+from safety_subspaces.findings.comparisons import (
+    in_blocks,
+    mean_by_draw,
+    overlap_by,
+    pool_draws,
+    selectivity,
+    selectivity_by_draw,
+)
+
+
+def test_reads_every_stage_with_its_scalars_and_every_table(tmp_path):
+    study = read_study(write_study(tmp_path / "organism-0"))
+    assert study.name == "organism-0"
+    assert {stage.name for stage in study.stages} == set(STAGES)
+    assert [stage.name for stage in study.stages][:3] == ["base", "aligned", "useful"]
+    base = study.stages[0]
+    assert len(base.scalars["train/loss"]) == 120
+    assert base.scalars["train/loss"]["step"].tolist() == list(range(0, 1200, 10))
+    assert {result.command for result in study.results} == {"evaluate", "project", "overlap"}
+    assert len(study.of("evaluate")[0].generations) == 8 * 3 * 5
+    assert study.missing() == {}
+
+
+def test_seeds_leave_out_repeats_of_a_stage(tmp_path):
+    assert read_study(write_study(tmp_path / "one")).seeds == (0,)
+
+
+def test_a_study_with_stages_alone_names_a_command_for_each_missing_analysis(tmp_path):
+    study = read_study(write_study(tmp_path / "half", analyses=()))
+    assert set(study.missing()) == {"evaluate", "project", "overlap"}
+    for name, command in study.missing().items():
+        assert command.startswith(f"python analyze.py {name} ")
+        assert str(tmp_path / "half" / "aligned" / "model") in command
+    assert study.models.empty
+    assert not study.has_evaluated_projections
+
+
+def test_projections_without_evaluation_have_nan_measures_and_are_not_missing(tmp_path):
+    study = read_study(write_study(tmp_path / "bare", evaluated=False))
+    assert "project" not in study.missing()
+    assert study.projections[list(MEASURES)].isna().all(axis=None)
+    assert study.projections["energy_kept"].notna().all()
+
+
+def test_csv_alone_reads_as_parquet_does(tmp_path):
+    folder = write_study(tmp_path / "both")
+    parquet = read_study(folder)
+    for path in folder.glob("analysis/*/*/*.parquet"):
+        path.unlink()
+    csv = read_study(folder)
+    assert csv.overlaps["floor"].tolist() == parquet.overlaps["floor"].tolist()
+    assert csv.models["harm_score"].tolist() == pytest.approx(parquet.models["harm_score"].tolist())
+
+
+def test_two_project_runs_keep_their_groups_apart_and_their_reference_models(tmp_path):
+    folder = write_study(tmp_path / "two")
+    shutil.copytree(folder / "analysis/project/main", folder / "analysis/project/dpo")
+    study = read_study(folder)
+    assert set(study.projections["group"]) == {
+        f"{tuned} ({run})" for tuned in ("useful", "harmful", "contaminated") for run in ("main", "dpo")
+    }
+    assert set(study.projections["aligned_model"]) == {"aligned"}
+    assert set(study.projections["tuned_model"]) == {"useful", "harmful", "contaminated"}
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty"])
+def test_a_folder_that_is_no_study_is_one_error_with_a_command(tmp_path, kind):
+    folder = tmp_path / "nothing"
+    if kind == "empty":
+        (folder / "notes").mkdir(parents=True)
+    with pytest.raises(InputError, match="make demo"):
+        read_study(folder)
+
+
+def test_the_folder_above_studies_names_them(tmp_path):
+    write_study(tmp_path / "runs" / "organism-0", analyses=())
+    with pytest.raises(InputError, match="organism-0"):
+        read_study(tmp_path / "runs")
+
+
+def test_a_table_without_its_columns_is_an_error_that_names_them(tmp_path):
+    folder = write_study(tmp_path / "s", analyses=("evaluate",))
+    (folder / "analysis/evaluate/main/table.parquet").unlink()
+    (folder / "analysis/evaluate/main/table.csv").write_text("label,utility\nbase,0.5\n")
+    with pytest.raises(InputError, match="no column model"):
+        read_study(folder)
+
+
+def test_a_broken_table_and_a_broken_line_are_errors_that_name_the_file(tmp_path):
+    folder = write_study(tmp_path / "s", analyses=("evaluate",))
+    answers = folder / "analysis/evaluate/main/generations.jsonl"
+    whole = answers.read_text()
+    answers.write_text(whole + "{broken\n")
+    with pytest.raises(InputError, match="line 121"):
+        read_study(folder)
+    answers.write_text(whole)
+    (folder / "analysis/evaluate/main/table.parquet").write_bytes(b"no parquet")
+    with pytest.raises(InputError, match=r"table\.parquet"):
+        read_study(folder)
+
+
+def test_unfinished_result_folders_are_not_read(tmp_path):
+    folder = write_study(tmp_path / "s", analyses=("evaluate",))
+    (folder / "analysis/evaluate/.later.partial-1").mkdir()
+    (folder / "analysis/project/empty").mkdir(parents=True)
+    study = read_study(folder)
+    assert [result.label for result in study.results] == ["main"]
+    assert "project" in study.missing()
+
+
+@pytest.mark.parametrize(
+    ("stages", "analysis", "config"),
+    [
+        ((), "evaluate", "pretrain"),
+        ((), "project", "pretrain"),
+        (("aligned", "useful"), "project", "pretrain"),
+        (("base", "useful"), "project", "align"),
+        (("base", "aligned", "aligned_dpo"), "project", "useful"),
+        (("base", "useful", "harmful"), "overlap", "align"),
+        (("base", "aligned", "aligned_dpo", "useful"), "overlap", "harmful"),
+        (("aligned", "harmful"), "overlap", "useful"),
+    ],
+)
+def test_an_analysis_that_cannot_run_yet_names_the_training_of_the_missing_stage(tmp_path, stages, analysis, config):
+    (tmp_path / "s").mkdir()
+    folder = write_study(tmp_path / "s", analyses=(), stages=stages)
+    command = command_for(folder, analysis)
+    assert command == f"python train.py fit --config configs/organism/{config}.yaml --study {folder}"
+
+
+def test_the_study_that_configs_write_to_needs_no_flag(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = write_study(Path("runs/organism-0"), analyses=(), stages=("base",))
+    assert command_for(folder, "project") == "python train.py fit --config configs/organism/align.yaml"
+
+
+def test_stages_that_fine_tunes_start_from_are_no_fine_tunes(tmp_path):
+    stages = ("base", "base_large", "aligned", "aligned_dpo", "useful", "harmful_lora")
+    folder = write_study(tmp_path / "s", analyses=(), stages=stages)
+    for analysis, flag in (("project", "--tuned"), ("overlap", "--updates")):
+        words = shlex.split(command_for(folder, analysis))
+        assert set(json.loads(words[words.index(flag) + 1])) == {"useful", "harmful_lora"}
+    words = shlex.split(command_for(folder, "evaluate"))
+    assert set(json.loads(words[words.index("--models") + 1])) == set(stages)
+
+
+def test_commands_quote_paths_with_spaces(tmp_path):
+    folder = write_study(tmp_path / "a b", analyses=(), stages=("base", "aligned", "useful"))
+    assert f"'{folder / 'base' / 'model'}'" in command_for(folder, "project")
+
+
+def test_pooling_takes_the_error_over_draws_where_there_are_several(tmp_path):
+    projections = read_study(write_study(tmp_path / "s")).projections
+    pooled = pool_draws(projections).set_index(["group", "subspace", "method", "fraction"])
+    key = ("harmful", "random", "onto", 0.5)
+    draws = projections.set_index(["group", "subspace", "method", "fraction"]).loc[[key], "refusal_margin"]
+    assert pooled.loc[key, "n_draws"] == len(draws) == 4
+    assert pooled.loc[key, "refusal_margin"] == pytest.approx(draws.mean())
+    assert pooled.loc[key, "refusal_margin_error"] == pytest.approx(draws.std(ddof=1) / math.sqrt(4))
+    top = ("harmful", "top", "onto", 0.5)
+    assert pooled.loc[top, "refusal_margin_error"] == pytest.approx(0.2)  # the evaluation's own
+
+
+def test_pooling_counts_unscored_draws_and_never_fills_them(tmp_path):
+    projections = read_study(write_study(tmp_path / "s")).projections
+    key = (projections["group"] == "useful") & (projections["subspace"] == "random") & (projections["method"] == "onto")
+    projections.loc[key & (projections["draw"] == 0), ["harm_score", "harm_score_stderr"]] = math.nan
+    projections.loc[key & (projections["fraction"] == 0.1), ["harm_score", "harm_score_stderr"]] = math.nan
+    pooled = pool_draws(projections)
+    cells = pooled[
+        (pooled["group"] == "useful") & (pooled["subspace"] == "random") & (pooled["method"] == "onto")
+    ].set_index("fraction")
+    assert cells["harm_score_draws"].tolist() == [0, 3, 3, 3]
+    assert math.isnan(cells.loc[0.1, "harm_score"])
+    assert (cells["n_draws"] == 4).all()
+
+
+def test_selectivity_is_top_minus_the_mean_of_its_control(tmp_path):
+    projections = read_study(write_study(tmp_path / "s")).projections
+    row = selectivity(projections).set_index(["group", "method", "fraction"]).loc[("harmful", "away", 0.25)]
+    cell = projections[
+        (projections["group"] == "harmful") & (projections["method"] == "away") & (projections["fraction"] == 0.25)
+    ].set_index("subspace")["refusal_margin"]
+    drawn = cell.loc[["random-energy"]]
+    assert row["refusal_margin_difference"] == pytest.approx(cell.loc["top"] - drawn.mean())
+    assert row["refusal_margin_spread"] == pytest.approx(drawn.std(ddof=1))
+    assert row["refusal_margin_error"] == pytest.approx(drawn.std(ddof=1) / math.sqrt(4))
+    assert row["refusal_margin_draws"] == 4
+
+
+def test_means_by_draw_agree_with_the_mean_over_configurations_and_count_only_whole_ones(tmp_path):
+    projections = read_study(write_study(tmp_path / "s")).projections
+    by_draw = selectivity_by_draw(projections)
+    signs = by_draw["method"].map({"onto": -1.0, "away": 1.0})
+    means, configurations = mean_by_draw(by_draw, "refusal_margin", signs)
+    pooled = selectivity(projections)
+    expected = (pooled["refusal_margin_difference"] * pooled["method"].map({"onto": -1.0, "away": 1.0})).mean()
+    assert (len(means), configurations) == (4, 24)
+    assert means.mean() == pytest.approx(expected)
+    by_draw.loc[by_draw.index[0], "refusal_margin"] = math.nan
+    means, configurations = mean_by_draw(by_draw, "refusal_margin", signs)
+    assert (len(means), configurations) == (4, 23)
+    fewer = by_draw[(by_draw["group"] != "useful") | (by_draw["draw"] < 2)]
+    assert mean_by_draw(fewer, "refusal_margin", signs)[0].index.tolist() == [0, 1]
+    by_draw["refusal_margin"] = math.nan
+    assert mean_by_draw(by_draw, "refusal_margin", signs)[1] == 0
+
+
+def test_overlap_averages_count_tensors_and_undefined_ones(tmp_path):
+    overlaps = read_study(write_study(tmp_path / "s")).overlaps
+    blocks = in_blocks(overlaps)
+    assert set(blocks["type"]) == {"q", "k", "v", "o", "gate", "up", "down"}
+    assert (overlap_by(blocks)["n"] == 28).all()
+    norms = overlap_by(overlaps, "type").query("type == 'norm'")
+    assert (norms["n"] == 3).all()
+    assert (norms["n_undefined"] == 1).all()

@@ -1,0 +1,103 @@
+"""Every command in the README is run, the long ones by their smallest case or a dry run."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from support.tiny import ROOT, run_command
+from test_configs import smallest_case, study  # noqa: F401  (a fixture)
+
+from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.analysis.subspace.command import subspace as make_subspace
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+# Options that make an analysis small; a command that is not here is run as it stands.
+SMALL = {
+    "evaluate": ["--limit=2", "--max_new_tokens=4"],
+    "project": ["--fractions=[0.5]", "--draws=1", "--evaluate.limit=2", "--evaluate.max_new_tokens=4"],
+    "overlap": ["--controls=9"],
+    "atlas": ["--bootstrap=40"],
+    "activations": ["--limit=20", "--controls=9", "--permutations=9"],
+    "probe": ["--limit=40", "--folds=2", "--controls=1", "--probes=[linear]", "--learning_shares=[]"],
+    "steer": ["--layers=[1]", "--strengths=[1.0]", "--angles_radians=[1.0]", "--random_draws=1",
+              "--evaluate.limit=2", "--evaluate.max_new_tokens=4"],
+    "trajectory": ["--draws=2", "--permutations=9"],
+}  # fmt: skip
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+    assert len(README.splitlines()) < 200
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+    for path in re.findall(r"configs/[\w/.]+\.yaml", README):
+        assert (ROOT / path).is_file(), path
+
+
+def without(arguments: list[str], *options: str) -> list[str]:
+    """Leave options and their values away."""
+    starts = [place for place, argument in enumerate(arguments) if argument in options]
+    return [argument for place, argument in enumerate(arguments) if not {place, place - 1} & set(starts)]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_readme_runs(command: str, study: Path, tmp_path: Path) -> None:  # noqa: F811
+    program, *arguments = shlex.split(command)
+    if program == "make":
+        done = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    elif arguments[0] == "train.py":
+        config = ROOT / arguments[arguments.index("--config") + 1]
+        small = smallest_case(config, study, tmp_path)
+        extra = without(arguments[4:], "--study", "--run_dir")
+        if any(".subspace=" in option for option in extra):  # the callback's file, made by the command before
+            file = tmp_path / "s.safetensors"
+            make_subspace(
+                *(str(study / name / "model") for name in ("base", "aligned")), str(file), RankRule(fraction=0.25)
+            )
+            extra = [f"{option.split('=')[0]}={file}" if ".subspace=" in option else option for option in extra]
+        if arguments[1] == "validate":  # what the command before it has trained
+            run_command(ROOT / "train.py", "fit", "--config", config, *small, f"--run_dir={tmp_path / 'run'}")
+        done = run_command(
+            ROOT / "train.py", arguments[1], "--config", config, *small, f"--run_dir={tmp_path / 'run'}", *extra
+        )
+    elif arguments[1] == "subspace":
+        models = [f"--{name}={study / name / 'model'}" for name in ("base", "aligned")]
+        done = run_command(
+            ROOT / "analyze.py", "subspace", *models, "--rank.fraction=0.25", f"--out={tmp_path}/s.safetensors"
+        )
+        assert (tmp_path / "s.safetensors").is_file()
+    elif arguments[1] == "export":
+        config, run = ROOT / "configs" / "organism" / "contaminated_away_zero3.yaml", tmp_path / "run"
+        run_command(
+            ROOT / "train.py", "fit", "--config", config, *smallest_case(config, study, tmp_path), f"--run_dir={run}"
+        )
+        done = run_command(
+            ROOT / "analyze.py", "export", "--checkpoint", run, "--out", run / "bf16", "--dtype=bfloat16"
+        )
+        assert "is forbidden in bfloat16" in done.stdout
+    elif arguments[1] == "report":
+        filled = tmp_path / "study"
+        shutil.copytree(study, filled)
+        done = run_command(ROOT / "analyze.py", "report", "--study", filled)
+        assert f"report: {filled}/report/index.html" in done.stdout
+    else:
+        os.environ["STUDY"] = str(study)
+        config = ROOT / arguments[arguments.index("--config") + 1]
+        small = [*SMALL[arguments[1]], f"--out={tmp_path / 'out'}"]
+        done = run_command(ROOT / "analyze.py", arguments[1], "--config", config, *small)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_python_of_the_readme_runs(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "organism-0").symlink_to(study)
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert code is not None
+    exec(code.group(1), {})
+    assert (study / "analysis" / "project" / "useful" / "table.csv").is_file()

@@ -1,0 +1,57 @@
+"""Writes studies that differ in how their models were aligned, each with the selectivity that is asked for."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from support.synthetic_study import World, write_study
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the made-up alignments were trained, and how selective and how large each came out."""
+
+    objective: str = "SupervisedFineTuning"
+    corpus: str = "align"
+    size: int = 3000
+    rate: float = 1.5e-3
+    nll_weight: float | None = None
+    selectivity: float = 0.0
+    norm: float = 10.0
+
+
+SFT = Recipe()
+DPO = Recipe("PreferenceOptimization", "preference", 1500, 5e-4, 1.0, selectivity=6.0, norm=4.0)
+
+
+def write_aligned(folder: Path, recipe: Recipe, seed: int, *more: str) -> str:
+    world = World(seed=seed, selectivity=recipe.selectivity * (1 + 0.1 * seed))
+    write_study(folder, world, ("evaluate", "project", *more), ("aligned",))
+    manifest = json.loads((folder / "aligned" / "manifest.json").read_text())
+    settings: dict[str, Any] = {"optimizer": {"init_args": {"lr": recipe.rate}}}
+    settings |= {} if recipe.nll_weight is None else {"beta": 0.1, "nll_weight": recipe.nll_weight}
+    manifest["config"]["model"] = {
+        "class_path": f"safety_subspaces.training.modules.{recipe.objective}",
+        "init_args": settings,
+    }
+    manifest["config"]["data"] = {"init_args": {"corpus": recipe.corpus, "size": recipe.size, "seed": seed}}
+    (folder / "aligned" / "manifest.json").write_text(json.dumps(manifest))
+    rows = [
+        {"tensor": "lm_head.weight", "layer": -1, "type": "head", "energy": 0.2 * recipe.norm**2, "stable_rank": 1.3},
+        {"tensor": "model.layers.0.q", "layer": 0, "type": "q", "energy": 0.6 * recipe.norm**2, "stable_rank": 4.0},
+        {"tensor": "model.layers.0.v", "layer": 0, "type": "v", "energy": 0.2 * recipe.norm**2, "stable_rank": 8.0},
+    ]
+    table = pd.DataFrame(rows).assign(effective_rank=9.0, numerical_rank=96)
+    table.to_parquet(folder / "analysis" / "project" / "main" / "alignment.parquet", index=False)
+    return str(folder)
+
+
+def write_all(folder: Path, recipes: list[Recipe], seeds: int = 3, more: tuple[str, ...] = ()) -> list[str]:
+    return [
+        write_aligned(folder / f"{place}-{seed}", recipe, seed, *more)
+        for place, recipe in enumerate(recipes)
+        for seed in range(seeds)
+    ]

@@ -1,0 +1,353 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+from support.tiny_checkpoints import VOCABULARY, edit, save_adapter, save_llama, save_perturbed, weights_of
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
+
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.weights.compatibility import check_compatible, coverage, select_tensors
+from safety_subspaces.weights.delta import update_of
+from safety_subspaces.weights.names import layer_of, type_of
+from safety_subspaces.weights.update_checkpoint import AdapterCheckpoint, open_checkpoint
+from safety_subspaces.weights.writing import write_checkpoint
+
+Q = "model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.fixture
+def llama(tmp_path):
+    return save_llama(tmp_path / "llama")
+
+
+def test_tensors_are_listed_and_read_by_canonical_name(llama):
+    checkpoint = open_checkpoint(llama)
+    expected = weights_of(llama)
+    assert set(checkpoint.names) == set(expected)
+    assert checkpoint.shape(Q) == (16, 16)
+    for name in checkpoint.names:
+        assert_close(checkpoint.read(name), expected[name])
+
+
+def test_shards_are_one_checkpoint(tmp_path, llama):
+    sharded = save_llama(tmp_path / "sharded", shard="20KB")
+    assert len(list(Path(sharded).glob("*.safetensors"))) > 1
+    checkpoint, whole = open_checkpoint(sharded), open_checkpoint(llama)
+    assert set(checkpoint.names) == set(whole.names)
+    check_compatible(whole, checkpoint)
+    for name in whole.names:
+        assert_close(checkpoint.read(name), whole.read(name))
+
+
+def test_prefixes_of_wrappers_are_taken_off(tmp_path, llama):
+    wrapped = tmp_path / "wrapped"
+    shutil.copytree(llama, wrapped)
+    weights = {f"_forward_module.language_model.{name}": value for name, value in weights_of(llama).items()}
+    save_file(weights, wrapped / "model.safetensors")
+    check_compatible(open_checkpoint(llama), open_checkpoint(str(wrapped)))
+
+
+def test_tied_embeddings_count_once(tmp_path):
+    folder = save_llama(tmp_path / "tied", tied=True)
+    weights = weights_of(folder)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, Path(folder) / "model.safetensors")
+    checkpoint = open_checkpoint(folder)
+    assert "lm_head.weight" not in checkpoint.names
+    assert "model.embed_tokens.weight" in checkpoint.names
+    assert "tied" in checkpoint.left_out["lm_head.weight"]
+
+
+def test_what_is_no_weight_is_left_out_with_a_reason(llama):
+    weights = weights_of(llama)
+    weights |= {"steps": torch.tensor(3), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    save_file(weights, Path(llama) / "model.safetensors")
+    checkpoint = open_checkpoint(llama)
+    assert set(checkpoint.left_out) == {"steps", "model.layers.0.self_attn.rotary_emb.inv_freq"}
+    assert not set(checkpoint.left_out) & set(checkpoint.names)
+
+
+def test_missing_folder_is_one_clear_error(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere does not exist"):
+        open_checkpoint(str(tmp_path / "nowhere"))
+
+
+def test_file_in_place_of_a_folder_is_refused(llama):
+    with pytest.raises(InputError, match="is a file"):
+        open_checkpoint(f"{llama}/config.json")
+
+
+def test_run_folder_points_to_its_model(tmp_path, llama):
+    run = tmp_path / "run"
+    shutil.copytree(llama, run / "model")
+    with pytest.raises(InputError, match=r"Did you mean .*run/model"):
+        open_checkpoint(str(run))
+
+
+def test_truncated_file_is_named(llama):
+    file = Path(llama) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged or cut short"):
+        open_checkpoint(llama)
+
+
+def test_missing_shard_is_named(tmp_path):
+    folder = Path(save_llama(tmp_path / "sharded", shard="20KB"))
+    lost = sorted(folder.glob("model-*.safetensors"))[1]
+    lost.unlink()
+    with pytest.raises(InputError, match=f"shard {lost.name}.*missing"):
+        open_checkpoint(str(folder))
+
+
+def test_pickled_weights_are_refused_with_the_conversion(llama):
+    (Path(llama) / "model.safetensors").rename(Path(llama) / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"pickled.*save_pretrained"):
+        open_checkpoint(llama)
+
+
+def test_quantised_weights_are_refused(llama):
+    config = Path(llama) / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": {"bits": 4}}))
+    with pytest.raises(InputError, match="quantised"):
+        open_checkpoint(llama)
+
+
+def test_unknown_tensor_is_named(llama):
+    with pytest.raises(InputError, match="has no tensor lm_body"):
+        open_checkpoint(llama).read("lm_body")
+
+
+# --- adapters
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_rslora": True},
+        {"alpha_pattern": {"layers.1.mlp.down_proj": 20}, "rank_pattern": {"q_proj": 3}},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"modules_to_save": ["lm_head"]},
+        {"init_lora_weights": "gaussian"},
+    ],
+)
+def test_adapter_reads_as_the_weights_that_peft_merges(tmp_path, llama, options):
+    from peft import PeftModel
+
+    adapter = save_adapter(llama, tmp_path / "adapter", **options)
+    merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama), adapter).merge_and_unload()
+    expected = dict(merged.named_parameters())
+    checkpoint = open_checkpoint(adapter)
+    base = open_checkpoint(llama)
+    assert isinstance(checkpoint, AdapterCheckpoint)
+    assert set(checkpoint.names) == set(expected)
+    for name in checkpoint.names:
+        assert_close(checkpoint.read(name), expected[name].data, rtol=0, atol=1e-6)
+        if not checkpoint.is_whole(name):
+            difference = expected[name].data - base.read(name)
+            assert_close(update_of(checkpoint, base, name), difference, rtol=0, atol=1e-6)
+    assert checkpoint.update(Q).dense().abs().max() > 0
+
+
+def test_adapter_finds_its_base_beside_itself(tmp_path, monkeypatch):
+    save_llama(tmp_path / "study" / "llama")
+    adapter = Path(save_adapter(str(tmp_path / "study" / "llama"), tmp_path / "study" / "adapter"))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    for base, cwd in (("../llama", tmp_path), ("study/llama", tmp_path)):
+        (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
+        monkeypatch.chdir(cwd)
+        assert open_checkpoint(str(adapter)).full.shape(Q) == (16, 16)
+
+
+def test_adapter_without_its_base_is_refused(tmp_path, llama):
+    adapter = save_adapter(llama, tmp_path / "adapter")
+    shutil.rmtree(llama)
+    with pytest.raises(InputError, match=r"base of adapter .*does not exist"):
+        open_checkpoint(adapter)
+
+
+@pytest.mark.parametrize("changes", [{"use_dora": True}, {"peft_type": "IA3"}, {"init_lora_weights": "pissa"}])
+def test_other_adapters_are_refused_with_the_merge(tmp_path, llama, changes):
+    adapter = Path(save_adapter(llama, tmp_path / "adapter"))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(InputError, match=r"merge_and_unload\(\)\.save_pretrained"):
+        open_checkpoint(str(adapter))
+
+
+def test_adapter_of_another_model_is_refused(tmp_path, llama):
+    adapter = Path(save_adapter(llama, tmp_path / "adapter"))
+    weights = {"base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight": torch.ones(2, 16)}
+    save_file(weights, adapter / "adapter_model.safetensors")
+    with pytest.raises(InputError, match=r"has no model\.layers\.9"):
+        open_checkpoint(str(adapter))
+
+
+# --- comparisons
+
+
+def test_differences_of_names_and_shapes_are_listed(tmp_path, llama):
+    other = save_perturbed(llama, tmp_path / "other", seed=1)
+    edit(Path(other), lambda _, value: value[:5], only="q_proj")
+    weights = weights_of(other)
+    del weights["model.norm.weight"]
+    save_file(weights, Path(other) / "model.safetensors")
+    with pytest.raises(InputError) as error:
+        check_compatible(open_checkpoint(llama), open_checkpoint(other))
+    assert "model.norm.weight is not in" in str(error.value)
+    assert f"{Q} is (16, 16) and (5, 16)" in str(error.value)
+
+
+def test_only_five_differences_are_listed(tmp_path, llama):
+    other = save_perturbed(llama, tmp_path / "other", seed=1)
+    edit(Path(other), lambda _, value: value[:5], only="proj")
+    with pytest.raises(InputError, match="and 9 more") as error:
+        check_compatible(open_checkpoint(llama), open_checkpoint(other))
+    assert str(error.value).count("(5, ") == 5
+
+
+def test_first_differing_token_is_named(tmp_path, llama):
+    other = save_perturbed(llama, tmp_path / "other", seed=1)
+    for folder, words in ((llama, ["a", "b", "c"]), (other, ["a", "c", "b"])):
+        vocabulary = {word: index for index, word in enumerate(words)}
+        (Path(folder) / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": []}))
+    first, second = open_checkpoint(llama), open_checkpoint(other)
+    check_compatible(first, first)
+    with pytest.raises(InputError, match=r"token '[bc]' is id \d and id \d"):
+        check_compatible(first, second)
+
+
+# --- writing
+
+
+def test_written_model_loads_with_its_new_weights(tmp_path, llama):
+    checkpoint = open_checkpoint(llama)
+    write_checkpoint(tmp_path / "written", checkpoint, lambda name: checkpoint.read(name) * 2)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "written")
+    for name, value in model.named_parameters():
+        assert_close(value.data, checkpoint.read(name) * 2)
+
+
+def test_written_shards_are_read_back(tmp_path, llama):
+    checkpoint = open_checkpoint(llama)
+    write_checkpoint(tmp_path / "written", checkpoint, checkpoint.read, max_shard_bytes=VOCABULARY * 16 * 4 + 1)
+    assert len(list((tmp_path / "written").glob("model-*-of-*.safetensors"))) > 2
+    again = open_checkpoint(str(tmp_path / "written"))
+    for name in checkpoint.names:
+        assert_close(again.read(name), checkpoint.read(name))
+    AutoModelForCausalLM.from_pretrained(tmp_path / "written")
+
+
+def test_written_model_keeps_type_and_buffers_and_drops_tied_copies(tmp_path):
+    folder = save_llama(tmp_path / "tied", tied=True)
+    edit(Path(folder), lambda _, value: value.bfloat16())
+    weights = weights_of(folder)
+    weights |= {"lm_head.weight": weights["model.embed_tokens.weight"].clone(), "steps": torch.tensor(3)}
+    save_file(weights, Path(folder) / "model.safetensors")
+    checkpoint = open_checkpoint(folder)
+    write_checkpoint(tmp_path / "written", checkpoint, lambda name: checkpoint.read(name).float())
+    written = weights_of(tmp_path / "written")
+    assert "lm_head.weight" not in written
+    assert written.pop("steps") == 3
+    assert {value.dtype for value in written.values()} == {torch.bfloat16}
+
+
+def test_model_written_like_an_adapter_is_whole(tmp_path, llama):
+    adapter = open_checkpoint(save_adapter(llama, tmp_path / "adapter"))
+    write_checkpoint(tmp_path / "written", adapter, adapter.read)
+    written = open_checkpoint(str(tmp_path / "written"))
+    assert not isinstance(written, AdapterCheckpoint)
+    assert_close(written.read(Q), adapter.read(Q))
+
+
+def tiny_configs():
+    small = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    experts = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2}
+    return {
+        "llama": transformers.LlamaConfig(**small, **heads),
+        "qwen2": transformers.Qwen2Config(**small, num_attention_heads=2, tie_word_embeddings=True),
+        "qwen3": transformers.Qwen3Config(**small, **heads),
+        "gemma2": transformers.Gemma2Config(**small, **heads),
+        "gemma3": transformers.Gemma3TextConfig(**small, **heads),
+        "qwen3_moe": transformers.Qwen3MoeConfig(**small, **heads, **experts, moe_intermediate_size=8),
+        "gpt_oss": transformers.GptOssConfig(**small, **heads, **experts),
+    }
+
+
+@pytest.mark.parametrize("family", list(tiny_configs()))
+def test_every_weight_of_a_family_is_named_once_and_read_as_out_in(tmp_path, family):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(tiny_configs()[family]).float()
+    model.save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(str(tmp_path))
+    numbers = sum(torch.Size(checkpoint.shape(name)).numel() for name in checkpoint.names)
+    assert numbers == sum(parameter.numel() for parameter in model.parameters())  # tied ones count once in both
+    assert len(checkpoint.names) == len(set(checkpoint.names))
+    for name in checkpoint.names:
+        assert checkpoint.read(name).shape == checkpoint.shape(name)
+        assert len(checkpoint.shape(name)) <= 2
+    types = {type_of(name) for name in checkpoint.names}
+    assert {"q", "k", "v", "o", "down", "embeddings", "norm"} <= types
+    tied = getattr(model.config, "tie_word_embeddings", False)
+    assert ("head" in types) is not tied
+    written = tmp_path / "written"
+    write_checkpoint(written, checkpoint, checkpoint.read)
+    again = transformers.AutoModelForCausalLM.from_pretrained(written, dtype=torch.float32)
+    for (name, parameter), other in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(parameter, other), name
+
+
+def test_fused_experts_are_a_matrix_each_and_stand_as_they_multiply(tmp_path):
+    model = transformers.AutoModelForCausalLM.from_config(tiny_configs()["gpt_oss"]).float()
+    model.save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(str(tmp_path))
+    name = "model.layers.1.mlp.experts.gate_up_proj[3]"
+    stored = dict(model.named_parameters())["model.layers.1.mlp.experts.gate_up_proj"]
+    assert checkpoint.shape(name) == (48, 16)  # out is both halves of the gated unit, in the hidden size
+    assert torch.equal(checkpoint.read(name), stored[3].T)
+    assert (layer_of(name), type_of(name)) == (1, "gate_up")
+    assert type_of("model.layers.0.mlp.router.weight") == "router"
+    assert checkpoint.slot(name).index == 3
+
+
+def test_every_stored_tensor_is_used_or_listed_with_a_reason(tmp_path, llama):
+    adapter = save_adapter(llama, tmp_path / "adapter")
+    edit(Path(llama), lambda name, value: value)
+    checkpoints = {"base": open_checkpoint(llama), "lora": open_checkpoint(adapter)}
+    used = select_tensors(checkpoints["base"].names, ["q", "norm"])
+    listed = coverage(checkpoints, used)
+    assert all(entry["reason"] for entry in listed)
+    of_base = {entry["name"].removeprefix("base: ") for entry in listed if entry["name"].startswith("base: ")}
+    assert of_base | set(used) == set(weights_of(llama))
+    of_adapter = {entry["name"].removeprefix("lora: ") for entry in listed if entry["name"].startswith("lora: ")}
+    assert of_adapter == {name for name in checkpoints["lora"].stored_names if "down_proj" in name}
+
+
+def test_tensors_are_chosen_by_pattern_type_and_place():
+    names = [
+        "model.embed_tokens.weight",
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.layers.10.mlp.up_proj.weight",
+    ]
+    assert select_tensors(names, []) == tuple(names)
+    assert select_tensors(names, ["up", "embeddings"]) == (names[0], names[2])
+    assert select_tensors(names, ["layers.10"]) == (names[2],)
+    assert select_tensors(names, ["*.self_attn.*"]) == (names[1],)
+    with pytest.raises(InputError, match=r"no tensor matches 'head'.*a type of embeddings, q, up"):
+        select_tensors(names, ["head"])
+
+
+def test_a_corrupt_header_is_named(llama):
+    file = Path(llama) / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[8:12] = b"{{{{"
+    file.write_bytes(data)
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged"):
+        open_checkpoint(llama)
