@@ -121,7 +121,7 @@ def test_a_resume_that_fails_at_its_start_keeps_the_run(finished_run: Path, tmp_
 
 def test_an_interrupted_run_resumes_to_the_same_weights(finished_run: Path, tmp_path: Path) -> None:
     stop = [
-        "--trainer.callbacks+=stopper.StopAt",
+        "--trainer.callbacks+=support.stopper.StopAt",
         "--trainer.callbacks.step=13",
         "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
         f"--trainer.callbacks.dirpath={tmp_path / 'run' / 'checkpoints'}",

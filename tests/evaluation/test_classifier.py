@@ -10,8 +10,8 @@ from transformers import LlamaForSequenceClassification
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.behaviour import verdicts_of
+from safety_subspaces.evaluation.judges import classifier
 from safety_subspaces.evaluation.judges.classifier import ClassifierJudge
-from safety_subspaces.evaluation.judges.rules import classifier
 from safety_subspaces.evaluation.settings import ClassifierSettings
 from safety_subspaces.language.examples import PromptItem
 

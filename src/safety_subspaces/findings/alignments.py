@@ -17,7 +17,7 @@ from scipy import stats
 from safety_subspaces.findings.comparisons import selectivity_by_draw
 from safety_subspaces.findings.intervals import Interval, fisher_interval, over_seeds, t_interval
 from safety_subspaces.findings.organisms import Organism
-from safety_subspaces.report.sections.models.reading import SELECTIVE_SIGN
+from safety_subspaces.findings.thresholds import SELECTIVE_SIGN
 
 # The fine-tune that all alignments are judged by: it is both useful and harmful.
 JUDGED_BY: Final = "contaminated"

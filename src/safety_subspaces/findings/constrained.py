@@ -10,7 +10,7 @@ import pandas as pd
 
 from safety_subspaces.artefacts.study import EVALUATION_COLUMNS, Stage, Study
 from safety_subspaces.findings.comparisons import COMPARED
-from safety_subspaces.report.parts.sentence import joint_error
+from safety_subspaces.findings.intervals import joint_error
 
 # What makes two constrained runs of different seeds the same configuration. ``fine_tune`` is the run without a
 # constraint that shares everything else.

@@ -96,3 +96,13 @@ def interval_of(row: pd.Series, measure: str) -> Interval:
 @cache  # thousands of intervals of a page have the same few n, and this takes scipy longer than all the rest of one
 def _t_quantile(degrees: int) -> float:
     return float(stats.t.ppf(0.5 + CONFIDENCE / 2, degrees))
+
+
+# Two-sided 95 %, the field's habit.
+Z: Final = 1.96
+
+
+def joint_error(first: pd.Series, second: pd.Series, measure: str) -> float:
+    """Return the standard error of a difference of two models; an error that is missing counts as none."""
+    errors = [float(row[f"{measure}_stderr"]) for row in (first, second)]
+    return float(np.sqrt(np.nansum(np.square(errors))))

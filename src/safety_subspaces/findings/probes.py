@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from safety_subspaces.findings.contracts import Contract, Named, labels_of, reference_model, stacked
-from safety_subspaces.report.parts.sentence import Z
+from safety_subspaces.findings.intervals import Z
 
 # From what is left in place to what takes most out.
 ERASURES: Final = ("none", "leace", "quadratic")

@@ -17,7 +17,7 @@ from scipy import optimize, stats
 from safety_subspaces.findings.comparisons import COMPARED, SAMPLE_SIZES, without_trivial
 from safety_subspaces.findings.intervals import fisher_interval, over_seeds
 from safety_subspaces.findings.models import MEASURED
-from safety_subspaces.report.sections.models.reading import LEAST_MODELS, LEAST_RANGE, SELECTIVE_SIGN
+from safety_subspaces.findings.thresholds import LEAST_MODELS, LEAST_RANGE, SELECTIVE_SIGN
 
 CONFIGURATION: Final = ["tuned", "subspace", "method", "fraction"]
 # What a difference is of: one subspace minus another of equal energy, by one method.

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from safety_subspaces.analysis.trajectory.measures import SIGNIFICANT
-from safety_subspaces.report.parts.chart import BLUE, GREEN, GREY, PALETTE, VERMILION
+from safety_subspaces.artefacts.palette import BLUE, GREEN, GREY, PALETTE, VERMILION
 
 DOTS_PER_INCH = 120
 MARKERS = "osD^vPX"

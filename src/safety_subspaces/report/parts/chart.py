@@ -12,16 +12,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-VERMILION, BLUE, SKY, GREEN, ORANGE, PURPLE, GREY = (
-    "#D55E00",
-    "#0072B2",
-    "#56B4E9",
-    "#009E73",
-    "#E69F00",
-    "#CC79A7",
-    "#8A8F98",
-)
-PALETTE = (VERMILION, BLUE, GREEN, ORANGE, SKY, PURPLE, GREY)
+from safety_subspaces.artefacts.palette import BLUE, GREEN, GREY, PALETTE, PURPLE, SKY, VERMILION
+
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "triangle-down", "pentagon", "star")
 # Pixels of one of several panels under one another, and between two: room for a title and an axis, or a title alone.
 PANEL, BETWEEN, NARROW = 170, 64, 36

@@ -1,23 +1,13 @@
 """How a number is said in a sentence: with its error, and with the prompts behind it; missing is said to be missing."""
 
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
 import pandas as pd
-
-# Two-sided 95 %, the field's habit.
-Z: Final = 1.96
 
 
 def row_of(rows: pd.DataFrame, label: str) -> pd.Series:
     """Return the row of a label as a series, the first where there are several."""
     return rows.loc[[label]].iloc[0]
-
-
-def joint_error(first: pd.Series, second: pd.Series, measure: str) -> float:
-    """Return the standard error of a difference of two models; an error that is missing counts as none."""
-    errors = [float(row[f"{measure}_stderr"]) for row in (first, second)]
-    return float(np.sqrt(np.nansum(np.square(errors))))
 
 
 def value_words(row: pd.Series, measure: str) -> str:

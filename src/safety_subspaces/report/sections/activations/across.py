@@ -15,13 +15,7 @@ from safety_subspaces.findings.activations import (
     overlap_cells,
 )
 from safety_subspaces.findings.intervals import Finding, Interval, interval_of, over_seeds
-from safety_subspaces.report.parts.chart import (
-    curve_style,
-    error_bar,
-    finished_panels,
-    layer_axis,
-    panels_of,
-)
+from safety_subspaces.report.parts.chart import curve_style, error_bar, finished_panels, layer_axis, panels_of
 from safety_subspaces.report.parts.page import make_chart
 from safety_subspaces.report.parts.section import Section
 from safety_subspaces.report.parts.table import NOTHING, Table, count, once

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from safety_subspaces.artefacts.palette import BLUE, GREY, PALETTE, VERMILION
 from safety_subspaces.findings.activations import (
     LEVEL,
     MOST_PAIRS,
@@ -19,18 +20,7 @@ from safety_subspaces.findings.activations import (
     overlap_cells,
 )
 from safety_subspaces.findings.contracts import labels_of, reference_model
-from safety_subspaces.report.parts.chart import (
-    BLUE,
-    GREY,
-    MARGINS,
-    PALETTE,
-    VERMILION,
-    curve_style,
-    error_bar,
-    finished_panels,
-    layer_axis,
-    panels_of,
-)
+from safety_subspaces.report.parts.chart import MARGINS, curve_style, error_bar, finished_panels, layer_axis, panels_of
 
 # Filled where the test has decided, open where it has not.
 VERDICT_SYMBOLS: Final = {

@@ -11,15 +11,13 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from safety_subspaces.artefacts.palette import GREY, ORANGE, PURPLE
 from safety_subspaces.artefacts.study import Study
 from safety_subspaces.findings.constrained import constrained_runs
 from safety_subspaces.report.parts.chart import (
-    GREY,
     METHOD_DASHES,
     METHOD_SYMBOLS,
-    ORANGE,
     PANELS,
-    PURPLE,
     bounds_of,
     error_bar,
     finished,

@@ -11,8 +11,8 @@ import pandas as pd
 
 from safety_subspaces.artefacts.study import Study
 from safety_subspaces.findings.constrained import compare_runs, constrained_runs
-from safety_subspaces.findings.intervals import Finding, Interval
-from safety_subspaces.report.parts.sentence import Z, value_words
+from safety_subspaces.findings.intervals import Finding, Interval, Z
+from safety_subspaces.report.parts.sentence import value_words
 
 # One whole step of the judge's scale: an unconstrained run that regained less harm left nothing to keep.
 LEAST_LOSS: Final = 1.0

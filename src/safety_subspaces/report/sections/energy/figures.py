@@ -7,13 +7,12 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from safety_subspaces.artefacts.palette import ORANGE, PURPLE
 from safety_subspaces.findings.sweeps import METHODS, sweep_over_seeds
 from safety_subspaces.report.parts.chart import (
     FIXED_RANGES,
-    ORANGE,
     PANEL_UNITS,
     PANELS,
-    PURPLE,
     bounds_of,
     draw_projection_keys,
     error_bar,

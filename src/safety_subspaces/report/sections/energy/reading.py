@@ -19,9 +19,10 @@ from safety_subspaces.findings.sweeps import (
     equal_energy_over_seeds,
     matched_utility_over_seeds,
 )
+from safety_subspaces.findings.thresholds import CHANGED_SHARE, LEAST_RANGE, STRONG, WEAK
 from safety_subspaces.report.parts.sentence import row_of
 from safety_subspaces.report.sections.constraint.reading import LEAST_CHANGE, interval_words
-from safety_subspaces.report.sections.models.reading import CHANGED_SHARE, LEAST_RANGE, STRONG, WEAK, WORDS
+from safety_subspaces.report.sections.models.reading import WORDS
 
 # The fine-tune that is both useful and harmful, and so the one that a subspace could tell apart.
 MAIN: Final = "contaminated"

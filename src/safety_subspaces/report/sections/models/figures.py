@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from safety_subspaces.artefacts.palette import GREY, ORANGE, PALETTE, PURPLE
 from safety_subspaces.artefacts.study import Stage, Study
 from safety_subspaces.findings.comparisons import (
     PAIR,
@@ -17,12 +18,8 @@ from safety_subspaces.findings.comparisons import (
 )
 from safety_subspaces.report.parts.chart import (
     FIXED_RANGES,
-    GREY,
-    ORANGE,
-    PALETTE,
     PANEL_UNITS,
     PANELS,
-    PURPLE,
     bounds_of,
     draw_projection_keys,
     error_bar,

@@ -13,29 +13,24 @@ from scipy import stats
 
 from safety_subspaces.artefacts.study import Study
 from safety_subspaces.findings.comparisons import mean_by_draw, selectivity, selectivity_by_draw, without_trivial
-from safety_subspaces.findings.intervals import Finding, Interval, t_interval
+from safety_subspaces.findings.intervals import Finding, Interval, Z, joint_error, t_interval
+from safety_subspaces.findings.thresholds import (
+    CHANGED_SHARE,
+    EXPECTED_SIGN,
+    LEARNT_DROP,
+    LEAST_MODELS,
+    LEAST_RANGE,
+    LOST_SHARE,
+    SELECTIVE_SIGN,
+    STRONG,
+    WEAK,
+)
 from safety_subspaces.report.pages.hidden_states import read_hidden_states, state_findings
-from safety_subspaces.report.parts.sentence import Z, joint_error, prompt_words, rate_words, row_of, value_words
+from safety_subspaces.report.parts.sentence import prompt_words, rate_words, row_of, value_words
 from safety_subspaces.report.sections.constraint.reading import read_constrained
 from safety_subspaces.report.sections.overlap.reading_one import read_overlap
 from safety_subspaces.report.sections.watching.reading import read_watched
 
-# One whole step of the judge's scale from 1 to 5: less is no difference between models that a reader would
-# call a change.
-LEARNT_DROP: Final = 1.0
-# Harm regained, as a share of what alignment took away: half is "lost" (the judged score jumps there on the
-# organism), a tenth (0.4 of the scale's 4 points) is the least that is called a change.
-LOST_SHARE: Final = 0.5
-CHANGED_SHARE: Final = 0.1
-# A measure that moved less than this over the projected models has no order to explain: two binomial standard
-# errors at n = 256 for utility, half a step of the judge's scale, a factor of e in the odds of complying.
-LEAST_RANGE: Final = {"utility": 0.05, "harm_score": 0.5, "refusal_margin": 1.0}
-# An SFT-aligned organism whose energy alone decides gave rank correlations of .86 to .92; 0.8 leaves room for
-# the evaluation's noise. Below 0.5 (a quarter of the variance of ranks) most of the order is something else.
-STRONG: Final = 0.8
-WEAK: Final = 0.5
-# Fewer points than this give a rank correlation of 1 by luck too often (3 points: one time in three).
-LEAST_MODELS: Final = 6
 # What the signs mean, said once on the page.
 SELECTIVE_SENSE: Final = (
     "Each is top-k minus its random control of equal energy, over configurations (fine-tune, method, fraction); "
@@ -44,12 +39,8 @@ SELECTIVE_SENSE: Final = (
     "are not covered."
 )
 CANNOT_BE_TOLD: Final = "Whether top-k is more selective than random subspaces of equal energy cannot be told{why}."
-# Kept alignment directions are expected to spend the margin, removed ones to spare it: the sign that
-# selectivity has.
-SELECTIVE_SIGN: Final = {"onto": -1, "away": 1, "opposite": 1}
 
 WORDS: Final = {"utility": "utility", "harm_score": "harm score", "refusal_margin": "refusal margin"}
-EXPECTED_SIGN: Final = {"utility": 1, "harm_score": 1, "refusal_margin": -1}
 
 
 def read(study: Study) -> list[Finding]:

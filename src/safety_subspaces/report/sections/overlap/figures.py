@@ -6,8 +6,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from safety_subspaces.artefacts.palette import GREY, PALETTE
 from safety_subspaces.findings.overlaps import AS_NAMED, distances_over_seeds
-from safety_subspaces.report.parts.chart import GREY, PALETTE, error_bar, finished
+from safety_subspaces.report.parts.chart import error_bar, finished
 
 PANELS: Final = {"layer": "layer", "type": "type of tensor"}
 # Level, dash and how its line is told in the legend; lines are drawn across the place that they belong to.

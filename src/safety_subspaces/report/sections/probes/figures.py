@@ -5,6 +5,7 @@ from typing import Any, Final
 import pandas as pd
 import plotly.graph_objects as go
 
+from safety_subspaces.artefacts.palette import GREY
 from safety_subspaces.findings.contracts import labels_of
 from safety_subspaces.findings.probes import (
     AUC_CHANCE,
@@ -18,7 +19,6 @@ from safety_subspaces.findings.probes import (
     over_layers,
 )
 from safety_subspaces.report.parts.chart import (
-    GREY,
     bounds_of,
     curve_style,
     error_bar,

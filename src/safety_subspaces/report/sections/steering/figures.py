@@ -5,6 +5,7 @@ from typing import Final
 import pandas as pd
 import plotly.graph_objects as go
 
+from safety_subspaces.artefacts.palette import GREY
 from safety_subspaces.findings.contracts import labels_of
 from safety_subspaces.findings.steering import (
     MEASURES,
@@ -16,7 +17,7 @@ from safety_subspaces.findings.steering import (
     of_view,
     responses,
 )
-from safety_subspaces.report.parts.chart import GREY, curve_style, error_bar, finished_panels, panels_of
+from safety_subspaces.report.parts.chart import curve_style, error_bar, finished_panels, panels_of
 
 BAND: Final = "rgba(138, 143, 152, 0.28)"
 # A perplexity that grows by more than this is drawn on a logarithmic axis.

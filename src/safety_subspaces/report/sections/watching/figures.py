@@ -7,20 +7,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from safety_subspaces.artefacts.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
 from safety_subspaces.artefacts.study import Stage
 from safety_subspaces.findings.watched import HARM, MARGIN, UTILITY, Look, layer_table, looks_at, prompt_sets
-from safety_subspaces.report.parts.chart import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILION,
-    bounds_of,
-    error_bar,
-    finished,
-)
+from safety_subspaces.report.parts.chart import bounds_of, error_bar, finished
 
 # Pixels of a panel, and between two: room for a legend that a phone breaks into two lines.
 PANEL, BETWEEN = 140, 56

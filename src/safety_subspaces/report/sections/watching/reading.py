@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from safety_subspaces.artefacts.study import Stage, Study
-from safety_subspaces.findings.intervals import Finding
+from safety_subspaces.findings.intervals import Finding, Z
 from safety_subspaces.findings.watched import (
     HARM,
     MARGIN,
@@ -26,7 +26,7 @@ from safety_subspaces.findings.watched import (
     prompts_at,
     watched_stages,
 )
-from safety_subspaces.report.parts.sentence import Z, prompt_words
+from safety_subspaces.report.parts.sentence import prompt_words
 
 # Most answers to harmful requests are harmful: the judged rate jumps there on the organism.
 LOST_RATE: Final = 0.5
