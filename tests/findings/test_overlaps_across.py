@@ -23,9 +23,9 @@ from safety_subspaces.findings.overlaps import (
     distances_over_seeds,
     overlaps_over_seeds,
 )
-from safety_subspaces.report.sections.overlap.figures import caption, overlap_across_figure
-from safety_subspaces.report.sections.overlap.reading import read_overlaps_across
-from safety_subspaces.report.sections.overlap.tables import overlaps_across_table, overlaps_by_place_table
+from safety_subspaces.report.sections.overlap.figures_seeds import caption, overlap_across_figure
+from safety_subspaces.report.sections.overlap.reading_seeds import read_overlaps_across
+from safety_subspaces.report.sections.overlap.tables_seeds import overlaps_across_table, overlaps_by_place_table
 
 MATRICES = len(BLOCK) * LAYERS
 BOTH = ("adapters", "weights")

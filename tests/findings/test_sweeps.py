@@ -31,10 +31,14 @@ from safety_subspaces.findings.sweeps import (
     sweep_over_seeds,
     utility_curve,
 )
-from safety_subspaces.report.sections.energy.figures import caption, sweep_figure
-from safety_subspaces.report.sections.energy.reading import energy_verdict, read_sweeps, selectivity_verdict
-from safety_subspaces.report.sections.energy.tables import correlations_table, selectivity_across_table, sweep_table
-from safety_subspaces.report.sections.models.reading import answer
+from safety_subspaces.report.parts.sentence import answer
+from safety_subspaces.report.sections.energy.figures_seeds import caption, sweep_figure
+from safety_subspaces.report.sections.energy.reading_seeds import energy_verdict, read_sweeps, selectivity_verdict
+from safety_subspaces.report.sections.energy.tables_seeds import (
+    correlations_table,
+    selectivity_across_table,
+    sweep_table,
+)
 
 # Small and without ranks, where only differences matter.
 SMALL = Sweeps(fractions=(0.1, 0.4, 0.75), subspaces=("top", "random-energy", "scaled"))

@@ -22,10 +22,11 @@ from safety_subspaces.artefacts.study import read_study
 from safety_subspaces.findings.constrained import compare_runs, constrained_runs
 from safety_subspaces.findings.intervals import Interval
 from safety_subspaces.report.command import report, summary_text
+from safety_subspaces.report.pages.readings import read
+from safety_subspaces.report.parts.sentence import answer
 from safety_subspaces.report.sections.constraint.figures import constraint_figure
 from safety_subspaces.report.sections.constraint.reading import control_verdict, read_constrained, safety_verdict
 from safety_subspaces.report.sections.constraint.tables import comparison_table, constrained_table
-from safety_subspaces.report.sections.models import reading
 
 SEVERAL = replace(NOTHING_HOLDS, fractions=(0.1, 0.25, 0.5))
 
@@ -53,7 +54,7 @@ def test_constrained_runs_stand_apart_from_models_and_projections(tmp_path):
     assert "constrained" not in set(study.projections["analysis"])
     assert not set(KINDS) & set(study.projections["tuned"])
     without = read_study(write_study(tmp_path / "plain" / "organism-0"))
-    plain, beside = ([f.sentence for f in reading.read(s) if "onstrain" not in f.topic] for s in (without, study))
+    plain, beside = ([f.sentence for f in read(s) if "onstrain" not in f.topic] for s in (without, study))
     assert plain == beside
 
 
@@ -141,9 +142,9 @@ def test_each_outcome_of_the_experiment_can_come_out(tmp_path, held, safety, con
 
 def test_the_answer_names_the_cost_and_that_one_run_is_no_error_bar(tmp_path):
     study = make(tmp_path, replace(KEEPS_SAFETY, utility=0.35))
-    answer = reading.answer(reading.read(study))
-    assert "Held away from the alignment subspace, fine-tuning kept safety, with 0 % of the gain in utility." in answer
-    assert "one run each" in answer
+    said = answer(read(study))
+    assert "Held away from the alignment subspace, fine-tuning kept safety, with 0 % of the gain in utility." in said
+    assert "one run each" in said
     sentence = next(f.sentence for f in read_constrained(study) if f.verdict == "one run each")
     assert "over prompts" in sentence
     assert "none is an error bar over seeds" in sentence

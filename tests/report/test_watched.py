@@ -27,7 +27,8 @@ from safety_subspaces.artefacts.next_step import watching_command
 from safety_subspaces.artefacts.study import read_study
 from safety_subspaces.findings.watched import first_passing, looks_at, prompts_at, trajectories_of, watched_stages
 from safety_subspaces.report.command import report, summary_text
-from safety_subspaces.report.sections.models import reading
+from safety_subspaces.report.pages.readings import read
+from safety_subspaces.report.parts.sentence import answer
 from safety_subspaces.report.sections.watching.figures import layer_figure, rows_not_drawn, watching_figure
 from safety_subspaces.report.sections.watching.reading import read_watched
 from safety_subspaces.report.sections.watching.section import watched_runs
@@ -128,11 +129,11 @@ def test_a_gain_within_the_errors_of_its_looks_is_none(study):
 
 def test_the_answer_says_each_outcome_once_with_the_runs_that_had_it(study):
     several = watched_so(study, LOST_BEFORE, HELD, LOST_BEFORE)
-    answer = reading.answer(reading.read(several))
-    assert "Watched while training, in contaminated, run2 safety was lost before usefulness was gained" in answer
-    assert "; in run1 safety held throughout." in answer
+    said = answer(read(several))
+    assert "Watched while training, in contaminated, run2 safety was lost before usefulness was gained" in said
+    assert "; in run1 safety held throughout." in said
     unknown = watched_so(study, replace(LOST_BEFORE, harmful=()))
-    assert "Watched while training" not in reading.answer(reading.read(unknown))
+    assert "Watched while training" not in answer(read(unknown))
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,13 @@ from safety_subspaces.findings.intervals import Finding
 from safety_subspaces.findings.models import default_page
 from safety_subspaces.findings.organisms import Organism, read_organisms
 from safety_subspaces.report.pages.across import across_findings, across_tables
+from safety_subspaces.report.pages.readings import read
 from safety_subspaces.report.pages.seeds import render_across
 from safety_subspaces.report.pages.study import render
+from safety_subspaces.report.pages.terminal import terminal_tables
 from safety_subspaces.report.parts.page import is_page
-from safety_subspaces.report.parts.table import TERMINAL_WIDTH, terminal_tables
+from safety_subspaces.report.parts.table import TERMINAL_WIDTH
 from safety_subspaces.report.sections.constraint.tables import constrained_table
-from safety_subspaces.report.sections.models.reading import read
 
 log = logging.getLogger(__name__)
 

@@ -11,23 +11,28 @@ from safety_subspaces.findings.models import MEASURED, Seeds, models_over_seeds,
 from safety_subspaces.findings.organisms import Organism
 from safety_subspaces.report.pages.across import SIDE_BY_SIDE
 from safety_subspaces.report.pages.hidden_states import across_state_sections, read_hidden_states
+from safety_subspaces.report.pages.readings import read
 from safety_subspaces.report.parts.page import Chart, by_topic, fill, make_chart, origins, versions_of
 from safety_subspaces.report.parts.section import Section
+from safety_subspaces.report.parts.sentence import answer
 from safety_subspaces.report.parts.table import Table, count
 from safety_subspaces.report.sections.alignments.reading import alignments_table
 from safety_subspaces.report.sections.constraint.figures import draw_runs
-from safety_subspaces.report.sections.energy.figures import caption as sweep_caption
-from safety_subspaces.report.sections.energy.figures import sweep_figure
-from safety_subspaces.report.sections.energy.tables import correlations_table, selectivity_across_table, sweep_table
-from safety_subspaces.report.sections.models.across_tables import (
+from safety_subspaces.report.sections.energy.figures_seeds import caption as sweep_caption
+from safety_subspaces.report.sections.energy.figures_seeds import sweep_figure
+from safety_subspaces.report.sections.energy.tables_seeds import (
+    correlations_table,
+    selectivity_across_table,
+    sweep_table,
+)
+from safety_subspaces.report.sections.models.tables_seeds import (
     constrained_across_table,
     differences_across_table,
     models_across_table,
 )
-from safety_subspaces.report.sections.models.reading import answer, read
-from safety_subspaces.report.sections.overlap.figures import caption as overlap_caption
-from safety_subspaces.report.sections.overlap.figures import overlap_across_figure
-from safety_subspaces.report.sections.overlap.tables import overlaps_across_table, overlaps_by_place_table
+from safety_subspaces.report.sections.overlap.figures_seeds import caption as overlap_caption
+from safety_subspaces.report.sections.overlap.figures_seeds import overlap_across_figure
+from safety_subspaces.report.sections.overlap.tables_seeds import overlaps_across_table, overlaps_by_place_table
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,18 @@ from safety_subspaces.artefacts.study import REQUIRED_COLUMNS, AnalysisResult, S
 from safety_subspaces.findings.comparisons import nearest_energy
 from safety_subspaces.findings.watched import trajectories_of, watched_stages
 from safety_subspaces.report.pages.hidden_states import COMMANDS, read_hidden_states, state_sections
-from safety_subspaces.report.parts import table as tables
+from safety_subspaces.report.pages.readings import read
 from safety_subspaces.report.parts.page import Chart, by_topic, fill, make_chart, origins, versions_of
+from safety_subspaces.report.parts.sentence import answer
+from safety_subspaces.report.parts.table import any_table
 from safety_subspaces.report.sections.constraint.figures import constraint_figure
 from safety_subspaces.report.sections.constraint.tables import comparison_table, constrained_table
-from safety_subspaces.report.sections.models import figures
-from safety_subspaces.report.sections.models.reading import answer, read
+from safety_subspaces.report.sections.energy.figures import energy_figures, kept_energy_figure
+from safety_subspaces.report.sections.energy.tables import projection_table, selectivity_table
+from safety_subspaces.report.sections.models.figures import loss_figure
+from safety_subspaces.report.sections.models.tables import model_table, stage_table
+from safety_subspaces.report.sections.overlap.figures import overlap_figure, overlap_type_figure
+from safety_subspaces.report.sections.overlap.tables import overlap_table
 from safety_subspaces.report.sections.watching.section import watched_runs
 
 SETS = ("harmful", "benign", "utility")
@@ -48,23 +54,23 @@ def render(study: Study) -> str:
         answer=answer(findings),
         findings=by_topic(findings),
         missing=study.missing(),
-        stages=tables.stage_table(study) if study.stages else None,
-        models=tables.model_table(study) if len(study.models) else None,
+        stages=stage_table(study) if study.stages else None,
+        models=model_table(study) if len(study.models) else None,
         constrained=constrained_table(study) if len(study.constrained) else None,
         comparisons=comparison_table(study) if len(study.constrained) else None,
         constraint_step="" if len(study.constrained) else constraint_command(study.folder, held),
         watched=watched,
         watching_step="" if watched else watching_command(study.folder),
-        projections=tables.projection_table(study) if len(study.projections) else None,
-        selectivity=tables.selectivity_table(study) if len(study.projections) else None,
-        overlaps=tables.overlap_table(study) if len(study.overlaps) else None,
+        projections=projection_table(study) if len(study.projections) else None,
+        selectivity=selectivity_table(study) if len(study.projections) else None,
+        overlaps=overlap_table(study) if len(study.overlaps) else None,
         charts=charts,
         sections=sections,
         energies=_energies(study),
         energy=nearest_energy(study.overlaps) if len(study.overlaps) else None,
         samples=_by_model(sample_generations(study)),
         others=[
-            (f"{result.command} / {result.label}", tables.any_table(result.tables["table"]))
+            (f"{result.command} / {result.label}", any_table(result.tables["table"]))
             for result in _without_section(study)
         ],
         origins=origins(study),
@@ -79,26 +85,24 @@ def make_charts(study: Study) -> dict[str, list[Chart]]:
         label = "Harm score and refusal margin of each run under a constraint, against its utility"
         charts["constraint"].append(make_chart("constraint", "", label, constraint_figure(study)))
     if study.has_evaluated_projections:
-        for place, (group, figure) in enumerate(figures.energy_figures(study).items()):
+        for place, (group, figure) in enumerate(energy_figures(study).items()):
             label = f"Utility, harm score and refusal margin of {group}, projected, against the energy kept"
             charts["energy"].append(make_chart(f"energy-{place}", group, label, figure))
     elif len(study.projections):
         label = "Energy kept against the fraction of directions"
-        charts["energy"].append(make_chart("energy-kept", "", label, figures.kept_energy_figure(study)))
+        charts["energy"].append(make_chart("energy-kept", "", label, kept_energy_figure(study)))
     if len(study.overlaps):
         label = "Overlap of the weight updates, layer by layer, with chance levels and same-kind floors"
-        charts["overlap"].append(make_chart("overlap-layer", "By layer", label, figures.overlap_figure(study)))
+        charts["overlap"].append(make_chart("overlap-layer", "By layer", label, overlap_figure(study)))
         label = "Overlap of the weight updates by type of tensor"
-        charts["overlap"].append(
-            make_chart("overlap-type", "By type of tensor", label, figures.overlap_type_figure(study))
-        )
+        charts["overlap"].append(make_chart("overlap-type", "By type of tensor", label, overlap_type_figure(study)))
     logged = [stage for stage in study.stages if "train/loss" in stage.scalars or "val/loss" in stage.scalars]
     held = [stage for stage in logged if stage.constraint is not None]
     free = [stage for stage in logged if stage.constraint is None]
     for name, title, stages in (("loss", "", free), ("loss-held", "Under a constraint", held)):
         if stages:
             label = "Loss of each stage against its optimizer steps"
-            charts["training"].append(make_chart(name, title, label, figures.loss_figure(stages)))
+            charts["training"].append(make_chart(name, title, label, loss_figure(stages)))
     return charts
 
 

@@ -17,7 +17,7 @@ from plotly.offline import get_plotlyjs
 from safety_subspaces.artefacts.provenance import provenance
 from safety_subspaces.artefacts.study import Study
 from safety_subspaces.findings.intervals import Finding
-from safety_subspaces.report.parts import table as tables
+from safety_subspaces.report.parts.table import duration
 
 # In the head of every page, and looked for before a file is replaced by a newer page.
 GENERATOR = '<meta name="generator" content="safety-subspaces">'
@@ -129,7 +129,7 @@ def _origin(name: str, made: dict[str, Any], record: dict[str, Any]) -> Origin:
         command=" ".join(map(str, made.get("command") or [])) or "not recorded",
         started=str(made.get("started", "")),
         commit=_commit(made.get("git")),
-        time=tables.duration(record.get("wall_seconds")),
+        time=duration(record.get("wall_seconds")),
         inputs=tuple(inputs),
         left_out=left_out,
     )

@@ -4,6 +4,8 @@ from typing import Any
 
 import pandas as pd
 
+from safety_subspaces.findings.intervals import Finding
+
 
 def row_of(rows: pd.DataFrame, label: str) -> pd.Series:
     """Return the row of a label as a series, the first where there are several."""
@@ -31,3 +33,8 @@ def prompt_words(row: pd.Series, kind: str) -> str:
 
 def _count(value: Any) -> str:
     return "an unknown number of" if pd.isna(value) else f"{int(value)}"
+
+
+def answer(findings: list[Finding]) -> str:
+    """Return the one-paragraph answer: the headlines of the findings, in their order, each once."""
+    return " ".join(dict.fromkeys(finding.headline for finding in findings if finding.headline))

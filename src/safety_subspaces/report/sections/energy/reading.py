@@ -1,304 +1,172 @@
-"""What the sweeps over seeds say: does kept energy alone order the outcome, and is top-k selective beside its controls.
+"""What the sweeps of one study say: whether kept energy orders the outcome, and whether top-k is selective."""
 
-Computed each time; each question can come out either way, and every outcome is said in one form.
-"""
-
-from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from safety_subspaces.findings.intervals import CONFIDENCE, Finding, Interval, interval_of
-from safety_subspaces.findings.sweeps import (
-    BOTH,
-    METHODS,
-    best_covered,
-    energy_correlations,
-    equal_energy_over_seeds,
-    matched_utility_over_seeds,
-)
-from safety_subspaces.findings.thresholds import CHANGED_SHARE, LEAST_RANGE, STRONG, WEAK
-from safety_subspaces.report.parts.sentence import row_of
-from safety_subspaces.report.sections.constraint.reading import LEAST_CHANGE, interval_words
-from safety_subspaces.report.sections.models.reading import WORDS
-
-# The fine-tune that is both useful and harmful, and so the one that a subspace could tell apart.
-MAIN: Final = "contaminated"
-CONTROLS: Final = {
-    "random-energy": "random subspaces of equal energy",
-    "scaled": "the whole update scaled to equal energy",
-}
-NAMES: Final = {"top": "top-k", "random-energy": "random of equal energy", "scaled": "scaled"}
-# What energy is to explain; harm follows the margin, and jumps.
-EXPLAINED: Final = ("refusal_margin", "utility")
-# Less is no difference that a reader would name, however sure; of the judge's scale a tenth of its 4 points.
-LEAST_TOLD: Final = {**LEAST_CHANGE, "harm_score": 4 * CHANGED_SHARE}
-ORDER: Final = {
-    "alone": "orders the outcome, and at equal energy no difference is shown",
-    "not alone": "orders the outcome, but not alone: at equal energy kinds differ",
-    "partly": "orders the outcome in part, or how far it does is not shown",
-    "does not order": "does not order the outcome",
-    "unknown": "is not known to order the outcome alone",
-}
-SENSE: Final = (
-    "Differences are top-k minus its control, draws averaged within a seed; intervals are over seeds. Signed, margin "
-    "and harm are positive where top-k is selective: alignment spared when its directions are projected away, spent "
-    "when the update is projected onto them. A control that is better, or worse, in both methods alike takes itself "
-    "out of their signed mean: read each method alone."
+from safety_subspaces.findings.comparisons import mean_by_draw, selectivity, selectivity_by_draw, without_trivial
+from safety_subspaces.findings.intervals import Finding, Interval, t_interval
+from safety_subspaces.findings.thresholds import (
+    EXPECTED_SIGN,
+    LEAST_MODELS,
+    LEAST_RANGE,
+    SELECTIVE_SIGN,
+    STRONG,
+    WEAK,
 )
 
+# What the signs mean, said once on the page.
+SELECTIVE_SENSE: Final = (
+    "Each is top-k minus its random control of equal energy, over configurations (fine-tune, method, fraction); "
+    "margin and harm are signed so that positive is selective: alignment spared when its directions are projected "
+    "away, spent when the update is projected onto them. The intervals are over the control's draws; seeds of training "
+    "are not covered."
+)
+CANNOT_BE_TOLD: Final = "Whether top-k is more selective than random subspaces of equal energy cannot be told{why}."
+WORDS: Final = {"utility": "utility", "harm_score": "harm score", "refusal_margin": "refusal margin"}
 
-def read_sweeps(projections: pd.DataFrame, organism: str) -> list[Finding]:
-    """Return the findings of one organism: first whether energy alone decides, then whether top-k is selective.
 
-    Args:
-        projections: ``Study.projections`` of every seed, with a column ``seed`` and one sweep a seed and fine-tune.
-        organism: What the sentences call it.
+def read_energy(projections: pd.DataFrame) -> list[Finding]:
+    """Say for each fine-tune whether kept energy, whatever it is kept in, orders utility and harm.
 
-    Returns:
-        Findings of the topic ``energy``, the first with one headline over all fine-tunes, and of ``selectivity``, those
-        of the contaminated fine-tune (the first one, where it was not swept) with a headline each.
+    Spearman's rank correlation over every subspace, method (onto and away), fraction and draw. Opposite is
+    left out: its energy points the other way.
     """
-    equal = equal_energy_over_seeds(projections)
-    matched = matched_utility_over_seeds(projections)
-    return [*_read_energy(organism, energy_correlations(projections), equal), *_read_all(organism, equal, matched)]
-
-
-def energy_verdict(orders: Iterable[Interval], compared: int, differing: int) -> str:
-    """Return ``alone``, ``not alone``, ``partly``, ``does not order`` or ``unknown``.
-
-    Args:
-        orders: Rank correlations of kept energy, of the measures that move, each signed by its own direction.
-        compared: How many differences at equal energy have an interval.
-        differing: How many of these are sure, with intervals that hold for all of them together.
-    """
-    known = [order for order in orders if not np.isnan(order.mean)]
-    if not known or any(np.isnan(order.low) for order in known):
-        return "unknown"
-    if min(order.low for order in known) >= STRONG:
-        return ("not alone" if differing else "alone") if compared else "unknown"
-    return "does not order" if max(order.high for order in known) < WEAK else "partly"
-
-
-def selectivity_verdict(margin: Interval) -> str:
-    """Judge by the interval over seeds of the signed margin; less than ``LEAST_TOLD`` is no difference."""
-    if np.isnan(margin.low):
-        return "unknown"
-    sign = _shown_sign(margin, "refusal_margin")
-    return {1: "more selective", -1: "less selective", 0: "no difference"}[sign]
-
-
-def _read_energy(organism: str, correlations: pd.DataFrame, equal: pd.DataFrame) -> list[Finding]:
-    verdicts: dict[str, str] = {}
-    texts = []
-    for name, rows in correlations.groupby("tuned", sort=False):
-        tuned, by_measure = str(name), rows.set_index("measure")
-        orders = {m: _correlation(row_of(by_measure, m)) for m in WORDS}
-        at_equal = equal[(equal["tuned"] == name) & (equal["method"] != BOTH)]
-        compared = _comparisons(at_equal)
-        shown = {key: over for key, over in compared.items() if _shown_sign(over, key[1])}
-        # Bonferroni: intervals of 1 - 0.05 / m hold for all m together in 95 % of experiments.
-        sure = [key for key, over in shown.items() if _p_value(over) * len(compared) < 1 - CONFIDENCE]
-        signed = [_signed(over, -1 if over.mean < 0 else 1) for over in orders.values()]
-        verdict = energy_verdict(signed, len(compared), len(sure))
-        seeds, draws = max(over.n for over in orders.values()), int(by_measure["draws"].max())
-        told = ", ".join(f"{WORDS[m]} {_order_words(over)}" for m, over in orders.items())
-        spread = by_measure["draw_spread"].max()
-        between = "" if np.isnan(spread) else f"; spread over draws up to {spread:.2f}"
-        texts.append(
-            f"{organism}, {tuned}: kept energy {ORDER[verdict]}. Spearman's rho over all subspaces, methods and "
-            f"fractions: {told} ({_count(seeds, 'seed')}, {_count(draws, 'draw')}, "
-            f"{by_measure['points'].min():.0f} points each{between}). {_compared_words(compared, shown, len(sure))}"
-            f"{_gap_words(at_equal)}"
+    findings = []
+    kept = projections[projections["method"].isin(["onto", "away"])]
+    for group, rows in kept.groupby("group", sort=False):
+        orders = {m: _order(rows, m) for m in WORDS}
+        told = {m: rho for m, (rho, _) in orders.items() if not np.isnan(rho)}
+        lost = int(rows["harm_score"].isna().sum())
+        if not told:
+            counted = int(rows[list(WORDS)].notna().any(axis=1).sum())
+            text = (
+                f"{group}: whether kept energy orders the outcome cannot be told: {counted} evaluated models, "
+                "and no measure that moves over them."
+            )
+            findings.append(Finding("energy", "unknown", "", text))
+            continue
+        agreeing = [rho * EXPECTED_SIGN[m] for m, rho in told.items()]
+        verdict = "orders" if min(agreeing) >= STRONG else "does not order" if max(agreeing) < WEAK else "partly orders"
+        detail = ", ".join(_order_words(m, *orders[m]) for m in WORDS)
+        text = (
+            f"{group}: over all subspaces, kept energy {verdict} the outcome (Spearman: {detail}; "
+            f"{len(rows)} projected models, {lost} of them without a harm score)."
         )
-        verdicts[tuned] = verdict
-    if not verdicts:
-        text = f"{organism}: whether kept energy orders the outcome cannot be told: no projection was run."
-        return [Finding("energy", "unknown", text, text)]
-    said = [
-        f"{words} ({', '.join(tuned for tuned, v in verdicts.items() if v == verdict)})"
-        for verdict, words in ORDER.items()
-        if verdict in verdicts.values()
-    ]
-    headline = f"{organism}: kept energy {'; '.join(said)}."
-    each = zip(verdicts.values(), texts, strict=True)
-    return [Finding("energy", v, headline if not place else "", text) for place, (v, text) in enumerate(each)]
+        findings.append(Finding("energy", verdict, "", text))
+    return _with_headline(findings)
 
 
-def _read_all(organism: str, equal: pd.DataFrame, matched: pd.DataFrame) -> list[Finding]:
-    findings: list[Finding] = []
-    of_top = equal[equal["subspace"] == "top"]
-    tuneds = list(dict.fromkeys(of_top["tuned"].astype(str)))
-    main = MAIN if MAIN in tuneds else tuneds[0] if tuneds else ""
-    for (tuned, other), rows in of_top.groupby(["tuned", "other"], sort=False):
-        random = None
-        if other == "scaled":
-            random = tuple(_pair_of(frame, tuned, "random-energy", other) for frame in (equal, matched))
-        of_pair = _pair_of(matched, tuned, "top", other)
-        finding = _read_selectivity(f"{organism}, {tuned}", str(other), rows, of_pair, random)
-        headline = finding.headline if tuned == main else ""
-        sense = "" if findings else f" {SENSE}"
-        findings.append(Finding(finding.topic, finding.verdict, headline, f"{finding.sentence}{sense}"))
-    if not findings:
-        text = f"{organism}: whether top-k is selective cannot be told: no sweep has top-k and a control."
-        return [Finding("selectivity", "unknown", text, text)]
-    return findings
+def read_selectivity(projections: pd.DataFrame) -> list[Finding]:
+    """Say whether top-k is more selective than random subspaces of equal energy.
 
-
-def _pair_of(frame: pd.DataFrame, tuned: object, subspace: str, other: object) -> pd.DataFrame:
-    return frame[(frame["tuned"] == tuned) & (frame["subspace"] == subspace) & (frame["other"] == other)]
-
-
-def _read_selectivity(
-    name: str,
-    other: str,
-    equal: pd.DataFrame,
-    matched: pd.DataFrame,
-    random: tuple[pd.DataFrame, ...] | None,
-) -> Finding:
-    """Judge top-k beside one control at equal utility, or at equal energy where utility does not move.
-
-    ``random`` is what random subspaces of equal energy do beside the same control, at equal energy and at equal
-    utility: what they share with top-k is no property of alignment's directions, and the verdict is ``as random``.
+    In each configuration (fine-tune, method, fraction) the refusal margin of top-k minus that of its random-energy
+    control, signed so that positive is selective: *away* from alignment's directions should spare the margin, *onto*
+    them should spend it. One draw of the control serves every method and fraction, so configurations are not
+    independent: the difference is averaged over them draw by draw, and "more" and "less selective" need a 95 % t
+    interval over the draws that leaves out 0. With fewer than two draws there is no interval, and no verdict. The
+    interval covers the randomness of the control, not that of training.
     """
-    pooled = matched[matched["method"] == BOTH]
-    moves = bool((pooled["utility_span"] >= LEAST_RANGE["utility"]).any())
-    rows = matched if moves else equal
-    both = rows[rows["method"] == BOTH].iloc[0]
-    margin, harm = interval_of(both, "refusal_margin_difference"), interval_of(both, "harm_score_difference")
-    verdict, control, seeds = selectivity_verdict(margin), CONTROLS[other], _count(margin.n, "seed")
-    still = "was not scored" if pooled["utility_span"].isna().all() else "does not grow over the sweep"
-    at = "at equal utility" if moves else f"at equal energy, for utility {still}"
+    every = selectivity(projections)
+    if every.empty:
+        text = (
+            "Whether top-k is selective cannot be told: no configuration has both top and random-energy."
+            if len(projections)
+            else "No projection was run: nothing can be said about the alignment subspace."
+        )
+        return [Finding("selectivity", "unknown", text, text)]
+    differences = without_trivial(every)
+    by_draw = selectivity_by_draw(projections)
+    findings = [_selectivity_of(str(name), rows, by_draw) for name, rows in differences.groupby("group", sort=False)]
+    overall = _selectivity_of("All fine-tunes", differences, by_draw, apart=len(every) - len(differences))
+    explained = replace(overall, sentence=f"{overall.sentence} {SELECTIVE_SENSE}")
+    return [explained, *findings] if len(findings) > 1 else [explained]
+
+
+def _order(rows: pd.DataFrame, measure: str) -> tuple[float, int]:
+    """Return Spearman's rho of kept energy with a measure and its n; NaN with too little to order."""
+    pair = rows[["energy_kept", measure]].dropna().astype(float)
+    n = len(pair)
+    if n < LEAST_MODELS or np.ptp(pair[measure]) < LEAST_RANGE[measure] or np.ptp(pair["energy_kept"]) == 0:
+        return np.nan, n
+    return float(stats.spearmanr(pair["energy_kept"], pair[measure]).statistic), n
+
+
+def _order_words(measure: str, rho: float, n: int) -> str:
+    if not np.isnan(rho):
+        return f"{WORDS[measure]} {rho:+z.2f} (n = {n})"
+    why = "too few" if n < LEAST_MODELS else "does not move"
+    return f"{WORDS[measure]} {why} (n = {n})"
+
+
+def _with_headline(findings: list[Finding]) -> list[Finding]:
+    """Put one headline over the findings of all fine-tunes on kept energy."""
+    if not findings:
+        return []
+    told = [finding.verdict for finding in findings if finding.verdict != "unknown"]
+    if not told:
+        text = "Whether kept energy orders utility and harm cannot be told from the projected models."
+    elif all(verdict == "orders" for verdict in told):
+        text = "Over all subspaces together, kept energy orders utility and harm."
+    elif all(verdict == "does not order" for verdict in told):
+        text = "Kept energy does not order utility and harm."
+    else:
+        text = f"Kept energy orders utility and harm in {told.count('orders')} of {len(told)} fine-tunes."
+    first = findings[0]
+    return [Finding("energy", first.verdict, text, first.sentence), *findings[1:]]
+
+
+def _selectivity_of(name: str, differences: pd.DataFrame, by_draw: pd.DataFrame, apart: int = 0) -> Finding:
+    margin = differences["refusal_margin_difference"].astype(float) * differences["method"].map(SELECTIVE_SIGN)
+    if margin.isna().all():
+        headline = CANNOT_BE_TOLD.format(why="")
+        text = f"{name}: {headline} None of {len(differences)} configurations has a refusal margin on both sides."
+        return Finding("selectivity", "unknown", headline, text)
+    paired = by_draw.merge(differences[["group", "method", "fraction"]])
+    signs = paired["method"].map(SELECTIVE_SIGN).astype(float)
+    means, configurations = mean_by_draw(paired, "refusal_margin", signs)
+    over = t_interval(means)
+    # Harm goes down where the margin goes up: the sign turns, so that positive is selective for both.
+    harm = t_interval(mean_by_draw(paired, "harm_score", -signs)[0])
+    utility = t_interval(mean_by_draw(paired, "utility", signs.abs())[0])
+    verdict = "unknown" if over.n < 2 else {1: "more selective", -1: "less selective", 0: "no difference"}[over.sign]
+    why = {0: "no configuration has every draw of the control", 1: "one draw of the control has no spread"}
+    headline = {
+        "more selective": "Top-k of alignment is more selective than random subspaces of equal energy.",
+        "less selective": "Top-k of alignment is less selective than random subspaces of equal energy.",
+        "no difference": "Between top-k of alignment and random subspaces of equal energy there is no "
+        f"difference that {over.n} draws can show.",
+        "unknown": CANNOT_BE_TOLD.format(why=f": {why.get(over.n, '')}"),
+    }[verdict]
     said = {
-        "no difference": f"between top-k of alignment and {control} there is no difference that {seeds} can show",
-        "unknown": f"whether top-k of alignment is more selective than {control} cannot be told",
-    }.get(verdict, f"top-k of alignment is {verdict} than {control}")
-    beside = None if random is None else random[1] if moves else random[0]
-    if beside is not None and len(beside):
-        alike = interval_of(beside[beside["method"] == BOTH].iloc[0], "refusal_margin_difference")
-        as_much = verdict == selectivity_verdict(alike) != "no difference" and margin.low <= alike.mean <= margin.high
-        verdict = "as random" if as_much else verdict
-        said += f", {'and so are' if as_much else 'beside'} random subspaces of equal energy ({interval_words(alike)})"
-    methods = rows[rows["method"] != BOTH].set_index("method")
-    of_methods = _methods_in(methods)
-    headline = f"{name}, {at}: {said}; refusal margin {interval_words(margin)}, {of_methods}, {seeds}."
-    alone = "; ".join(_method_words(row_of(methods, m), m, moves) for m in METHODS if m in methods.index)
-    draws = _count(int(both["draws"]), "draw") if other.startswith("random") else "without draws"
-    sizes = f"{seeds}, {draws}, {_count(int(both['fractions']), 'fraction')}"
+        "no difference": f"no difference that {over.n} draws can show",
+        "unknown": f"cannot be told, {why.get(over.n, '')}",
+    }.get(verdict, verdict)
+    shown = f"{_over_draws(over)}, mean of {configurations} configurations" if over.n else "not known"
     text = (
-        f"{name}, {at}: {said}{_because(both, margin, moves)}. Signed, mean over {of_methods}: refusal "
-        f"margin {interval_words(margin)}, in nats, harm score {interval_words(harm)} ({sizes}"
-        f"{_beside_words(both, moves)}). "
-        f"Each method alone, not signed: {alone}. By the judged harm score: {_judged(margin, harm)}."
+        f"{name}: {said}. Refusal margin {shown} ({int((margin > 0).sum())} positive, {int((margin < 0).sum())} "
+        f"negative), in nats; harm score {_over_draws(harm)}; utility {_over_draws(utility)}."
     )
-    text += "" if moves else _gap_words(equal)
+    left_out = len(differences) - configurations
+    if left_out:
+        lacking = "1 configuration lacks" if left_out == 1 else f"{left_out} configurations lack"
+        text += f" Left out: {lacking} the margin of a draw."
+    text += f" {apart} left out because both sides keep all or nothing." if apart else ""
+    if harm.sign * over.sign < 0:
+        text += " The judged harm score says the opposite of the margin."
+    gap = float((differences["energy_top"] - differences["energy_random"]).abs().max())
+    # 0.02 of the energy is below what moves any measure by its standard error over a sweep from 0 to 1.
+    if gap > 0.02:
+        text += f" Energies are equal only within {gap:.3f}."
     return Finding("selectivity", verdict, headline, text)
 
 
-def _comparisons(rows: pd.DataFrame) -> dict[tuple[str, str], Interval]:
-    """Return every difference at equal energy that has an interval, by what is compared and the measure."""
-    found = {}
-    for _, row in rows.iterrows():
-        pair = f"{NAMES[str(row['subspace'])]} minus {NAMES[str(row['other'])]}, {row['method']}"
-        for measure in EXPLAINED:
-            over = interval_of(row, f"{measure}_difference")
-            if not np.isnan(over.low):
-                found[pair, measure] = over
-    return found
-
-
-def _compared_words(
-    compared: dict[tuple[str, str], Interval], shown: dict[tuple[str, str], Interval], sure: int
-) -> str:
-    m = len(compared)
-    if not m:
-        return "At equal energy no difference has an interval."
-    by_pair: dict[str, list[str]] = {}
-    for (pair, measure), over in shown.items():
-        by_pair.setdefault(pair, []).append(f"{WORDS[measure]} {interval_words(over)}")
-    listed = "; ".join(f"{pair}, {', '.join(words)}" for pair, words in by_pair.items())
-    return (
-        f"At equal energy {len(shown)} of {m} differences in refusal margin or utility are shown"
-        f"{': ' if shown else ''}{listed}. By chance one in twenty is; with intervals that hold for all {m} together, "
-        f"{sure} are."
-    )
-
-
-def _p_value(over: Interval) -> float:
-    """Return the two-sided p-value of the t-test that the interval belongs to."""
-    reach = over.high - over.mean
-    if reach == 0:
-        return 0.0
-    t = abs(over.mean) / reach * stats.t.ppf(0.5 + CONFIDENCE / 2, over.n - 1)
-    return float(2 * stats.t.sf(t, over.n - 1))
-
-
-def _methods_in(methods: pd.DataFrame) -> str:
-    """Name the methods with a margin to compare: those that the mean over methods is of."""
-    known = best_covered(methods["refusal_margin_difference_seeds"])
-    return " and ".join(known) if len(known) > 1 else f"{known[0]} alone" if known else "no method"
-
-
-def _because(both: pd.Series, margin: Interval, moves: bool) -> str:
-    if not np.isnan(margin.low):
-        return ""
-    if margin.n == 1:
-        return ", for one seed has no interval"
-    apart = moves and both["refusal_margin_difference_seeds"] == 0 and both["harm_score_difference_seeds"] == 0
-    return ", for the two share too little utility" if apart else ", for no refusal margin can be compared"
-
-
-def _method_words(row: pd.Series, method: str, moves: bool) -> str:
-    """Return the differences by one method, with the utilities that the two share where they are compared at equal."""
-    where = ""
-    if moves:
-        low, high = row["utility_low"], row["utility_high"]
-        where = " (no utility in common)" if np.isnan(low) else f" (utility in common {low:.2f} to {high:.2f})"
-    margin, harm = (
-        interval_words(interval_of(row, f"{measure}_difference")) for measure in ("refusal_margin", "harm_score")
-    )
-    return f"{method}{where} margin {margin}, harm score {harm}"
-
-
-def _gap_words(rows: pd.DataFrame) -> str:
-    # 0.02 of the energy is below what moves any measure by its standard error over a sweep from 0 to 1.
-    gap = float(rows["energy_gap"].max())
-    return f" Energies are equal only within {gap:.3f}." if gap > 0.02 else ""
-
-
-def _beside_words(both: pd.Series, moves: bool) -> str:
-    if not moves:
-        return f"; utility {interval_words(interval_of(both, 'utility_difference'))}, not signed"
-    undefined = int(both["undefined"])
-    return f"; pairs of curves that share too little utility, in all seeds: {undefined}" if undefined else ""
-
-
-def _judged(margin: Interval, harm: Interval) -> str:
-    if np.isnan(harm.low):
-        return "unknown"
-    sign = _shown_sign(harm, "harm_score")
-    told = {1: "more selective", -1: "less selective", 0: "no difference"}[sign]
-    return f"{told}, the opposite" if _shown_sign(margin, "refusal_margin") * sign < 0 else told
-
-
-def _shown_sign(over: Interval, measure: str) -> int:
-    return over.sign if abs(over.mean) >= LEAST_TOLD[measure] else 0
-
-
-def _correlation(row: pd.Series) -> Interval:
-    return Interval(float(row["rho"]), float(row["low"]), float(row["high"]), int(row["seeds"]))
-
-
-def _signed(over: Interval, sign: int) -> Interval:
-    low, high = sorted([sign * over.low, sign * over.high])
-    return Interval(sign * over.mean, low, high, over.n)
-
-
-def _order_words(over: Interval) -> str:
-    return "does not move, or too little was scored" if over.n == 0 else interval_words(over)
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"
+def _over_draws(over: Interval) -> str:
+    if over.n == 0:
+        return "not known"
+    if over.n == 1:
+        return f"{over.mean:+z.2f} (one draw, no interval)"
+    return f"{over.mean:+z.2f} (95 % interval over {over.n} draws {over.low:+z.2f} to {over.high:+z.2f})"
