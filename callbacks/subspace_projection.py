@@ -16,11 +16,11 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import write_json
 from safety_subspaces.constraint.constrained import ConstrainedWeights, UpdateEnergies
 from safety_subspaces.constraint.control import ControlKind, control_subspace
-from safety_subspaces.constraint.master import optimizer_of, stepped_by
+from safety_subspaces.constraint.master import stepped_by, torch_optimizer
 from safety_subspaces.constraint.matrix import Mode, forbidden_part, schedule_strength
 from safety_subspaces.constraint.targets import Target, find_targets, listed
 from safety_subspaces.training.modules.base import LanguageModelModule
-from safety_subspaces.training.strategies import ZeroStrategy, check_strategy
+from safety_subspaces.training.strategies import ZeroStrategy, check_strategy, sole_optimizer
 from safety_subspaces.weights.subspace_file import Side, read_subspace
 
 logger = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ class SubspaceProjection(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Anchor the constraint and hook it to the optimizer; DeepSpeed restores a checkpoint only before this."""
-        optimizer = optimizer_of(trainer.strategy)
+        optimizer = torch_optimizer(sole_optimizer(trainer.strategy))
         self._weights = ConstrainedWeights(
             self.targets,
             self.mode,
@@ -234,7 +234,7 @@ class SubspaceProjection(L.Callback):
         assert self._weights is not None
         started = time.perf_counter()
         step = trainer.global_step + 1
-        places = stepped_by(trainer.strategy, self._weights.masters)
+        places = stepped_by(sole_optimizer(trainer.strategy), self._weights.masters)
         due = self._is_due(trainer, step)
         removed = self._weights.project(places, self._strength(step), measures=due)
         if due:
@@ -247,7 +247,7 @@ class SubspaceProjection(L.Callback):
         started = time.perf_counter()
         step = trainer.global_step + 1
         if self._is_due(trainer, step) or self._is_due(trainer, step + 1):
-            places = stepped_by(trainer.strategy, self._weights.masters)
+            places = stepped_by(sole_optimizer(trainer.strategy), self._weights.masters)
             for place, coordinates in zip(places, self._weights.coordinates(places), strict=True):
                 earlier = self._observed.get(place, (0, torch.zeros_like(coordinates)))
                 if earlier[0] == step - 1:

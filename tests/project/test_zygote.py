@@ -39,7 +39,7 @@ def test_a_command_that_takes_too_long_is_ended_with_all_it_started(
         before.extend(ranks_in(tmp_path))
         kill(pid, number)
 
-    monkeypatch.setattr("tiny.os.killpg", look_and_kill)
+    monkeypatch.setattr("support.tiny.os.killpg", look_and_kill)
     with pytest.raises(subprocess.TimeoutExpired):
         run_command(
             TRAIN, "fit", "--config", ROOT / "configs" / "organism" / "harmful.yaml", "--trainer.devices=2",

@@ -213,7 +213,9 @@ def test_the_sections_weigh_little(states):
 
 def test_a_study_of_many_layers_and_models_stays_light(tmp_path, monkeypatch):
     monkeypatch.setattr("support.synthetic_activations.LAYERS", 32)
-    monkeypatch.setattr("support.synthetic_activations.MODELS", ("base", "aligned", "useful", "harmful", "contaminated"))
+    monkeypatch.setattr(
+        "support.synthetic_activations.MODELS", ("base", "aligned", "useful", "harmful", "contaminated")
+    )
     folder = write_hidden_study(tmp_path / "s")
     sizes = [len(chart.json) for section in state_sections(states_of(folder)) for chart, _ in section.charts]
     assert sum(sizes) < 1_500_000  # plotly.js has 4.7 million

@@ -8,17 +8,30 @@ is kept at the start of the file and it is written last, when ranks and measured
 import json
 import os
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import final
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from safety_subspaces.algebra.streamed import StreamedUpdate, blocks_of
-
 DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+# Numbers that are written at once: 8 MB of float32.
+BLOCK = 2**21
+
+
+@runtime_checkable
+class Splittable(Protocol):
+    """A tensor, or what is made some rows at a time and splits as one does."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """Its whole shape."""
+
+    def split(self, size: int, /) -> Iterable[Tensor]:
+        """Yield so many rows at a time."""
 
 
 @final
@@ -62,11 +75,11 @@ class TensorStream:
             raise
         return self
 
-    def write(self, name: str, tensor: Tensor | StreamedUpdate) -> None:
+    def write(self, name: str, tensor: Splittable) -> None:
         """Append one tensor, some rows at a time."""
         start, self._end = self._end, self._end + tensor.shape.numel() * self._dtypes[name].itemsize
         self._entries[name] = self._entry(name, tensor.shape, start, self._end)
-        for block in blocks_of(tensor):
+        for block in tensor.split(max(1, BLOCK // max(1, tensor.shape[1:].numel()))):
             stored = block.detach().to("cpu", self._dtypes[name]).contiguous()
             self._file.write(stored.reshape(-1).view(torch.uint8).numpy().data)
 

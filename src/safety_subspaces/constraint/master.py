@@ -10,12 +10,10 @@ from typing import Any, final
 
 import torch
 from jaxtyping import Float
-from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.constraint.matrix import Piece
-from safety_subspaces.training.strategies import ZeroStrategy
 
 
 class MasterWeight(ABC):
@@ -175,36 +173,40 @@ def shape_of(parameter: nn.Parameter) -> torch.Size:
     return torch.Size(parameter.ds_shape) if hasattr(parameter, "ds_shape") else parameter.shape
 
 
-def optimizer_of(strategy: Strategy) -> torch.optim.Optimizer:
-    """Return the torch optimizer that steps the masters.
+def torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """Return the torch optimizer that steps the masters: itself, or what DeepSpeed's ZeRO has wrapped.
 
     Raises:
-        InputError: There is not exactly one, or DeepSpeed has put its own in the place of a torch optimizer.
+        InputError: DeepSpeed has put its own in the place of a torch optimizer.
     """
-    if len(strategy.optimizers) != 1:
-        raise InputError(f"expected one optimizer, got {len(strategy.optimizers)}")
-    optimizer: Any = strategy.optimizers[0]
-    if isinstance(strategy, ZeroStrategy):
-        optimizer = optimizer.optimizer
-    if not isinstance(optimizer, torch.optim.Optimizer):
+    stepping = optimizer.optimizer if _is_sharding(optimizer) else optimizer
+    if not isinstance(stepping, torch.optim.Optimizer):
         raise InputError(
-            f"{type(optimizer).__name__} is no torch optimizer, so nothing can follow its step; name one as the "
+            f"{type(stepping).__name__} is no torch optimizer, so nothing can follow its step; name one as the "
             "module's optimizer, and none in DeepSpeed's own config"
         )
-    return optimizer
+    return stepping
 
 
-def stepped_by(strategy: Strategy, masters: Sequence[MasterWeight]) -> list[int]:
-    """Return which masters the optimizer has just stepped, by their place in the list.
+def stepped_by(optimizer: Any, masters: Sequence[MasterWeight]) -> list[int]:
+    """Return which masters an optimizer has just stepped, by their index in the list.
 
     ZeRO steps one flat partition after another: parameter groups, and the sub-groups of ZeRO-3. Elsewhere all step
     together.
+
+    Args:
+        optimizer: A torch optimizer, or DeepSpeed's ZeRO around one.
+        masters: The masters.
     """
-    if not isinstance(strategy, ZeroStrategy):
+    if not _is_sharding(optimizer):
         return list(range(len(masters)))
-    wrapper: Any = strategy.optimizers[0]
-    groups = getattr(wrapper, "bit16_groups", None) or wrapper.fp16_groups
-    flats = getattr(wrapper, "single_partition_of_fp32_groups", None) or wrapper.fp32_partitioned_groups_flat
-    stepping = {id(tensor) for group in wrapper.optimizer.param_groups for tensor in group["params"]}
+    groups = getattr(optimizer, "bit16_groups", None) or optimizer.fp16_groups
+    flats = getattr(optimizer, "single_partition_of_fp32_groups", None) or optimizer.fp32_partitioned_groups_flat
+    stepping = {id(tensor) for group in optimizer.optimizer.param_groups for tensor in group["params"]}
     live = {id(p) for group, flat in zip(groups, flats, strict=True) if id(flat) in stepping for p in group}
-    return [place for place, master in enumerate(masters) if id(master.parameter) in live]
+    return [index for index, master in enumerate(masters) if id(master.parameter) in live]
+
+
+def _is_sharding(optimizer: Any) -> bool:
+    """Tell whether an optimizer is DeepSpeed's ZeRO; stages 1 and 2 have one name for their groups, stage 3 another."""
+    return hasattr(optimizer, "bit16_groups") or hasattr(optimizer, "fp16_groups")

@@ -128,6 +128,17 @@ class CPUZeroStrategy(ZeroStrategy):
         DDPStrategy.setup_environment(self)
 
 
+def sole_optimizer(strategy: Strategy) -> Any:
+    """Return the one optimizer of a Trainer's strategy, as the strategy has it.
+
+    Raises:
+        InputError: There is not exactly one.
+    """
+    if len(strategy.optimizers) != 1:
+        raise InputError(f"expected one optimizer, got {len(strategy.optimizers)}")
+    return strategy.optimizers[0]
+
+
 def check_strategy(strategy: Strategy, who: str) -> None:
     """Refuse a strategy under which masters cannot be read whole, or never were.
 

@@ -12,6 +12,7 @@ from safety_subspaces.analysis.atlas.conclusions import conclude
 from safety_subspaces.analysis.atlas.measures import tensor_table
 from safety_subspaces.analysis.atlas.summary import summarise
 from safety_subspaces.analysis.atlas.tensors import ALIGNMENT, AtlasTensor, Choice, SeedModels
+from safety_subspaces.analysis.work import Record, Workers, factorisation_cost, kept_work, work_through
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.weights.checkpoint import Checkpoint
@@ -19,7 +20,6 @@ from safety_subspaces.weights.compatibility import check_compatible, check_disti
 from safety_subspaces.weights.delta import warn_of_foreign_bases
 from safety_subspaces.weights.subspace_file import Side
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
-from safety_subspaces.weights.work import Record, Workers, factorisation_cost, kept_work, work_through
 
 PLACEHOLDER = "{seed}"
 GIVEN = "given"  # what the tables call the seed of paths that are taken as they are

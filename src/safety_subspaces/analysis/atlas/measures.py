@@ -9,8 +9,8 @@ import pandas as pd
 from jaxtyping import Float
 from scipy.special import betaincinv
 
+from safety_subspaces.analysis.work import Record
 from safety_subspaces.weights.names import layer_of, type_of
-from safety_subspaces.weights.work import Record
 
 Array = np.ndarray
 ENERGY_KEPT: Final = "energy_kept"

@@ -26,10 +26,10 @@ from safety_subspaces.algebra.update import (
     on_device,
     row_blocks,
 )
+from safety_subspaces.analysis.work import Record, opened
 from safety_subspaces.weights.audited import audit_row, stored_rounding
 from safety_subspaces.weights.delta import open_update, open_updates
 from safety_subspaces.weights.subspace_file import Side
-from safety_subspaces.weights.work import Record, opened
 
 Rule = Literal["fraction", "energy", "count"]
 ALIGNMENT = "alignment"

@@ -9,12 +9,12 @@ import pandas as pd
 from safety_subspaces.algebra.audit import summarise_audit
 from safety_subspaces.analysis.overlap.tables import layer_table, pair_table, summarise_pairs, type_table
 from safety_subspaces.analysis.overlap.tensors import OverlapTensor, check_subspace_file, is_subspace_file
+from safety_subspaces.analysis.work import Record, Workers, factorisation_cost, kept_work, work_through
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.weights.compatibility import check_compatible, coverage, select_tensors
 from safety_subspaces.weights.delta import warn_of_foreign_bases
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
-from safety_subspaces.weights.work import Record, Workers, factorisation_cost, kept_work, work_through
 
 COLUMNS = (
     *("first", "second", "tensor", "layer", "type", "energy", "rank_first", "rank_second", "overlap", "chance"),

@@ -25,6 +25,7 @@ from safety_subspaces.algebra.overlap import (
 )
 from safety_subspaces.algebra.subspace import seeded_generator
 from safety_subspaces.algebra.update import factorise_leading, on_device
+from safety_subspaces.analysis.work import Record, opened
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.weights.audited import audit_row, stored_rounding
 from safety_subspaces.weights.checkpoint import Checkpoint
@@ -32,7 +33,6 @@ from safety_subspaces.weights.delta import STREAM_ABOVE, open_update
 from safety_subspaces.weights.measures import spectral_ranks
 from safety_subspaces.weights.names import layer_of, type_of
 from safety_subspaces.weights.subspace_file import BASIS, SPECTRUM, SubspaceFile, open_subspace
-from safety_subspaces.weights.work import Record, opened
 
 LARGE = f"more than {STREAM_ABOVE} numbers: its singular vectors are not formed, nor its matched control and angles"
 ZERO = "the update is zero and has no direction: its overlaps are NaN"

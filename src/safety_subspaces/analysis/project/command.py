@@ -23,14 +23,7 @@ from safety_subspaces.analysis.project.written import (
     scale_of,
     written_table,
 )
-from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.results import ResultFolder
-from safety_subspaces.evaluation import EvaluationSettings
-from safety_subspaces.weights.checkpoint import Checkpoint
-from safety_subspaces.weights.compatibility import check_compatible, check_distinct, coverage, select_tensors
-from safety_subspaces.weights.delta import warn_of_foreign_bases
-from safety_subspaces.weights.update_checkpoint import open_checkpoint
-from safety_subspaces.weights.work import (
+from safety_subspaces.analysis.work import (
     KeptWork,
     Workers,
     factorisation_cost,
@@ -38,6 +31,13 @@ from safety_subspaces.weights.work import (
     kept_work,
     work_through,
 )
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.results import ResultFolder
+from safety_subspaces.evaluation import EvaluationSettings
+from safety_subspaces.weights.checkpoint import Checkpoint
+from safety_subspaces.weights.compatibility import check_compatible, check_distinct, coverage, select_tensors
+from safety_subspaces.weights.delta import warn_of_foreign_bases
+from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
 # The fractions of arXiv 2505.14185, and two between: judged harm jumps where these keep .4 to .6
 # of the energy.

@@ -15,12 +15,12 @@ from safety_subspaces.analysis.project.kinds import TensorProjections
 from safety_subspaces.analysis.project.tables import Sweep
 from safety_subspaces.analysis.project.tensors import ModelRow
 from safety_subspaces.analysis.project.written import scale_of
+from safety_subspaces.analysis.work import opened
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation import BehaviourEvaluator
 from safety_subspaces.language.model import load_language_model
 from safety_subspaces.weights.delta import read_weight, update_of
 from safety_subspaces.weights.names import canonical_name
-from safety_subspaces.weights.work import opened
 
 
 @dataclass(frozen=True)

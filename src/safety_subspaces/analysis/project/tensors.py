@@ -24,13 +24,13 @@ from safety_subspaces.algebra.update import (
     on_device,
 )
 from safety_subspaces.analysis.project.kinds import Kept, Projection, TensorProjections
+from safety_subspaces.analysis.work import Record, opened
 from safety_subspaces.weights.audited import audit_row, stored_rounding
 from safety_subspaces.weights.checkpoint import Checkpoint, FullCheckpoint
 from safety_subspaces.weights.delta import STREAM_ABOVE, open_update, open_updates, read_weight
 from safety_subspaces.weights.measures import spectral_ranks
 from safety_subspaces.weights.names import layer_of, type_of
 from safety_subspaces.weights.subspace_file import SubspaceFile, open_subspace
-from safety_subspaces.weights.work import Record, opened
 from safety_subspaces.weights.writing import CheckpointWriter
 
 

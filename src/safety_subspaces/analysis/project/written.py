@@ -12,8 +12,8 @@ from safety_subspaces.algebra.update import matrix_of, row_blocks
 from safety_subspaces.analysis.project.kinds import Projection
 from safety_subspaces.analysis.project.tables import KEYS, Sweep, energy_share
 from safety_subspaces.analysis.project.tensors import ModelRow, write_rows
+from safety_subspaces.analysis.work import Record, opened
 from safety_subspaces.weights.delta import open_update
-from safety_subspaces.weights.work import Record, opened
 from safety_subspaces.weights.writing import CheckpointWriter
 
 

@@ -27,6 +27,14 @@ from safety_subspaces.algebra.update import (
     matrix_of,
     on_device,
 )
+from safety_subspaces.analysis.work import (
+    Record,
+    Workers,
+    factorisation_cost,
+    kept_work,
+    opened,
+    work_through,
+)
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import describe_input, provenance
 from safety_subspaces.artefacts.tensor_stream import stream_tensors
@@ -35,14 +43,6 @@ from safety_subspaces.weights.compatibility import check_compatible, check_disti
 from safety_subspaces.weights.delta import open_update
 from safety_subspaces.weights.subspace_file import BASIS, SPECTRUM, Side, read_subspace
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
-from safety_subspaces.weights.work import (
-    Record,
-    Workers,
-    factorisation_cost,
-    kept_work,
-    opened,
-    work_through,
-)
 
 Selection = Literal["top", "random-k", "random"]
 

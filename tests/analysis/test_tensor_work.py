@@ -13,8 +13,8 @@ import torch
 from support.tiny_checkpoints import save_llama, save_perturbed
 
 from safety_subspaces.analysis.project.command import project
+from safety_subspaces.analysis.work import KeptWork, Workers, kept_work, work_through
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.weights.work import KeptWork, Workers, kept_work, work_through
 
 ROOT = Path(__file__).parents[2]
 COSTS = {"a": 1.0, "b": 4.0, "c": 2.0}
