@@ -34,7 +34,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from safety_subspaces.algebra.factors import NEARLY_SQUARE
+from safety_subspaces.algebra.gram import NEARLY_SQUARE
 from safety_subspaces.analysis.overlap.command import overlap
 from safety_subspaces.analysis.project.command import project
 

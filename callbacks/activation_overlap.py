@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from callbacks.watcher import Watcher
-from safety_subspaces.algebra.factors import LeftFactors
+from safety_subspaces.algebra.factors import Factors
 from safety_subspaces.algebra.nulls import overlap_moments
 from safety_subspaces.algebra.overlap import Overlap, mode_subspace_overlap
 from safety_subspaces.artefacts.errors import InputError
@@ -96,7 +96,7 @@ class ActivationOverlap(Watcher):
         self.split, self.limit, self.energy, self.center = split, limit, energy, center
         self.position, self.template, self.batch_size, self.padding = position, template, batch_size, padding
         self._prompts: dict[str, list[str]] = {}
-        self._start: dict[str, list[LeftFactors]] = {}
+        self._start: dict[str, list[Factors]] = {}
         self._start_sha256: str | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -187,10 +187,10 @@ class ActivationOverlap(Watcher):
 
         return {name: torch.stack(map_over_ranks(self._prompts[name], compute), dim=1) for name in SETS}
 
-    def _factors(self, states: dict[str, Tensor]) -> dict[str, list[LeftFactors]]:
+    def _factors(self, states: dict[str, Tensor]) -> dict[str, list[Factors]]:
         return {name: [state_factors(layer, self.center) for layer in found] for name, found in states.items()}
 
-    def _compare(self, first: LeftFactors, second: LeftFactors) -> Overlap:
+    def _compare(self, first: Factors, second: Factors) -> Overlap:
         return mode_subspace_overlap(first, second, [self.energy])[0]
 
 

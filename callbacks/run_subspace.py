@@ -4,10 +4,9 @@ from pathlib import Path
 
 import lightning as L
 
-from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.algebra.subspace import RankRule, Side
 from safety_subspaces.analysis.subspace.command import cached_subspace
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.weights.subspace_file import Side
 
 
 def check_source(who: str, subspace: str | None, base: str | None, aligned: str | None, rank: RankRule | None) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from callbacks.run_subspace import check_source, run_subspace_file
 from safety_subspaces.algebra.factors import as_matrix
-from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.algebra.subspace import RankRule, Side
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import write_json
 from safety_subspaces.constraint.constrained import ConstrainedWeights, UpdateEnergies
@@ -21,7 +21,7 @@ from safety_subspaces.constraint.matrix import Mode, forbidden_part, schedule_st
 from safety_subspaces.constraint.targets import Target, find_targets, listed
 from safety_subspaces.training.modules.base import LanguageModelModule
 from safety_subspaces.training.strategies import ZeroStrategy, check_strategy, sole_optimizer
-from safety_subspaces.weights.subspace_file import Side, read_subspace
+from safety_subspaces.weights.subspace_file import read_subspace
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from callbacks.run_subspace import check_source, run_subspace_file
 from callbacks.watcher import Watcher, board_writers
-from safety_subspaces.algebra.lowrank import LowRank
-from safety_subspaces.algebra.streamed import StreamedUpdate
-from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.algebra.factors import left_factors
+from safety_subspaces.algebra.subspace import RankRule, Side
+from safety_subspaces.algebra.update import LEFT, DenseUpdate, Update
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import describe_input, provenance
 from safety_subspaces.constraint.collectives import gather_objects, keep_step
@@ -27,13 +27,12 @@ from safety_subspaces.weights.measures import (
     Comparison,
     UpdateMeasures,
     compress,
-    factors_of,
     measure_update,
     pool_measures,
 )
 from safety_subspaces.weights.names import place_of, type_of
 from safety_subspaces.weights.snapshots import START_FILE, SnapshotWriter, snapshot_files, snapshot_path
-from safety_subspaces.weights.subspace_file import Side, open_subspace
+from safety_subspaces.weights.subspace_file import open_subspace
 
 logger = logging.getLogger(__name__)
 # What each heatmap of layer against step shows.
@@ -173,18 +172,17 @@ class WeightDeltaSnapshot(Watcher):
         """Keep the hash of the weights that the run started with."""
         return {**super().state_dict(), "start_sha256": self._start_sha256}
 
-    def _measure(
-        self, name: str, update: StreamedUpdate | LowRank
-    ) -> tuple[UpdateMeasures, Tensor | StreamedUpdate | LowRank, float]:
+    def _measure(self, name: str, update: Update) -> tuple[UpdateMeasures, Update, float]:
         """Measure an update, and return beside it what is to be stored, and the share of its energy that this lacks."""
-        if self.compress is None or isinstance(update, LowRank) or update.ndim != 2:
+        if self.compress is None or LEFT in update.parts or not update.is_matrix:
             return measure_update(name, update, self._against), update, 0.0
-        whole = update.whole()
+        whole = update.dense()
         if not torch.isfinite(whole).all():
             self.warn_once("finite", "the update of %s is not finite: it is kept as it is, uncompressed", name)
-            return measure_update(name, whole, Comparison(spectra=False)), whole, 0.0
-        factors = factors_of(whole)
-        return measure_update(name, whole, self._against, factors), *compress(whole, factors, self.compress)
+            return measure_update(name, DenseUpdate(whole), Comparison(spectra=False)), DenseUpdate(whole), 0.0
+        factors = left_factors(whole)
+        kept, lost = compress(whole, factors, self.compress)
+        return measure_update(name, DenseUpdate(whole), self._against, factors), kept, lost
 
     def _writer(self, trainer: L.Trainer, step: int) -> Any:
         """What writes this step's snapshot; nothing on other ranks, and at the very start where nothing has moved."""

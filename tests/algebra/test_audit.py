@@ -15,7 +15,6 @@ from safety_subspaces.algebra.audit import (
     is_ill_conditioned,
     k_margin,
     rounding_energy,
-    rounding_share,
     spectral_gap,
     summarise_audit,
 )
@@ -78,15 +77,16 @@ def test_rounding_share_is_that_of_the_difference_of_two_rounded_weights(first, 
     delta = stored[0].double() - stored[1].double()
     energy = delta.square().sum().item()
     actual = (delta - (tuned - origin)).square().sum().item() / energy
-    found = rounding_share(*stored, first, second, energy)
+    noise = sum(rounding_energy(weight) for weight in stored)
+    found = audit_update(torch.linalg.svdvals(delta), 300, noise).rounding_share
     # Where a weight moves by less than a spacing the two roundings are no longer independent.
     assert found == pytest.approx(actual, rel=0.02 if moved == 1e-2 or second == torch.float32 else 0.4)
-    assert rounding_share(stored[0].float(), stored[1].float(), first, second, energy) == pytest.approx(found)
+    wide = sum(rounding_energy(weight.float(), dtype) for weight, dtype in zip(stored, (first, second), strict=True))
+    assert wide == pytest.approx(noise)
 
 
 def test_a_zero_update_has_no_rounding_share() -> None:
-    weight = gaussian(4, 4).half()
-    assert math.isnan(rounding_share(weight, weight, torch.float16, torch.float16, 0.0))
+    assert math.isnan(audit_update(torch.zeros(0), 4, rounding_energy(gaussian(4, 4).half())).rounding_share)
 
 
 def test_condition_is_that_of_the_gram_matrix_within_the_numerical_rank() -> None:

@@ -3,16 +3,16 @@ import math
 import pytest
 import torch
 
-from safety_subspaces.algebra.factors import haar_basis, left_factors, squared_norm
+from safety_subspaces.algebra.factors import Factors, drawn_factors, haar_basis, left_factors, squared_norm
 from safety_subspaces.algebra.nulls import (
-    haar_energy_moments,
+    haar_energy_variance,
     matched_control,
     overlap_moments,
     overlap_p_value,
     random_k_energy_moments,
 )
-from safety_subspaces.algebra.overlap import LeadingFactors, mode_subspace_overlap
-from safety_subspaces.algebra.projection import Projector
+from safety_subspaces.algebra.overlap import mode_subspace_overlap
+from safety_subspaces.algebra.update import DenseUpdate
 
 RANKS = [(24, 1, 1), (24, 2, 5), (24, 12, 12), (24, 20, 10), (24, 23, 23)]
 
@@ -62,12 +62,13 @@ def test_overlap_that_cannot_vary_has_p_one_and_undefined_none():
 def test_energy_kept_by_haar_subspaces_has_the_closed_form_moments(shape, rank):
     update = torch.randn(*shape, generator=generator()) * torch.logspace(0, -1, shape[1])
     source = generator(1)
-    shares = torch.tensor(
-        [Projector(haar_basis(shape[0], rank, source)).energy_kept(update) for _ in range(2000)], dtype=torch.float64
-    )
-    expected = haar_energy_moments(update, rank)
-    assert shares.mean().item() == pytest.approx(expected.mean, abs=4 * (expected.variance / 2000) ** 0.5)
-    assert shares.var().item() == pytest.approx(expected.variance, rel=0.2)
+    bases = [haar_basis(shape[0], rank, source) for _ in range(2000)]
+    kept = [DenseUpdate(update).energies_along(drawn_factors(basis)).sum() for basis in bases]
+    total = DenseUpdate(update).energy()
+    shares = torch.stack(kept) / total
+    variance = haar_energy_variance(shape[0], rank, DenseUpdate(update).concentration(total))
+    assert shares.mean().item() == pytest.approx(rank / shape[0], abs=4 * (variance / 2000) ** 0.5)
+    assert shares.var().item() == pytest.approx(variance, rel=0.2)
 
 
 def test_energy_of_random_k_has_the_closed_form_moments():
@@ -81,8 +82,8 @@ def test_energy_of_random_k_has_the_closed_form_moments():
     assert random_k_energy_moments(energies[:0], 0).mean == 0
 
 
-def test_zero_update_has_no_energy_moments():
-    assert math.isnan(haar_energy_moments(torch.zeros(4, 3), 2).mean)
+def test_zero_update_has_no_concentration():
+    assert math.isnan(DenseUpdate(torch.zeros(4, 3)).concentration(0.0))
 
 
 def control(first, second, draws=99, energy=0.5, seed=0):
@@ -155,7 +156,7 @@ def test_matched_control_takes_leading_directions_and_skips_what_lies_beyond_the
     first, second = (left_factors(update) for update in independent_pair(4))
     whole = mode_subspace_overlap(first, second, [0.3, 0.9])
     held = whole[0].rank_second
-    leading = LeadingFactors(second.basis[:, :held], second.singular_values)
+    leading = Factors(second.basis[:, :held], second.singular_values)
     overlaps = mode_subspace_overlap(first, leading, [0.3, 0.9])
     near, beyond = matched_control(first, leading, overlaps, 19, generator())
     assert near == matched_control(first, second, whole[:1], 19, generator())[0]

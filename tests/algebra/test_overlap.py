@@ -7,9 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safety_subspaces.algebra.factors import left_factors
+from safety_subspaces.algebra.factors import Factors, left_factors
 from safety_subspaces.algebra.overlap import (
-    LeadingFactors,
     mode_subspace_overlap,
     nested_principal_angles,
     principal_angles,
@@ -154,7 +153,7 @@ def test_nothing_has_no_angle_and_no_distance():
 
 def test_a_basis_that_is_too_short_for_a_share_is_missing_there_and_right_elsewhere():
     first, second = left_factors(gaussian(20, 12)), left_factors(gaussian(20, 12, seed=1))
-    held = LeadingFactors(first.basis[:, :3], first.singular_values)
+    held = Factors(first.basis[:, :3], first.singular_values)
     whole = mode_subspace_overlap(first, second, ENERGIES)
     for order in ((held, second), (second, held)):
         for expected, found in zip(whole, mode_subspace_overlap(*order, ENERGIES), strict=True):

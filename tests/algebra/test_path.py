@@ -8,16 +8,14 @@ import scipy.linalg
 import torch
 
 from safety_subspaces.algebra.factors import haar_basis
-from safety_subspaces.algebra.lowrank import LowRank
+from safety_subspaces.algebra.overlap import principal_angles
 from safety_subspaces.algebra.path import (
     find_change_points,
     haar_rms_angle,
     least_p_value,
-    principal_angles,
     rms_angle,
-    squared_distance,
-    update_product,
 )
+from safety_subspaces.algebra.update import DenseUpdate, FactorUpdate
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -87,19 +85,19 @@ def test_an_empty_subspace_has_no_chance_level() -> None:
 
 def test_distances_and_products_are_the_same_in_factors() -> None:
     factors = [
-        LowRank(gaussian(9, rank, seed=rank).float(), gaussian(rank, 6, seed=10 + rank).float(), scale)
+        FactorUpdate(gaussian(9, rank, seed=rank).float(), gaussian(rank, 6, seed=10 + rank).float(), scale)
         for rank, scale in ((2, 0.5), (3, -2.0))
     ]
     dense = [update.scale * update.left.double() @ update.right.double() for update in factors]
     distance, product = float((dense[0] - dense[1]).square().sum()), float((dense[0] * dense[1]).sum())
-    for first in (factors[0], factors[0].dense()):
-        for second in (factors[1], factors[1].dense()):
-            assert squared_distance(first, second) == pytest.approx(distance, rel=1e-5)
-            assert update_product(first, second) == pytest.approx(product, rel=1e-5)
-    assert squared_distance(factors[0], factors[0]) == pytest.approx(0, abs=1e-12)
-    assert update_product(factors[1], factors[1]) == pytest.approx(factors[1].squared_norm(), rel=1e-12)
-    vector = torch.arange(3.0)
-    assert squared_distance(vector, torch.zeros(3)) == 5
+    for first in (factors[0], DenseUpdate(factors[0].dense())):
+        for second in (factors[1], DenseUpdate(factors[1].dense())):
+            assert first.minus(second).energy() == pytest.approx(distance, rel=1e-5)
+            assert first.inner(second) == pytest.approx(product, rel=1e-5)
+    assert factors[0].minus(factors[0]).energy() == pytest.approx(0, abs=1e-12)
+    assert factors[1].inner(factors[1]) == pytest.approx(factors[1].energy(), rel=1e-12)
+    vector = DenseUpdate(torch.arange(3.0))
+    assert vector.minus(DenseUpdate(torch.zeros(3))).energy() == 5
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -10,26 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-import safety_subspaces.algebra.streamed
-import safety_subspaces.algebra.tall
-import safety_subspaces.algebra.update
-from safety_subspaces.algebra.factors import left_factors, singular_values
-from safety_subspaces.algebra.lowrank import LowRank
+from safety_subspaces.algebra import blocks
+from safety_subspaces.algebra.factors import left_factors, singular_values, tall_factors
 from safety_subspaces.algebra.nulls import haar_energy_variance, random_k_energy_moments
 from safety_subspaces.algebra.overlap import mode_subspace_overlap
-from safety_subspaces.algebra.streamed import StreamedUpdate
+from safety_subspaces.algebra.projection import Projection, TensorProjections, list_projections
 from safety_subspaces.algebra.subspace import RankRule
-from safety_subspaces.algebra.tall import TallFactors, tall_factors
-from safety_subspaces.algebra.update import (
-    concentration,
-    coordinates,
-    direction_energies,
-    energy,
-    factorise,
-    inner_product_of,
-    row_blocks,
-)
-from safety_subspaces.analysis.project.kinds import Projection, TensorProjections, list_projections
+from safety_subspaces.algebra.update import DenseUpdate, FactorUpdate, StreamedUpdate
 
 KINDS = ("top", "random", "random-k", "random-energy")
 FRACTIONS = (0.2, 0.5, 0.8)
@@ -59,7 +46,7 @@ def factored(rows, columns, rank, seed, decay=0.0):
     """A matrix of a known spectrum as the product of two thin factors, in float32."""
     source, rank = generator(seed), min(rows, columns, rank)
     left = frame(rows, rank, source) * spectrum(rank, decay)
-    return LowRank(left.float(), frame(columns, rank, source).T.float(), 2.0)
+    return FactorUpdate(left.float(), frame(columns, rank, source).T.float(), 2.0)
 
 
 def matrix_with(rows, columns, seed, decay=0.0):
@@ -97,12 +84,7 @@ def streamed(dense):
 def in_small_blocks():
     """Blocks of a few rows: what is summed over blocks is so here, however small the matrix."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (
-            safety_subspaces.algebra.streamed,
-            safety_subspaces.algebra.tall,
-            safety_subspaces.algebra.update,
-        ):
-            patch.setattr(module, "BLOCK", 24)
+        patch.setattr(blocks, "BLOCK", 24)
         yield
 
 
@@ -116,7 +98,7 @@ def test_left_subspaces_are_blind_to_rotations_of_the_input(rows, columns, decay
     found = kept_at_every_rank(left_factors(turned[0]).basis.double(), turned[1])
     expected = kept_at_every_rank(left_vectors(alignment), update)
     # what a rotation rounds is 1e-7 of the largest direction, and may turn the least by that over its own size
-    assert_close(found, expected, rtol=0, atol=(ENERGY + 1e-6 * 10**decay) * energy(update))
+    assert_close(found, expected, rtol=0, atol=(ENERGY + 1e-6 * 10**decay) * DenseUpdate(update).energy())
 
 
 @given(st.integers(1, 9), st.integers(1, 50), st.floats(0, 5), seeds)
@@ -128,9 +110,9 @@ def test_factors_of_a_tall_matrix_are_those_of_its_singular_vectors(columns, mor
     assert tall.numerical_rank == plain.numerical_rank == left.shape[1] == columns
     assert_spectra_agree(tall.singular_values, torch.linalg.svdvals(alignment.double()))
     assert_close(tall.basis.T @ tall.basis, torch.eye(columns), rtol=0, atol=1e-4)
-    whole = energy(update)
+    whole = DenseUpdate(update).energy()
     expected = kept_at_every_rank(left, update)
-    for found in (kept_at_every_rank(tall.basis.double(), update), direction_energies(tall, update).cumsum(0)):
+    for found in (kept_at_every_rank(tall.basis.double(), update), DenseUpdate(update).energies_along(tall).cumsum(0)):
         assert_close(found, expected, rtol=0, atol=1e-4 * whole)
     # products are float32 down to singular values of 1e-3 of the largest, and what they round grows by their ratio
     rounding = 1e-6 * 10 ** min(decay, 3.0) * whole**0.5
@@ -142,7 +124,7 @@ def test_factors_of_a_tall_matrix_are_those_of_its_singular_vectors(columns, mor
         assert_close(projectors[0], projectors[2], rtol=0, atol=1e-3)
         assert_close(projectors[1], projectors[2], rtol=0, atol=1e-3)
     other = tall_factors(update)
-    assert_close(tall.products(other).float(), tall.basis.T @ other.basis, rtol=0, atol=1e-4)
+    assert_close(tall.products(other, (columns, columns)).float(), tall.basis.T @ other.basis, rtol=0, atol=1e-4)
 
 
 def test_only_matrices_with_more_rows_than_columns_are_tall():
@@ -156,17 +138,17 @@ def test_an_update_in_factors_is_its_dense_product(rows, columns, rank, decay, s
     update, other = factored(rows, columns, rank, seed, decay), matrix_with(rows, columns, seed + 1)
     dense = update.dense()
     # columns that say the same twice, as of an adapter of too high a rank, are no directions more
-    doubled = LowRank(torch.cat([update.left] * 2, dim=1), torch.cat([update.right] * 2), update.scale / 2)
-    found, left = update.left_factors(), left_vectors(dense)
+    doubled = FactorUpdate(torch.cat([update.left] * 2, dim=1), torch.cat([update.right] * 2), update.scale / 2)
+    found, left = update.factors(), left_vectors(dense)
     assert found.numerical_rank == left.shape[1] == min(rank, rows, columns)
-    assert doubled.left_factors().numerical_rank == doubled.singular_values().numel() == found.numerical_rank
+    assert doubled.factors().numerical_rank == doubled.singular_values().numel() == found.numerical_rank
     expected = torch.linalg.svdvals(dense.double())[: found.numerical_rank]
     for values in (found.singular_values, update.singular_values(), singular_values(dense)):
         assert_spectra_agree(values, expected)
     kept = kept_at_every_rank(found.basis.double(), other)
-    assert_close(kept, kept_at_every_rank(left, other), rtol=0, atol=1e-4 * energy(other))
-    assert update.squared_norm() == pytest.approx(dense.double().square().sum().item(), rel=1e-5)
-    along = update.squared_norm_along(left_factors(other).basis)
+    assert_close(kept, kept_at_every_rank(left, other), rtol=0, atol=1e-4 * DenseUpdate(other).energy())
+    assert update.energy() == pytest.approx(dense.double().square().sum().item(), rel=1e-5)
+    along = update.energies_along(left_factors(other)).sum().item()
     assert along == pytest.approx(kept_at_every_rank(left_vectors(other), dense)[-1].item(), rel=1e-4)
 
 
@@ -176,24 +158,24 @@ def test_an_update_in_factors_is_its_dense_product(rows, columns, rank, decay, s
 def test_every_form_of_an_update_has_the_same_measures(rows, columns, rank, seed):
     alignment = matrix_with(rows, columns, seed)
     thin, other = factored(rows, columns, rank, seed + 1), factored(rows, columns, rank + 1, seed + 2)
-    forms = [(one.dense(), streamed(one.dense()), one) for one in (thin, other)]
+    forms = [(DenseUpdate(one.dense()), streamed(one.dense()), one) for one in (thin, other)]
     exact, exact_other = (one.dense().double() for one in (thin, other))
-    factors, left = factorise(alignment), left_vectors(alignment)
+    factors, left = DenseUpdate(alignment).factors(), left_vectors(alignment)
     whole, gram = exact.square().sum().item(), exact @ exact.T
     expected_along = left.T @ exact
     for update in forms[0]:
-        assert energy(update) == pytest.approx(whole, rel=1e-5)
-        assert concentration(update, energy(update)) == pytest.approx(gram.square().sum().item() / whole**2, rel=1e-4)
-        along = coordinates(factors, update).double()
+        assert update.energy() == pytest.approx(whole, rel=1e-5)
+        assert update.concentration(update.energy()) == pytest.approx(gram.square().sum().item() / whole**2, rel=1e-4)
+        along = update.coordinates(factors).double()
         assert_close(along.T @ along, expected_along.T @ expected_along, rtol=0, atol=ENERGY * whole)
-        assert_close(along.square().sum(dim=1), direction_energies(factors, update), rtol=0, atol=ENERGY * whole)
-        energies = direction_energies(factors, update).cumsum(0)
+        assert_close(along.square().sum(dim=1), update.energies_along(factors), rtol=0, atol=ENERGY * whole)
+        energies = update.energies_along(factors).cumsum(0)
         assert_close(energies, kept_at_every_rank(left, exact), rtol=0, atol=ENERGY * whole)
         for step in (1, 3, rows):
-            assert_close(torch.cat(list(row_blocks(update, step))).double(), exact, rtol=0, atol=1e-6)
+            assert_close(torch.cat(list(update.rows(step))).double(), exact, rtol=0, atol=1e-6)
         inner, size = (exact * exact_other).sum().item(), (whole * exact_other.square().sum().item()) ** 0.5
         for second in forms[1]:
-            assert inner_product_of(update, second) == pytest.approx(inner, abs=1e-6 * size)
+            assert update.inner(second) == pytest.approx(inner, abs=1e-6 * size)
 
 
 @pytest.mark.usefixtures("in_small_blocks")
@@ -201,14 +183,14 @@ def test_every_form_of_an_update_has_the_same_measures(rows, columns, rank, seed
 @settings(deadline=None)
 def test_a_streamed_update_is_factorised_as_the_dense_one(rows, columns, decay, seed):
     alignment, update = (on_a_grid(matrix_with(rows, columns, seed + n, decay * (1 - n))) for n in (0, 1))
-    assert torch.equal(streamed(alignment).whole(), alignment)
-    here, there = factorise(streamed(alignment)), factorise(alignment)
-    assert type(here) is type(there)
-    assert isinstance(here, TallFactors) is (rows > columns > 1)
+    assert torch.equal(streamed(alignment).dense(), alignment)
+    here, there = streamed(alignment).factors(), DenseUpdate(alignment).factors()
+    for factors in (here, there):
+        assert (factors.turn is not None) is (rows > columns > 1)
     expected = kept_at_every_rank(left_vectors(alignment), update)
     for factors in (here, there):
-        found = direction_energies(factors, streamed(update)).cumsum(0)
-        assert_close(found, expected, rtol=0, atol=1e-4 * energy(update))
+        found = streamed(update).energies_along(factors).cumsum(0)
+        assert_close(found, expected, rtol=0, atol=1e-4 * DenseUpdate(update).energy())
     assert_spectra_agree(singular_values(streamed(alignment)), here.singular_values)
 
 
@@ -218,11 +200,11 @@ def test_a_streamed_update_is_factorised_as_the_dense_one(rows, columns, decay, 
 def test_every_form_is_projected_alike(rows, columns, rank, seed):
     """Onto and away add up to the update; opposite is onto reversed; the part has the energy that was reported."""
     thin = factored(rows, columns, rank, seed + 1)
-    exact, whole = thin.dense().double(), thin.squared_norm()
-    projections = TensorProjections("t", factorise(matrix_with(rows, columns, seed)), columns, seed)
+    exact, whole = thin.dense().double(), thin.energy()
+    projections = TensorProjections("t", DenseUpdate(matrix_with(rows, columns, seed)).factors(), columns, seed)
     choices = list_projections(KINDS, FRACTIONS, 1)
     wanted = [(choice, method) for choice in choices for method in ("onto", "away", "opposite")]
-    forms = {"dense": thin.dense(), "streamed": streamed(thin.dense()), "factors": thin}
+    forms = {"dense": DenseUpdate(thin.dense()), "streamed": streamed(thin.dense()), "factors": thin}
     kept = projections.kept(forms, dict.fromkeys(forms, whole), choices)
     for label, update in forms.items():
         blocks = zip(*projections.updated_blocks(update, wanted, 5), strict=True)
@@ -242,7 +224,7 @@ def test_every_form_is_projected_alike(rows, columns, rank, seed):
 @settings(deadline=None, max_examples=40)
 def test_what_was_projected_once_is_not_changed_by_doing_it_again(rows, columns, seed):
     """But for random-energy, whose rank follows the update that it is given."""
-    projections = TensorProjections("t", factorise(matrix_with(rows, columns, seed)), columns, seed)
+    projections = TensorProjections("t", DenseUpdate(matrix_with(rows, columns, seed)).factors(), columns, seed)
     update = matrix_with(rows, columns, seed + 1)
     for choice in list_projections(KINDS[:3], FRACTIONS, 1):
         onto, away = (projections.updated(update, choice, method, 1.0) for method in ("onto", "away"))
@@ -253,19 +235,21 @@ def test_what_was_projected_once_is_not_changed_by_doing_it_again(rows, columns,
 @given(sides, sides, seeds)
 @settings(deadline=None)
 def test_more_directions_keep_more_and_all_keep_what_the_column_space_holds(rows, columns, seed):
-    projections = TensorProjections("t", factorise(matrix_with(rows, columns, seed)), columns, seed)
+    projections = TensorProjections("t", DenseUpdate(matrix_with(rows, columns, seed)).factors(), columns, seed)
     update = matrix_with(rows, columns, seed + 1)
     choices = list_projections(KINDS[:3], (*FRACTIONS, 0.999), 1)
-    kept = projections.kept({"u": update}, {"u": energy(update)}, choices)
+    kept = projections.kept({"u": DenseUpdate(update)}, {"u": DenseUpdate(update).energy()}, choices)
     for kind in KINDS[:3]:
         row = [kept["u", choice].energy for choice in choices if choice.subspace == kind]
         assert all(first <= second + ENERGY for first, second in pairwise(row))
-        assert row[-1] <= energy(update) * (1 + ENERGY)
+        assert row[-1] <= DenseUpdate(update).energy() * (1 + ENERGY)
     left = left_vectors(matrix_with(rows, columns, seed))
     full = RankRule(fraction=0.999).choose(projections.factors, columns).rank
     if full == left.shape[1]:
         found = kept["u", Projection("top", 0.999, 0)].energy
-        assert found == pytest.approx(kept_at_every_rank(left, update)[-1].item(), abs=ENERGY * energy(update))
+        assert found == pytest.approx(
+            kept_at_every_rank(left, update)[-1].item(), abs=ENERGY * DenseUpdate(update).energy()
+        )
 
 
 @given(st.integers(1, 9), st.integers(1, 30), seeds)
@@ -338,10 +322,10 @@ def test_closed_forms_are_moments_of_plainly_drawn_subspaces(shape, form):
     """Of *random* and *random-energy*, in every form of the update: 20,000 Gaussian matrices by QR in float64."""
     draws, rows = 20_000, shape[0]
     thin = factored(*shape, 3, seed=1, decay=log10(3))
-    update = {"dense": thin.dense(), "streamed": streamed(thin.dense()), "factors": thin}[form]
-    projections = TensorProjections("t", factorise(matrix_with(*shape, seed=2)), shape[1], 0)
+    update = {"dense": DenseUpdate(thin.dense()), "streamed": streamed(thin.dense()), "factors": thin}[form]
+    projections = TensorProjections("t", DenseUpdate(matrix_with(*shape, seed=2)).factors(), shape[1], 0)
     choices = list_projections(["random", "random-energy"], [0.5], 1, "closed")
-    for (_, choice), found in projections.kept({"u": update}, {"u": energy(update)}, choices).items():
+    for (_, choice), found in projections.kept({"u": update}, {"u": update.energy()}, choices).items():
         bases = torch.randn(draws, rows, found.rank, generator=generator(3), dtype=torch.float64)
         along = torch.linalg.qr(bases).Q.mT @ thin.dense().double()
         energies = along.square().sum(dim=(1, 2))

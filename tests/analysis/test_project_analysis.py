@@ -13,6 +13,7 @@ from support.tiny_checkpoints import edit, save_adapter, save_llama, save_pertur
 from torch.testing import assert_close
 
 from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.algebra.update import DenseUpdate
 from safety_subspaces.analysis.project.command import project
 from safety_subspaces.analysis.subspace.command import subspace
 from safety_subspaces.artefacts.errors import InputError
@@ -338,7 +339,7 @@ def test_an_adapter_and_a_snapshot_are_projected_in_factors(tmp_path, study):
     reference = {"path": study["aligned"], "sha256": describe_input(study["aligned"])["sha256"]}
     with SnapshotWriter(file, shapes, torch.float32, 7, {"reference": reference}) as writer:
         for name in shapes:
-            writer.write(name, tuned.read(name) - aligned.read(name))
+            writer.write(name, DenseUpdate(tuned.read(name) - aligned.read(name)))
     models = {"adapter": adapter, "merged": str(merged), "snapshot": str(file), "useful": study["tuned"]["useful"]}
     table = project(
         study["base"], study["aligned"], models, str(tmp_path / "o"), ["top", "random-energy"], fractions=[0.25]
@@ -353,14 +354,7 @@ def test_large_tensors_stream_to_the_same_numbers(study, tmp_path, monkeypatch):
     whole = project(**arguments, out=str(tmp_path / "whole"), draws=1, write=True)
     for module, constant in (("weights.delta", "STREAM_ABOVE"), ("analysis.project.tensors", "STREAM_ABOVE")):
         monkeypatch.setattr(f"safety_subspaces.{module}.{constant}", 200)
-    for module in (
-        "algebra.streamed",
-        "algebra.tall",
-        "algebra.update",
-        "analysis.project.tensors",
-        "analysis.project.written",
-    ):
-        monkeypatch.setattr(f"safety_subspaces.{module}.BLOCK", 100)
+    monkeypatch.setattr("safety_subspaces.algebra.blocks.BLOCK", 100)
     streamed = project(**arguments, out=str(tmp_path / "streamed"), draws=1, write=True)
     pd.testing.assert_frame_equal(whole, streamed, rtol=1e-5, atol=1e-6)
     for row in whole.itertuples():

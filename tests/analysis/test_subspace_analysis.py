@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.tiny_checkpoints import save_adapter, save_llama, save_perturbed, weights_of
+from support.tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, weights_of
 from torch.testing import assert_close
 
 from safety_subspaces.algebra.subspace import RankRule
@@ -77,12 +77,8 @@ def test_workers_and_streaming_change_nothing(pair, tmp_path, monkeypatch):
     plain = str(tmp_path / "plain.safetensors")
     subspace(*pair, plain, RankRule(fraction=0.5))
     subspace(*pair, str(tmp_path / "two.safetensors"), RankRule(fraction=0.5), workers=2)
-    for module, constant in (
-        ("weights.delta", "STREAM_ABOVE"),
-        ("algebra.streamed", "BLOCK"),
-        ("algebra.tall", "BLOCK"),
-    ):
-        monkeypatch.setattr(f"safety_subspaces.{module}.{constant}", 100)
+    for constant in ("weights.delta.STREAM_ABOVE", "algebra.blocks.BLOCK"):
+        monkeypatch.setattr(f"safety_subspaces.{constant}", 100)
     subspace(*pair, str(tmp_path / "streamed.safetensors"), RankRule(fraction=0.5))
     expected = read_subspace(plain)
     for name in ("two", "streamed"):
@@ -108,3 +104,23 @@ def test_what_is_no_pair_is_refused_and_an_earlier_file_stays(pair, tmp_path):
             subspace(*arguments, **options)
     assert file.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "s.safetensors"]
+
+
+@pytest.mark.parametrize(("side", "column", "row"), [("left", (16, 1), (1, 1)), ("right", (1, 1), (16, 1))])
+def test_a_matrix_of_one_column_or_row_has_the_side_that_is_asked_for(pair, tmp_path, side, column, row):
+    """The file says one side for all its tensors: what is 2-D lies on it, whatever its shape."""
+    folders = [tmp_path / name for name in ("base", "aligned")]
+    for source, folder in zip(pair, folders, strict=True):
+        shutil.copytree(source, folder)
+        edit(folder, lambda _, value: value[:, :1].clone(), only="layers.0.self_attn.q_proj")
+        edit(folder, lambda _, value: value[:1].clone(), only="layers.0.self_attn.k_proj")
+    out = str(tmp_path / "s.safetensors")
+    subspace(*map(str, folders), out, RankRule(count=1), side=side, tensors=["q", "k", "norm"])
+    stored = read_subspace(out)
+    bases = {name: stored.bases[f"model.layers.0.self_attn.{name}_proj.weight"] for name in ("q", "k")}
+    assert (tuple(bases["q"].shape), tuple(bases["k"].shape)) == (column, row)
+    assert stored.bases["model.norm.weight"].shape == (16, 1)  # a vector has one side
+    delta = {name: value for name, value in deltas_of(list(map(str, folders))).items() if "layers.0" in name}
+    long = delta[f"model.layers.0.self_attn.{'q' if side == 'left' else 'k'}_proj.weight"].reshape(-1)
+    along = bases["q" if side == "left" else "k"].double()[:, 0] @ long
+    assert abs(along.item()) == pytest.approx(long.norm().item(), rel=1e-5)

@@ -14,13 +14,14 @@ from safetensors.torch import save_file
 from support.tiny import ANALYZE, ROOT, run_command
 from support.tiny_checkpoints import edit, save_llama, save_perturbed, weights_of
 
-from safety_subspaces.algebra.lowrank import LowRank
+from safety_subspaces.algebra.factors import left_factors
 from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.algebra.update import DenseUpdate, FactorUpdate, Update
 from safety_subspaces.analysis.subspace.command import subspace as make_subspace
 from safety_subspaces.analysis.trajectory.command import trajectory
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import describe_input, sha256_of_file
-from safety_subspaces.weights.measures import compress, factors_of
+from safety_subspaces.weights.measures import compress
 from safety_subspaces.weights.snapshots import START_FILE, SnapshotWriter, snapshot_path
 
 COLUMNS = (
@@ -55,7 +56,8 @@ def write_snapshots(folder: Path, updates, reference, steps=STEPS, lost=None) ->
             snapshot_path(folder, step), shapes, torch.float32, step, {"reference": reference}
         ) as writer:
             for name, value in update.items():
-                writer.write(name, value, (lost or {}).get(name, 0.0))
+                made = value if isinstance(value, Update) else DenseUpdate(value)
+                writer.write(name, made, (lost or {}).get(name, 0.0))
 
 
 def keep_start(folder: Path, weights) -> dict[str, str]:
@@ -304,11 +306,13 @@ def test_independent_updates_turn_and_overlap_as_chance_has_it(tmp_path) -> None
     assert whole["cos_to_final"].to_numpy()[:-1] == pytest.approx(0, abs=0.05)
 
 
-def factors(seed: int) -> dict[str, LowRank]:
+def factors(seed: int) -> dict[str, FactorUpdate]:
     generator = torch.Generator().manual_seed(seed)
     shapes = {Q: (16, 16), K: (16, 12), "lm_head.weight": (40, 16)}
     return {
-        name: LowRank(torch.randn(out, 3, generator=generator), torch.randn(3, into, generator=generator), 0.5 + seed)
+        name: FactorUpdate(
+            torch.randn(out, 3, generator=generator), torch.randn(3, into, generator=generator), 0.5 + seed
+        )
         for name, (out, into) in shapes.items()
     }
 
@@ -339,7 +343,7 @@ def test_shares_of_energy_of_a_compressed_update_are_of_the_whole(tmp_path) -> N
     other = save_perturbed(reference, tmp_path / "other", seed=1)
     generator = torch.Generator().manual_seed(5)
     update = {"lm_head.weight": torch.randn(128, 16, generator=generator) * torch.logspace(0, -1, 16)}
-    (kept, lost) = compress(update["lm_head.weight"], factors_of(update["lm_head.weight"]), RankRule(count=9))
+    (kept, lost) = compress(update["lm_head.weight"], left_factors(update["lm_head.weight"]), RankRule(count=9))
     assert lost > 0.02
     found = {}
     for name, value in (("whole", update["lm_head.weight"]), ("kept", kept)):

@@ -13,6 +13,7 @@ import yaml
 from support.tiny import ANALYZE, ROOT, TRAIN, run_command, save_tiny_model, tiny_source
 
 from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.algebra.update import DenseUpdate
 from safety_subspaces.analysis.subspace.command import subspace as make_subspace
 from safety_subspaces.artefacts.provenance import sha256_of_file
 from safety_subspaces.artefacts.tensor_stream import stream_tensors
@@ -67,7 +68,7 @@ def write_snapshots(folder: Path, start: str) -> None:
             snapshot_path(folder, step), shapes, torch.float32, step, {"reference": reference}
         ) as writer:
             for name, value in weights.items():
-                writer.write(name, value * 0.1 * step)
+                writer.write(name, DenseUpdate(value * 0.1 * step))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=names)

@@ -7,7 +7,7 @@ from support.tiny_checkpoints import edit, save_adapter, save_llama, save_pertur
 from torch.testing import assert_close
 
 from safety_subspaces.algebra.factors import left_factors
-from safety_subspaces.algebra.streamed import StreamedUpdate
+from safety_subspaces.algebra.update import StreamedUpdate
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.weights.delta import open_update, update_of, warn_of_foreign_bases
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
@@ -84,4 +84,4 @@ def test_non_finite_weights_name_tensor_and_checkpoint(tmp_path, base, bad, culp
     streamed = open_update(open_checkpoint(tuned), open_checkpoint(base), Q)
     assert isinstance(streamed, StreamedUpdate)
     with pytest.raises(InputError, match=f"tensor {Q} of .* or .* holds NaN"):
-        streamed.whole()
+        streamed.dense()

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from safety_subspaces.algebra.factors import as_matrix, left_factors, squared_norm
+from safety_subspaces.algebra.factors import as_matrix, drawn_factors, left_factors, squared_norm
 from safety_subspaces.algebra.overlap import mode_subspace_overlap
-from safety_subspaces.algebra.projection import Projector
+from safety_subspaces.algebra.update import DenseUpdate
 from safety_subspaces.analysis.overlap.command import overlap
 from safety_subspaces.analysis.project.command import project
 from safety_subspaces.states.capture import state_factors
@@ -136,7 +136,7 @@ def test_random_controls_keep_the_energy_of_the_released_draws(kind, label):
         basis = left_factors(source).basis
         if kind == "RandomK" and basis.shape[1] > 1:
             basis = basis[:, torch.tensor(golden["random_k_order"][name])]
-        energies = Projector(basis).energies(update).cumsum(0)
+        energies = DenseUpdate(update).energies_along(drawn_factors(basis)).cumsum(0)
         whole = squared_norm(update)
         total += whole
         for fraction in FRACTIONS:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from support.tiny import ROOT
 
-from safety_subspaces.algebra.lowrank import LowRank
+from safety_subspaces.algebra.update import DenseUpdate, FactorUpdate, Update
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.tensor_stream import TensorStream, stream_tensors
 from safety_subspaces.weights.snapshots import Snapshot, SnapshotWriter, open_snapshots, snapshot_files, snapshot_path
@@ -28,14 +28,15 @@ def write(folder: Path, step: int, updates: dict, reference: str = "start", **lo
     path = snapshot_path(folder, step)
     with SnapshotWriter(path, SHAPES, torch.float32, step, {"reference": reference}) as writer:
         for name, update in updates.items():
-            writer.write(name, update, lost.get(name.split(".")[-2], 0.0))
+            made = update if isinstance(update, Update) else DenseUpdate(update)
+            writer.write(name, made, lost.get(name.split(".")[-2], 0.0))
     assert writer.failure is None
     return path
 
 
 def test_a_snapshot_gives_back_what_was_written(tmp_path: Path) -> None:
     dense = numbers()
-    factors = LowRank(torch.randn(7, 3), torch.randn(3, 2), 0.5)
+    factors = FactorUpdate(torch.randn(7, 3), torch.randn(3, 2), 0.5)
     path = write(tmp_path, 12, dense | {"lm_head.weight": factors}, up_proj=0.25)
     snapshot = Snapshot(path)
     assert (snapshot.step, snapshot.facts["reference"]) == (12, "start")
@@ -43,7 +44,7 @@ def test_a_snapshot_gives_back_what_was_written(tmp_path: Path) -> None:
     assert {name: snapshot.shape(name) for name in SHAPES} == SHAPES
     assert snapshot.lost_energy == {"model.layers.0.mlp.up_proj.weight": 0.25}
     for name in list(SHAPES)[:2]:
-        assert torch.equal(snapshot.read(name), dense[name])
+        assert torch.equal(snapshot.read(name).dense(), dense[name])
     read = snapshot.read("lm_head.weight")
     assert (read.scale, read.shape) == (0.5, (7, 2))
     assert torch.equal(read.left, factors.left)
@@ -63,20 +64,20 @@ def test_the_stream_is_a_plain_safetensors_file(tmp_path: Path) -> None:
     assert json.loads(raw[8 : 8 + length])["__metadata__"] == {"mode": "away"}
 
 
-def fail(context) -> None:
+def fail(context, made) -> None:
     with context as stream:
-        stream.write("model.norm.weight", torch.ones(4))
+        stream.write("model.norm.weight", made)
         raise RuntimeError("in the middle")
 
 
 def test_an_error_inside_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     with pytest.raises(RuntimeError, match="in the middle"):
-        fail(TensorStream(path, SHAPES, torch.float32, 64))
+        fail(TensorStream(path, SHAPES, torch.float32, 64), torch.ones(4))
     assert list(tmp_path.iterdir()) == []
     path.write_bytes(b"earlier")
     with pytest.raises(RuntimeError, match="in the middle"):
-        fail(SnapshotWriter(path, SHAPES, torch.float32, 1, {}))
+        fail(SnapshotWriter(path, SHAPES, torch.float32, 1, {}), DenseUpdate(torch.ones(4)))
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"earlier"]
 
 
@@ -86,13 +87,14 @@ def test_a_full_disk_is_told_and_leaves_no_half_file(tmp_path: Path) -> None:
 import resource, signal, sys, torch
 sys.path[:0] = [{str(ROOT / "src")!r}]
 from pathlib import Path
+from safety_subspaces.algebra.update import DenseUpdate
 from safety_subspaces.weights.snapshots import SnapshotWriter, snapshot_path
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 shapes = {{f"layers.{{i}}.weight": (256, 256) for i in range(6)}}
 resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, resource.RLIM_INFINITY))
 with SnapshotWriter(snapshot_path(Path({str(tmp_path)!r}), 3), shapes, torch.float32, 3, {{}}) as writer:
     for name in shapes:
-        writer.write(name, torch.ones(256, 256))
+        writer.write(name, DenseUpdate(torch.ones(256, 256)))
 print(type(writer.failure).__name__, writer.failure)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -105,7 +107,7 @@ print(type(writer.failure).__name__, writer.failure)
 def test_a_folder_that_cannot_be_made_is_a_failure(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with SnapshotWriter(tmp_path / "file" / "step=00000001.safetensors", SHAPES, torch.float32, 1, {}) as writer:
-        writer.write("model.norm.weight", torch.ones(4))
+        writer.write("model.norm.weight", DenseUpdate(torch.ones(4)))
     assert isinstance(writer.failure, OSError)
 
 

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from safety_subspaces.algebra.blocks import blocks_of
 from safety_subspaces.algebra.eigen import rank_of_energy
-from safety_subspaces.algebra.factors import ILL_CONDITIONED
-from safety_subspaces.algebra.streamed import blocks_of
+from safety_subspaces.algebra.gram import ILL_CONDITIONED
 
 # The bits of the exponent in each type, and the integers that they are seen as.
 EXPONENTS = {
@@ -22,7 +22,7 @@ EXPONENTS = {
 }
 # Above this share of an update's energy the directions of its tail are those of rounding noise.
 ROUNDING_NOTABLE = 0.01
-# Cumulative shares of two correct implementations differ by a few 1e-6 (see linalg): closer to the next, k may differ.
+# Cumulative shares of two correct implementations differ by a few 1e-6 (see factors): closer to the next, k may differ.
 CLOSE_K = 1e-5
 # Names in a list of the worst.
 WORST = 5
@@ -33,12 +33,14 @@ class UpdateAudit:
     """What is to be known of one tensor's update before its subspaces are believed.
 
     Args:
-        rounding_share: Expected share of its energy that is rounding of the stored numbers, see :func:`rounding_share`;
-            NaN where it is no difference of stored weights (an adapter in factors, a subspace file) or is zero.
+        rounding_share: Expected share of its energy that is rounding of the stored numbers; above 1 it is no more than
+            rounding. An upper end where the tuned model was trained from the stored reference itself, whose numbers are
+            then exact (half of it, if the types are one), and where numbers were never trained. NaN where it is no
+            difference of stored weights (an adapter in factors, a subspace file) or is zero.
         numerical_rank: Directions that its numbers define.
         full_rank: The lesser of its numbers of rows and columns.
         condition: See :func:`condition`.
-        ill_conditioned: Whether the condition lies below ``linalg.ILL_CONDITIONED``: a float32 Gram matrix would have
+        ill_conditioned: Whether the condition lies below ``gram.ILL_CONDITIONED``: a float32 Gram matrix would have
             lost the small end of the spectrum, and it was formed in float64.
         k_margin: The least :func:`k_margin` over the energy shares.
         spectral_gap: The least :func:`spectral_gap` over the ranks that were used.
@@ -110,34 +112,6 @@ def rounding_energy(weights: Float[Tensor, "..."], dtype: torch.dtype | None = N
         powers = (block.to(stored).view(kind) & mask).view(stored).clamp_min(limits.smallest_normal)
         total.append(float(torch.linalg.vector_norm(powers.to(working)).double().square()))
     return limits.eps**2 * fsum(total) / 12
-
-
-def rounding_share(
-    weight: Float[Tensor, "..."],
-    reference: Float[Tensor, "..."],
-    dtype_weight: torch.dtype,
-    dtype_reference: torch.dtype,
-    energy: float,
-) -> float:
-    """Return the expected share of an update's energy that is rounding of the two stored weights.
-
-    The variances of both roundings, summed, over ``||weight - reference||_F^2``. Above 1 the update is no larger than
-    rounding. It is an upper end where the tuned model was trained from the stored reference itself, whose numbers are
-    then exact (half of it, if the types are one), and where numbers were never trained.
-
-    Args:
-        weight: The tuned weight.
-        reference: The one that it started from.
-        dtype_weight: Type that the tuned weight is stored in.
-        dtype_reference: Type that the reference is stored in.
-        energy: ``||weight - reference||_F^2``.
-
-    Returns:
-        The share; NaN of a zero update.
-    """
-    if not energy > 0:
-        return nan
-    return (rounding_energy(weight, dtype_weight) + rounding_energy(reference, dtype_reference)) / energy
 
 
 def condition(singular_values: Float[Tensor, " rank"]) -> float:

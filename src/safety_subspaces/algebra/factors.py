@@ -4,102 +4,108 @@ Only the left side is kept: a subspace of updates lives in a weight's output spa
 smaller Gram matrix, because a full SVD of every weight matrix is what makes the ordinary way slow.
 """
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from functools import cached_property
+from typing import final
 
 import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from safety_subspaces.algebra.eigen import gram_of_blocks, numerical_rank_of, symmetric_eigenvalues, symmetric_eigh
-from safety_subspaces.algebra.streamed import StreamedUpdate, blocks_of
+from safety_subspaces.algebra.blocks import Blocks, blocks_of, rows_in_block
+from safety_subspaces.algebra.eigen import numerical_rank_of, symmetric_eigenvalues
+from safety_subspaces.algebra.gram import ILL_CONDITIONED, _conditioned_gram, gram_eigh, scale_of
 from safety_subspaces.artefacts.errors import InputError
 
-# Below this ratio of the extreme eigenvalues a float32 Gram matrix, whose noise is near 1e-7 of the largest
-# eigenvalue (2^-24 an entry), no longer carries the small end of the spectrum: it is formed again in float64.
-ILL_CONDITIONED = 1e-6
-# Squares of numbers above it, and of a millionth of them, are normal numbers of float32.
-LEAST_SCALED = 1e-12
-# Noise alone gives a matrix of less than this ratio of its sides a least eigenvalue under a hundredth of the largest;
-# and in a spectrum that decays besides, float32 would lose it: not worth a try.
-NEARLY_SQUARE = 1.5
-# Steps of a power iteration: the largest eigenvalue to a few per cent, which a threshold of 1e-6 does not feel.
-POWER_STEPS = 12
+# A float32 Gram matrix errs by about 1e-7 of its largest eigenvalue, and nothing orthonormalises the columns of D T of
+# a tall matrix: below this ratio they would leave orthonormality by over 1e-4, and the matrix is taken in float64.
+TALL_ILL_CONDITIONED = 1e-3
+# Float32 bases from a float64 eigendecomposition are orthonormal to a few 1e-6; beyond this a "projection" is none.
+ORTHONORMAL_WITHIN = 1e-4
 # Columns of U = D V / sigma leave orthonormality by the Gram's noise over sigma^2; above a few roundings of a
 # float32 inner product they are orthonormalised once more.
 ORTHONORMAL_TOLERANCE = 1e-5
 
 
-@runtime_checkable
-class Directions(Protocol):
-    """The singular directions of a matrix's output space, however they are held."""
-
-    @property
-    def rows(self) -> int:
-        """Dimension of the output space."""
-
-    @property
-    def singular_values(self) -> Float64[Tensor, " rank"]:
-        """Within the numerical rank, in descending order."""
-
-    @property
-    def numerical_rank(self) -> int:
-        """Number of directions."""
-
-
+@final
 @dataclass(frozen=True)
-class LeftFactors:
-    """The left singular vectors of a matrix that its numbers define, in descending order of singular value.
+class Factors:
+    """Left singular vectors ``L`` of a matrix, its *directions*, with its whole spectrum; in descending order.
+
+    Orthonormal by construction: every maker of them in this package decomposes or draws, and a basis from a file is
+    checked (:func:`check_orthonormal`) before it comes here. Of a tall matrix D, with more rows than columns, L may be
+    as large as D: then ``L = D T`` with ``T = R S^-1`` of the small Gram matrix ``D^T D = R S^2 R^T``, and is formed a
+    block at a time, or not at all: ``L^T U = T^T (D^T U)`` reads both matrices once.
 
     Args:
-        basis: Orthonormal columns ``(out, rank)``, one for each direction within the numerical rank.
-        singular_values: Their singular values ``(rank,)``.
+        matrix: L, or the tall matrix D.
+        singular_values: All within the numerical rank; L may hold the directions of the first alone.
+        turn: T, in the type that products with D are made in; ``None`` where ``matrix`` is L itself.
+        scale: A power of two by which D is divided before anything is made of it.
     """
 
-    basis: Float32[Tensor, "out rank"]
+    matrix: Float[Tensor, "out columns"] | Blocks
     singular_values: Float64[Tensor, " rank"]
+    turn: Float[Tensor, "columns held"] | None = None
+    scale: float = 1.0
 
     @property
     def rows(self) -> int:
         """Dimension of the output space."""
-        return self.basis.shape[0]
+        return self.matrix.shape[0]
 
     @property
     def numerical_rank(self) -> int:
         """Number of directions: singular values above ``RANK_TOLERANCE`` of the largest."""
         return self.singular_values.numel()
 
-
-@dataclass(frozen=True)
-class LeadingFactors:
-    """The leading left singular vectors of a matrix whose whole spectrum is known.
-
-    Args:
-        basis: Orthonormal columns, in descending order of singular value.
-        singular_values: Those of all directions within the numerical rank.
-    """
-
-    basis: Float32[Tensor, "out held"]
-    singular_values: Float64[Tensor, " rank"]
-
-    @property
-    def rows(self) -> int:
-        """Dimension of the output space."""
-        return self.basis.shape[0]
-
     @property
     def held(self) -> int:
-        """Number of directions that the basis holds."""
-        return self.basis.shape[1]
+        """Number of directions in L, at most the numerical rank."""
+        return (self.matrix if self.turn is None else self.turn).shape[1]
 
-    @property
-    def numerical_rank(self) -> int:
-        """Number of directions, of which the basis holds the first."""
-        return self.singular_values.numel()
+    @cached_property
+    def basis(self) -> Float32[Tensor, "out held"]:
+        """L as one matrix, as large as D."""
+        return self.matrix if isinstance(self.matrix, Tensor) and self.turn is None else torch.cat(list(self.blocks()))
+
+    def blocks(self, rows: int | None = None) -> Iterator[Float32[Tensor, "part held"]]:
+        """Yield L so many rows at a time; by default in blocks of D."""
+        blocks = blocks_of(self.matrix) if rows is None else self.matrix.split(rows)
+        yield from blocks if self.turn is None else ((self._scaled(block) @ self.turn).float() for block in blocks)
+
+    def columns(self, order: Tensor) -> Float32[Tensor, "out chosen"]:
+        """Return some of the directions; of a tall matrix no more than these are in memory."""
+        return self.basis[:, order] if self.turn is None else torch.cat([block[:, order] for block in self.blocks()])
+
+    def coordinates(self, matrix: Float[Tensor, "out any"] | Blocks) -> Float[Tensor, "held any"]:
+        """Return ``L^T M``; of a tall L both matrices are read some rows at a time."""
+        if self.turn is None:
+            assert isinstance(matrix, Tensor), "a matrix in memory"
+            return self.basis.to(matrix.dtype).T @ matrix
+        total = torch.zeros(())
+        step = rows_in_block(self.matrix.shape[1])
+        for number, (block, other) in enumerate(zip(self.matrix.split(step), matrix.split(step), strict=True)):
+            product = self._scaled(block).T @ other.to(self.turn)
+            total = total.add_(product) if number else product
+        return self.turn.T @ total
+
+    def products(self, other: "Factors", widest: tuple[int, int]) -> Float[Tensor, "first second"]:
+        """Return ``L^T L'`` of so many leading directions of each; of two tall matrices, ``T^T (D^T D') T'``."""
+        if self.turn is None or other.turn is None:
+            return self.basis[:, : widest[0]].T @ other.basis[:, : widest[1]]
+        along = self.coordinates(other.matrix)
+        turn = other.turn if other.scale == 1 else other.turn / other.scale
+        working = torch.promote_types(along.dtype, turn.dtype)
+        return (along.to(working) @ turn.to(working))[: widest[0], : widest[1]]
+
+    def _scaled(self, block: Tensor) -> Tensor:
+        assert self.turn is not None
+        return (block if self.scale == 1 else block / self.scale).to(self.turn.dtype)
 
 
-def left_factors(delta: Float[Tensor, "out in"] | StreamedUpdate) -> LeftFactors:
+def left_factors(matrix: Float[Tensor, "out in"] | Blocks, share: float = 1.0) -> Factors:
     """Factorise a matrix by ``eigh`` of its smaller Gram matrix.
 
     ``D D^T = L S^2 L^T`` when ``out <= in``; otherwise ``D^T D = R S^2 R^T`` and ``L = D R S^-1``. The Gram
@@ -107,58 +113,96 @@ def left_factors(delta: Float[Tensor, "out in"] | StreamedUpdate) -> LeftFactors
     float64. Energies agree with a float64 SVD to 1e-7 of the whole, and to a few 1e-6 on spectra just short of being
     ill-conditioned.
 
+    Args:
+        matrix: The matrix.
+        share: Share of the energy that the directions are to hold; all singular values are there. On a CPU the vectors
+            that are not asked for are not made, which is a third of the cost at a tenth of them.
+
     Returns:
         The factors within the numerical rank; a zero matrix has none, and an empty basis.
 
     Raises:
-        InputError: ``delta`` holds a NaN or an infinity; the caller can name the tensor.
+        InputError: The matrix holds a NaN or an infinity; the caller can name the tensor.
     """
-    found = leading_factors(delta, 1.0)
-    return LeftFactors(found.basis, found.singular_values)
-
-
-def leading_factors(delta: Float[Tensor, "out in"] | StreamedUpdate, share: float) -> LeadingFactors:
-    """Factorise as :func:`left_factors`, keeping the leading directions that hold a share of the energy.
-
-    All singular values are there; on a CPU the vectors that are not asked for are not made, which is a third of the
-    cost at a tenth of them.
-
-    Raises:
-        InputError: As there.
-    """
-    rows, columns = delta.shape
-    matrix = delta
-    if not isinstance(delta, StreamedUpdate):
-        matrix = delta.detach() if delta.dtype == torch.float64 else delta.detach().float()
+    rows, columns = matrix.shape
+    if isinstance(matrix, Tensor):
+        matrix = matrix.detach() if matrix.dtype == torch.float64 else matrix.detach().float()
     scale = scale_of(matrix)
     if scale == 0:
         device = next(iter(blocks_of(matrix)), torch.zeros(())).device
-        empty = torch.zeros(0, dtype=torch.float64, device=device)
-        return LeadingFactors(torch.zeros(rows, 0, device=device), empty)
+        return no_factors(rows, device)
     eigenvalues, vectors, working = gram_eigh(matrix, scale, share=share)
     values = eigenvalues[: numerical_rank_of(eigenvalues)].sqrt()
     if rows > columns:
         vectors = _orthonormalise(_in_blocks(matrix, vectors / values[: vectors.shape[1]], scale, working))
-    return LeadingFactors(vectors.float(), values * scale)
+    return Factors(vectors.float(), values * scale)
 
 
-def drawn_factors(basis: Float32[Tensor, "out rank"]) -> LeftFactors:
+def tall_factors(matrix: Float[Tensor, "out in"] | Blocks, share: float = 1.0) -> Factors:
+    """Factorise a matrix with more rows than columns by ``eigh`` of ``D^T D``, without forming its directions.
+
+    Args:
+        matrix: The matrix.
+        share: Share of the energy that the directions are to hold.
+
+    Raises:
+        ValueError: It has no more rows than columns: its smaller Gram matrix is ``D D^T``.
+        InputError: The matrix holds a NaN or an infinity.
+    """
+    if matrix.shape[0] <= matrix.shape[1]:
+        raise ValueError(f"expected more rows than columns, got {tuple(matrix.shape)}; left_factors serves this shape")
+    scale = scale_of(matrix)
+    if scale == 0:
+        return no_factors(matrix.shape[0], next(iter(blocks_of(matrix))).device)
+    eigenvalues, vectors, working = gram_eigh(matrix, scale, TALL_ILL_CONDITIONED, share)
+    values = eigenvalues[: numerical_rank_of(eigenvalues)].sqrt()
+    turn = vectors / values[: vectors.shape[1]]
+    if working == torch.float64 and eigenvalues[-1] >= ILL_CONDITIONED * eigenvalues[0]:
+        working = torch.float32  # the Gram matrix needed float64; products of this matrix do not yet
+    return Factors(matrix, values * scale, turn.to(working), scale)
+
+
+def drawn_factors(basis: Float32[Tensor, "out rank"]) -> Factors:
     """Return a basis as factors: its directions have no singular values of their own, and all count alike."""
-    return LeftFactors(basis, torch.ones(basis.shape[1], dtype=torch.float64, device=basis.device))
+    return Factors(basis, torch.ones(basis.shape[1], dtype=torch.float64, device=basis.device))
 
 
-def singular_values(delta: Float[Tensor, "out in"] | StreamedUpdate) -> Float64[Tensor, " rank"]:
+def no_factors(rows: int, device: torch.device | None = None) -> Factors:
+    """Return the factors of a zero matrix: no direction."""
+    return Factors(torch.zeros(rows, 0, device=device), torch.zeros(0, dtype=torch.float64, device=device))
+
+
+def check_orthonormal(basis: Tensor, name: str) -> None:
+    """Refuse a basis that would not project.
+
+    Raises:
+        InputError: It is not a matrix, has more columns than rows, or its columns are not orthonormal.
+    """
+    if basis.ndim != 2 or basis.shape[1] > basis.shape[0]:
+        raise InputError(f"basis of {name} has shape {tuple(basis.shape)}; expected (dim, rank) with rank at most dim")
+    working = basis.double()
+    error = (working.T @ working - torch.eye(basis.shape[1], dtype=torch.float64, device=basis.device)).abs()
+    worst = float(error.max()) if error.numel() else 0.0
+    if not worst <= ORTHONORMAL_WITHIN:  # also where it is NaN
+        raise InputError(
+            f"basis of {name} is not orthonormal (largest deviation {worst:.2g}, allowed {ORTHONORMAL_WITHIN:g}): "
+            "projecting with it would not be a projection; make it with python analyze.py subspace"
+        )
+
+
+def singular_values(matrix: Float[Tensor, "out in"] | Blocks) -> Float64[Tensor, " rank"]:
     """Return the singular values within the numerical rank, in descending order: those of :func:`left_factors`.
 
     Without the vectors this costs a fraction of the factorisation, and beside the matrix only its smaller Gram matrix.
 
     Raises:
-        InputError: ``delta`` holds a NaN or an infinity.
+        InputError: The matrix holds a NaN or an infinity.
     """
-    scale = scale_of(delta)
+    scale = scale_of(matrix)
     if scale == 0:
         return torch.zeros(0, dtype=torch.float64)
-    eigenvalues = _gram_eigenvalues(delta, scale)
+    gram, _ = _conditioned_gram(matrix, scale, ILL_CONDITIONED)
+    eigenvalues = symmetric_eigenvalues(gram)
     return eigenvalues[: numerical_rank_of(eigenvalues)].sqrt() * scale
 
 
@@ -195,94 +239,12 @@ def squared_norm(tensor: Float[Tensor, "..."]) -> float:
     return squared_row_norms(as_matrix(tensor)).sum().item()
 
 
-def inner_product(first: Float[Tensor, "..."], second: Float[Tensor, "..."]) -> float:
-    """Return the sum of the elementwise product, in float64 across rows."""
-    return (as_matrix(first) * as_matrix(second)).sum(dim=1).double().sum().item()
-
-
 def as_matrix(tensor: Float[Tensor, "..."]) -> Float[Tensor, "out in"]:
     """Return a matrix as it is, a tensor that is not 2-D as one column: its subspace is the line it spans."""
     return tensor if tensor.ndim == 2 else tensor.reshape(-1, 1)
 
 
-def scale_of(matrix: Float[Tensor, "out in"] | StreamedUpdate) -> float:
-    """Return a power of two to divide a matrix by, so that its squares stay in float32's range; 0 of a zero matrix.
-
-    1 where they do by themselves, else the one below the largest entry.
-
-    Raises:
-        InputError: An entry is NaN or infinite.
-    """
-    blocks = (block for block in blocks_of(matrix) if block.numel())
-    # A maximum of the maxima would lose a NaN.
-    peaks = [float(torch.linalg.vector_norm(block, torch.inf)) for block in blocks]
-    if not all(math.isfinite(peak) for peak in peaks):
-        raise InputError("the matrix to factorise holds NaN or infinite entries; expected finite numbers")
-    largest = max(peaks, default=0.0)
-    if largest == 0 or LEAST_SCALED < largest < 1 / LEAST_SCALED:
-        return float(largest > 0)
-    return 2.0 ** (math.frexp(largest)[1] - 1)
-
-
-def gram_eigh(
-    matrix: Tensor | StreamedUpdate, scale: float, least: float = ILL_CONDITIONED, share: float = 1.0
-) -> tuple[Float64[Tensor, " dim"], Float64[Tensor, "dim rank"], torch.dtype]:
-    """Decompose the smaller Gram matrix of a matrix over a scale, always in float64.
-
-    Args:
-        matrix: The matrix.
-        scale: Of :func:`scale_of`.
-        least: Ratio of the extreme eigenvalues below which the Gram matrix is formed again in float64.
-        share: Share of energy that the eigenvectors are to hold.
-
-    Returns:
-        All its eigenvalues (descending, not negative), its eigenvectors within the numerical rank and the share as
-        columns, and the type that it was formed in.
-    """
-    gram, working = _conditioned_gram(matrix, scale, least)
-    return *symmetric_eigh(gram, share), working
-
-
-def scaled_gram(matrix: Tensor | StreamedUpdate, scale: float, working: torch.dtype) -> Float[Tensor, "dim dim"]:
-    """Return the smaller Gram matrix of a matrix over a scale: of its rows where they are not more than its columns."""
-    rows, columns = matrix.shape
-    longer = 1 if rows <= columns else 0
-    blocks = ((block if scale == 1 else block / scale).to(working) for block in blocks_of(matrix, longer))
-    return gram_of_blocks(block if longer else block.T for block in blocks)
-
-
-def _gram_eigenvalues(matrix: Tensor | StreamedUpdate, scale: float) -> Tensor:
-    """The eigenvalues of :func:`gram_eigh`."""
-    gram, _ = _conditioned_gram(matrix, scale, ILL_CONDITIONED)
-    return symmetric_eigenvalues(gram)
-
-
-def _conditioned_gram(matrix: Tensor | StreamedUpdate, scale: float, least: float) -> tuple[Tensor, torch.dtype]:
-    """Form the Gram matrix, in float64 where float32 would lose the small end; and return it in float64.
-
-    That ``lambda_min >= least lambda_1`` is told by whether ``G - least lambda_1 I`` has a Cholesky factor, for a
-    fiftieth of what the eigenvalues cost; lambda_1 by a power iteration, which is never above it.
-    """
-    *first, last = _working_types(matrix)
-    if max(matrix.shape) >= NEARLY_SQUARE * min(matrix.shape):
-        for working in first:
-            gram = scaled_gram(matrix, scale, working)
-            vector = gram.sum(dim=0)
-            for _ in range(POWER_STEPS):
-                vector = gram @ (vector / torch.linalg.vector_norm(vector))
-            shifted = gram.clone()
-            shifted.diagonal().sub_(least * torch.linalg.vector_norm(vector))
-            if int(torch.linalg.cholesky_ex(shifted).info) == 0:
-                return gram.double(), working
-    return scaled_gram(matrix, scale, last).double(), last
-
-
-def _working_types(matrix: Tensor | StreamedUpdate) -> list[torch.dtype]:
-    """Types to form a Gram matrix in: the matrix's own, and float64 where that has lost the small end."""
-    return list(dict.fromkeys((torch.promote_types(matrix.dtype, torch.float32), torch.float64)))
-
-
-def _in_blocks(matrix: Tensor | StreamedUpdate, vectors: Tensor, scale: float, working: torch.dtype) -> Tensor:
+def _in_blocks(matrix: Tensor | Blocks, vectors: Tensor, scale: float, working: torch.dtype) -> Tensor:
     """The scaled matrix times vectors, in the type that its Gram matrix was formed in."""
     vectors = vectors.to(working)
     return torch.cat([(block if scale == 1 else block / scale).to(working) @ vectors for block in blocks_of(matrix)])

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from safety_subspaces.algebra.overlap import Factorised, Overlap, overlap_sums
+from safety_subspaces.algebra.factors import Factors
+from safety_subspaces.algebra.overlap import Overlap, prefix_sums
 
 # Overlaps that differ by less are ties: rounding of float32 inner products.
 TIE_TOLERANCE = 1e-6
@@ -69,21 +70,6 @@ def overlap_p_value(value: float, dim: int, rank_first: int, rank_second: int) -
     return float(stats.beta.sf(position, mean * concentration, (1 - mean) * concentration))
 
 
-def haar_energy_moments(update: Float[Tensor, "out in"], rank: int) -> Moments:
-    """Return mean and variance of the share of energy that a Haar subspace of the output space keeps.
-
-    Mean ``k / m``; variance ``2 k (m - k) / (m (m - 1) (m + 2)) (tr M^2 / tr^2 M - 1 / m)``, with
-    ``M = U U^T`` and m its rows. NaN for a zero update.
-    """
-    rows, columns = update.shape
-    matrix = update.double()
-    gram = matrix @ matrix.T if rows <= columns else matrix.T @ matrix
-    trace = gram.trace().item()
-    if trace == 0:
-        return Moments(float("nan"), float("nan"))
-    return Moments(rank / rows, haar_energy_variance(rows, rank, gram.square().sum().item() / trace**2))
-
-
 def haar_energy_variance(rows: int, rank: int, concentration: float) -> float:
     """Return the variance of the share of energy that a Haar subspace of ``R^rows`` keeps of an update.
 
@@ -117,8 +103,8 @@ def random_k_energy_moments(energies: Float[Tensor, " rank"], count: int) -> Mom
 
 
 def matched_control(
-    first: Factorised,
-    second: Factorised,
+    first: Factors,
+    second: Factors,
     overlaps: Sequence[Overlap],
     draws: int,
     generator: torch.Generator,
@@ -165,7 +151,7 @@ def matched_control(
         signs = _random_signs(right.shape[0], generator).to(right)
         if axis is not None:
             signs[axis] = 1
-        sums.append(overlap_sums(left, right * signs, ranks))
+        sums.append(prefix_sums(left.T @ (right * signs), ranks))
     null = torch.tensor(sums, dtype=torch.float64) / smaller
     observed = torch.tensor([overlap.value for overlap in defined], dtype=torch.float64)
     exceeding = (null >= observed - TIE_TOLERANCE).sum(dim=0)

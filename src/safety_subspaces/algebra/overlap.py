@@ -9,16 +9,12 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from safety_subspaces.algebra.eigen import rank_of_energy
-from safety_subspaces.algebra.factors import LeadingFactors, LeftFactors
-from safety_subspaces.algebra.tall import TallFactors
+from safety_subspaces.algebra.factors import Factors
 from safety_subspaces.artefacts.errors import InputError
 
 # From cos^2 = 1/2 on the sine tells an angle better than the cosine, whose slope vanishes at angle 0: there a rounding
 # of 1e-16 is an angle of 1e-8.
 SINE_FROM = 0.5
-
-
-Factorised = LeftFactors | LeadingFactors | TallFactors
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ class AngleSummary:
     mean: float = nan
 
 
-def mode_subspace_overlap(first: Factorised, second: Factorised, energies: Sequence[float]) -> list[Overlap]:
+def mode_subspace_overlap(first: Factors, second: Factors, energies: Sequence[float]) -> list[Overlap]:
     """Compare the spaces that two updates write to, at several energy shares.
 
     ``MSO = ||Qu^T Qh||_F^2 / min(ku, kh)``, with ``Qu``, ``Qh`` the left singular vectors of each update up
@@ -101,12 +97,7 @@ def mode_subspace_overlap(first: Factorised, second: Factorised, energies: Seque
     ranks = [ranks_of(first, second, share) for share in energies]
     reasons = [_why_undefined(first, second, pair) for pair in ranks]
     defined = [pair for pair, reason in zip(ranks, reasons, strict=True) if reason is None]
-    sums: list[float] = []
-    if defined and isinstance(first, TallFactors) and isinstance(second, TallFactors):
-        sums = _prefix_sums(first.products(second), defined)
-    elif defined:
-        sums = overlap_sums(first.basis, second.basis, defined)
-    totals = dict(zip(defined, sums, strict=True))
+    totals = dict(zip(defined, overlap_sums(first, second, defined), strict=True))
     return [
         Overlap(share, *pair, min(1.0, totals[pair] / min(pair)))  # rounding may pass 1 by 1e-7
         if reason is None
@@ -115,29 +106,21 @@ def mode_subspace_overlap(first: Factorised, second: Factorised, energies: Seque
     ]
 
 
-def held_of(factors: Factorised) -> int:
-    """Return how many of an update's directions are known."""
-    return factors.numerical_rank if isinstance(factors, LeftFactors) else factors.held
-
-
-def ranks_of(first: Factorised, second: Factorised, share: float) -> tuple[int, int]:
+def ranks_of(first: Factors, second: Factors, share: float) -> tuple[int, int]:
     """Return the ranks at which each update reaches the energy share."""
     return rank_of_energy(first.singular_values, share), rank_of_energy(second.singular_values, share)
 
 
-def overlap_sums(
-    first: Float[Tensor, "out rank_first"],
-    second: Float[Tensor, "out rank_second"],
-    ranks: Sequence[tuple[int, int]],
-) -> list[float]:
-    """Return ``||Qu[:, :ku]^T Qh[:, :kh]||_F^2`` for each pair of ranks."""
+def overlap_sums(first: Factors, second: Factors, ranks: Sequence[tuple[int, int]]) -> list[float]:
+    """Return ``||Qu[:, :ku]^T Qh[:, :kh]||_F^2`` for each pair of ranks, none of them 0."""
     if not ranks:
         return []
     widest_first, widest_second = (max(column) for column in zip(*ranks, strict=True))
-    return _prefix_sums(first[:, :widest_first].T @ second[:, :widest_second], ranks)
+    return prefix_sums(first.products(second, (widest_first, widest_second)), ranks)
 
 
-def _prefix_sums(products: Float[Tensor, "a b"], ranks: Sequence[tuple[int, int]]) -> list[float]:
+def prefix_sums(products: Float[Tensor, "a b"], ranks: Sequence[tuple[int, int]]) -> list[float]:
+    """Return the sum of squares of the first rows and columns of a matrix of products, for each pair of numbers."""
     prefix: Float64[Tensor, "a b"] = products.square().double().cumsum(0).cumsum(1)
     return [prefix[ku - 1, kh - 1].item() for ku, kh in ranks]
 
@@ -211,15 +194,15 @@ def _angles_between(wide: Tensor, narrow: Tensor, products: Tensor) -> Tensor:
     return torch.where(cosines.square() >= SINE_FROM, sines.arcsin(), angles)
 
 
-def _why_undefined(first: Factorised, second: Factorised, ranks: tuple[int, int]) -> str | None:
+def _why_undefined(first: Factors, second: Factors, ranks: tuple[int, int]) -> str | None:
     """Say why two updates have no overlap at these ranks, if they have none."""
     updates = (("first", first, ranks[0]), ("second", second, ranks[1]))
     zero = [word for word, factors, _ in updates if factors.numerical_rank == 0]
     if zero:
         return f"the {' and the '.join(zero)} update is zero"
     short = [
-        f"the basis of the {word} update holds {held_of(factors)} directions, and this energy takes {rank}"
+        f"the basis of the {word} update holds {factors.held} directions, and this energy takes {rank}"
         for word, factors, rank in updates
-        if rank > held_of(factors)
+        if rank > factors.held
     ]
     return "; ".join(short) or None

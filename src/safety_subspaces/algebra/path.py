@@ -8,12 +8,9 @@ from math import comb, log, nan, sqrt
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
-from safety_subspaces.algebra.factors import inner_product, squared_norm
-from safety_subspaces.algebra.lowrank import LowRank
-from safety_subspaces.algebra.overlap import principal_angles as principal_angles  # those who follow a path look here
 from safety_subspaces.algebra.subspace import seeded_generator
 
 # Values of a segment: a mean of one is no level.
@@ -45,23 +42,6 @@ def haar_rms_angle(dim: int, rank_first: int, rank_second: int, draws: int, seed
     """
     smaller, larger = sorted((rank_first, rank_second))
     return _haar_rms_angle(dim, smaller, larger, draws, seed) if smaller else nan
-
-
-def squared_distance(first: Float[Tensor, "..."] | LowRank, second: Float[Tensor, "..."] | LowRank) -> float:
-    """Return ``||first - second||_F^2``, of two updates in factors without making their products."""
-    if isinstance(first, LowRank) and isinstance(second, LowRank):
-        left = torch.cat([first.scale * first.left.double(), -second.scale * second.left.double()], dim=1)
-        right = torch.cat([first.right.double(), second.right.double()])
-        return max(0.0, LowRank(left, right).squared_norm())  # of equal ones rounding may leave less than nothing
-    return squared_norm(_dense(first) - _dense(second))
-
-
-def update_product(first: Float[Tensor, "..."] | LowRank, second: Float[Tensor, "..."] | LowRank) -> float:
-    """Return the sum of the elementwise product of two updates, dense or in factors."""
-    if isinstance(first, LowRank) and isinstance(second, LowRank):
-        left, right = first.left.double().T @ second.left.double(), first.right.double() @ second.right.double().T
-        return first.scale * second.scale * float((left * right).sum())
-    return inner_product(_dense(first), _dense(second))
 
 
 @dataclass(frozen=True)
@@ -185,7 +165,3 @@ def _haar_rms_angle(dim: int, smaller: int, larger: int, draws: int, seed: int) 
         cosines = torch.linalg.svdvals(frame[:larger])
         total += sqrt(float(cosines.clamp(max=1).arccos().square().mean()))
     return total / draws
-
-
-def _dense(update: Tensor | LowRank) -> Tensor:
-    return update.dense() if isinstance(update, LowRank) else update

@@ -1,5 +1,10 @@
-"""Onto, away and opposite: what a subspace of a weight's output space does to an update of that weight."""
+"""Onto, away and opposite: what a subspace of a weight's output space does to an update, whatever kind of subspace.
 
+One tensor under every subspace, rank and draw. The energies of a whole sweep come from one factorisation; an update is
+made again from the same factors and the same seeds only for the models that are written or evaluated.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,69 +12,286 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from safety_subspaces.algebra.factors import squared_norm, squared_row_norms
+from safety_subspaces.algebra.factors import Factors, as_matrix, drawn_factors, haar_basis, squared_row_norms
+from safety_subspaces.algebra.nulls import Moments, haar_energy_variance, random_k_energy_moments
+from safety_subspaces.algebra.subspace import (
+    RankRule,
+    SubspaceKind,
+    energy_matched_rank,
+    haar_triangle,
+    is_sampled_without_basis,
+    random_order,
+    sampled_haar_energy,
+    sampled_haar_projection,
+    seeded_generator,
+)
+from safety_subspaces.algebra.update import DenseUpdate, Update
 from safety_subspaces.artefacts.errors import InputError
 
 Method = Literal["onto", "away", "opposite"]
+Controls = Literal["sampled", "closed"]
+# Kinds of which every draw is the same.
+DRAWN_ONCE: tuple[SubspaceKind, ...] = ("top", "scaled")
 
 
 @dataclass(frozen=True)
-class Projector:
-    """The orthogonal projector ``P = L L^T``, held as its thin basis; applied from the left.
-
-    A 2-D update ``(out, in)`` is projected column by column; an update of another shape as the one vector of
-    its entries, with ``out`` their number. Arithmetic is float32 or better, results have the update's dtype.
-    With an empty basis *onto* gives zero and *away* the update itself.
+class Projection:
+    """One choice of what is kept of an update.
 
     Args:
-        basis: Orthonormal columns L.
+        subspace: Kind of subspace.
+        fraction: Its rank, as a fraction of full rank.
+        draw: Which draw of a random kind, from 0; ``None`` for the mean over all of them, in closed form.
     """
 
-    basis: Float32[Tensor, "out rank"]
-
-    def onto(self, delta: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Return ``L L^T delta``."""
-        matrix = self._matrix_of(delta)
-        basis = self.basis.to(matrix.dtype)
-        return (basis @ (basis.T @ matrix)).reshape(delta.shape).to(delta.dtype)
-
-    def away(self, delta: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Return ``delta - L L^T delta``."""
-        working = self._matrix_of(delta).reshape(delta.shape)
-        return (working - self.onto(working)).to(delta.dtype)
-
-    def opposite(self, delta: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Return ``-L L^T delta``: the update that steps against the kept part."""
-        return -self.onto(delta)
-
-    def apply(self, delta: Float[Tensor, "*shape"], method: Method) -> Float[Tensor, "*shape"]:
-        """Return the update to add to the aligned weight under the named method."""
-        return complete_update(delta, self.onto(delta), method)
-
-    def energies(self, delta: Float[Tensor, "*shape"]) -> Float64[Tensor, " rank"]:
-        """Return ``||l_i^T delta||^2`` for each direction: their cumulative sum is the energy kept."""
-        matrix = self._matrix_of(delta)
-        return squared_row_norms(self.basis.to(matrix.dtype).T @ matrix)
-
-    def energy_kept(self, delta: Float[Tensor, "*shape"]) -> float:
-        """Return ``||P delta||^2 / ||delta||^2`` in [0, 1]; NaN for a zero update, which has none to keep."""
-        total = squared_norm(delta.double())
-        return self.energies(delta).sum().item() / total if total > 0 else float("nan")
+    subspace: SubspaceKind
+    fraction: float
+    draw: int | None
 
     @property
-    def matrix(self) -> Float32[Tensor, "out out"]:
-        """The dense ``L L^T``, for tests and small cases."""
-        return self.basis @ self.basis.T
+    def control(self) -> str:
+        """How its energy is found: ``exact``, ``sampled`` or ``closed form``."""
+        if self.subspace in DRAWN_ONCE:
+            return "exact"
+        return "closed form" if self.draw is None else "sampled"
 
-    def _matrix_of(self, delta: Tensor) -> Tensor:
-        rows = self.basis.shape[0]
-        if (delta.shape[0] if delta.ndim == 2 else delta.numel()) != rows and not (delta.numel() == rows):
-            raise InputError(
-                f"the basis has {rows} rows, which an update of shape {tuple(delta.shape)} does not: "
-                "expected a basis made from the same tensor, with weights as (out, in)"
-            )
-        working = delta if delta.dtype == torch.float64 else delta.float()
-        return working.reshape(rows, -1)
+
+@dataclass(frozen=True)
+class Kept:
+    """What a projection onto a subspace keeps of one tensor's update.
+
+    Args:
+        rank: Dimension of the subspace; ``None`` for *scaled*, which has none.
+        energy: Squared Frobenius norm of the kept part; its mean over draws in closed form.
+        chance: Squared norm that a random subspace of this rank is expected to keep; NaN for *scaled*.
+        variance: Variance of the energy over draws, in closed form; NaN where it was not asked for.
+    """
+
+    rank: int | None
+    energy: float
+    chance: float
+    variance: float = float("nan")
+
+
+def list_projections(
+    subspaces: Sequence[SubspaceKind], fractions: Sequence[float], draws: int, controls: Controls = "sampled"
+) -> list[Projection]:
+    """Return every choice once; kinds without chance have the one draw 0, those in closed form none."""
+    numbers: list[int | None] = list(range(draws)) if controls == "sampled" else [None]
+    return list(
+        dict.fromkeys(
+            Projection(subspace, fraction, draw)
+            for subspace in subspaces
+            for fraction in fractions
+            for draw in ([0] if subspace in DRAWN_ONCE else numbers)
+        )
+    )
+
+
+class TensorProjections:
+    """All projections of the updates of one tensor.
+
+    A tensor that is not 2-D counts as one column: its subspace is the line of ``vec(delta_A)``, a random one
+    the line of one random vector. All kinds have the rank of *top* (the numerical rank of ``delta_A`` caps
+    it), but for *random-energy*, whose rank is ``round(share * out)`` with the share that *top* keeps of that
+    very update.
+
+    Args:
+        name: Canonical name; with the seed, kind and draw it determines the random bases.
+        factors: Left factors of the alignment delta.
+        columns: Columns of the tensor as a matrix.
+        seed: The user's seed.
+        remembers: Whether an update's coordinates are kept for the models that are made of it, where it is in memory
+            itself: as much memory again.
+    """
+
+    def __init__(self, name: str, factors: Factors, columns: int, seed: int, remembers: bool = False) -> None:
+        self.name = name
+        self.factors = factors
+        self.rows, self.columns = factors.rows, columns
+        self.seed = seed
+        self.remembers = remembers
+        self._remembered: list[tuple[Update, Tensor]] = []
+
+    def rank(self, fraction: float) -> int:
+        """Rank of the alignment subspace at a fraction."""
+        return RankRule(fraction=fraction).choose(self.factors, self.columns).rank
+
+    def kept(
+        self, updates: Mapping[str, Update], totals: Mapping[str, float], projections: Sequence[Projection]
+    ) -> dict[tuple[str, Projection], Kept]:
+        """Return what each projection keeps of each labelled update.
+
+        *scaled* is left out: its factor is pooled over tensors.
+
+        Args:
+            updates: The updates.
+            totals: The energy of each.
+            projections: What is kept.
+        """
+        own, spreads = self._measured(updates, totals, projections)
+        triangles: dict[str, Tensor] = {}
+        found: dict[tuple[str, Projection], Kept] = {}
+        for (kind, draw), group in _by_draw(projections):
+            ranks = {(label, p): self.rank(p.fraction) for label in updates for p in group}
+            if kind == "random-energy":
+                top = {label: _cumulate(energies) for label, energies in own.items()}
+                ranks = {
+                    (label, p): self._matched_rank(top[label][rank].item(), totals[label])
+                    for (label, p), rank in ranks.items()
+                }
+            if draw is None:
+                moments = {
+                    key: self._moments(kind, own[key[0]], totals[key[0]], spreads[key[0]], rank)
+                    for key, rank in ranks.items()
+                }
+                energies_kept = {key: found_moments.mean for key, found_moments in moments.items()}
+                variances = {key: found_moments.variance for key, found_moments in moments.items()}
+            elif kind == "random-energy" and is_sampled_without_basis((self.rows, self.columns)):
+                triangles = triangles or {label: haar_triangle(update.dense()) for label, update in updates.items()}
+                energies_kept = {
+                    (label, p): sampled_haar_energy(triangles[label], self.rows, rank, self._generator(kind, draw))
+                    for (label, p), rank in ranks.items()
+                }
+                variances = {}
+            else:
+                curves = self._energy_curves(kind, draw, updates, own, max(ranks.values(), default=0))
+                energies_kept = {(label, p): curves[label][rank].item() for (label, p), rank in ranks.items()}
+                variances = {}
+            for (label, p), rank in ranks.items():
+                chance = totals[label] * rank / self.rows
+                variance = variances.get((label, p), float("nan"))
+                found[label, p] = Kept(rank, energies_kept[label, p], chance, variance)
+        return found
+
+    def updated(
+        self, update: Float[Tensor, "*shape"], projection: Projection, method: Method, scale: float
+    ) -> Float32[Tensor, "*shape"]:
+        """Return the update to add to the aligned weight.
+
+        Args:
+            update: The fine-tune's own.
+            projection: What is kept.
+            method: What becomes of it.
+            scale: Factor of the whole update under *scaled*.
+        """
+        if projection.subspace == "scaled":
+            return -scale * update if method == "opposite" else scale * update
+        (blocks,) = self.updated_blocks(DenseUpdate(update), [(projection, method)], self.rows)
+        return blocks[0].reshape(update.shape)
+
+    def updated_blocks(
+        self, update: Update, wanted: Sequence[tuple[Projection, Method]], rows: int
+    ) -> Iterator[list[Float32[Tensor, "part in"]]]:
+        """Yield, so many rows at a time, the update of each projection and method that is wanted; not of *scaled*.
+
+        Subspaces of one draw are nested: each is added to the one before it, and all ranks together cost what the
+        largest one does.
+        """
+        groups: dict[tuple[SubspaceKind, int | None], set[int]] = {}
+        ranks = []
+        for projection, _ in wanted:
+            rank = self._rank_of(projection, update)
+            ranks.append(rank)
+            groups.setdefault((projection.subspace, projection.draw), set()).add(rank)
+        parts = {key: self._onto_blocks(*key, sorted(of_key), update, rows) for key, of_key in groups.items()}
+        for block in update.rows(rows):
+            onto = {key: next(of_key) for key, of_key in parts.items()}
+            yield [
+                complete_update(block, onto[projection.subspace, projection.draw][rank], method)
+                for (projection, method), rank in zip(wanted, ranks, strict=True)
+            ]
+
+    def _rank_of(self, projection: Projection, update: Update) -> int:
+        rank = self.rank(projection.fraction)
+        if projection.subspace != "random-energy":
+            return rank
+        kept = float(_cumulate(update.energies_along(self.factors))[rank])
+        return self._matched_rank(kept, update.energy())
+
+    def _onto_blocks(
+        self, kind: SubspaceKind, draw: int | None, ranks: Sequence[int], update: Update, rows: int
+    ) -> Iterator[dict[int, Tensor]]:
+        """Yield ``P_k U`` at each rank k of one draw, so many rows at a time."""
+        assert draw is not None, "a mean over draws has no update"
+        if kind == "random-energy" and is_sampled_without_basis((self.rows, self.columns)):
+            dense = as_matrix(update.dense())
+            whole = {k: sampled_haar_projection(dense, k, self._generator(kind, draw)) for k in ranks}
+            for start in range(0, self.rows, rows):
+                yield {k: value[start : start + rows] for k, value in whole.items()}
+            return
+        factors = self.factors
+        order: Tensor | slice = slice(None)
+        if kind == "random-k":
+            order = random_order(factors, self._generator(kind, draw))
+        elif kind != "top":
+            factors = drawn_factors(haar_basis(self.rows, max(ranks), self._generator(kind, draw)))
+        along = (self._own_coordinates(update) if factors is self.factors else update.coordinates(factors))[order]
+        for basis in factors.blocks(rows):
+            directions, before = basis.to(along.dtype)[:, order], 0
+            total = along.new_zeros(len(basis), along.shape[1])
+            found = {}
+            for k in ranks:
+                total = total + directions[:, before:k] @ along[before:k]
+                found[k], before = total, k
+            yield found
+
+    def _matched_rank(self, kept: float, total: float) -> int:
+        return energy_matched_rank(min(1.0, kept / total), self.rows) if total > 0 else 0
+
+    def _energy_curves(
+        self, kind: SubspaceKind, draw: int, updates: Mapping[str, Update], own: Mapping[str, Tensor], widest: int
+    ) -> dict[str, Float64[Tensor, " ranks"]]:
+        """Energy kept at every rank of one draw, by label: nested subspaces, so one basis serves all ranks."""
+        if kind == "top":
+            return {label: _cumulate(energies) for label, energies in own.items()}
+        if kind == "random-k":
+            order = random_order(self.factors, self._generator(kind, draw))
+            return {label: _cumulate(energies[order]) for label, energies in own.items()}
+        device = self.factors.singular_values.device
+        basis = haar_basis(self.rows, widest, self._generator(kind, draw)).to(device)
+        factors = drawn_factors(basis)
+        return {label: _cumulate(update.energies_along(factors)) for label, update in updates.items()}
+
+    def _measured(
+        self, updates: Mapping[str, Update], totals: Mapping[str, float], projections: Sequence[Projection]
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Energy of each update along each direction, and what the closed form of Haar subspaces needs of it."""
+        if any(p.draw is None and p.subspace in ("random", "random-energy") for p in projections):
+            found = {
+                label: update.energies_and_concentration(self.factors, totals[label])
+                for label, update in updates.items()
+            }
+            return {label: own for label, (own, _) in found.items()}, {label: c for label, (_, c) in found.items()}
+        own = {label: self._own_energies(update) for label, update in updates.items()}
+        return own, dict.fromkeys(updates, float("nan"))
+
+    def _own_energies(self, update: Update) -> Float64[Tensor, " rank"]:
+        if not self.remembers or not update.is_in_memory:
+            return update.energies_along(self.factors)
+        along = update.coordinates(self.factors)
+        self._remembered.append((update, along))
+        return squared_row_norms(along)
+
+    def _own_coordinates(self, update: Update) -> Float[Tensor, "rank in"]:
+        remembered = [along for other, along in self._remembered if other is update]
+        return remembered[0] if remembered else update.coordinates(self.factors)
+
+    def _moments(self, kind: SubspaceKind, own: Tensor, total: float, spread: float, rank: int) -> Moments:
+        """Mean and variance over all draws of the energy that a random kind keeps."""
+        if kind == "random-k":
+            return random_k_energy_moments(own, rank)
+        if total == 0:
+            return Moments(0.0, 0.0)
+        return Moments(total * rank / self.rows, total**2 * haar_energy_variance(self.rows, rank, spread))
+
+    def _generator(self, kind: SubspaceKind, draw: int) -> torch.Generator:
+        return seeded_generator(self.seed, self.name, kind, draw)
+
+
+def project_onto(basis: Float[Tensor, "out rank"], matrix: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+    """Return ``L L^T U``, in the type of the basis; zero with an empty one."""
+    return basis @ (basis.T @ matrix.to(basis.dtype))
 
 
 def complete_update(
@@ -87,3 +309,17 @@ def complete_update(
     if method == "opposite":
         return -projected
     raise InputError(f"unknown method {method!r}; expected onto, away or opposite")
+
+
+def _cumulate(energies: Tensor) -> Tensor:
+    """Energy of the first 0, 1, 2, ... directions."""
+    return torch.cat([energies.new_zeros(1), energies.cumsum(0)])
+
+
+def _by_draw(projections: Sequence[Projection]) -> Iterator[tuple[tuple[SubspaceKind, int | None], list[Projection]]]:
+    """Group projections that read their energies off one basis: those of a kind and draw; *scaled* has none."""
+    groups: dict[tuple[SubspaceKind, int | None], list[Projection]] = {}
+    for projection in projections:
+        if projection.subspace != "scaled":
+            groups.setdefault((projection.subspace, projection.draw), []).append(projection)
+    yield from groups.items()

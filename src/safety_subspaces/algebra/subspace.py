@@ -1,6 +1,7 @@
 """Which directions: the alignment subspace at a chosen rank, and the seeded random controls beside it."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,15 +10,16 @@ from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from safety_subspaces.algebra.eigen import rank_of_energy
-from safety_subspaces.algebra.factors import Directions, LeftFactors, as_matrix, orthonormal_frame
+from safety_subspaces.algebra.factors import Factors, as_matrix, orthonormal_frame
 from safety_subspaces.artefacts.errors import InputError
 
+Side = Literal["left", "right"]
 SubspaceKind = Literal["top", "random", "random-k", "random-energy", "scaled"]
 
-# Taller than this, a Haar projection is sampled without its basis, which would be up to out x out: every
-# block matrix of the paper's five models lies below (5.8 at most, Qwen-2.5-1.5B's gate_proj), every embedding
-# above (7.8 at least).
-TALL = 6
+# With more rows than this many times its columns, a Haar projection is sampled without its basis, which would be up to
+# out x out: every block matrix of the paper's five models lies below (5.8 at most, Qwen-2.5-1.5B's gate_proj), every
+# embedding above (7.8 at least).
+SAMPLED_ABOVE = 6
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class RankRule:
         if self.energy is not None and not 0 < self.energy <= 1:
             raise InputError(f"an energy share must be in (0, 1], got {self.energy}")
 
-    def choose(self, factors: Directions, columns: int) -> RankChoice:
+    def choose(self, factors: Factors, columns: int) -> RankChoice:
         """Apply the rule to a factorised matrix of ``columns`` columns, capped at its numerical rank."""
         if self.count is not None:
             wanted = self.count
@@ -74,12 +76,12 @@ class RankRule:
         return RankChoice(min(wanted, factors.numerical_rank), wanted)
 
 
-def top_basis(factors: LeftFactors, rank: int) -> Float32[Tensor, "out rank"]:
+def top_basis(factors: Factors, rank: int) -> Float32[Tensor, "out rank"]:
     """Return the leading ``rank`` left singular vectors: the alignment subspace."""
     return factors.basis[:, :rank]
 
 
-def random_order(factors: Directions, generator: torch.Generator) -> Tensor:
+def random_order(factors: Factors, generator: torch.Generator) -> Tensor:
     """Draw the order in which *random-k* takes directions: its first k are a draw without replacement."""
     return torch.randperm(factors.numerical_rank, generator=generator)
 
@@ -100,9 +102,9 @@ def seeded_generator(seed: int, *key: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)  # 63 bits: manual_seed is signed
 
 
-def is_tall(shape: tuple[int, ...] | torch.Size) -> bool:
+def is_sampled_without_basis(shape: Sequence[int]) -> bool:
     """Tell whether a Haar projection of a matrix of this shape is sampled without a basis."""
-    return len(shape) == 2 and shape[0] > TALL * shape[1]
+    return len(shape) == 2 and shape[0] > SAMPLED_ABOVE * shape[1]
 
 
 def sampled_haar_energy(triangle: Float[Tensor, "in in"], dim: int, rank: int, generator: torch.Generator) -> float:

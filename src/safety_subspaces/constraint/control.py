@@ -1,13 +1,13 @@
 """Random subspaces in the place of the alignment subspace, for a constraint's own control run."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from safety_subspaces.algebra.factors import as_matrix, haar_basis, squared_norm
-from safety_subspaces.algebra.projection import Projector
+from safety_subspaces.algebra.factors import drawn_factors, haar_basis
 from safety_subspaces.algebra.subspace import energy_matched_rank, seeded_generator
+from safety_subspaces.algebra.update import DenseUpdate, Update
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.constraint.targets import Target
 from safety_subspaces.weights.compatibility import check_compatible
@@ -56,29 +56,30 @@ def control_subspace(
     if kind == "none":
         return Control(list(targets))
     ranks = {target.name: target.basis.shape[1] for target in targets}
-    deltas = {}
+    updates: dict[str, Update] = {}
     if kind == "random-energy":
         if unconstrained is None or start is None:
             raise InputError("control: random-energy compares a finished run with the checkpoint that it started from")
         finished, first = open_checkpoint(unconstrained), open_checkpoint(start)
         check_compatible(first, finished)
         for target in targets:
-            delta = as_matrix(update_of(finished, first, target.name)).double().to(target.basis.device)
-            deltas[target.name] = delta.T if target.transposed else delta
-            total = squared_norm(deltas[target.name])
-            share = Projector(target.basis).energies(deltas[target.name]).sum().item() / total if total > 0 else 0.0
+            update = DenseUpdate(update_of(finished, first, target.name).double().to(target.basis.device))
+            updates[target.name] = update.on_side("right" if target.transposed else "left")
+            total = updates[target.name].energy()
+            share = _energy_inside(target, updates) / total if total > 0 else 0.0
             ranks[target.name] = energy_matched_rank(share, target.basis.shape[0])
     drawn = []
     for target in targets:
         generator = seeded_generator(seed, target.name, kind)
         basis = haar_basis(target.basis.shape[0], ranks[target.name], generator).to(target.basis.device)
         drawn.append(replace(target, basis=basis))
-    if not deltas:
+    if not updates:
         return Control(drawn)
-    whole = sum(squared_norm(delta) for delta in deltas.values())
-    wanted, kept = (
-        sum(float(Projector(target.basis).energies(deltas[target.name]).sum()) for target in chosen) / whole
-        for chosen in (targets, drawn)
-    )
+    whole = sum(update.energy() for update in updates.values())
+    wanted, kept = (sum(_energy_inside(target, updates) for target in chosen) / whole for chosen in (targets, drawn))
     logger.info("random-energy: keeps %.4f of the finished run's update, the subspace %.4f", kept, wanted)
     return Control(drawn, wanted, kept)
+
+
+def _energy_inside(target: Target, updates: Mapping[str, Update]) -> float:
+    return float(updates[target.name].energies_along(drawn_factors(target.basis)).sum())

@@ -13,6 +13,9 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from safety_subspaces.algebra.projection import complete_update, project_onto
+from safety_subspaces.algebra.update import FactorUpdate
+
 Mode = Literal["away", "onto", "observe"]
 # Sums each tensor over the ranks that own pieces of the weights; the identity where weights are whole.
 SumOverRanks = Callable[[list[Tensor]], list[Tensor]]
@@ -188,8 +191,7 @@ def forbidden_part(
 ) -> Float[Tensor, "dim columns"]:
     """Return the part of a whole update or gradient that a constraint does not allow, in the dtype of the basis."""
     working = delta.to(basis.dtype)
-    inside = basis @ (basis.T @ working)
-    return working - inside if mode == "onto" else inside
+    return complete_update(working, project_onto(basis, working), "away" if mode == "onto" else "onto")
 
 
 def update_energies(
@@ -209,10 +211,8 @@ def factor_energies(
 
     ``||F P||^2 = <F^T F, P P^T>``: the product, as large as the weight, is never made.
     """
-    partner = partner.double()
-    gram = partner @ partner.T
     parts = (forbidden_part(basis.double(), mode, factor), factor.double())
-    return torch.stack([((part.T @ part) * gram).sum() for part in parts])
+    return torch.tensor([FactorUpdate(part, partner).energy() for part in parts], dtype=torch.float64)
 
 
 def schedule_strength(step: int, strength: float, start_step: int, ramp_steps: int) -> float:

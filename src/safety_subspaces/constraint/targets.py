@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from safety_subspaces.algebra.factors import as_matrix
+from safety_subspaces.algebra.subspace import Side
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.constraint.master import shape_of
 from safety_subspaces.weights.names import canonical_name, layer_of, type_of
-from safety_subspaces.weights.subspace_file import Side, SubspaceFile
+from safety_subspaces.weights.subspace_file import SubspaceFile
 
 logger = logging.getLogger(__name__)
 LISTED = 5  # names in an error message

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from safety_subspaces.algebra.factors import LeftFactors, left_factors
+from safety_subspaces.algebra.factors import Factors, left_factors
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.language.model import evaluating, input_device
 from safety_subspaces.language.prompting import CHAT, check_template, encode_prompt, pad_batch, padding_id
@@ -153,7 +153,7 @@ def check_layers(model: nn.Module, layers: Sequence[int] | None, site: Site = "r
     return list(layers)
 
 
-def state_factors(states: Float[Tensor, "prompt hidden"], center: bool = False) -> LeftFactors:
+def state_factors(states: Float[Tensor, "prompt hidden"], center: bool = False) -> Factors:
     """Factorise the states of a prompt set: the basis spans them in the hidden space, the leading directions first.
 
     Args:

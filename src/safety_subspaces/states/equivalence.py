@@ -19,9 +19,9 @@ from scipy import stats
 from torch import Tensor
 
 from safety_subspaces.algebra.eigen import rank_of_energy
-from safety_subspaces.algebra.factors import LeftFactors, left_factors
+from safety_subspaces.algebra.factors import Factors, left_factors
 from safety_subspaces.algebra.nulls import matched_overlap
-from safety_subspaces.algebra.overlap import overlap_sums
+from safety_subspaces.algebra.overlap import prefix_sums
 
 Verdict = Literal["overlapping", "distinct", "undecided", "undefined"]
 LEVEL = 0.05
@@ -104,7 +104,7 @@ class StateHalves:
         self._center = center
         self._dealt = deal(range(len(states)) if groups is None else groups, generator)
         self.fewest_groups = (int(self._dealt.max()) + 1) // 2 if len(states) else 0
-        self._factors: Callable[[int, int, int | None], LeftFactors] = cache(self._factorise)
+        self._factors: Callable[[int, int, int | None], Factors] = cache(self._factorise)
         self._mean = self._states.mean(dim=0)
 
     def bases(self, energy: float, folds: int, left_out: int | None) -> Iterator[Float[Tensor, "hidden rank"]]:
@@ -118,7 +118,7 @@ class StateHalves:
         """The mean, which the matched control leaves in place, where it is part of the states."""
         return None if self._center else self._mean
 
-    def _factorise(self, half: int, folds: int, left_out: int | None) -> LeftFactors:
+    def _factorise(self, half: int, folds: int, left_out: int | None) -> Factors:
         chosen = self._dealt % 2 == half
         if left_out is not None:
             chosen &= (self._dealt // 2) % folds != left_out
@@ -158,7 +158,7 @@ def shared_direction(first: Tensor | None, second: Tensor | None) -> Tensor | No
 
 def _overlap(first: Tensor, second: Tensor) -> float:
     ranks = (first.shape[1], second.shape[1])
-    return overlap_sums(first, second, [ranks])[0] / min(ranks) if min(ranks) else nan
+    return prefix_sums(first.T @ second, [ranks])[0] / min(ranks) if min(ranks) else nan
 
 
 def _judge(energy: float, whole: tuple[float, ...], left_out: Sequence[tuple[float, ...]]) -> Equivalence:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from safety_subspaces.algebra.eigen import gram_of_rows, numerical_rank_of, symmetric_eigh
-from safety_subspaces.algebra.factors import LeadingFactors
+from safety_subspaces.algebra.factors import Factors, no_factors
 from safety_subspaces.artefacts.errors import InputError
 
 
@@ -42,7 +42,7 @@ class StateMoments:
         scatter = (self.scatter + other.scatter).addr_(step, step, alpha=weight)
         return StateMoments(total, self.mean + step * (other.count / total), scatter)
 
-    def factors(self, center: bool = False, share: float = 1.0) -> LeadingFactors:
+    def factors(self, center: bool = False, share: float = 1.0) -> Factors:
         """Factorise the vectors: what :func:`~.capture.state_factors` returns of them one by one.
 
         Args:
@@ -53,11 +53,11 @@ class StateMoments:
         if not center:
             gram.addr_(self.mean, self.mean, alpha=float(self.count))
         if not self.count or not gram.diagonal().any():
-            return LeadingFactors(torch.zeros(gram.shape[0], 0), torch.zeros(0, dtype=torch.float64))
+            return no_factors(gram.shape[0])
         values, vectors = symmetric_eigh(gram, share)
         # n vectors span at most n directions; what is beyond is the rounding of the sums.
         rank = min(numerical_rank_of(values), self.count - center)
-        return LeadingFactors(vectors[:, :rank].float(), values[:rank].sqrt())
+        return Factors(vectors[:, :rank].float(), values[:rank].sqrt())
 
 
 # Rows that are buffered at least before they are summed: at hidden 1024, 64 at a time take three times as long.

@@ -13,8 +13,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from safety_subspaces.algebra.lowrank import LowRank
-from safety_subspaces.algebra.streamed import StreamedUpdate
+from safety_subspaces.algebra.update import FactorUpdate, StreamedUpdate, Update
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import sha256_of_file
 from safety_subspaces.artefacts.tensor_stream import stream_tensors
@@ -128,7 +127,7 @@ class NetworkUpdate:
         return gather_objects(sha256_of_file(path) if writes else None)[0]
 
     @torch.no_grad()
-    def read(self, name: str, keeps: bool = True) -> StreamedUpdate | LowRank | None:
+    def read(self, name: str, keeps: bool = True) -> Update | None:
         """Gather one weight and return its update; in factors where an adapter counts from the start of the run.
 
         Args:
@@ -149,10 +148,14 @@ class NetworkUpdate:
             whole = whole + factors.dense().to(whole)
         return StreamedUpdate(lambda: whole, self._opener(name), whole.shape, self.dtype)
 
-    def _gather_factors(self, weight: _Weight) -> LowRank:
+    def _gather_factors(self, weight: _Weight) -> FactorUpdate:
         assert weight.factors is not None
         left, right = (open_master(factor).whole() for factor in weight.factors)
-        return LowRank(right.T, left.T, weight.scale) if weight.transposed else LowRank(left, right, weight.scale)
+        return (
+            FactorUpdate(right.T, left.T, weight.scale)
+            if weight.transposed
+            else FactorUpdate(left, right, weight.scale)
+        )
 
     def _opener(self, name: str) -> Callable[[], Any]:
         """Opens a weight's reference, unread."""

@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from safety_subspaces.algebra.audit import audit_update, rounding_energy
-from safety_subspaces.algebra.streamed import BLOCK
+from safety_subspaces.algebra.blocks import rows_in_block
 from safety_subspaces.weights.checkpoint import Checkpoint, FullCheckpoint
 
 
@@ -42,6 +42,6 @@ def stored_rounding(checkpoint: Checkpoint, name: str) -> float:
     shape = checkpoint.shape(name)
     if len(shape) != 2:
         return rounding_energy(checkpoint.read(name))
-    step = max(1, BLOCK // max(1, shape[1]))
+    step = rows_in_block(shape[1])
     blocks = (checkpoint.open_slice(name)[start : start + step] for start in range(0, shape[0], step))
     return fsum(rounding_energy(torch.as_tensor(block)) for block in blocks)

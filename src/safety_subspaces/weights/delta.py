@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from safety_subspaces.algebra.lowrank import LowRank
-from safety_subspaces.algebra.streamed import StreamedUpdate
+from safety_subspaces.algebra.update import DenseUpdate, StreamedUpdate, Update
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.weights.checkpoint import Checkpoint, FullCheckpoint
 from safety_subspaces.weights.update_checkpoint import UpdateCheckpoint
@@ -21,7 +20,7 @@ STREAM_ABOVE = 2**27
 logger = logging.getLogger(__name__)
 
 
-def open_update(tuned: Checkpoint, reference: Checkpoint, name: str) -> Float[Tensor, "..."] | StreamedUpdate | LowRank:
+def open_update(tuned: Checkpoint, reference: Checkpoint, name: str) -> Update:
     """Return ``W_tuned - W_reference`` of one tensor in the smallest form that there is, in float32 or better.
 
     An update upon the reference itself stays in its factors, without the rounding of a merge; the difference of large
@@ -33,19 +32,17 @@ def open_update(tuned: Checkpoint, reference: Checkpoint, name: str) -> Float[Te
     return open_updates({"": tuned}, reference, name)[""]
 
 
-def open_updates(
-    tuned: Mapping[str, Checkpoint], reference: Checkpoint, name: str
-) -> dict[str, Tensor | StreamedUpdate | LowRank]:
+def open_updates(tuned: Mapping[str, Checkpoint], reference: Checkpoint, name: str) -> dict[str, Update]:
     """Return the :func:`open_update` of several models by label; their reference is read once."""
     weight: Tensor | None = None
-    found: dict[str, Tensor | StreamedUpdate | LowRank] = {}
+    updates: dict[str, Update] = {}
     for label, checkpoint in tuned.items():
         update = _small_update(checkpoint, reference, name)
         if update is None:
             weight = read_weight(reference, name) if weight is None else weight
-            update = _difference(checkpoint, weight, name)
-        found[label] = update
-    return found
+            update = DenseUpdate(_difference(checkpoint, weight, name))
+        updates[label] = update
+    return updates
 
 
 def _difference(tuned: Checkpoint, weight: Tensor, name: str) -> Tensor:
@@ -58,16 +55,14 @@ def _difference(tuned: Checkpoint, weight: Tensor, name: str) -> Tensor:
     return made.float()
 
 
-def _small_update(
-    tuned: Checkpoint, reference: Checkpoint, name: str
-) -> Float[Tensor, "..."] | StreamedUpdate | LowRank | None:
+def _small_update(tuned: Checkpoint, reference: Checkpoint, name: str) -> Update | None:
     """The update as it is stored, or made a block at a time; ``None`` where it is neither."""
     if isinstance(tuned, UpdateCheckpoint) and is_upon(tuned, reference) and not tuned.is_whole(name):
         update = tuned.update(name)
         if update is None:
-            return torch.zeros(reference.shape(name))
-        for part in (update.left, update.right) if isinstance(update, LowRank) else (update,):
-            _finite(part, name, tuned.path)
+            return DenseUpdate(torch.zeros(reference.shape(name)))
+        for part in update.parts.values():
+            _finite(torch.as_tensor(part), name, tuned.path)
         return update
     shape = reference.shape(name)
     readers = [_opener(checkpoint, name) for checkpoint in (tuned, reference)]
@@ -82,10 +77,7 @@ def _small_update(
 
 def update_of(tuned: Checkpoint, reference: Checkpoint, name: str) -> Float32[Tensor, "..."]:
     """Return ``W_tuned - W_reference`` of one tensor, whole and dense in float32; else as :func:`open_update`."""
-    update = open_update(tuned, reference, name)
-    if isinstance(update, LowRank):
-        return update.dense()
-    return update.whole() if isinstance(update, StreamedUpdate) else update.float()
+    return open_update(tuned, reference, name).dense().float()
 
 
 def read_weight(checkpoint: Checkpoint, name: str) -> Float[Tensor, "..."]:

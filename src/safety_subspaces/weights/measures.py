@@ -4,19 +4,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum, nan, sqrt
 
-import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from safety_subspaces.algebra.eigen import rank_of_energy
-from safety_subspaces.algebra.factors import LeftFactors, as_matrix, left_factors, singular_values, squared_norm
-from safety_subspaces.algebra.lowrank import LowRank
+from safety_subspaces.algebra.factors import Factors, drawn_factors, squared_norm
 from safety_subspaces.algebra.nulls import overlap_moments
 from safety_subspaces.algebra.overlap import overlap_sums
-from safety_subspaces.algebra.streamed import StreamedUpdate, blocks_of
-from safety_subspaces.algebra.subspace import RankRule, top_basis
-from safety_subspaces.algebra.update import energy as energy_of
-from safety_subspaces.weights.subspace_file import Side, SubspaceFile
+from safety_subspaces.algebra.subspace import RankRule, Side, top_basis
+from safety_subspaces.algebra.update import DenseUpdate, FactorUpdate, Update
+from safety_subspaces.weights.subspace_file import SubspaceFile
 
 
 @dataclass(frozen=True)
@@ -67,9 +64,9 @@ class Comparison:
 
 def measure_update(
     name: str,
-    update: Float[Tensor, "..."] | StreamedUpdate | LowRank,
+    update: Update,
     against: Comparison,
-    factors: LeftFactors | None = None,
+    factors: Factors | None = None,
 ) -> UpdateMeasures:
     """Measure the update of one weight.
 
@@ -81,66 +78,23 @@ def measure_update(
         against: What it is held against.
         factors: Its factors, where they are known already.
     """
-    is_matrix = isinstance(update, LowRank) or update.ndim == 2
-    energy = energy_of(update)
+    is_matrix, energy = update.is_matrix, update.energy()
     inside = inside_chance = nan
     if against.subspace is not None:
         basis = against.subspace.bases.get(name)
-        inside = 0.0 if basis is None else energy_along(update, basis, against.subspace.side)
+        inside = 0.0 if basis is None else _energy_inside(update, basis, against.subspace.side)
         inside_chance = 0.0 if basis is None else energy * basis.shape[1] / basis.shape[0]
     overlap = overlap_chance = nan
     if is_matrix and energy > 0 and against.other is not None and name in against.other:
-        factors = factors_of(update) if factors is None else factors
+        factors = update.factors(formed=True) if factors is None else factors
         overlap, overlap_chance = _overlap(factors, against.other[name], against.energy)
     spectrum = None
     if is_matrix and energy > 0 and against.spectra:
-        spectrum = spectrum_of(update) if factors is None else factors.singular_values
+        spectrum = update.singular_values() if factors is None else factors.singular_values
     stable, effective = (nan, nan) if spectrum is None else spectral_ranks(spectrum)
     return UpdateMeasures(
         name, is_matrix, energy, inside, inside_chance, stable, effective, overlap, overlap_chance, spectrum
     )
-
-
-def energy_along(
-    update: Float[Tensor, "..."] | StreamedUpdate | LowRank, basis: Float[Tensor, "dim rank"], side: Side
-) -> float:
-    """Return the squared norm of the part of an update inside a subspace of its output (left) or input space (right).
-
-    A weight that is not 2-D is one column, whatever the side. A matrix is taken in blocks across its longer side.
-    """
-    if isinstance(update, LowRank):
-        return (update.transposed if side == "right" else update).squared_norm_along(basis.to(update.left.device))
-    if update.ndim != 2:
-        whole = factorable(update)
-        return float((basis.to(whole).T @ whole).double().square().sum())
-    longer = 1 if update.shape[0] <= update.shape[1] else 0
-    across = longer == (0 if side == "left" else 1)  # whether a block holds a part of each of the basis's vectors
-    total, start, coordinates = 0.0, 0, torch.zeros(())
-    for block in blocks_of(update, longer):
-        matrix = block if side == "left" else block.T
-        part = basis[start : start + block.shape[longer]] if across else basis
-        product = part.to(matrix).T @ matrix
-        if across:
-            coordinates = product if start == 0 else coordinates.add_(product)
-            start += block.shape[longer]
-        else:
-            total += squared_norm(product)
-    return squared_norm(coordinates) if across else total
-
-
-def factorable(update: Float[Tensor, "..."] | StreamedUpdate) -> Float[Tensor, "out in"]:
-    """Return an update as one matrix in memory."""
-    return as_matrix(update.whole() if isinstance(update, StreamedUpdate) else update)
-
-
-def factors_of(update: Float[Tensor, "..."] | StreamedUpdate | LowRank) -> LeftFactors:
-    """Factorise an update."""
-    return update.left_factors() if isinstance(update, LowRank) else left_factors(factorable(update))
-
-
-def spectrum_of(update: Float[Tensor, "out in"] | StreamedUpdate | LowRank) -> Float64[Tensor, " rank"]:
-    """Return the singular values of a matrix's update."""
-    return update.singular_values() if isinstance(update, LowRank) else singular_values(update)
 
 
 def spectral_ranks(spectrum: Float64[Tensor, " rank"]) -> tuple[float, float]:
@@ -178,8 +132,8 @@ def pool_measures(measures: Sequence[UpdateMeasures]) -> dict[str, float]:
 
 
 def compress(
-    update: Float[Tensor, "out in"], factors: LeftFactors, rank: RankRule
-) -> tuple[LowRank | Float[Tensor, "out in"], float]:
+    update: Float[Tensor, "out in"], factors: Factors, rank: RankRule
+) -> tuple[FactorUpdate | DenseUpdate, float]:
     """Keep the leading directions of an update: ``L (L^T D)``, and return the share of its energy that is lost.
 
     An update whose factors would take more room than itself is kept as it is, and loses nothing.
@@ -187,19 +141,23 @@ def compress(
     rows, columns = update.shape
     count = rank.choose(factors, columns).rank
     if count * (rows + columns) >= rows * columns:
-        return update, 0.0
+        return DenseUpdate(update), 0.0
     basis = top_basis(factors, count).to(update)
     right = basis.T @ update
     whole = squared_norm(update)
-    return LowRank(basis, right), max(0.0, 1 - squared_norm(right) / whole) if whole > 0 else 0.0
+    return FactorUpdate(basis, right), max(0.0, 1 - squared_norm(right) / whole) if whole > 0 else 0.0
 
 
-def _overlap(factors: LeftFactors, other: Float[Tensor, "out rank"], energy: float) -> tuple[float, float]:
+def _energy_inside(update: Update, basis: Tensor, side: Side) -> float:
+    return float(update.energies_along(drawn_factors(basis), side).sum())
+
+
+def _overlap(factors: Factors, other: Float[Tensor, "out rank"], energy: float) -> tuple[float, float]:
     ranks = (rank_of_energy(factors.singular_values, energy), other.shape[1])
     if 0 in ranks:
         return nan, nan
-    (total,) = overlap_sums(factors.basis, other.to(factors.basis), [ranks])
-    return min(1.0, total / min(ranks)), overlap_moments(factors.basis.shape[0], *ranks).mean
+    (total,) = overlap_sums(factors, drawn_factors(other.to(factors.basis)), [ranks])
+    return min(1.0, total / min(ranks)), overlap_moments(factors.rows, *ranks).mean
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -14,19 +14,15 @@ from types import TracebackType
 from typing import Any, final
 
 import torch
-from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from safety_subspaces.algebra.lowrank import LowRank
-from safety_subspaces.algebra.streamed import StreamedUpdate
+from safety_subspaces.algebra.update import LEFT, RIGHT, DenseUpdate, FactorUpdate, Update
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.tensor_stream import TensorStream
 
 KIND = "weight update"
 # Weights that the run started with, in the folder of the snapshots that count from them.
 START_FILE = "reference.safetensors"
-LEFT, RIGHT = ".left", ".right"
 FILE_NAME = re.compile(r"step=(\d+)\.safetensors")
 # A name, a scale and a lost share in the header: the numbers are at most 25 characters each.
 METADATA_PER_TENSOR = 80
@@ -73,9 +69,7 @@ class SnapshotWriter:
         self._attempt(self._stream.__enter__)
         return self
 
-    def write(
-        self, name: str, update: Float[Tensor, "..."] | StreamedUpdate | LowRank, lost_energy: float = 0.0
-    ) -> None:
+    def write(self, name: str, update: Update, lost_energy: float = 0.0) -> None:
         """Append the update of one weight.
 
         Args:
@@ -83,15 +77,11 @@ class SnapshotWriter:
             update: The update, dense or in factors.
             lost_energy: Share of its energy that a compression has left out.
         """
-        parts: dict[str, Tensor | StreamedUpdate]
-        if isinstance(update, LowRank):
-            parts = {name + LEFT: update.left, name + RIGHT: update.right}
-            self._scales[name] = update.scale
-        else:
-            parts = {name: update}
-        for stored, tensor in parts.items():
+        for part, tensor in update.parts.items():
             if self.failure is None:
-                self._attempt(partial(self._stream.write, stored, tensor))
+                self._attempt(partial(self._stream.write, name + part, tensor))
+        if LEFT in update.parts:
+            self._scales[name] = update.scale
         self._lost |= {name: lost_energy} if lost_energy else {}
 
     def __exit__(
@@ -156,12 +146,12 @@ class Snapshot:
         left, right = (self._file.get_slice(name + part).get_shape() for part in (LEFT, RIGHT))
         return left[0], right[1]
 
-    def read(self, name: str) -> Float[Tensor, "..."] | LowRank:
+    def read(self, name: str) -> Update:
         """Read the update of one weight."""
         if name not in self._scales:
-            return self._file.get_tensor(name)
+            return DenseUpdate(self._file.get_tensor(name))
         left, right = (self._file.get_tensor(name + part) for part in (LEFT, RIGHT))
-        return LowRank(left, right, self._scales[name])
+        return FactorUpdate(left, right, self._scales[name])
 
 
 def snapshot_path(folder: Path, step: int) -> Path:

@@ -5,20 +5,18 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
-import torch
 from jaxtyping import Float32, Float64
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from safety_subspaces.algebra.factors import check_orthonormal
+from safety_subspaces.algebra.subspace import Side
 from safety_subspaces.artefacts.errors import InputError
 
-Side = Literal["left", "right"]
 BASIS, SPECTRUM = ".basis", ".singular_values"
-# Float32 bases from a float64 eigendecomposition are orthonormal to a few 1e-6; beyond this a "projection" is none.
-ORTHONORMAL_WITHIN = 1e-4
 
 
 @dataclass(frozen=True)
@@ -114,21 +112,3 @@ class StoredBases(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-def check_orthonormal(basis: Tensor, name: str) -> None:
-    """Refuse a basis that would not project.
-
-    Raises:
-        InputError: It is not a matrix, has more columns than rows, or its columns are not orthonormal.
-    """
-    if basis.ndim != 2 or basis.shape[1] > basis.shape[0]:
-        raise InputError(f"basis of {name} has shape {tuple(basis.shape)}; expected (dim, rank) with rank at most dim")
-    working = basis.double()
-    error = (working.T @ working - torch.eye(basis.shape[1], dtype=torch.float64, device=basis.device)).abs()
-    worst = float(error.max()) if error.numel() else 0.0
-    if not worst <= ORTHONORMAL_WITHIN:  # also where it is NaN
-        raise InputError(
-            f"basis of {name} is not orthonormal (largest deviation {worst:.2g}, allowed {ORTHONORMAL_WITHIN:g}): "
-            "projecting with it would not be a projection; make it with python analyze.py subspace"
-        )

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safety_subspaces.algebra.lowrank import LowRank
+from safety_subspaces.algebra.update import FactorUpdate, Update
 from safety_subspaces.artefacts.adapter_base import ADAPTER_CONFIG, adapter_base
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import read_json
@@ -55,7 +55,7 @@ class UpdateCheckpoint(Checkpoint):
     base: FullCheckpoint
 
     @abstractmethod
-    def update(self, name: str) -> Float[Tensor, "..."] | LowRank | None:
+    def update(self, name: str) -> Update | None:
         """Return what it adds to the base's tensor, in float32: dense, in factors, or ``None`` where it adds nothing.
 
         Raises:
@@ -86,7 +86,7 @@ class UpdateCheckpoint(Checkpoint):
         value, update = stored.to(torch.promote_types(stored.dtype, torch.float32)), self.update(name)
         if update is None:
             return value
-        return value + (update.dense() if isinstance(update, LowRank) else update).to(value.dtype)
+        return value + update.dense().to(value.dtype)
 
 
 @final
@@ -155,14 +155,14 @@ class AdapterCheckpoint(UpdateCheckpoint):
         """Tell whether the adapter holds this tensor whole, in place of the base's."""
         return name in self._whole
 
-    def update(self, name: str) -> LowRank | None:
+    def update(self, name: str) -> FactorUpdate | None:
         """Return ``scale * B A`` in factors; ``None`` where there are none."""
         if name not in self._factors:
             return None
         stored = self._factors[name]
         down, up = (self._file.get_tensor(stored[factor]).float() for factor in ("A", "B"))
-        made = LowRank(up, down, self._scale(name.removesuffix(".weight"), down.shape[0]))
-        return made.transposed if stored.get("embedding") else made
+        made = FactorUpdate(up, down, self._scale(name.removesuffix(".weight"), down.shape[0]))
+        return made.transposed() if stored.get("embedding") else made
 
     def _scale(self, module: str, rank: int) -> float:
         alphas = self.config.get("alpha_pattern") or {}
@@ -254,7 +254,7 @@ class SnapshotCheckpoint(UpdateCheckpoint):
         """The reference's folder."""
         return (self.base.folder,)
 
-    def update(self, name: str) -> Float[Tensor, "..."] | LowRank | None:
+    def update(self, name: str) -> Update | None:
         """Return the update of one weight as it was kept; ``None`` where the snapshot has none."""
         return self.snapshot.read(name) if name in self._names else None
 

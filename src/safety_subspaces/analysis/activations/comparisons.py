@@ -10,9 +10,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from safety_subspaces.algebra.factors import Factors
 from safety_subspaces.algebra.nulls import matched_control, overlap_moments, overlap_p_value
 from safety_subspaces.algebra.overlap import (
-    Factorised,
     mode_subspace_overlap,
     nested_principal_angles,
     summarise_angles,
@@ -207,7 +207,7 @@ def depth_table(table: pd.DataFrame, places: int) -> pd.DataFrame:
 
 
 def _overlaps(
-    factors: Sequence[Factorised], kept: Tensor | None, how: Comparing, generator: torch.Generator
+    factors: Sequence[Factors], kept: Tensor | None, how: Comparing, generator: torch.Generator
 ) -> list[dict[str, Any]]:
     first, second = factors
     overlaps = mode_subspace_overlap(first, second, how.energies)

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from safety_subspaces.algebra.audit import summarise_audit
-from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.algebra.subspace import RankRule, Side
 from safety_subspaces.analysis.atlas.conclusions import conclude
 from safety_subspaces.analysis.atlas.measures import tensor_table
 from safety_subspaces.analysis.atlas.summary import summarise
@@ -18,7 +18,6 @@ from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.weights.checkpoint import Checkpoint
 from safety_subspaces.weights.compatibility import check_compatible, check_distinct, coverage, select_tensors
 from safety_subspaces.weights.delta import warn_of_foreign_bases
-from safety_subspaces.weights.subspace_file import Side
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
 PLACEHOLDER = "{seed}"

@@ -7,29 +7,17 @@ from math import nan
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
-from safety_subspaces.algebra.factors import squared_row_norms
-from safety_subspaces.algebra.lowrank import LowRank
+from safety_subspaces.algebra.blocks import rows_in_block
+from safety_subspaces.algebra.factors import Factors, squared_row_norms
 from safety_subspaces.algebra.overlap import overlap_sums
-from safety_subspaces.algebra.streamed import BLOCK, StreamedUpdate
-from safety_subspaces.algebra.subspace import RankRule
-from safety_subspaces.algebra.tall import TallFactors
-from safety_subspaces.algebra.update import (
-    Factors,
-    Update,
-    basis_row_blocks,
-    direction_energies,
-    factorise,
-    matrix_of,
-    on_device,
-    row_blocks,
-)
+from safety_subspaces.algebra.subspace import RankRule, Side
+from safety_subspaces.algebra.update import Update
 from safety_subspaces.analysis.work import Record, opened
 from safety_subspaces.weights.audited import audit_row, stored_rounding
 from safety_subspaces.weights.delta import open_update, open_updates
-from safety_subspaces.weights.subspace_file import Side
 
 Rule = Literal["fraction", "energy", "count"]
 ALIGNMENT = "alignment"
@@ -131,7 +119,7 @@ class AtlasTensor:
                 # No name keeps the factors of the side before, which may be as large as the weights.
                 found = {}
                 for label, update in updates.items():
-                    found[label] = self._factorise(on_side(on_device(update, device), side))
+                    found[label] = self._factorise(update.to(device).on_side(side))
                 place = {"seed": models.seed, "tensor": name, "side": side}
                 record["energies"] += [place | row for row in self._energies(found)]
                 record["overlaps"] += [place | row for row in self._overlaps(found)]
@@ -147,8 +135,8 @@ class AtlasTensor:
         return self.sides if len(shape) == 2 else tuple(side for side in self.sides if side == "left")
 
     def _factorise(self, update: Update) -> SidedUpdate:
-        factors = factorise(update)
-        ranks = [choice.rank_of(factors, update.shape[1]) for choice in self.choices]
+        factors = update.factors()
+        ranks = [choice.rank_of(factors, update.matrix_shape[1]) for choice in self.choices]
         energies = factors.singular_values.square().cpu()
         return SidedUpdate(update, factors, energies, ranks, leverages_at(factors, ranks))
 
@@ -164,7 +152,7 @@ class AtlasTensor:
         for label, task in found.items():
             if label == ALIGNMENT:
                 continue
-            kept = direction_energies(alignment.factors, task.update).cpu()
+            kept = task.update.energies_along(alignment.factors).cpu()
             total = task.total
             squares = float(task.energies.square().sum())
             expected = (row_energies(task.update) @ alignment.leverages).tolist()
@@ -212,23 +200,12 @@ class AtlasTensor:
         return rows
 
 
-def on_side(update: Update, side: Side) -> Update:
-    """Return an update as a matrix whose output space is the side that is asked for; a vector is one column."""
-    matrix = matrix_of(update)
-    if side == "left":
-        return matrix
-    if isinstance(matrix, LowRank):
-        return matrix.transposed
-    return (matrix.whole() if isinstance(matrix, StreamedUpdate) else matrix).T.contiguous()
-
-
 def leverages_at(factors: Factors, ranks: Sequence[int]) -> Float64[Tensor, "out choices"]:
     """Return ``sum_(j<=k) L_ij^2`` of each row i at each rank k; of a tall matrix L is made some rows at a time."""
     places = torch.tensor(ranks, dtype=torch.int64, device=factors.singular_values.device)
     widest = max(ranks, default=0)
-    step = max(1, BLOCK // max(1, factors.numerical_rank))
     blocks = []
-    for block in basis_row_blocks(factors, step):
+    for block in factors.blocks(rows_in_block(factors.numerical_rank)):
         sums = block[:, :widest].double().square().cumsum(dim=1)
         # Rank k stands at k: a column of zeros goes before.
         blocks.append(torch.nn.functional.pad(sums, (1, 0))[:, places].cpu())
@@ -237,8 +214,8 @@ def leverages_at(factors: Factors, ranks: Sequence[int]) -> Float64[Tensor, "out
 
 def row_energies(update: Update) -> Float64[Tensor, " out"]:
     """Return the squared norm of each row."""
-    step = max(1, BLOCK // max(1, update.shape[1]))
-    return torch.cat([squared_row_norms(block) for block in row_blocks(update, step)]).cpu()
+    step = rows_in_block(update.matrix_shape[1])
+    return torch.cat([squared_row_norms(block) for block in update.rows(step)]).cpu()
 
 
 def shared_energy(first: SidedUpdate, second: SidedUpdate) -> list[float]:
@@ -247,18 +224,8 @@ def shared_energy(first: SidedUpdate, second: SidedUpdate) -> list[float]:
     defined = [pair for pair in dict.fromkeys(ranks) if min(pair)]
     if not defined:
         return [0.0] * len(ranks)
-    one, other = first.factors, second.factors
-    if isinstance(one, TallFactors) and isinstance(other, TallFactors):
-        sums = _prefix_sums(one.products(other), defined)
-    else:
-        sums = overlap_sums(one.basis, other.basis, defined)
-    found = dict(zip(defined, sums, strict=True))
-    return [found.get(pair, 0.0) for pair in ranks]
-
-
-def _prefix_sums(products: Float[Tensor, "a b"], ranks: Sequence[tuple[int, int]]) -> list[float]:
-    prefix = products.square().double().cumsum(0).cumsum(1)
-    return [float(prefix[ku - 1, kh - 1]) for ku, kh in ranks]
+    sums = dict(zip(defined, overlap_sums(first.factors, second.factors, defined), strict=True))
+    return [sums.get(pair, 0.0) for pair in ranks]
 
 
 def _shares(energies: Float64[Tensor, " rank"], ranks: Sequence[int], total: float) -> list[float]:

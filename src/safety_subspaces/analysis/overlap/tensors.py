@@ -12,19 +12,16 @@ from safetensors import SafetensorError, safe_open
 
 from safety_subspaces.algebra.audit import k_margin
 from safety_subspaces.algebra.eigen import rank_of_energy
+from safety_subspaces.algebra.factors import Factors, no_factors
 from safety_subspaces.algebra.nulls import matched_control, overlap_moments, overlap_p_value
 from safety_subspaces.algebra.overlap import (
     AngleSummary,
-    Factorised,
-    LeadingFactors,
     Overlap,
-    held_of,
     mode_subspace_overlap,
     nested_principal_angles,
     summarise_angles,
 )
 from safety_subspaces.algebra.subspace import seeded_generator
-from safety_subspaces.algebra.update import factorise_leading, on_device
 from safety_subspaces.analysis.work import Record, opened
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.weights.audited import audit_row, stored_rounding
@@ -77,14 +74,14 @@ class OverlapTensor:
             + [row for label, factors in found.items() for row in self._missing(name, label, factors)],
         }
 
-    def _factors(self, label: str, name: str, device: torch.device) -> Factorised:
+    def _factors(self, label: str, name: str, device: torch.device) -> Factors:
         path = self.updates[label]
         if label in self.stored:
             return _stored_factors(path, name, opened(self.reference), device)
-        update = on_device(open_update(opened(path), opened(self.reference), name), device)
-        return factorise_leading(update, max(self.energies))
+        update = open_update(opened(path), opened(self.reference), name).to(device)
+        return update.factors(max(self.energies))
 
-    def _compare(self, name: str, first: str, second: str, found: Mapping[str, Factorised]) -> list[dict[str, Any]]:
+    def _compare(self, name: str, first: str, second: str, found: Mapping[str, Factors]) -> list[dict[str, Any]]:
         """Return the numeric columns of one pair, a row for each energy."""
         pair = found[first], found[second]
         overlaps = mode_subspace_overlap(*pair, self.energies)
@@ -122,7 +119,7 @@ class OverlapTensor:
         """Tell whether a tensor's singular vectors are too large to be held, as signs and angles need them."""
         return torch.Size(opened(self.reference).shape(name)).numel() > STREAM_ABOVE
 
-    def _audit(self, name: str, label: str, factors: Factorised, origin: float) -> dict[str, Any]:
+    def _audit(self, name: str, label: str, factors: Factors, origin: float) -> dict[str, Any]:
         reference = opened(self.reference)
         rounding = nan
         if label not in self.stored:
@@ -130,12 +127,12 @@ class OverlapTensor:
         row = audit_row(name, factors.singular_values, rounding, reference.shape(name), self.energies)
         return {"tensor": row.pop("tensor"), "update": label, **row}
 
-    def _missing(self, name: str, label: str, factors: Factorised) -> list[dict[str, Any]]:
+    def _missing(self, name: str, label: str, factors: Factors) -> list[dict[str, Any]]:
         """Say why overlaps of an update are NaN, if some are."""
         place, path = f"{label}: {name}", self.updates[label]
         if factors.numerical_rank == 0:
             return [{"name": place, "reason": _absent(path) if label in self.stored else ZERO}]
-        held = held_of(factors)
+        held = factors.held
         short = [share for share in self.energies if rank_of_energy(factors.singular_values, share) > held]
         if not short:
             return []
@@ -189,19 +186,17 @@ def check_subspace_file(path: str, reference: Checkpoint) -> SubspaceFile:
     return stored
 
 
-def _stored_factors(path: str, name: str, reference: Checkpoint, device: torch.device) -> LeadingFactors:
+def _stored_factors(path: str, name: str, reference: Checkpoint, device: torch.device) -> Factors:
     """Read one tensor of a subspace file that was checked; its spectrum may be longer than its basis."""
     with safe_open(path, framework="pt") as stored:
         if f"{name}{BASIS}" in set(stored.keys()):
             basis, spectrum = stored.get_tensor(f"{name}{BASIS}"), stored.get_tensor(f"{name}{SPECTRUM}")
-            return LeadingFactors(basis.float().to(device), spectrum.double().to(device))
+            return Factors(basis.float().to(device), spectrum.double().to(device))
     shape = reference.shape(name)
-    rows = shape[0] if len(shape) == 2 else torch.Size(shape).numel()
-    empty = torch.zeros(0, dtype=torch.float64, device=device)
-    return LeadingFactors(torch.zeros(rows, 0, device=device), empty)
+    return no_factors(shape[0] if len(shape) == 2 else torch.Size(shape).numel(), device)
 
 
-def _angles(first: Factorised, second: Factorised, overlaps: Sequence[Overlap]) -> list[AngleSummary]:
+def _angles(first: Factors, second: Factors, overlaps: Sequence[Overlap]) -> list[AngleSummary]:
     ranks = [(overlap.rank_first, overlap.rank_second) for overlap in overlaps if overlap.reason is None]
     found = iter(nested_principal_angles(first.basis, second.basis, ranks))
     return [summarise_angles(next(found)) if o.reason is None else AngleSummary() for o in overlaps]

@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from safety_subspaces.algebra.projection import Method
+from safety_subspaces.algebra.projection import DRAWN_ONCE, Controls, Method
 from safety_subspaces.algebra.subspace import RankRule, SubspaceKind
-from safety_subspaces.analysis.project.kinds import DRAWN_ONCE, Controls
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation import EvaluationSettings
 from safety_subspaces.weights.checkpoint import Checkpoint

@@ -10,10 +10,9 @@ import pandas as pd
 import torch
 
 from safety_subspaces.algebra.audit import summarise_audit
-from safety_subspaces.algebra.projection import Method
+from safety_subspaces.algebra.projection import Controls, Method, Projection, list_projections
 from safety_subspaces.algebra.subspace import SubspaceKind
 from safety_subspaces.analysis.project.checks import check_arguments, check_basis, check_models
-from safety_subspaces.analysis.project.kinds import Controls, Projection, list_projections
 from safety_subspaces.analysis.project.tables import Sweep, pooled_table, read_sweep, shares_by, tensor_table
 from safety_subspaces.analysis.project.tensors import ModelRow, ProjectTensor
 from safety_subspaces.analysis.project.written import (

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from safety_subspaces.algebra.factors import LeftFactors, as_matrix
-from safety_subspaces.analysis.project.kinds import TensorProjections
+from safety_subspaces.algebra.factors import Factors, as_matrix
+from safety_subspaces.algebra.projection import TensorProjections
 from safety_subspaces.analysis.project.tables import Sweep
 from safety_subspaces.analysis.project.tensors import ModelRow
 from safety_subspaces.analysis.project.written import scale_of
@@ -70,7 +70,7 @@ class MeasuredModels:
         """Return ``W_A`` plus the projected update of one model."""
         aligned = opened(self.aligned)
         update = update_of(opened(self.tuned[row.tuned]), aligned, name)
-        factors = LeftFactors(**load_file(self.spilled / f"{place}.safetensors"))
+        factors = Factors(**load_file(self.spilled / f"{place}.safetensors"))
         projections = TensorProjections(name, factors, as_matrix(update).shape[1], self.seed)
         scale = scale_of(self.sweep, row)
         return read_weight(aligned, name) + projections.updated(update, row.projection, row.method, scale)

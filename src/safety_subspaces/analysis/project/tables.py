@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from safety_subspaces.algebra.projection import Method
+from safety_subspaces.algebra.projection import Method, Projection
 from safety_subspaces.algebra.subspace import SubspaceKind
-from safety_subspaces.analysis.project.kinds import Projection
 from safety_subspaces.analysis.work import Record
 from safety_subspaces.weights.names import layer_of, type_of
 

@@ -10,20 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from safety_subspaces.algebra.factors import LeftFactors
-from safety_subspaces.algebra.projection import Method
-from safety_subspaces.algebra.streamed import BLOCK
-from safety_subspaces.algebra.tall import TallFactors
-from safety_subspaces.algebra.update import (
-    Factors,
-    Update,
-    energy,
-    factorise,
-    inner_product_of,
-    matrix_of,
-    on_device,
-)
-from safety_subspaces.analysis.project.kinds import Kept, Projection, TensorProjections
+from safety_subspaces.algebra.blocks import rows_in_block
+from safety_subspaces.algebra.factors import Factors, no_factors
+from safety_subspaces.algebra.projection import Kept, Method, Projection, TensorProjections
+from safety_subspaces.algebra.update import Update
 from safety_subspaces.analysis.work import Record, opened
 from safety_subspaces.weights.audited import audit_row, stored_rounding
 from safety_subspaces.weights.checkpoint import Checkpoint, FullCheckpoint
@@ -87,44 +77,43 @@ class ProjectTensor:
     def __call__(self, name: str, device: torch.device) -> Record:
         """Return its rows of the tables ``kept``, ``tasks``, ``alignment``, ``audit`` and ``written``."""
         aligned = opened(self.aligned)
-        alignment = on_device(open_update(aligned, opened(self.base), name), device)
+        alignment = open_update(aligned, opened(self.base), name).to(device)
         factors = self._factors(name, alignment)
         if self.spilled is not None:
             _spill(self.spilled / f"{self.places[name]}.safetensors", factors)
-        columns = matrix_of(alignment).shape[1]
+        columns = alignment.matrix_shape[1]
         projections = TensorProjections(name, factors, columns, self.seed, remembers=bool(self.written))
         tuned = {label: opened(path) for label, path in self.tuned.items()}
-        updates = {label: on_device(made, device) for label, made in open_updates(tuned, aligned, name).items()}
-        totals = {label: energy(update) for label, update in updates.items()}
+        updates = {label: made.to(device) for label, made in open_updates(tuned, aligned, name).items()}
+        totals = {label: update.energy() for label, update in updates.items()}
         kept = projections.kept(updates, totals, self.projections)
         tasks: list[dict[str, Any]] = [
-            {"tuned": label, "energy_total": totals[label], "inner": inner_product_of(update, alignment)}
+            {"tuned": label, "energy_total": totals[label], "inner": update.inner(alignment)}
             for label, update in updates.items()
         ]
         return {
             "kept": [_kept_row(label, projection, found) for (label, projection), found in kept.items()],
             "tasks": [{"tensor": name, **row} for row in tasks],
             "alignment": [self._describe(name, alignment, factors)],
-            "audit": self._audit(name, projections, tasks, matrix_of(alignment).shape),
+            "audit": self._audit(name, projections, tasks, alignment.matrix_shape),
             "written": self._write(name, projections, updates),
         }
 
     def _factors(self, name: str, alignment: Update) -> Factors:
         if self.basis is None:
-            return factorise(alignment)
+            return alignment.factors()
         stored = _opened_subspace(self.basis)
         basis = stored.bases.get(name)
         if basis is None:
-            return LeftFactors(torch.zeros(matrix_of(alignment).shape[0], 0), torch.zeros(0, dtype=torch.float64))
-        return LeftFactors(basis, stored.spectra[name][: basis.shape[1]])
+            return no_factors(alignment.matrix_shape[0])
+        return Factors(basis, stored.spectra[name][: basis.shape[1]])
 
     def _describe(self, name: str, alignment: Update, factors: Factors) -> dict[str, Any]:
         stable, effective = spectral_ranks(factors.singular_values)
-        matrix = matrix_of(alignment)
         return {
-            **{"tensor": name, "layer": layer_of(name), "type": type_of(name), "energy": energy(alignment)},
+            **{"tensor": name, "layer": layer_of(name), "type": type_of(name), "energy": alignment.energy()},
             **{"stable_rank": stable, "effective_rank": effective, "numerical_rank": factors.numerical_rank},
-            "full_rank": min(matrix.shape),
+            "full_rank": min(alignment.matrix_shape),
         }
 
     def _audit(
@@ -148,7 +137,7 @@ class ProjectTensor:
         for label in dict.fromkeys(row.tuned for row in self.written):
             models = [row for row in self.written if row.tuned == label]
             wanted = [(row.projection, row.method) for row in models]
-            step = max(1, BLOCK // max(1, projections.columns))
+            step = rows_in_block(projections.columns)
             made = projections.updated_blocks(updates[label], wanted, step)
             rows += write_rows(self.models, self.aligned, name, models, made, step * projections.columns)
         return rows
@@ -224,7 +213,6 @@ def _kept_row(label: str, projection: Projection, kept: Kept) -> dict[str, Any]:
 
 
 def _spill(path: Path, factors: Factors) -> None:
-    left = factors.factors() if isinstance(factors, TallFactors) else factors
-    tensors = {"basis": left.basis.contiguous().cpu(), "singular_values": left.singular_values.cpu()}
+    tensors = {"matrix": factors.basis.contiguous().cpu(), "singular_values": factors.singular_values.cpu()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path)

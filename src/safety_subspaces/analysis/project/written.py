@@ -7,9 +7,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from safety_subspaces.algebra.streamed import BLOCK
-from safety_subspaces.algebra.update import matrix_of, row_blocks
-from safety_subspaces.analysis.project.kinds import Projection
+from safety_subspaces.algebra.blocks import rows_in_block
 from safety_subspaces.analysis.project.tables import KEYS, Sweep, energy_share
 from safety_subspaces.analysis.project.tensors import ModelRow, write_rows
 from safety_subspaces.analysis.work import Record, opened
@@ -40,10 +38,10 @@ class ScaleTensor:
         rows = []
         for label in dict.fromkeys(row.tuned for row in self.written):
             chosen = [(row, scale) for row, scale in zip(self.written, self.scales, strict=True) if row.tuned == label]
-            update = matrix_of(open_update(opened(self.tuned[label]), opened(self.aligned), name))
-            columns = update.shape[1]
-            step = max(1, BLOCK // max(1, columns))
-            blocks = ([scale * block for _, scale in chosen] for block in row_blocks(update, step))
+            update = open_update(opened(self.tuned[label]), opened(self.aligned), name)
+            columns = update.matrix_shape[1]
+            step = rows_in_block(columns)
+            blocks = ([scale * block for _, scale in chosen] for block in update.rows(step))
             models = [row for row, _ in chosen]
             rows += write_rows(self.models, self.aligned, name, models, blocks, step * columns)
         return {"written": rows}
@@ -54,14 +52,6 @@ def scale_of(sweep: Sweep, row: ModelRow) -> float:
     share = energy_share(sweep.top_share(row.tuned, row.projection.fraction), row.method)
     # Of an update that is zero everywhere there is no share, and the factor does not matter.
     return share**0.5 if share == share else 0.0
-
-
-def model_rows(table: pd.DataFrame) -> list[ModelRow]:
-    """Return the model of each row of a pooled table."""
-    return [
-        ModelRow(tuned, Projection(subspace, fraction, None if pd.isna(draw) else int(draw)), method)
-        for tuned, subspace, method, fraction, draw in table[KEYS].itertuples(index=False)
-    ]
 
 
 def create_models(rows: Sequence[ModelRow], aligned: str, folder: Path) -> None:

@@ -13,20 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from safety_subspaces.algebra.audit import summarise_audit
-from safety_subspaces.algebra.factors import drawn_factors, haar_basis
-from safety_subspaces.algebra.lowrank import LowRank
-from safety_subspaces.algebra.streamed import StreamedUpdate
-from safety_subspaces.algebra.subspace import RankRule, random_order, seeded_generator
-from safety_subspaces.algebra.tall import TallFactors
-from safety_subspaces.algebra.update import (
-    Factors,
-    Update,
-    direction_energies,
-    energy,
-    factorise,
-    matrix_of,
-    on_device,
-)
+from safety_subspaces.algebra.factors import Factors, drawn_factors, haar_basis
+from safety_subspaces.algebra.subspace import RankRule, Side, random_order, seeded_generator
+from safety_subspaces.algebra.update import Update
 from safety_subspaces.analysis.work import (
     Record,
     Workers,
@@ -41,7 +30,7 @@ from safety_subspaces.artefacts.tensor_stream import stream_tensors
 from safety_subspaces.weights.audited import audit_row, stored_rounding
 from safety_subspaces.weights.compatibility import check_compatible, check_distinct, coverage, select_tensors
 from safety_subspaces.weights.delta import open_update
-from safety_subspaces.weights.subspace_file import BASIS, SPECTRUM, Side, read_subspace
+from safety_subspaces.weights.subspace_file import BASIS, SPECTRUM, read_subspace
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
 Selection = Literal["top", "random-k", "random"]
@@ -72,16 +61,16 @@ class SubspaceTensor:
     def __call__(self, name: str, device: torch.device) -> Record:
         """Return its row of the table, and of the audit."""
         pair = opened(self.aligned), opened(self.base)
-        update = _on_side(on_device(open_update(*pair, name), device), self.side)
-        rows, columns = update.shape
-        factors = factorise(update)
+        update = open_update(*pair, name).to(device).on_side(self.side)
+        rows, columns = update.matrix_shape
+        factors = update.factors()
         choice = self.rank.choose(factors, columns)
         noise = sum(stored_rounding(checkpoint, name) for checkpoint in pair)
         audit = audit_row(name, factors.singular_values, noise, (rows, columns), ranks=[choice.rank])
         row = {"tensor": name, "rank": choice.rank, "rank_wanted": choice.wanted, "energy": float("nan")}
         if choice.rank:
             basis, kept = self._select(name, factors, choice.rank, update)
-            row["energy"] = kept / energy(update)
+            row["energy"] = kept / update.energy()
             tensors = {BASIS: basis.cpu().contiguous(), SPECTRUM: factors.singular_values.cpu()}
             save_file(tensors, self.path(name))
         return {"table": [row], "audit": [audit]}
@@ -95,12 +84,12 @@ class SubspaceTensor:
         generator = seeded_generator(self.seed, name, self.select)
         if self.select == "random":
             basis = haar_basis(factors.rows, count, generator).to(factors.singular_values.device)
-            return basis, float(direction_energies(drawn_factors(basis), update).sum())
+            return basis, float(update.energies_along(drawn_factors(basis)).sum())
         squares = factors.singular_values.square()
         if self.select == "random-k":
             order = random_order(factors, generator)[:count]
-            return _columns(factors, order), float(squares[order].sum())
-        return _columns(factors, torch.arange(count)), float(squares[:count].sum())
+            return factors.columns(order), float(squares[order].sum())
+        return factors.columns(torch.arange(count)), float(squares[:count].sum())
 
 
 def subspace(
@@ -214,20 +203,3 @@ def _assemble(target: Path, side: Side, made_from: Mapping[str, Any], files: Seq
 
     target_of = {file.stem + part: file for file in files for part in (BASIS, SPECTRUM)}
     stream_tensors(target, shapes, read, dtypes, metadata)
-
-
-def _on_side(update: Update, side: Side) -> Update:
-    """Return an update as a matrix whose output space is the side that is asked for; a vector has one side."""
-    matrix = matrix_of(update)
-    if side == "left" or min(matrix.shape) == 1:
-        return matrix
-    if isinstance(matrix, LowRank):
-        return matrix.transposed
-    return (matrix.whole() if isinstance(matrix, StreamedUpdate) else matrix).T.contiguous()
-
-
-def _columns(factors: Factors, order: Tensor) -> Tensor:
-    """Return some directions of a basis; of a tall matrix no more than these are held."""
-    if isinstance(factors, TallFactors):
-        return torch.cat([block[:, order] for block in factors.basis_blocks()])
-    return factors.basis[:, order]

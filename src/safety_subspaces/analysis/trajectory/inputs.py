@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safety_subspaces.algebra.factors import as_matrix, left_factors
 from safety_subspaces.algebra.subspace import RankRule, top_basis
+from safety_subspaces.algebra.update import Update
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import sha256_of_file
 from safety_subspaces.weights.checkpoint import Checkpoint, open_safetensors
 from safety_subspaces.weights.compatibility import MAX_DIFFERENCES, check_compatible
-from safety_subspaces.weights.delta import read_weight, update_of
+from safety_subspaces.weights.delta import open_update, read_weight, update_of
 from safety_subspaces.weights.snapshot_reference import counts_from_start, reference_folder, reference_of
 from safety_subspaces.weights.snapshots import START_FILE, Snapshot, open_snapshots, snapshot_files
 from safety_subspaces.weights.subspace_file import SubspaceFile, read_subspace
@@ -67,9 +67,9 @@ class Alignment:
         if self.file is not None:
             return self.file
         assert self.pair is not None
-        delta = as_matrix(update_of(self.pair[1], self.pair[0], name))
-        factors = left_factors(delta)
-        basis = top_basis(factors, self.rank.choose(factors, delta.shape[1]).rank)
+        update = open_update(self.pair[1], self.pair[0], name)
+        factors = update.factors(formed=True)
+        basis = top_basis(factors, self.rank.choose(factors, update.matrix_shape[1]).rank)
         return SubspaceFile({name: basis} if basis.shape[1] else {}, {}, "left", {})
 
 
@@ -154,15 +154,14 @@ class OtherUpdates:
         self.inputs.append(str(path))
 
 
-def read_update(snapshot: Snapshot, name: str) -> Any:
+def read_update(snapshot: Snapshot, name: str) -> Update:
     """Read the update of one weight, dense or in factors.
 
     Raises:
         InputError: It is NaN or infinite somewhere.
     """
     update = snapshot.read(name)
-    parts = (update,) if isinstance(update, Tensor) else (update.left, update.right)
-    if not all(bool(torch.isfinite(part).all()) for part in parts):
+    if not all(bool(torch.isfinite(torch.as_tensor(part)).all()) for part in update.parts.values()):
         raise InputError(
             f"the update of {name} in {snapshot.path} is NaN or infinite; see whether training diverged, and move the "
             "snapshots from there on away"

@@ -8,18 +8,13 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from safety_subspaces.algebra.factors import LeftFactors
-from safety_subspaces.algebra.lowrank import LowRank
-from safety_subspaces.algebra.path import (
-    haar_rms_angle,
-    principal_angles,
-    rms_angle,
-    squared_distance,
-    update_product,
-)
+from safety_subspaces.algebra.factors import Factors
+from safety_subspaces.algebra.overlap import principal_angles
+from safety_subspaces.algebra.path import haar_rms_angle, rms_angle
 from safety_subspaces.algebra.subspace import RankChoice, RankRule, top_basis
+from safety_subspaces.algebra.update import Update
 from safety_subspaces.analysis.trajectory.inputs import read_update
-from safety_subspaces.weights.measures import Comparison, UpdateMeasures, factors_of, measure_update, pool_measures
+from safety_subspaces.weights.measures import Comparison, UpdateMeasures, measure_update, pool_measures
 from safety_subspaces.weights.snapshots import Snapshot
 from safety_subspaces.weights.subspace_file import SubspaceFile
 
@@ -90,9 +85,9 @@ class Track:
 class _Seen:
     """What is kept of a weight between snapshots: the updates that later ones are held against, and what to tell."""
 
-    final: Tensor | LowRank
-    origin: Tensor | LowRank | None = None
-    previous: Tensor | LowRank | None = None
+    final: Update
+    origin: Update | None = None
+    previous: Update | None = None
     basis: Float[Tensor, "out rank"] | None = None
     zero_at: list[int] = field(default_factory=list)
     capped: RankChoice | None = None
@@ -190,8 +185,7 @@ def _measure(
     """Measure one snapshot of a weight, and remember what the next one is held against."""
     update = read_update(snapshot, name)
     lost = snapshot.lost_energy.get(name, 0.0)
-    is_matrix = isinstance(update, LowRank) or update.ndim == 2
-    factors = factors_of(update) if is_matrix else None
+    factors = update.factors(formed=True) if update.is_matrix else None
     # The spectrum of every weight at every step would be no small thing to keep.
     measures = replace(measure_update(name, update, Comparison(subspace), factors), spectrum=None)
     if 0 < lost < 1:
@@ -208,7 +202,7 @@ def _measure(
         seen.zero_at.append(snapshot.step)
     basis, angle, chance = None, nan, nan
     if factors is not None:
-        basis = _followed(factors, update.shape[1], lost, settings.rank, seen)
+        basis = _followed(factors, update.matrix_shape[1], lost, settings.rank, seen)
         if seen.basis is not None:
             angle = rms_angle(principal_angles(seen.basis, basis))
             ranks = seen.basis.shape[1], basis.shape[1]
@@ -220,18 +214,16 @@ def _measure(
         moved = displaced = measures.energy if settings.from_start else 0.0
         seen.origin = None if settings.from_start else update
     else:
-        moved = squared_distance(update, seen.previous)
-        displaced = measures.energy if seen.origin is None else squared_distance(update, seen.origin)
+        moved = update.minus(seen.previous).energy()
+        displaced = measures.energy if seen.origin is None else update.minus(seen.origin).energy()
     seen.previous, seen.basis = update, basis
     rank = None if basis is None else basis.shape[1]
     overlaps = {label: measure_update(name, update, against, factors) for label, against in compared.items()}
-    along_final = update_product(update, seen.final)
+    along_final = update.inner(seen.final)
     return TensorStep(measures, moved, displaced, along_final, rank, angle, chance, overlaps)
 
 
-def _followed(
-    factors: LeftFactors, columns: int, lost: float, rank: RankRule, seen: _Seen
-) -> Float[Tensor, "out rank"]:
+def _followed(factors: Factors, columns: int, lost: float, rank: RankRule, seen: _Seen) -> Float[Tensor, "out rank"]:
     """Return the leading directions of an update; empty where it is zero."""
     if rank.energy is not None:
         seen.short_of_energy |= rank.energy > 1 - lost

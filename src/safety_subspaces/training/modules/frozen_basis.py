@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D  # GPT-2's linear layers, stored as (in, out)
 
+from safety_subspaces.algebra.subspace import Side
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.constraint.targets import listed, select_names
 from safety_subspaces.weights.names import type_of
-from safety_subspaces.weights.subspace_file import Side, SubspaceFile, read_subspace
+from safety_subspaces.weights.subspace_file import SubspaceFile, read_subspace
 
 logger = logging.getLogger(__name__)
 ADAPTER = "default"  # PEFT's name of a model's only adapter
