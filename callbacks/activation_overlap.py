@@ -14,7 +14,7 @@ from safety_subspaces.algebra.nulls import overlap_moments
 from safety_subspaces.algebra.overlap import Overlap, mode_subspace_overlap
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import sha256_of_file
-from safety_subspaces.artefacts.tensor_stream import stream_tensors
+from safety_subspaces.artefacts.tensors import TensorFile, write_tensors
 from safety_subspaces.constraint.collectives import gather_objects
 from safety_subspaces.constraint.held import check_kept
 from safety_subspaces.constraint.sharing import map_over_ranks
@@ -128,7 +128,7 @@ class ActivationOverlap(Watcher):
             self._start_sha256 = _keep(path, states, trainer.is_global_zero)
         else:
             check_kept(path, self._start_sha256, list(SETS), checks=trainer.is_global_zero)
-            states = _read(path)
+            states = TensorFile(path).read_all()
         self._start = self._factors(states)
 
     def look(self, trainer: L.Trainer, module: LanguageModelModule, step: int) -> dict[str, float]:
@@ -201,11 +201,5 @@ def _places(count: int) -> list[str]:
 def _keep(path: Path, states: dict[str, Tensor], writes: bool) -> str:
     """Write the states at the start, and return the file's hash on all ranks."""
     if writes:
-        stream_tensors(path, {name: tuple(value.shape) for name, value in states.items()}, states.__getitem__)
+        write_tensors(path, states)
     return gather_objects(sha256_of_file(path) if writes else None)[0]
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)

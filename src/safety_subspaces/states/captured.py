@@ -14,14 +14,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float32
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import describe_input, package_versions, sha256_of_value
-from safety_subspaces.artefacts.tensor_stream import stream_tensors
+from safety_subspaces.artefacts.tensors import TensorFile, write_tensors
 from safety_subspaces.language.examples import PromptItem
 from safety_subspaces.states.capture import Position, Site, check_layers, stream_states
 from safety_subspaces.states.equivalence import deal
@@ -97,10 +96,9 @@ def captured(
     if cache is not None and Path(path).is_dir():
         file = cache / f"{_key(path, str(model.dtype), items, settings)}.safetensors"
         try:
-            return _read(file, model, items, settings)
-        except FileNotFoundError:
-            pass
-        except (SafetensorError, KeyError) as error:
+            if file.is_file():
+                return _read(file, model, items, settings)
+        except (InputError, KeyError) as error:
             logger.warning("%s cannot be read (%s): its states are computed again", file, error)
     found = _capture(model, tokenizer, items, settings, label)
     if file is not None:
@@ -173,15 +171,11 @@ def _write(file: Path, found: CapturedSet) -> None:
             name = f"{position}/{layer}/{half}"
             count = torch.tensor([moments.count], dtype=torch.float64)
             tensors |= {f"{name}/mean": moments.mean, f"{name}/scatter": moments.scatter, f"{name}/count": count}
-    types = {name: tensor.dtype for name, tensor in tensors.items()}
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    stream_tensors(file, shapes, tensors.__getitem__, types)
+    write_tensors(file, tensors)
 
 
 def _read(file: Path, model: PreTrainedModel, items: Sequence[PromptItem], settings: CaptureSettings) -> CapturedSet:
-    if not file.is_file():
-        raise FileNotFoundError(file)
-    tensors = load_file(file)
+    tensors = TensorFile(file).read_all()
     layers = tuple(check_layers(model, settings.layers, settings.site))
 
     def moments(name: str) -> StateMoments:

@@ -17,12 +17,12 @@ from safety_subspaces.algebra.lowrank import LowRank
 from safety_subspaces.algebra.streamed import StreamedUpdate
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import sha256_of_file
-from safety_subspaces.artefacts.tensor_stream import stream_tensors
+from safety_subspaces.artefacts.tensors import TensorFile, stream_tensors
 from safety_subspaces.constraint.collectives import gather_objects
 from safety_subspaces.constraint.held import check_kept
 from safety_subspaces.constraint.master import open_master
 from safety_subspaces.constraint.targets import listed, select_names
-from safety_subspaces.weights.checkpoint import Checkpoint, open_safetensors
+from safety_subspaces.weights.checkpoint import Checkpoint
 from safety_subspaces.weights.names import canonical_name
 from safety_subspaces.weights.update_checkpoint import AdapterCheckpoint, open_checkpoint
 
@@ -161,9 +161,8 @@ class NetworkUpdate:
             return lambda: merged
         if self._checkpoint is not None:
             return partial(self._checkpoint.full.open_slice, name)
-        start = self._start
-        assert start is not None, "the start of the run was not kept"
-        return lambda: open_safetensors(start).get_slice(name)
+        assert self._start is not None, "the start of the run was not kept"
+        return partial(TensorFile(self._start).open_slice, name)
 
     def _check_shapes(self, reference: Checkpoint) -> None:
         known = set(reference.names)

@@ -14,33 +14,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safety_subspaces.algebra.lowrank import LowRank
-from safety_subspaces.artefacts.adapter_base import ADAPTER_CONFIG, adapter_base
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import read_json
-from safety_subspaces.weights.checkpoint import Checkpoint, FullCheckpoint, model_folder, open_safetensors
+from safety_subspaces.artefacts.provenance import ADAPTER_CONFIG, adapter_base
+from safety_subspaces.artefacts.tensors import TensorFile
+from safety_subspaces.weights.checkpoint import Checkpoint, FullCheckpoint, model_folder
 from safety_subspaces.weights.names import canonical_name
-from safety_subspaces.weights.snapshot_reference import reference_folder
 from safety_subspaces.weights.snapshots import Snapshot
 
 ADAPTER_FILE = "adapter_model.safetensors"
 # Adapter options that make the update something else than scale * B A upon the base's own weights.
 UNSERVED_ADAPTER_OPTIONS = (
-    *(
-        "use_dora",
-        "use_qalora",
-        "lora_bias",
-        "fan_in_fan_out",
-        "layer_replication",
-        "trainable_token_indices",
-    ),
-    *(
-        "target_parameters",
-        "alora_invocation_tokens",
-        "velora_config",
-        "monteclora_config",
-        "megatron_config",
-    ),
-)
+    "use_dora use_qalora lora_bias fan_in_fan_out layer_replication trainable_token_indices target_parameters "
+    "alora_invocation_tokens velora_config monteclora_config megatron_config"
+).split()
 # Initialisations that rewrite the base's weights, so that B A alone is not the update.
 UNSERVED_INITIALISATIONS = re.compile(r"pissa|olora|corda|loftq|lora_ga", re.IGNORECASE)
 
@@ -82,11 +69,15 @@ class UpdateCheckpoint(Checkpoint):
 
     def read(self, name: str) -> Float[Tensor, "..."]:
         """Read one tensor with its update, in float32 or better."""
-        stored = self.base.read(name)
-        value, update = stored.to(torch.promote_types(stored.dtype, torch.float32)), self.update(name)
+        stored, update = self._read_base(name), self.update(name)
+        value = stored.to(torch.promote_types(stored.dtype, torch.float32))
         if update is None:
             return value
         return value + (update.dense() if isinstance(update, LowRank) else update).to(value.dtype)
+
+    def _read_base(self, name: str) -> Tensor:
+        """Read what the update is added to."""
+        return self.base.read(name)
 
 
 @final
@@ -115,10 +106,10 @@ class AdapterCheckpoint(UpdateCheckpoint):
                 f"adapter {path} has no {ADAPTER_FILE}; a pickled adapter_model.bin is not read: load it with "
                 f"peft.PeftModel.from_pretrained(base, {path!r}) and save_pretrained it again"
             )
-        self._file = open_safetensors(folder / ADAPTER_FILE)
+        self._file = TensorFile(folder / ADAPTER_FILE)
         self._factors: dict[str, dict[str, str]] = {}  # canonical name of the weight -> factor -> stored name
         self._whole: dict[str, str] = {}
-        for stored in self._file.keys():  # noqa: SIM118 - a safetensors handle, no dict
+        for stored in self._file.shapes:
             self._place(stored)
         for name, factors in self._factors.items():
             self._check_factors(name, factors)
@@ -131,7 +122,7 @@ class AdapterCheckpoint(UpdateCheckpoint):
     @property
     def stored_names(self) -> tuple[str, ...]:
         """Names in the adapter's file."""
-        return tuple(self._file.keys())
+        return tuple(self._file.shapes)
 
     def stored_of(self, name: str) -> tuple[str, ...]:
         """Return the factors of a weight, and the tensor that stands whole in its place."""
@@ -144,13 +135,6 @@ class AdapterCheckpoint(UpdateCheckpoint):
         """The base's folder, then the adapter's."""
         return (self.base.folder, self.folder)
 
-    def read(self, name: str) -> Float[Tensor, "..."]:
-        """Read one merged tensor, in float32."""
-        whole = self._whole.get(name)  # beside factors too: PEFT saves an adapted embedding's base with them
-        value = self.base.read(name) if whole is None else self._file.get_tensor(whole)
-        update = self.update(name)
-        return value.float() if update is None else value.float() + update.dense()
-
     def is_whole(self, name: str) -> bool:
         """Tell whether the adapter holds this tensor whole, in place of the base's."""
         return name in self._whole
@@ -160,9 +144,13 @@ class AdapterCheckpoint(UpdateCheckpoint):
         if name not in self._factors:
             return None
         stored = self._factors[name]
-        down, up = (self._file.get_tensor(stored[factor]).float() for factor in ("A", "B"))
+        down, up = (self._file.read(stored[factor]).float() for factor in ("A", "B"))
         made = LowRank(up, down, self._scale(name.removesuffix(".weight"), down.shape[0]))
         return made.transposed if stored.get("embedding") else made
+
+    def _read_base(self, name: str) -> Tensor:
+        whole = self._whole.get(name)  # beside factors too: PEFT saves an adapted embedding's base with them
+        return self.base.read(name) if whole is None else self._file.read(whole)
 
     def _scale(self, module: str, rank: int) -> float:
         alphas = self.config.get("alpha_pattern") or {}
@@ -202,7 +190,7 @@ class AdapterCheckpoint(UpdateCheckpoint):
     def _check_factors(self, name: str, factors: dict[str, str]) -> None:
         if not {"A", "B"} <= factors.keys():
             raise InputError(f"adapter {self.path} holds only one factor for {name}; expected lora_A and lora_B")
-        down, up = (self._file.get_slice(factors[factor]).get_shape() for factor in ("A", "B"))
+        down, up = (self._file.shapes[factors[factor]] for factor in ("A", "B"))
         made = (down[1], up[0]) if factors.get("embedding") else (up[0], down[1])
         if made != self.shape(name):
             raise InputError(
@@ -224,7 +212,7 @@ class SnapshotCheckpoint(UpdateCheckpoint):
     def __init__(self, path: str) -> None:
         self.path = path
         self.snapshot = Snapshot(Path(path))
-        self.base = _full(reference_folder(self.snapshot), f"the reference of snapshot {path}")
+        self.base = _full(self.snapshot.reference_folder(), f"the reference of snapshot {path}")
         self._names = set(self.snapshot.names)
         for name in self.snapshot.names:
             shape = self.base.shape(name) if name in self.base.names else None

@@ -1,14 +1,11 @@
 """Writing model folders in Hugging Face format: every tensor has its place in its file from the start.
 
 Tensors, and rows of a tensor, may then come in any order and from several processes, and memory follows what is
-written at a time. A file gets its name when all are there. The format is a length, a JSON header of names, types,
-shapes and offsets, then the numbers: https://github.com/huggingface/safetensors#format.
+written at a time. A file gets its name when all are there.
 """
 
-import json
 import os
 import shutil
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safety_subspaces.artefacts.adapter_base import ADAPTER_CONFIG
 from safety_subspaces.artefacts.files import write_json
+from safety_subspaces.artefacts.provenance import ADAPTER_CONFIG
+from safety_subspaces.artefacts.tensors import encoded_header
 from safety_subspaces.weights.checkpoint import COMPANION_SUFFIXES, INDEX_FILE, SINGLE_FILE, Checkpoint, FullCheckpoint
 
 # The Hub's own limit for a shard that transformers writes.
@@ -74,7 +72,7 @@ class CheckpointWriter:
             for name, header in self._files.items():
                 self._make_file(name, header)
             for stored in self._copied:
-                self._put(stored, self._source.read_stored(stored), 0)
+                self._put(stored, self._source.stored_in[stored].read(stored), 0)
         except OSError:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
@@ -111,24 +109,25 @@ class CheckpointWriter:
         entries: dict[str, Any] = {}
         end = 0
         for stored in stored_names:
-            start, end = end, end + self._source.stored_bytes(stored)
-            dtype, shape = self._source.stored_type(stored), list(self._source.stored_shape(stored))
-            entries[stored] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+            source = self._source.stored_in[stored]
+            start, end = end, end + source.size(stored)
+            shape = list(source.shapes[stored])
+            entries[stored] = {"dtype": source.types[stored], "shape": shape, "data_offsets": [start, end]}
         self._files[file] = {"__metadata__": {"format": "pt"}, **entries}
-        room = 8 + len(_encode(self._files[file]))
+        room = len(encoded_header(self._files[file]))
         for stored, entry in entries.items():
             start, end = entry["data_offsets"]
             self._places[stored] = _Place(file, room + start, end - start)
 
     def _make_file(self, file: str, header: dict[str, Any]) -> None:
-        encoded = _encode(header)
-        size = max((p.start + p.size for p in self._places.values() if p.file == file), default=8 + len(encoded))
+        encoded = encoded_header(header)
+        size = max((p.start + p.size for p in self._places.values() if p.file == file), default=len(encoded))
         with self._partial(file).open("wb") as stream:
             if hasattr(os, "posix_fallocate"):  # a disk that is too small says so now
                 os.posix_fallocate(stream.fileno(), 0, size)
             else:
                 stream.truncate(size)
-            stream.write(struct.pack("<Q", len(encoded)) + encoded)
+            stream.write(encoded)
 
     def _put(self, stored: str, value: Tensor, first_byte: int) -> None:
         place = self._places[stored]
@@ -167,16 +166,10 @@ def _plan_shards(source: FullCheckpoint, copied: list[str], max_shard_bytes: int
     shards: list[list[str]] = [list(copied)]
     size = 0
     for stored in dict.fromkeys(source.slot(name).stored for name in source.names):
-        needed = source.stored_bytes(stored)
+        needed = source.stored_in[stored].size(stored)
         if size and size + needed > max_shard_bytes:
             shards.append([])
             size = 0
         shards[-1].append(stored)
         size += needed
     return shards
-
-
-def _encode(header: dict[str, Any]) -> bytes:
-    """A header whose numbers start at a multiple of eight."""
-    encoded = json.dumps(header).encode()
-    return encoded + b" " * (-len(encoded) % 8)

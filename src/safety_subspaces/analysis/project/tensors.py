@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from safety_subspaces.algebra.factors import LeftFactors
@@ -25,6 +24,7 @@ from safety_subspaces.algebra.update import (
 )
 from safety_subspaces.analysis.project.kinds import Kept, Projection, TensorProjections
 from safety_subspaces.analysis.work import Record, opened
+from safety_subspaces.artefacts.tensors import write_tensors
 from safety_subspaces.weights.audited import audit_row, stored_rounding
 from safety_subspaces.weights.checkpoint import Checkpoint, FullCheckpoint
 from safety_subspaces.weights.delta import STREAM_ABOVE, open_update, open_updates, read_weight
@@ -225,6 +225,4 @@ def _kept_row(label: str, projection: Projection, kept: Kept) -> dict[str, Any]:
 
 def _spill(path: Path, factors: Factors) -> None:
     left = factors.factors() if isinstance(factors, TallFactors) else factors
-    tensors = {"basis": left.basis.contiguous().cpu(), "singular_values": left.singular_values.cpu()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path)
+    write_tensors(path, {"basis": left.basis.cpu(), "singular_values": left.singular_values.cpu()})

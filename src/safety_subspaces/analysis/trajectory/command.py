@@ -31,7 +31,6 @@ from safety_subspaces.analysis.trajectory.measures import (
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.weights.names import place_of, type_of
-from safety_subspaces.weights.snapshot_reference import counts_from_start, reference_of
 from safety_subspaces.weights.snapshots import Snapshot
 
 # A tenth of the rank, one of the fractions of arXiv 2505.14185.
@@ -100,7 +99,7 @@ def trajectory(
     snapshots = open_run(run)
     alignment = open_alignment(snapshots[0], subspace, base, aligned, rank)
     updates = OtherUpdates(snapshots[0], others)
-    settings = Settings(rank, energy, draws, seed, counts_from_start(snapshots[0]))
+    settings = Settings(rank, energy, draws, seed, snapshots[0].counts_from_start)
     models = [path for path in (subspace, base, aligned) if path is not None]
     inputs = [*(str(snapshot.path) for snapshot in snapshots), *models, *updates.inputs]
     with ResultFolder(out, "trajectory", arguments, inputs, overwrite) as results:
@@ -217,8 +216,8 @@ def _summarise(
     last = table[table["level"] == "all"].iloc[-1]
     return {
         "steps": [snapshot.step for snapshot in snapshots],
-        "reference": reference_of(snapshots[0]),
-        "counts_from_start": counts_from_start(snapshots[0]),
+        "reference": snapshots[0].reference,
+        "counts_from_start": snapshots[0].counts_from_start,
         "tensors": len(snapshots[0].names),
         "matrices": sum(len(snapshots[0].shape(name)) == 2 for name in snapshots[0].names),
         **{name: _known(last[name]) for name in ("frobenius_norm", "path_length", "straightness", "energy_fraction")},

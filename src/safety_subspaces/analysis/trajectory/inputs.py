@@ -13,10 +13,10 @@ from safety_subspaces.algebra.factors import as_matrix, left_factors
 from safety_subspaces.algebra.subspace import RankRule, top_basis
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import sha256_of_file
-from safety_subspaces.weights.checkpoint import Checkpoint, open_safetensors
+from safety_subspaces.artefacts.tensors import TensorFile
+from safety_subspaces.weights.checkpoint import Checkpoint
 from safety_subspaces.weights.compatibility import MAX_DIFFERENCES, check_compatible
 from safety_subspaces.weights.delta import read_weight, update_of
-from safety_subspaces.weights.snapshot_reference import counts_from_start, reference_folder, reference_of
 from safety_subspaces.weights.snapshots import START_FILE, Snapshot, open_snapshots, snapshot_files
 from safety_subspaces.weights.subspace_file import SubspaceFile, read_subspace
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
@@ -114,15 +114,14 @@ class OtherUpdates:
         for checkpoint in self.checkpoints.values():
             _refuse_other_shapes(snapshot, checkpoint)
         self.inputs: list[str] = list(others.values())
-        self._kept: Any = None
-        self._kept_names: set[str] = set()
+        self._kept: TensorFile | None = None
         self._origin: Checkpoint | None = None
         if not others:
             return
-        if counts_from_start(snapshot):
-            self._open_kept(snapshot)
-        if not self._kept_names.issuperset(snapshot.names):
-            origin = reference_folder(snapshot)
+        if snapshot.counts_from_start:
+            self._kept = self._open_kept(snapshot)
+        if self._kept is None or not self._kept.shapes.keys() >= set(snapshot.names):
+            origin = snapshot.reference_folder()
             self._origin = open_checkpoint(origin)
             _refuse_other_shapes(snapshot, self._origin)
             self.inputs.append(origin)
@@ -134,24 +133,23 @@ class OtherUpdates:
             InputError: A weight is NaN or infinite.
         """
         checkpoint = self.checkpoints[label]
-        if name in self._kept_names:
-            return (read_weight(checkpoint, name) - self._kept.get_tensor(name)).float()
+        if self._kept is not None and name in self._kept.shapes:
+            return (read_weight(checkpoint, name) - self._kept.read(name)).float()
         assert self._origin is not None
         return update_of(checkpoint, self._origin, name)
 
-    def _open_kept(self, snapshot: Snapshot) -> None:
+    def _open_kept(self, snapshot: Snapshot) -> TensorFile:
         """Open the weights that the run started with; those of adapted modules are not among them."""
         path = snapshot.path.parent / START_FILE
         if not path.is_file():
             raise InputError(f"{path} is missing, so the updates of others cannot be counted from it; leave others out")
-        if sha256_of_file(path) != reference_of(snapshot)["sha256"]:
+        if sha256_of_file(path) != snapshot.reference["sha256"]:
             raise InputError(
                 f"{path} is not the file that the snapshots count from (another sha256); put the run's own one back, "
                 "or leave others out"
             )
-        self._kept = open_safetensors(path)
-        self._kept_names = set(self._kept.keys())
         self.inputs.append(str(path))
+        return TensorFile(path)
 
 
 def read_update(snapshot: Snapshot, name: str) -> Any:
