@@ -40,7 +40,7 @@ def test_a_snapshot_gives_back_what_was_written(tmp_path: Path) -> None:
     snapshot = Snapshot(path)
     assert (snapshot.step, snapshot.facts["reference"]) == (12, "start")
     assert set(snapshot.names) == set(SHAPES)
-    assert {name: snapshot.shape(name) for name in SHAPES} == SHAPES
+    assert snapshot.shapes == SHAPES
     assert snapshot.lost_energy == {"model.layers.0.mlp.up_proj.weight": 0.25}
     for name in list(SHAPES)[:2]:
         assert torch.equal(snapshot.read(name), dense[name])

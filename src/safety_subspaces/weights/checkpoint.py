@@ -51,16 +51,24 @@ class Checkpoint(ABC):
 
     Attributes:
         path: What the user called it.
+        location: The file or folder that makes it what it is.
+        folders: Folders with configuration and tokenizer; a file in a later one goes before an earlier one's.
+        names: Canonical names of the floating-point weights in the order of the files, each tied pair once.
+        stored_names: Every tensor of its own files, by the name that it has there, whether it is a weight or not.
         left_out: Stored tensors that are not among ``names``, with the reason.
     """
 
     path: str
+    location: Path
+    folders: tuple[Path, ...]
+    names: tuple[str, ...]
+    stored_names: tuple[str, ...]
     left_out: dict[str, str]
 
     @property
     @abstractmethod
-    def names(self) -> tuple[str, ...]:
-        """Canonical names of the floating-point weights, each tied pair once."""
+    def full(self) -> "FullCheckpoint":
+        """The checkpoint that holds every weight: this one, or the base of an adapter."""
 
     @abstractmethod
     def shape(self, name: str) -> tuple[int, ...]:
@@ -74,29 +82,9 @@ class Checkpoint(ABC):
             InputError: There is no such tensor, or its file cannot be read.
         """
 
-    @property
-    @abstractmethod
-    def full(self) -> "FullCheckpoint":
-        """The checkpoint that holds every weight: this one, or the base of an adapter."""
-
-    @property
-    @abstractmethod
-    def place(self) -> Path:
-        """The file or folder that makes it what it is."""
-
-    @property
-    @abstractmethod
-    def stored_names(self) -> tuple[str, ...]:
-        """Every tensor of its own files, by the name that it has there, whether it is a weight or not."""
-
     @abstractmethod
     def stored_of(self, name: str) -> tuple[str, ...]:
         """Return which of its own stored tensors a weight is read from; none of one that is the base's."""
-
-    @property
-    @abstractmethod
-    def folders(self) -> tuple[Path, ...]:
-        """Folders with configuration and tokenizer; a file in a later one goes before an earlier one's."""
 
     def vocabulary(self) -> dict[str, int] | None:
         """Return the tokenizer's mapping from token to id, or ``None`` without a ``tokenizer.json``."""
@@ -122,46 +110,26 @@ class FullCheckpoint(Checkpoint):
     """
 
     def __init__(self, path: str, folder: Path) -> None:
-        self.path = path
-        self.folder = folder
+        self.path, self.location, self.folders = path, folder, (folder,)
         self.config: dict[str, Any] = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
         if self.config.get("quantization_config"):
             raise InputError(
                 f"{path} is quantised: differences of its weights are rounding; expected the weights it was made from"
             )
-        self.left_out: dict[str, str] = {}
-        self._slots: dict[str, Slot] = {}  # by canonical name
+        self.left_out = {}
         self.stored_in = self._find_tensors()
-        self._choose_tensors()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Canonical names, in the order of the files."""
-        return tuple(self._slots)
+        self.stored_names = tuple(self.stored_in)
+        self._slots = self._choose_tensors()  # by canonical name
+        self.names = tuple(self._slots)
 
     @property
     def full(self) -> "FullCheckpoint":
         """This checkpoint."""
         return self
 
-    @property
-    def place(self) -> Path:
-        """The folder."""
-        return self.folder
-
-    @property
-    def stored_names(self) -> tuple[str, ...]:
-        """Names in the files."""
-        return tuple(self.stored_in)
-
     def stored_of(self, name: str) -> tuple[str, ...]:
         """Return the one tensor that a weight is read from."""
         return (self.slot(name).stored,)
-
-    @property
-    def folders(self) -> tuple[Path, ...]:
-        """The one folder."""
-        return (self.folder,)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from its file's header."""
@@ -196,15 +164,15 @@ class FullCheckpoint(Checkpoint):
 
     def _find_tensors(self) -> dict[str, TensorFile]:
         """Map each stored name to its file; every file is opened, so that a damaged one is found at once."""
-        index = self.folder / INDEX_FILE
+        index = self.location / INDEX_FILE
         if index.is_file():
             listed: dict[str, str] = read_json(index)["weight_map"]
             for file in dict.fromkeys(listed.values()):
-                if not (self.folder / file).is_file():
+                if not (self.location / file).is_file():
                     raise InputError(
                         f"checkpoint {self.path}: shard {file}, which {INDEX_FILE} lists, is missing; copy it again"
                     )
-            shards = {file: TensorFile(self.folder / file) for file in dict.fromkeys(listed.values())}
+            shards = {file: TensorFile(self.location / file) for file in dict.fromkeys(listed.values())}
             absent = [name for name, file in listed.items() if name not in shards[file].shapes]
             if absent:
                 raise InputError(
@@ -212,12 +180,13 @@ class FullCheckpoint(Checkpoint):
                     "which does not hold it; copy the checkpoint again"
                 )
             return {name: shards[file] for name, file in listed.items()}
-        if (self.folder / SINGLE_FILE).is_file():
-            single = TensorFile(self.folder / SINGLE_FILE)
+        if (self.location / SINGLE_FILE).is_file():
+            single = TensorFile(self.location / SINGLE_FILE)
             return dict.fromkeys(single.shapes, single)
-        raise InputError(_why_no_weights(self.path, self.folder))
+        raise InputError(_why_no_weights(self.path, self.location))
 
-    def _choose_tensors(self) -> None:
+    def _choose_tensors(self) -> dict[str, Slot]:
+        """Map the name of each weight to where it is stored, and leave out what is none."""
         canonical = {stored: canonical_name(stored) for stored in self.stored_in}
         text_config = self.config.get("text_config") or {}
         tied = self.config.get("tie_word_embeddings", text_config.get("tie_word_embeddings", False))
@@ -239,14 +208,16 @@ class FullCheckpoint(Checkpoint):
                 raise InputError(f"checkpoint {self.path} holds {name} twice: as {placed[name]} and as {stored}")
             else:
                 placed[name] = stored
+        slots: dict[str, Slot] = {}
         transposes = {self.config.get("model_type"), text_config.get("model_type")} & TRANSPOSED_EXPERTS
         for name, stored in placed.items():
             shape = self.stored_in[stored].shapes[stored]
             if len(shape) == 3 and ".experts." in name:
                 for index in range(shape[0]):
-                    self._slots[f"{name}[{index}]"] = Slot(stored, index, bool(transposes))
+                    slots[f"{name}[{index}]"] = Slot(stored, index, bool(transposes))
             else:
-                self._slots[name] = Slot(stored)
+                slots[name] = Slot(stored)
+        return slots
 
 
 def model_folder(path: str) -> Path:

@@ -64,7 +64,7 @@ def check_distinct(base: Checkpoint, aligned: Checkpoint, tuned: Mapping[str, Ch
     pairs = [("base", base, "aligned", aligned)]
     pairs += [("aligned", aligned, f"tuned.{label}", checkpoint) for label, checkpoint in tuned.items()]
     for first, one, second, other in pairs:
-        if one.place.resolve() == other.place.resolve():
+        if one.location.resolve() == other.location.resolve():
             raise InputError(
                 f"{first} and {second} are both {other.path}: there is no update between a model and itself; expected "
                 "a model and one that was trained from it"
@@ -112,10 +112,10 @@ def coverage(checkpoints: Mapping[str, Checkpoint], used: Collection[str]) -> li
         if checkpoint.full is not checkpoint:
             parts.append((f"{label}'s base {checkpoint.full.path}", checkpoint.full))
         for what, part in parts:
-            place = part.place.resolve()
-            if place in listed:
+            location = part.location.resolve()
+            if location in listed:
                 continue
-            listed.add(place)
+            listed.add(location)
             taken = {stored for name in used for stored in part.stored_of(name)}
             left = part.left_out if part is part.full else {}
             for stored in part.stored_names:

@@ -121,6 +121,8 @@ class Snapshot:
     Attributes:
         path: The file.
         step: Optimizer steps that the update is the sum of.
+        names: Canonical names of the weights.
+        shapes: Shape of each weight by canonical name.
         facts: What the header says.
         lost_energy: Share of each weight's energy that a compression has left out; a weight that lost none is absent.
 
@@ -140,12 +142,10 @@ class Snapshot:
         self.step = int(self.facts["step"])
         self.lost_energy: dict[str, float] = self.facts["lost_energy"]
         self._scales: dict[str, float] = self.facts["scales"]
-        self._dense = [name for name in self._file.shapes if name.removesuffix(LEFT).removesuffix(RIGHT) == name]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Canonical names of the weights."""
-        return (*self._dense, *self._scales)
+        stored = self._file.shapes
+        self.shapes = {n: shape for n, shape in stored.items() if n.removesuffix(LEFT).removesuffix(RIGHT) == n}
+        self.shapes |= {name: (stored[name + LEFT][0], stored[name + RIGHT][1]) for name in self._scales}
+        self.names = tuple(self.shapes)
 
     @property
     def reference(self) -> dict[str, Any]:
@@ -157,12 +157,6 @@ class Snapshot:
     def counts_from_start(self) -> bool:
         """Whether the update counts from the start of its own run, so that it was zero at step 0."""
         return self.reference["path"] == START_FILE
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of a weight."""
-        if name not in self._scales:
-            return self._file.shapes[name]
-        return self._file.shapes[name + LEFT][0], self._file.shapes[name + RIGHT][1]
 
     def read(self, name: str) -> Float[Tensor, "..."] | LowRank:
         """Read the update of one weight."""
@@ -224,7 +218,6 @@ def open_snapshots(folder: Path) -> list[Snapshot]:
     for other in snapshots[1:]:
         if other.facts.get("reference") != first.facts.get("reference"):
             raise InputError(f"{other.path.name} and {first.path.name} count from different references; keep one kind")
-        shapes = [{name: snapshot.shape(name) for name in snapshot.names} for snapshot in (first, other)]
-        if shapes[0] != shapes[1]:
+        if other.shapes != first.shapes:
             raise InputError(f"{other.path.name} and {first.path.name} are not of the same weights; keep one kind")
     return snapshots

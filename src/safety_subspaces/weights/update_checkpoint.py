@@ -41,6 +41,10 @@ class UpdateCheckpoint(Checkpoint):
 
     base: FullCheckpoint
 
+    def __init__(self, path: str, location: Path, base: FullCheckpoint) -> None:
+        self.path, self.location, self.base = path, location, base
+        self.names, self.left_out, self.folders = base.names, dict(base.left_out), base.folders
+
     @abstractmethod
     def update(self, name: str) -> Float[Tensor, "..."] | LowRank | None:
         """Return what it adds to the base's tensor, in float32: dense, in factors, or ``None`` where it adds nothing.
@@ -52,11 +56,6 @@ class UpdateCheckpoint(Checkpoint):
     def is_whole(self, name: str) -> bool:
         """Tell whether it holds this tensor whole, in place of the base's."""
         return False
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The base's names."""
-        return self.base.names
 
     @property
     def full(self) -> FullCheckpoint:
@@ -95,45 +94,29 @@ class AdapterCheckpoint(UpdateCheckpoint):
     """
 
     def __init__(self, path: str, folder: Path) -> None:
-        self.path = path
-        self.folder = folder
         self.config: dict[str, Any] = read_json(folder / ADAPTER_CONFIG)
-        self._refuse_unserved()
-        self.base = _full(adapter_base(folder), f"the base of adapter {path}")
-        self.left_out = dict(self.base.left_out)
+        _refuse_unserved(path, self.config)
+        super().__init__(path, folder, _full(adapter_base(folder), f"the base of adapter {path}"))
+        self.folders = (*self.base.folders, folder)
         if not (folder / ADAPTER_FILE).is_file():
             raise InputError(
                 f"adapter {path} has no {ADAPTER_FILE}; a pickled adapter_model.bin is not read: load it with "
                 f"peft.PeftModel.from_pretrained(base, {path!r}) and save_pretrained it again"
             )
         self._file = TensorFile(folder / ADAPTER_FILE)
+        self.stored_names = tuple(self._file.shapes)
         self._factors: dict[str, dict[str, str]] = {}  # canonical name of the weight -> factor -> stored name
         self._whole: dict[str, str] = {}
-        for stored in self._file.shapes:
+        for stored in self.stored_names:
             self._place(stored)
         for name, factors in self._factors.items():
             self._check_factors(name, factors)
-
-    @property
-    def place(self) -> Path:
-        """The adapter's folder."""
-        return self.folder
-
-    @property
-    def stored_names(self) -> tuple[str, ...]:
-        """Names in the adapter's file."""
-        return tuple(self._file.shapes)
 
     def stored_of(self, name: str) -> tuple[str, ...]:
         """Return the factors of a weight, and the tensor that stands whole in its place."""
         factors = self._factors.get(name, {})
         whole = [self._whole[name]] if name in self._whole else []
         return (*(factors[factor] for factor in ("A", "B") if factor in factors), *whole)
-
-    @property
-    def folders(self) -> tuple[Path, ...]:
-        """The base's folder, then the adapter's."""
-        return (self.base.folder, self.folder)
 
     def is_whole(self, name: str) -> bool:
         """Tell whether the adapter holds this tensor whole, in place of the base's."""
@@ -158,18 +141,6 @@ class AdapterCheckpoint(UpdateCheckpoint):
         key = next((pattern for pattern in alphas if re.match(rf"(.*\.)?({pattern})$", module)), None)
         alpha = self.config["lora_alpha"] if key is None else alphas[key]
         return alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
-
-    def _refuse_unserved(self) -> None:
-        kind = self.config.get("peft_type")
-        unserved = [option for option in UNSERVED_ADAPTER_OPTIONS if self.config.get(option)]
-        if UNSERVED_INITIALISATIONS.search(str(self.config.get("init_lora_weights"))):
-            unserved.append(f"init_lora_weights={self.config['init_lora_weights']}")
-        if kind != "LORA" or unserved:
-            raise InputError(
-                f"adapter {self.path} is not plain LoRA ({', '.join([f'peft_type {kind}', *unserved])}): "
-                "merge it first with peft.AutoPeftModelForCausalLM.from_pretrained"
-                f"({self.path!r}).merge_and_unload().save_pretrained('<merged>'), and give the merged folder"
-            )
 
     def _place(self, stored: str) -> None:
         """Find the base's tensor that a stored one belongs to."""
@@ -210,41 +181,25 @@ class SnapshotCheckpoint(UpdateCheckpoint):
     """
 
     def __init__(self, path: str) -> None:
-        self.path = path
         self.snapshot = Snapshot(Path(path))
-        self.base = _full(self.snapshot.reference_folder(), f"the reference of snapshot {path}")
-        self._names = set(self.snapshot.names)
-        for name in self.snapshot.names:
+        reference = _full(self.snapshot.reference_folder(), f"the reference of snapshot {path}")
+        super().__init__(path, self.snapshot.path, reference)
+        self.stored_names = self.snapshot.names
+        for name, changed in self.snapshot.shapes.items():
             shape = self.base.shape(name) if name in self.base.names else None
-            if shape != self.snapshot.shape(name):
+            if shape != changed:
                 raise InputError(
-                    f"snapshot {path} changes {name} of shape {self.snapshot.shape(name)}, its reference "
+                    f"snapshot {path} changes {name} of shape {changed}, its reference "
                     f"{self.base.path} has {'no such tensor' if shape is None else shape}"
                 )
-        self.left_out = dict(self.base.left_out)
-
-    @property
-    def place(self) -> Path:
-        """The file."""
-        return self.snapshot.path
-
-    @property
-    def stored_names(self) -> tuple[str, ...]:
-        """Weights that the snapshot has an update of."""
-        return self.snapshot.names
 
     def stored_of(self, name: str) -> tuple[str, ...]:
         """Return the update of a weight, if there is one."""
-        return (name,) if name in self._names else ()
-
-    @property
-    def folders(self) -> tuple[Path, ...]:
-        """The reference's folder."""
-        return (self.base.folder,)
+        return (name,) if name in self.snapshot.shapes else ()
 
     def update(self, name: str) -> Float[Tensor, "..."] | LowRank | None:
         """Return the update of one weight as it was kept; ``None`` where the snapshot has none."""
-        return self.snapshot.read(name) if name in self._names else None
+        return self.snapshot.read(name) if name in self.snapshot.shapes else None
 
 
 def open_checkpoint(path: str) -> Checkpoint:
@@ -270,3 +225,16 @@ def _full(path: str, what: str) -> FullCheckpoint:
     if not isinstance(opened, FullCheckpoint):
         raise InputError(f"{what} is itself an update upon another model ({path}); merge that one first")
     return opened
+
+
+def _refuse_unserved(path: str, config: dict[str, Any]) -> None:
+    kind = config.get("peft_type")
+    unserved = [option for option in UNSERVED_ADAPTER_OPTIONS if config.get(option)]
+    if UNSERVED_INITIALISATIONS.search(str(config.get("init_lora_weights"))):
+        unserved.append(f"init_lora_weights={config['init_lora_weights']}")
+    if kind != "LORA" or unserved:
+        raise InputError(
+            f"adapter {path} is not plain LoRA ({', '.join([f'peft_type {kind}', *unserved])}): "
+            "merge it first with peft.AutoPeftModelForCausalLM.from_pretrained"
+            f"({path!r}).merge_and_unload().save_pretrained('<merged>'), and give the merged folder"
+        )

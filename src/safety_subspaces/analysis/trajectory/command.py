@@ -139,7 +139,7 @@ def _follow(
         if inside is not None and name not in inside.bases:
             results.leave_out(name, "no direction in the alignment subspace: all its energy counts as outside")
         others: dict[str, Float[Tensor, "out rank"]] = {}
-        for label in updates.checkpoints if len(snapshots[0].shape(name)) == 2 else ():
+        for label in updates.checkpoints if len(snapshots[0].shapes[name]) == 2 else ():
             factors = left_factors(updates.update(label, name))
             others[label] = top_basis(factors, rank_of_energy(factors.singular_values, settings.energy))
             if factors.numerical_rank == 0:
@@ -219,7 +219,7 @@ def _summarise(
         "reference": snapshots[0].reference,
         "counts_from_start": snapshots[0].counts_from_start,
         "tensors": len(snapshots[0].names),
-        "matrices": sum(len(snapshots[0].shape(name)) == 2 for name in snapshots[0].names),
+        "matrices": sum(len(snapshots[0].shapes[name]) == 2 for name in snapshots[0].names),
         **{name: _known(last[name]) for name in ("frobenius_norm", "path_length", "straightness", "energy_fraction")},
         "turned_fastest": _fastest(table),
         "change_points": {

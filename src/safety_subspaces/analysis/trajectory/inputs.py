@@ -172,9 +172,9 @@ def _refuse_other_shapes(snapshot: Snapshot, checkpoint: Checkpoint) -> None:
     known = set(checkpoint.names)
     problems = [f"{name} is not in it" for name in snapshot.names if name not in known]
     problems += [
-        f"{name} is {snapshot.shape(name)} in the run and {checkpoint.shape(name)} there"
+        f"{name} is {snapshot.shapes[name]} in the run and {checkpoint.shape(name)} there"
         for name in snapshot.names
-        if name in known and checkpoint.shape(name) != snapshot.shape(name)
+        if name in known and checkpoint.shape(name) != snapshot.shapes[name]
     ]
     _refuse(problems, f"{checkpoint.path} is of another shape than the run")
 
@@ -182,7 +182,7 @@ def _refuse_other_shapes(snapshot: Snapshot, checkpoint: Checkpoint) -> None:
 def _refuse_misfits(snapshot: Snapshot, file: SubspaceFile, path: str) -> None:
     problems = []
     for name in snapshot.names:
-        shape = snapshot.shape(name)
+        shape = snapshot.shapes[name]
         dim = torch.Size(shape).numel() if len(shape) != 2 else shape[1 if file.side == "right" else 0]
         if name in file.bases and file.bases[name].shape[0] != dim:
             problems.append(f"{name} has {dim} dimensions in the run and {file.bases[name].shape[0]} there")
