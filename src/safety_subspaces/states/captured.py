@@ -134,7 +134,11 @@ def _capture(
     builders = {(key, number): MomentsBuilder(hidden) for key in keys for number in (0, 1)}
     sample = {position: torch.zeros(len(rows), len(layers), hidden) for position in settings.positions}
     batches = stream_states(
-        *(model, tokenizer, [item.prompt for item in items], settings.positions, settings.batch_size),
+        model,
+        tokenizer,
+        [item.prompt for item in items],
+        settings.positions,
+        settings.batch_size,
         template=settings.template,
         site=settings.site,
         layers=layers,

@@ -173,8 +173,10 @@ def subspace(
         zero = [{"name": str(name), "reason": "the update is zero"} for name in table.loc[table["rank"] == 0, "tensor"]]
         made_from = {
             **provenance(),
-            **{"inputs": [describe_input(base), describe_input(aligned)], **chosen},
-            **{"audit": audit, "left_out": [*coverage(models, names), *zero]},
+            "inputs": [describe_input(base), describe_input(aligned)],
+            **chosen,
+            "audit": audit,
+            "left_out": [*coverage(models, names), *zero],
         }
         files = {str(name): TensorFile(task.path(str(name))) for name in table.loc[table["rank"] > 0, "tensor"]}
         bases = StoredTensors({name: (file, BASIS) for name, file in files.items()})

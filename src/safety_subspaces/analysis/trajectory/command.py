@@ -92,8 +92,16 @@ def trajectory(
     """
     rank, others = rank or RANK, others or {}
     arguments: dict[str, Any] = {
-        **{"run": run, "base": base, "aligned": aligned, "subspace": subspace, "rank": vars(rank), "others": others},
-        **{"energy": energy, "draws": draws, "permutations": permutations, "seed": seed},
+        "run": run,
+        "base": base,
+        "aligned": aligned,
+        "subspace": subspace,
+        "rank": vars(rank),
+        "others": others,
+        "energy": energy,
+        "draws": draws,
+        "permutations": permutations,
+        "seed": seed,
     }
     _check_arguments(energy, draws, permutations)
     snapshots = open_run(run)
@@ -199,9 +207,12 @@ def _find_changes(
 def _change_table(found: Mapping[str, tuple[list[int], ChangePoints]]) -> pd.DataFrame:
     rows = [
         {
-            **{"series": name, "step": steps[change.position]},
-            **{"mean_before": change.mean_before, "mean_after": change.mean_after},
-            **{"p_value": change.p_value, "n": changes.n},
+            "series": name,
+            "step": steps[change.position],
+            "mean_before": change.mean_before,
+            "mean_after": change.mean_after,
+            "p_value": change.p_value,
+            "n": changes.n,
         }
         for name, (steps, changes) in found.items()
         for change in changes.changes
@@ -224,7 +235,9 @@ def _summarise(
         "turned_fastest": _fastest(table),
         "change_points": {
             name: {
-                **{"n": changes.n, "p_value": _known(changes.p_value), "reason": changes.reason},
+                "n": changes.n,
+                "p_value": _known(changes.p_value),
+                "reason": changes.reason,
                 "steps": [steps[change.position] for change in changes.changes],
             }
             for name, (steps, changes) in found.items()
