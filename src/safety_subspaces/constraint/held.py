@@ -4,9 +4,10 @@ After a resume the constraint is still anchored to the weights of the first star
 against it again, in the type that it was exported in.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -62,12 +63,26 @@ def save_held(path: Path, targets: Sequence[Target], masters: Sequence[MasterWei
     shapes = {name: tuple(master.shape) for name, master in full.items()}
     shapes |= {name: tuple(basis.shape) for name, basis in bases.items()}
     transposed = [target.name for target in targets if target.transposed]
-    stream_tensors(
-        path if writes else None,
-        shapes,
-        lambda name: full[name].whole() if name in full else bases[name],
-        header={"mode": mode, "transposed": transposed},
-    )
+
+    def read(name: str) -> Tensor:
+        return full[name].whole() if name in full else bases[name]
+
+    return keep_tensors(path, shapes, read, writes, header={"mode": mode, "transposed": transposed})
+
+
+def keep_tensors(
+    path: Path,
+    shapes: Mapping[str, Sequence[int]],
+    read: Callable[[str], Tensor],
+    writes: bool,
+    dtype: torch.dtype = torch.float32,
+    header: Mapping[str, Any] | None = None,
+) -> str:
+    """Write what a run is counted from, as :func:`stream_tensors` does, where this rank ``writes``.
+
+    All ranks must call it together. Returns the file's SHA-256, on all ranks.
+    """
+    stream_tensors(path if writes else None, shapes, read, dtype, header)
     return gather_objects(sha256_of_file(path) if writes else None)[0]
 
 

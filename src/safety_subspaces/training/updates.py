@@ -16,10 +16,8 @@ from torch import nn
 from safety_subspaces.algebra.lowrank import LowRank
 from safety_subspaces.algebra.streamed import StreamedUpdate
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.provenance import sha256_of_file
-from safety_subspaces.artefacts.tensors import TensorFile, stream_tensors
-from safety_subspaces.constraint.collectives import gather_objects
-from safety_subspaces.constraint.held import check_kept
+from safety_subspaces.artefacts.tensors import TensorFile
+from safety_subspaces.constraint.held import check_kept, keep_tensors
 from safety_subspaces.constraint.master import open_master
 from safety_subspaces.constraint.targets import listed, select_names
 from safety_subspaces.weights.checkpoint import Checkpoint
@@ -119,13 +117,8 @@ class NetworkUpdate:
                     f"the adapter of {name} does not start at zero, so the start of the run is no model on disk; "
                     "name a reference"
                 )
-        stream_tensors(
-            path if writes else None,
-            {name: tuple(master.shape) for name, master in kept.items()},
-            lambda name: kept[name].whole(),
-            dtype=self.dtype,
-        )
-        return gather_objects(sha256_of_file(path) if writes else None)[0]
+        shapes = {name: tuple(master.shape) for name, master in kept.items()}
+        return keep_tensors(path, shapes, lambda name: kept[name].whole(), writes, self.dtype)
 
     @torch.no_grad()
     def read(self, name: str, keeps: bool = True) -> StreamedUpdate | LowRank | None:

@@ -6,7 +6,6 @@ written at a time. A file gets its name when all are there.
 
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -141,24 +140,6 @@ class CheckpointWriter:
 
     def _partial(self, file: str) -> Path:
         return self.folder / f".{file}{PARTIAL}"
-
-
-def write_checkpoint(
-    folder: Path, like: Checkpoint, read: Callable[[str], Tensor], max_shard_bytes: int = MAX_SHARD_BYTES
-) -> None:
-    """Write a model folder as :class:`CheckpointWriter` does, one tensor after another.
-
-    Args:
-        folder: Where to; made if need be.
-        like: The checkpoint that it resembles.
-        read: Gives the new value of a tensor by canonical name; called for each once, in the order of ``names``.
-        max_shard_bytes: Size from which a shard is closed.
-    """
-    writer = CheckpointWriter(folder, like, max_shard_bytes)
-    writer.create()
-    for name in like.full.names:
-        writer.write(name, read(name))
-    writer.finish()
 
 
 def _plan_shards(source: FullCheckpoint, copied: list[str], max_shard_bytes: int) -> list[list[str]]:
