@@ -108,9 +108,9 @@ def check_kept(path: Path, sha256: str, stored: Sequence[str], checks: bool) -> 
         raise InputError(problem)
 
 
-def read_reference(path: Path, target: Target, piece: Piece) -> Float[Tensor, " length"]:
+def read_reference(held: TensorFile, target: Target, piece: Piece) -> Float[Tensor, " length"]:
     """Read a rank's piece of a reference weight."""
-    whole = TensorFile(path).read(f"{target.name}{REFERENCE}")
+    whole = held.read(f"{target.name}{REFERENCE}")
     return whole.reshape(-1)[piece.start : piece.start + piece.length].clone()
 
 

@@ -5,7 +5,7 @@ The reference lies on disk, so that beside the run there is never more than one 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, final
 
@@ -70,7 +70,7 @@ class NetworkUpdate:
             raise InputError("none of the chosen weights is trained, so none will move; widen types, layers, patterns")
         self._masters = {name: open_master(weight.parameter) for name, weight in self._weights.items()}
         self._checkpoint: Checkpoint | None = None
-        self._start: Path | None = None
+        self._start_file: Path | None = None
         if reference is not None:
             self._checkpoint = open_checkpoint(reference)
             self._check_shapes(self._checkpoint)
@@ -107,7 +107,7 @@ class NetworkUpdate:
             InputError: An adapter that does not start at zero; the file of a run that goes on is missing or another.
         """
         kept = {name: master for name, master in self._masters.items() if self._weights[name].factors is None}
-        self._start = path
+        self._start_file = path
         if sha256 is not None:
             check_kept(path, sha256, list(kept), checks=writes)
             return sha256
@@ -154,8 +154,12 @@ class NetworkUpdate:
             return lambda: merged
         if self._checkpoint is not None:
             return partial(self._checkpoint.full.open_slice, name)
-        assert self._start is not None, "the start of the run was not kept"
-        return partial(TensorFile(self._start).open_slice, name)
+        return partial(self._start.open_slice, name)
+
+    @cached_property
+    def _start(self) -> TensorFile:
+        assert self._start_file is not None, "the start of the run was not kept"
+        return TensorFile(self._start_file)
 
     def _check_shapes(self, reference: Checkpoint) -> None:
         known = set(reference.names)
