@@ -35,9 +35,9 @@ def provenance() -> dict[str, Any]:
 
 def git_state() -> dict[str, Any] | None:
     """Return the commit of this source tree and whether it is dirty; ``None`` outside a git checkout."""
-    here = Path(__file__).parent
+    source = Path(__file__).parent
     try:
-        run = {"cwd": here, "capture_output": True, "text": True, "check": True, "timeout": 10}
+        run = {"cwd": source, "capture_output": True, "text": True, "check": True, "timeout": 10}
         commit = subprocess.run(["git", "rev-parse", "HEAD"], **run).stdout.strip()  # type: ignore[call-overload]
         status = subprocess.run(["git", "status", "--porcelain"], **run).stdout  # type: ignore[call-overload]
     except (OSError, subprocess.SubprocessError):

@@ -74,14 +74,14 @@ class ConstrainedWeights:
             self.held_sha256 = held_sha256
         else:
             self.held_sha256 = save_held(path, self.targets, self.masters, mode, writes)
-        held = TensorFile(path) if held_sha256 and any(target.partner is None for target in targets) else None
+        kept = TensorFile(path) if held_sha256 and any(target.partner is None for target in targets) else None
         self.constraints = []
         for target, master in zip(self.targets, self.masters, strict=True):
             present = master.read()
             if target.partner is not None:
                 reference = torch.zeros_like(present)
-            elif held is not None:
-                reference = read_reference(held, target, master.piece).to(present)
+            elif kept is not None:
+                reference = read_reference(kept, target, master.piece).to(present)
             else:
                 reference = present.clone()
             basis = target.basis.to(present.device)

@@ -108,9 +108,9 @@ def check_kept(path: Path, sha256: str, stored: Sequence[str], checks: bool) -> 
         raise InputError(problem)
 
 
-def read_reference(held: TensorFile, target: Target, piece: Piece) -> Float[Tensor, " length"]:
+def read_reference(file: TensorFile, target: Target, piece: Piece) -> Float[Tensor, " length"]:
     """Read a rank's piece of a reference weight."""
-    whole = held.read(f"{target.name}{REFERENCE}")
+    whole = file.read(f"{target.name}{REFERENCE}")
     return whole.reshape(-1)[piece.start : piece.start + piece.length].clone()
 
 
@@ -145,22 +145,23 @@ def _measure(model: Path, path: Path) -> HeldLeakage:
     """Compare the weights on disk with a constraint, in float64."""
     checkpoint = open_checkpoint(str(model))
     energies, weights = torch.zeros(2, dtype=torch.float64), 0.0
-    held = TensorFile(path)
-    for name in (stored.removesuffix(BASIS) for stored in sorted(held.shapes) if stored.endswith(BASIS)):
+    file = TensorFile(path)
+    mode, transposed = file.header["mode"], set(file.header["transposed"])
+    for name in (stored.removesuffix(BASIS) for stored in sorted(file.shapes) if stored.endswith(BASIS)):
         if isinstance(checkpoint, AdapterCheckpoint):
             factors = checkpoint.update(name)
             weight = update = torch.zeros(checkpoint.shape(name)) if factors is None else factors.dense()
             weight = update = update.double()
         else:
             weight = checkpoint.read(name).double()
-            update = weight - held.read(f"{name}{REFERENCE}").double()
+            update = weight - file.read(f"{name}{REFERENCE}").double()
         matrix = as_matrix(update)
-        constrained = matrix.T if name in held.header["transposed"] else matrix
-        energies += update_energies(held.read(f"{name}{BASIS}"), held.header["mode"], constrained)
+        constrained = matrix.T if name in transposed else matrix
+        energies += update_energies(file.read(f"{name}{BASIS}"), mode, constrained)
         weights += float(weight.square().sum())
     forbidden, whole = energies.tolist()
     share = forbidden / whole if whole > 0 else 0.0
-    return HeldLeakage(held.header["mode"], _dtype_of(model), share, rounding_floor(weights**0.5, whole**0.5))
+    return HeldLeakage(mode, _dtype_of(model), share, rounding_floor(weights**0.5, whole**0.5))
 
 
 def _dtype_of(model: Path) -> str:

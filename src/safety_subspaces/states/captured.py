@@ -100,10 +100,10 @@ def captured(
                 return _read(file, model, items, settings)
         except (InputError, KeyError) as error:
             logger.warning("%s cannot be read (%s): its states are computed again", file, error)
-    found = _capture(model, tokenizer, items, settings, label)
+    result = _capture(model, tokenizer, items, settings, label)
     if file is not None:
-        _write(file, found)
-    return found
+        _write(file, result)
+    return result
 
 
 def sampled_rows(count: int, settings: CaptureSettings) -> tuple[int, ...]:
@@ -168,9 +168,9 @@ def _key(path: str, dtype: str, items: Sequence[PromptItem], settings: CaptureSe
     return sha256_of_value([FORMAT, model, dtype, versions, prompts, asked])[:32]
 
 
-def _write(file: Path, found: CapturedSet) -> None:
-    tensors: dict[str, Tensor] = {f"sample/{position}": states for position, states in found.sample.items()}
-    for (position, layer), halves in found.halves.items():
+def _write(file: Path, states: CapturedSet) -> None:
+    tensors: dict[str, Tensor] = {f"sample/{position}": sample for position, sample in states.sample.items()}
+    for (position, layer), halves in states.halves.items():
         for half, moments in zip(HALVES, halves, strict=True):
             name = f"{position}/{layer}/{half}"
             count = torch.tensor([moments.count], dtype=torch.float64)

@@ -190,7 +190,7 @@ class FullCheckpoint(Checkpoint):
         canonical = {stored: canonical_name(stored) for stored in self.stored_in}
         text_config = self.config.get("text_config") or {}
         tied = self.config.get("tie_word_embeddings", text_config.get("tie_word_embeddings", False))
-        placed: dict[str, str] = {}
+        stored_as: dict[str, str] = {}
         embedded = any(name.endswith("embed_tokens.weight") for name in canonical.values())
         for stored, name in canonical.items():
             stored_type = self.stored_in[stored].types[stored]
@@ -204,13 +204,13 @@ class FullCheckpoint(Checkpoint):
                 self.left_out[stored] = "a constant of the position encoding, no weight"
             elif tied and embedded and name.endswith("lm_head.weight"):
                 self.left_out[stored] = "tied to the embeddings, which count once"
-            elif name in placed:
-                raise InputError(f"checkpoint {self.path} holds {name} twice: as {placed[name]} and as {stored}")
+            elif name in stored_as:
+                raise InputError(f"checkpoint {self.path} holds {name} twice: as {stored_as[name]} and as {stored}")
             else:
-                placed[name] = stored
+                stored_as[name] = stored
         slots: dict[str, Slot] = {}
         transposes = {self.config.get("model_type"), text_config.get("model_type")} & TRANSPOSED_EXPERTS
-        for name, stored in placed.items():
+        for name, stored in stored_as.items():
             shape = self.stored_in[stored].shapes[stored]
             if len(shape) == 3 and ".experts." in name:
                 for index in range(shape[0]):

@@ -198,8 +198,8 @@ def snapshot_path(folder: Path, step: int) -> Path:
 
 def snapshot_files(folder: Path) -> list[Path]:
     """Return the snapshot files in a folder, by step."""
-    found = [path for path in folder.glob("step=*.safetensors") if FILE_NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(FILE_NAME.fullmatch(path.name)[1]))  # type: ignore[index]
+    files = [path for path in folder.glob("step=*.safetensors") if FILE_NAME.fullmatch(path.name)]
+    return sorted(files, key=lambda path: int(FILE_NAME.fullmatch(path.name)[1]))  # type: ignore[index]
 
 
 def open_snapshots(folder: Path) -> list[Snapshot]:

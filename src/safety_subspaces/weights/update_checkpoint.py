@@ -108,7 +108,7 @@ class AdapterCheckpoint(UpdateCheckpoint):
         self._factors: dict[str, dict[str, str]] = {}  # canonical name of the weight -> factor -> stored name
         self._whole: dict[str, str] = {}
         for stored in self.stored_names:
-            self._place(stored)
+            self._assign(stored)
         for name, factors in self._factors.items():
             self._check_factors(name, factors)
 
@@ -142,7 +142,7 @@ class AdapterCheckpoint(UpdateCheckpoint):
         alpha = self.config["lora_alpha"] if key is None else alphas[key]
         return alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
 
-    def _place(self, stored: str) -> None:
+    def _assign(self, stored: str) -> None:
         """Find the base's tensor that a stored one belongs to."""
         match = re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(?:\.[^.]+)??(?:\.weight)?", stored)
         name = f"{canonical_name(match[1])}.weight" if match else canonical_name(stored)

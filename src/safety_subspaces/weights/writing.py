@@ -25,7 +25,7 @@ PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Span:
     """Where the numbers of a stored tensor go."""
 
     file: str
@@ -49,7 +49,7 @@ class CheckpointWriter:
         self.folder = folder
         self._like, self._source = like, like.full
         self._files: dict[str, dict[str, Any]] = {}  # header of each file
-        self._places: dict[str, _Place] = {}
+        self._spans: dict[str, _Span] = {}
         self._copied = [s for s, reason in self._source.left_out.items() if not reason.startswith("tied")]
         shards = _plan_shards(self._source, self._copied, max_shard_bytes)
         for number, shard in enumerate(shards, start=1):
@@ -100,8 +100,8 @@ class CheckpointWriter:
                 os.fsync(stream.fileno())
             partial.replace(self.folder / file)
         if len(self._files) > 1:
-            total = sum(place.size for place in self._places.values())
-            weight_map = {stored: place.file for stored, place in self._places.items()}
+            total = sum(span.size for span in self._spans.values())
+            weight_map = {stored: span.file for stored, span in self._spans.items()}
             write_json(self.folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
     def _plan_file(self, file: str, stored_names: list[str]) -> None:
@@ -116,11 +116,11 @@ class CheckpointWriter:
         room = len(encoded_header(self._files[file]))
         for stored, entry in entries.items():
             start, end = entry["data_offsets"]
-            self._places[stored] = _Place(file, room + start, end - start)
+            self._spans[stored] = _Span(file, room + start, end - start)
 
     def _make_file(self, file: str, header: dict[str, Any]) -> None:
         encoded = encoded_header(header)
-        size = max((p.start + p.size for p in self._places.values() if p.file == file), default=len(encoded))
+        size = max((p.start + p.size for p in self._spans.values() if p.file == file), default=len(encoded))
         with self._partial(file).open("wb") as stream:
             if hasattr(os, "posix_fallocate"):  # a disk that is too small says so now
                 os.posix_fallocate(stream.fileno(), 0, size)
@@ -129,12 +129,12 @@ class CheckpointWriter:
             stream.write(encoded)
 
     def _put(self, stored: str, value: Tensor, first_byte: int) -> None:
-        place = self._places[stored]
+        span = self._spans[stored]
         numbers = memoryview(value.contiguous().reshape(-1).view(torch.uint8).numpy().data).cast("B")
-        if first_byte + len(numbers) > place.size:
-            raise ValueError(f"{stored} has {place.size} bytes, got {len(numbers)} from {first_byte}")
-        with self._partial(place.file).open("r+b", buffering=0) as stream:
-            stream.seek(place.start + first_byte)
+        if first_byte + len(numbers) > span.size:
+            raise ValueError(f"{stored} has {span.size} bytes, got {len(numbers)} from {first_byte}")
+        with self._partial(span.file).open("r+b", buffering=0) as stream:
+            stream.seek(span.start + first_byte)
             while len(numbers):
                 numbers = numbers[stream.write(numbers) :]
 
