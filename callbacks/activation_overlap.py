@@ -1,6 +1,5 @@
 """Watches whether two kinds of prompts share their space of hidden states, layer by layer, while a model trains."""
 
-from pathlib import Path
 from typing import Any, Literal, final
 
 import lightning as L
@@ -13,10 +12,8 @@ from safety_subspaces.algebra.factors import Factors
 from safety_subspaces.algebra.nulls import overlap_moments
 from safety_subspaces.algebra.overlap import Overlap, mode_subspace_overlap
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.provenance import sha256_of_file
-from safety_subspaces.artefacts.tensor_stream import stream_tensors
-from safety_subspaces.constraint.collectives import gather_objects
-from safety_subspaces.constraint.held import check_kept
+from safety_subspaces.artefacts.tensors import TensorFile
+from safety_subspaces.constraint.held import check_kept, keep_tensors
 from safety_subspaces.constraint.sharing import map_over_ranks
 from safety_subspaces.evaluation.prompt_sets import read_prompt_list
 from safety_subspaces.language.prompting import CHAT, check_template
@@ -125,10 +122,11 @@ class ActivationOverlap(Watcher):
         self._start_sha256 = self._loaded.get("start_sha256")
         if self._start_sha256 is None:
             states = self._states(trainer, module)
-            self._start_sha256 = _keep(path, states, trainer.is_global_zero)
+            shapes = {name: tuple(value.shape) for name, value in states.items()}
+            self._start_sha256 = keep_tensors(path, shapes, states.__getitem__, trainer.is_global_zero)
         else:
             check_kept(path, self._start_sha256, list(SETS), checks=trainer.is_global_zero)
-            states = _read(path)
+            states = TensorFile(path).read_all()
         self._start = self._factors(states)
 
     def look(self, trainer: L.Trainer, module: LanguageModelModule, step: int) -> dict[str, float]:
@@ -196,16 +194,3 @@ class ActivationOverlap(Watcher):
 
 def _places(count: int) -> list[str]:
     return [EMBEDDING, *(f"layers.{layer:02d}" for layer in range(count - 1))]
-
-
-def _keep(path: Path, states: dict[str, Tensor], writes: bool) -> str:
-    """Write the states at the start, and return the file's hash on all ranks."""
-    if writes:
-        stream_tensors(path, {name: tuple(value.shape) for name, value in states.items()}, states.__getitem__)
-    return gather_objects(sha256_of_file(path) if writes else None)[0]
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.files import is_partial
 from safety_subspaces.constraint.collectives import gather_objects
 from safety_subspaces.training.board import heatmap
 from safety_subspaces.training.modules.base import LanguageModelModule
@@ -25,9 +26,8 @@ from safety_subspaces.training.strategies import check_strategy
 logger = logging.getLogger(__name__)
 POWERS_OF_FOUR = [4**power for power in range(1, 16)]
 NAME = re.compile(r"[A-Za-z0-9_-]*")
-# Files of one look, and what a killed process left of one.
+# Files of one look.
 STEP_FILE = re.compile(r"step=(\d+)\.\w+")
-PARTIAL = re.compile(r"\.step=.+\.partial-\d+")
 
 
 class Watcher(L.Callback, ABC):
@@ -232,7 +232,7 @@ class Watcher(L.Callback, ABC):
                 pass
             for file in folder.iterdir():
                 step = STEP_FILE.fullmatch(file.name)
-                if PARTIAL.fullmatch(file.name) or (step and self._loaded and int(step[1]) > trainer.global_step):
+                if is_partial(file) or (step and self._loaded and int(step[1]) > trainer.global_step):
                     file.unlink()
         except OSError as error:
             return f"{folder} cannot be written to ({error}); choose another run_dir, or mend its permissions"

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from support.tiny import save_tiny_model
-from support.tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, weights_of
+from support.tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, weights_of, write_checkpoint
 from torch.testing import assert_close
 
 from safety_subspaces.algebra.subspace import RankRule
@@ -21,7 +21,6 @@ from safety_subspaces.artefacts.provenance import describe_input
 from safety_subspaces.evaluation import EvaluationSettings
 from safety_subspaces.weights.snapshots import SnapshotWriter
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
-from safety_subspaces.weights.writing import write_checkpoint
 
 KEYS = ["tuned", "subspace", "method", "fraction", "draw"]
 COLUMNS = [

@@ -16,7 +16,7 @@ from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.algebra.update import DenseUpdate
 from safety_subspaces.analysis.subspace.command import subspace as make_subspace
 from safety_subspaces.artefacts.provenance import sha256_of_file
-from safety_subspaces.artefacts.tensor_stream import stream_tensors
+from safety_subspaces.artefacts.tensors import stream_tensors
 from safety_subspaces.language.model import load_model
 from safety_subspaces.training.export import export_model
 from safety_subspaces.training.modules.adapter import LoraSettings, add_adapter

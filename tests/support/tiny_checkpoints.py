@@ -1,11 +1,15 @@
 """Tiny random Llamas on disk, and models that differ from them by small random updates."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from safety_subspaces.weights.checkpoint import Checkpoint
+from safety_subspaces.weights.writing import CheckpointWriter
 
 VOCABULARY = 128  # more than six times the width: embeddings count as tall
 
@@ -62,3 +66,12 @@ def save_adapter(base: str, folder: Path, seed: int = 0, **options: object) -> s
                 parameter.data.normal_(0, 0.1 if "lora" in name else 0.01)
     model.save_pretrained(folder)
     return str(folder)
+
+
+def write_checkpoint(folder: Path, like: Checkpoint, read: Callable[[str], torch.Tensor], **options: int) -> None:
+    """Write a model folder as CheckpointWriter does, one tensor after another, with new values by canonical name."""
+    writer = CheckpointWriter(folder, like, **options)
+    writer.create()
+    for name in like.full.names:
+        writer.write(name, read(name))
+    writer.finish()

@@ -10,7 +10,14 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import replacing_folder, write_text
 from safety_subspaces.artefacts.provenance import describe_input, sha256_of_value
 from safety_subspaces.artefacts.results import ResultFolder
-from safety_subspaces.training.run_folder import close_run, latest_checkpoint, open_run, plan_run, trained_checkpoint
+from safety_subspaces.training.run_folder import (
+    RunPlan,
+    close_run,
+    latest_checkpoint,
+    open_run,
+    plan_run,
+    trained_checkpoint,
+)
 
 CONFIG = {"seed_everything": 3, "model": {"lr": 1e-3}}
 
@@ -92,9 +99,19 @@ def test_a_run_that_another_process_trains_is_left_alone(tmp_path: Path) -> None
     for options in ({}, {"resume": True}, {"archive": True}):
         with pytest.raises(InputError, match="another process is training"):
             plan_run(tmp_path / "run", {}, **options)
+    with pytest.raises(InputError, match="another process is training"):  # it was planned before the other began
+        open_run(RunPlan(tmp_path / "run", {}, archive=True))
+    assert not list(tmp_path.glob("run.archived-*"))
     other.kill()  # the lock goes with the process
     other.wait()
-    assert plan_run(tmp_path / "run", {}, archive=True).archive
+    for _ in range(2):  # and is not in the way of the process that has it
+        open_run(plan_run(tmp_path / "run", {}, archive=True))
+    assert len(list(tmp_path.glob("run.archived-*"))) == 2
+
+
+def test_planning_a_run_writes_nothing(tmp_path: Path) -> None:
+    plan_run(tmp_path / "runs" / "run", {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_a_checkpoint_of_the_last_step_is_measured(tmp_path: Path) -> None:

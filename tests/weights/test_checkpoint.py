@@ -6,7 +6,15 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
-from support.tiny_checkpoints import VOCABULARY, edit, save_adapter, save_llama, save_perturbed, weights_of
+from support.tiny_checkpoints import (
+    VOCABULARY,
+    edit,
+    save_adapter,
+    save_llama,
+    save_perturbed,
+    weights_of,
+    write_checkpoint,
+)
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
@@ -15,7 +23,6 @@ from safety_subspaces.weights.compatibility import check_compatible, coverage, s
 from safety_subspaces.weights.delta import update_of
 from safety_subspaces.weights.names import layer_of, type_of
 from safety_subspaces.weights.update_checkpoint import AdapterCheckpoint, open_checkpoint
-from safety_subspaces.weights.writing import write_checkpoint
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 

@@ -13,7 +13,7 @@ from support.tiny import ROOT
 
 from safety_subspaces.algebra.update import DenseUpdate, FactorUpdate, Update
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.tensor_stream import TensorStream, stream_tensors
+from safety_subspaces.artefacts.tensors import TensorStream, stream_tensors
 from safety_subspaces.weights.snapshots import Snapshot, SnapshotWriter, open_snapshots, snapshot_files, snapshot_path
 
 SHAPES = {"model.layers.0.mlp.up_proj.weight": (5, 3), "model.norm.weight": (4,), "lm_head.weight": (7, 2)}
@@ -41,7 +41,7 @@ def test_a_snapshot_gives_back_what_was_written(tmp_path: Path) -> None:
     snapshot = Snapshot(path)
     assert (snapshot.step, snapshot.facts["reference"]) == (12, "start")
     assert set(snapshot.names) == set(SHAPES)
-    assert {name: snapshot.shape(name) for name in SHAPES} == SHAPES
+    assert snapshot.shapes == SHAPES
     assert snapshot.lost_energy == {"model.layers.0.mlp.up_proj.weight": 0.25}
     for name in list(SHAPES)[:2]:
         assert torch.equal(snapshot.read(name).dense(), dense[name])
@@ -54,7 +54,7 @@ def test_a_snapshot_gives_back_what_was_written(tmp_path: Path) -> None:
 
 def test_the_stream_is_a_plain_safetensors_file(tmp_path: Path) -> None:
     values = numbers()
-    stream_tensors(tmp_path / "a.safetensors", SHAPES, values.__getitem__, metadata={"mode": "away"})
+    stream_tensors(tmp_path / "a.safetensors", SHAPES, values.__getitem__, header={"mode": "away"})
     assert {name: value.tolist() for name, value in load_file(tmp_path / "a.safetensors").items()} == {
         name: value.tolist() for name, value in values.items()
     }
@@ -73,7 +73,7 @@ def fail(context, made) -> None:
 def test_an_error_inside_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     with pytest.raises(RuntimeError, match="in the middle"):
-        fail(TensorStream(path, SHAPES, torch.float32, 64), torch.ones(4))
+        fail(TensorStream(path, SHAPES, torch.float32, {}), torch.ones(4))
     assert list(tmp_path.iterdir()) == []
     path.write_bytes(b"earlier")
     with pytest.raises(RuntimeError, match="in the middle"):

@@ -25,10 +25,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from tqdm import tqdm
 
-from safety_subspaces.artefacts.adapter_base import ADAPTER_CONFIG, adapter_base
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import read_json, write_json
-from safety_subspaces.artefacts.provenance import git_state
+from safety_subspaces.artefacts.provenance import ADAPTER_CONFIG, adapter_base, git_state
 from safety_subspaces.weights.checkpoint import Checkpoint
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,16 +11,30 @@ from typing import Any
 
 from safety_subspaces.artefacts.errors import InputError
 
+PARTIAL = re.compile(r"\..+\.partial-\d+")
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name in the same folder, then rename it."""
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``; the file written there takes its name when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = _partial(path)
     try:
-        partial.write_text(text, encoding="utf-8")
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def is_partial(path: Path) -> bool:
+    """Tell whether a file is what a killed process left of one that it was writing."""
+    return PARTIAL.fullmatch(path.name) is not None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that is whole or not there."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -75,7 +90,7 @@ def replacing_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(f"{target} cannot be made: a part of its path is a file; choose another folder") from error
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    partial = _partial(target)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
@@ -89,3 +104,7 @@ def replacing_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
             partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial-{os.getpid()}")

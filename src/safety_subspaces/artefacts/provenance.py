@@ -12,12 +12,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from safety_subspaces.artefacts.adapter_base import ADAPTER_CONFIG, adapter_base
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.files import read_json
 
 # The packages whose version can change a number.
 PACKAGES = ("torch", "lightning", "transformers", "peft", "torchmetrics", "datasets", "deepspeed", "safetensors")
 # Files that determine what a model folder computes; anything else in it (README, images) does not.
 MODEL_FILE_SUFFIXES = (".safetensors", ".json", ".jinja", ".model")
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def provenance() -> dict[str, Any]:
@@ -33,9 +35,9 @@ def provenance() -> dict[str, Any]:
 
 def git_state() -> dict[str, Any] | None:
     """Return the commit of this source tree and whether it is dirty; ``None`` outside a git checkout."""
-    here = Path(__file__).parent
+    source = Path(__file__).parent
     try:
-        run = {"cwd": here, "capture_output": True, "text": True, "check": True, "timeout": 10}
+        run = {"cwd": source, "capture_output": True, "text": True, "check": True, "timeout": 10}
         commit = subprocess.run(["git", "rev-parse", "HEAD"], **run).stdout.strip()  # type: ignore[call-overload]
         status = subprocess.run(["git", "status", "--porcelain"], **run).stdout  # type: ignore[call-overload]
     except (OSError, subprocess.SubprocessError):
@@ -80,6 +82,27 @@ def describe_input(path: str | os.PathLike[str]) -> dict[str, Any]:
     if (location / ADAPTER_CONFIG).is_file():
         described["base"] = describe_input(adapter_base(location))
     return described
+
+
+def adapter_base(folder: Path) -> str:
+    """Return the path or Hub id of the model that an adapter was trained upon.
+
+    A relative path that does not exist from here is looked for beside the adapter, and then in the adapter's own study
+    (``<study>/<stage>/model``), so that a study can be moved or read from another folder.
+
+    Raises:
+        InputError: The adapter names no base.
+    """
+    base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not base:
+        raise InputError(f"adapter {folder} names no base_model_name_or_path in {ADAPTER_CONFIG}; add the model's path")
+    if Path(base).expanduser().is_dir():
+        return base
+    study = folder.resolve().parents[1]
+    for candidate in (folder / base, study.joinpath(*Path(base).parts[-2:])):
+        if candidate.is_dir():
+            return str(candidate)
+    return base
 
 
 def peak_memory_bytes() -> int:

@@ -92,8 +92,8 @@ class ResultFolder:
         """
         if not is_occupied(self.out):
             return
-        found = self.out / "result.json"
-        if not found.is_file() or read_json(found).get("analysis") != self._command:
+        earlier = self.out / "result.json"
+        if not earlier.is_file() or read_json(earlier).get("analysis") != self._command:
             raise InputError(
                 f"{self.out} holds something else than an earlier result of {self._command}, which is never replaced; "
                 "choose another folder"

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from safety_subspaces.artefacts.tensors import TensorFile
 from safety_subspaces.constraint.collectives import sum_over_ranks
 from safety_subspaces.constraint.held import check_held, read_reference, save_held
 from safety_subspaces.constraint.master import open_master
@@ -73,13 +74,14 @@ class ConstrainedWeights:
             self.held_sha256 = held_sha256
         else:
             self.held_sha256 = save_held(path, self.targets, self.masters, mode, writes)
+        kept = TensorFile(path) if held_sha256 and any(target.partner is None for target in targets) else None
         self.constraints = []
         for target, master in zip(self.targets, self.masters, strict=True):
             present = master.read()
             if target.partner is not None:
                 reference = torch.zeros_like(present)
-            elif held_sha256:
-                reference = read_reference(path, target, master.piece).to(present)
+            elif kept is not None:
+                reference = read_reference(kept, target, master.piece).to(present)
             else:
                 reference = present.clone()
             basis = target.basis.to(present.device)

@@ -4,21 +4,20 @@ After a resume the constraint is still anchored to the weights of the first star
 against it again, in the type that it was exported in.
 """
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
 from torch import Tensor
 
 from safety_subspaces.algebra.factors import as_matrix
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import write_json
 from safety_subspaces.artefacts.provenance import sha256_of_file
-from safety_subspaces.artefacts.tensor_stream import stream_tensors
+from safety_subspaces.artefacts.tensors import TYPES, TensorFile, stream_tensors
 from safety_subspaces.constraint.collectives import gather_objects
 from safety_subspaces.constraint.master import MasterWeight
 from safety_subspaces.constraint.matrix import Mode, Piece, rounding_floor, update_energies
@@ -64,12 +63,26 @@ def save_held(path: Path, targets: Sequence[Target], masters: Sequence[MasterWei
     shapes = {name: tuple(master.shape) for name, master in full.items()}
     shapes |= {name: tuple(basis.shape) for name, basis in bases.items()}
     transposed = [target.name for target in targets if target.transposed]
-    stream_tensors(
-        path if writes else None,
-        shapes,
-        lambda name: full[name].whole() if name in full else bases[name],
-        metadata={"mode": mode, "transposed": json.dumps(transposed)},
-    )
+
+    def read(name: str) -> Tensor:
+        return full[name].whole() if name in full else bases[name]
+
+    return keep_tensors(path, shapes, read, writes, header={"mode": mode, "transposed": transposed})
+
+
+def keep_tensors(
+    path: Path,
+    shapes: Mapping[str, Sequence[int]],
+    read: Callable[[str], Tensor],
+    writes: bool,
+    dtype: torch.dtype = torch.float32,
+    header: Mapping[str, Any] | None = None,
+) -> str:
+    """Write what a run is counted from, as :func:`stream_tensors` does, where this rank ``writes``.
+
+    All ranks must call it together. Returns the file's SHA-256, on all ranks.
+    """
+    stream_tensors(path if writes else None, shapes, read, dtype, header)
     return gather_objects(sha256_of_file(path) if writes else None)[0]
 
 
@@ -95,10 +108,9 @@ def check_kept(path: Path, sha256: str, stored: Sequence[str], checks: bool) -> 
         raise InputError(problem)
 
 
-def read_reference(path: Path, target: Target, piece: Piece) -> Float[Tensor, " length"]:
+def read_reference(file: TensorFile, target: Target, piece: Piece) -> Float[Tensor, " length"]:
     """Read a rank's piece of a reference weight."""
-    with safe_open(path, framework="pt") as stored:
-        whole = stored.get_tensor(f"{target.name}{REFERENCE}")
+    whole = file.read(f"{target.name}{REFERENCE}")
     return whole.reshape(-1)[piece.start : piece.start + piece.length].clone()
 
 
@@ -124,8 +136,7 @@ def _problem_of(path: Path, sha256: str, stored: Sequence[str]) -> str | None:
         return f"{path} is missing: the run has lost what its update is counted from; start a new run"
     if sha256_of_file(path) != sha256:
         return f"{path} is not the file that this run started with; restore it or start a new run"
-    with safe_open(path, framework="pt") as file:
-        names = set(file.keys())
+    names = TensorFile(path).shapes
     missing = [name for name in stored if name not in names]
     return f"{path} lacks {len(missing)} tensors, {missing[0]} first; start a new run" if missing else None
 
@@ -134,27 +145,25 @@ def _measure(model: Path, path: Path) -> HeldLeakage:
     """Compare the weights on disk with a constraint, in float64."""
     checkpoint = open_checkpoint(str(model))
     energies, weights = torch.zeros(2, dtype=torch.float64), 0.0
-    with safe_open(path, framework="pt") as held:
-        metadata = held.metadata()
-        transposed = set(json.loads(metadata["transposed"]))
-        names = set(held.keys())
-        for name in (stored.removesuffix(BASIS) for stored in sorted(names) if stored.endswith(BASIS)):
-            if isinstance(checkpoint, AdapterCheckpoint):
-                factors = checkpoint.update(name)
-                weight = update = torch.zeros(checkpoint.shape(name)) if factors is None else factors.dense()
-                weight = update = update.double()
-            else:
-                weight = checkpoint.read(name).double()
-                update = weight - held.get_tensor(f"{name}{REFERENCE}").double()
-            matrix = as_matrix(update)
-            constrained = matrix.T if name in transposed else matrix
-            energies += update_energies(held.get_tensor(f"{name}{BASIS}"), metadata["mode"], constrained)
-            weights += float(weight.square().sum())
+    file = TensorFile(path)
+    mode, transposed = file.header["mode"], set(file.header["transposed"])
+    for name in (stored.removesuffix(BASIS) for stored in sorted(file.shapes) if stored.endswith(BASIS)):
+        if isinstance(checkpoint, AdapterCheckpoint):
+            factors = checkpoint.update(name)
+            weight = update = torch.zeros(checkpoint.shape(name)) if factors is None else factors.dense()
+            weight = update = update.double()
+        else:
+            weight = checkpoint.read(name).double()
+            update = weight - file.read(f"{name}{REFERENCE}").double()
+        matrix = as_matrix(update)
+        constrained = matrix.T if name in transposed else matrix
+        energies += update_energies(file.read(f"{name}{BASIS}"), mode, constrained)
+        weights += float(weight.square().sum())
     forbidden, whole = energies.tolist()
     share = forbidden / whole if whole > 0 else 0.0
-    return HeldLeakage(metadata["mode"], _dtype_of(model), share, rounding_floor(weights**0.5, whole**0.5))
+    return HeldLeakage(mode, _dtype_of(model), share, rounding_floor(weights**0.5, whole**0.5))
 
 
 def _dtype_of(model: Path) -> str:
-    with safe_open(next(iter(sorted(model.glob("*.safetensors")))), framework="pt") as stored:
-        return str(stored.get_tensor(next(iter(stored.keys()))).dtype).removeprefix("torch.")
+    stored = TensorFile(min(model.glob("*.safetensors")))
+    return str(TYPES[next(iter(stored.types.values()))]).removeprefix("torch.")

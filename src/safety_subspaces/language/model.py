@@ -12,8 +12,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from safety_subspaces.artefacts.adapter_base import ADAPTER_CONFIG, adapter_base
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.provenance import ADAPTER_CONFIG, adapter_base
 
 
 class ModelSource(ABC):

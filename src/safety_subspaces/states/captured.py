@@ -14,14 +14,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float32
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import describe_input, package_versions, sha256_of_value
-from safety_subspaces.artefacts.tensor_stream import stream_tensors
+from safety_subspaces.artefacts.tensors import TensorFile, write_tensors
 from safety_subspaces.language.examples import PromptItem
 from safety_subspaces.states.capture import Position, Site, check_layers, stream_states
 from safety_subspaces.states.equivalence import deal
@@ -97,15 +96,14 @@ def captured(
     if cache is not None and Path(path).is_dir():
         file = cache / f"{_key(path, str(model.dtype), items, settings)}.safetensors"
         try:
-            return _read(file, model, items, settings)
-        except FileNotFoundError:
-            pass
-        except (SafetensorError, KeyError) as error:
+            if file.is_file():
+                return _read(file, model, items, settings)
+        except (InputError, KeyError) as error:
             logger.warning("%s cannot be read (%s): its states are computed again", file, error)
-    found = _capture(model, tokenizer, items, settings, label)
+    result = _capture(model, tokenizer, items, settings, label)
     if file is not None:
-        _write(file, found)
-    return found
+        _write(file, result)
+    return result
 
 
 def sampled_rows(count: int, settings: CaptureSettings) -> tuple[int, ...]:
@@ -136,7 +134,11 @@ def _capture(
     builders = {(key, number): MomentsBuilder(hidden) for key in keys for number in (0, 1)}
     sample = {position: torch.zeros(len(rows), len(layers), hidden) for position in settings.positions}
     batches = stream_states(
-        *(model, tokenizer, [item.prompt for item in items], settings.positions, settings.batch_size),
+        model,
+        tokenizer,
+        [item.prompt for item in items],
+        settings.positions,
+        settings.batch_size,
         template=settings.template,
         site=settings.site,
         layers=layers,
@@ -166,22 +168,18 @@ def _key(path: str, dtype: str, items: Sequence[PromptItem], settings: CaptureSe
     return sha256_of_value([FORMAT, model, dtype, versions, prompts, asked])[:32]
 
 
-def _write(file: Path, found: CapturedSet) -> None:
-    tensors: dict[str, Tensor] = {f"sample/{position}": states for position, states in found.sample.items()}
-    for (position, layer), halves in found.halves.items():
+def _write(file: Path, states: CapturedSet) -> None:
+    tensors: dict[str, Tensor] = {f"sample/{position}": sample for position, sample in states.sample.items()}
+    for (position, layer), halves in states.halves.items():
         for half, moments in zip(HALVES, halves, strict=True):
             name = f"{position}/{layer}/{half}"
             count = torch.tensor([moments.count], dtype=torch.float64)
             tensors |= {f"{name}/mean": moments.mean, f"{name}/scatter": moments.scatter, f"{name}/count": count}
-    types = {name: tensor.dtype for name, tensor in tensors.items()}
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    stream_tensors(file, shapes, tensors.__getitem__, types)
+    write_tensors(file, tensors)
 
 
 def _read(file: Path, model: PreTrainedModel, items: Sequence[PromptItem], settings: CaptureSettings) -> CapturedSet:
-    if not file.is_file():
-        raise FileNotFoundError(file)
-    tensors = load_file(file)
+    tensors = TensorFile(file).read_all()
     layers = tuple(check_layers(model, settings.layers, settings.site))
 
     def moments(name: str) -> StateMoments:

@@ -1,22 +1,22 @@
 """The run folder: opened new or resumed, never written over; its manifest says what made it and how it ended."""
 
-import fcntl
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import is_occupied, read_json, write_json, write_text
 from safety_subspaces.artefacts.provenance import describe_input, peak_memory_bytes, provenance, sha256_of_value
 from safety_subspaces.evaluation.prompt_sets import split_source
 
-_held_locks: dict[Path, IO[str]] = {}  # open for as long as the process lives
 # Options that say how to start, not what to compute; they are no part of a run's identity.
 START_OPTIONS = ("config", "ckpt_path", "resume", "archive", "weights_only")
 # Settings that name what a run reads: its source and data, what a constraint is made of, what it is watched by.
@@ -173,33 +173,29 @@ def trained_checkpoint(path: Path) -> Path:
     return checkpoint
 
 
-def _lock_file(path: Path) -> Path:
-    return path.with_name(f".{path.name}.lock")
+@cache  # a lock is let go with its object: these live as long as the process
+def _lock_of(path: Path) -> FileLock:
+    return FileLock(path.with_name(f".{path.name}.lock"), blocking=False, thread_local=False)
 
 
 def _lock(path: Path) -> None:
     """Hold the run folder until this process ends: the kernel lets go of the lock, also after a kill."""
-    if path.resolve() in _held_locks:
-        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = _lock_file(path).open("w")
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+        _lock_of(path.resolve()).acquire()
+    except Timeout as error:
         raise InputError(f"another process is training in {path}; wait for it or choose another --run_dir") from error
-    _held_locks[path.resolve()] = handle
 
 
 def _is_locked(path: Path) -> bool:
-    if path.resolve() in _held_locks or not _lock_file(path).is_file():
+    lock = _lock_of(path.resolve())
+    if not Path(lock.lock_file).is_file():
         return False
-    with _lock_file(path).open("r") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-        fcntl.flock(handle, fcntl.LOCK_UN)
-    return False
+    try:
+        with lock:
+            return False
+    except Timeout:
+        return True
 
 
 def _free_name(path: Path) -> Path:

@@ -5,7 +5,7 @@ The reference lies on disk, so that beside the run there is never more than one 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, final
 
@@ -15,13 +15,11 @@ from torch import nn
 
 from safety_subspaces.algebra.update import FactorUpdate, StreamedUpdate, Update
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.provenance import sha256_of_file
-from safety_subspaces.artefacts.tensor_stream import stream_tensors
-from safety_subspaces.constraint.collectives import gather_objects
-from safety_subspaces.constraint.held import check_kept
+from safety_subspaces.artefacts.tensors import TensorFile
+from safety_subspaces.constraint.held import check_kept, keep_tensors
 from safety_subspaces.constraint.master import open_master
 from safety_subspaces.constraint.targets import listed, select_names
-from safety_subspaces.weights.checkpoint import Checkpoint, open_safetensors
+from safety_subspaces.weights.checkpoint import Checkpoint
 from safety_subspaces.weights.names import canonical_name
 from safety_subspaces.weights.update_checkpoint import AdapterCheckpoint, open_checkpoint
 
@@ -71,7 +69,7 @@ class NetworkUpdate:
             raise InputError("none of the chosen weights is trained, so none will move; widen types, layers, patterns")
         self._masters = {name: open_master(weight.parameter) for name, weight in self._weights.items()}
         self._checkpoint: Checkpoint | None = None
-        self._start: Path | None = None
+        self._start_file: Path | None = None
         if reference is not None:
             self._checkpoint = open_checkpoint(reference)
             self._check_shapes(self._checkpoint)
@@ -108,7 +106,7 @@ class NetworkUpdate:
             InputError: An adapter that does not start at zero; the file of a run that goes on is missing or another.
         """
         kept = {name: master for name, master in self._masters.items() if self._weights[name].factors is None}
-        self._start = path
+        self._start_file = path
         if sha256 is not None:
             check_kept(path, sha256, list(kept), checks=writes)
             return sha256
@@ -118,13 +116,8 @@ class NetworkUpdate:
                     f"the adapter of {name} does not start at zero, so the start of the run is no model on disk; "
                     "name a reference"
                 )
-        stream_tensors(
-            path if writes else None,
-            {name: tuple(master.shape) for name, master in kept.items()},
-            lambda name: kept[name].whole(),
-            dtype=self.dtype,
-        )
-        return gather_objects(sha256_of_file(path) if writes else None)[0]
+        shapes = {name: tuple(master.shape) for name, master in kept.items()}
+        return keep_tensors(path, shapes, lambda name: kept[name].whole(), writes, self.dtype)
 
     @torch.no_grad()
     def read(self, name: str, keeps: bool = True) -> Update | None:
@@ -164,9 +157,12 @@ class NetworkUpdate:
             return lambda: merged
         if self._checkpoint is not None:
             return partial(self._checkpoint.full.open_slice, name)
-        start = self._start
-        assert start is not None, "the start of the run was not kept"
-        return lambda: open_safetensors(start).get_slice(name)
+        return partial(self._start.open_slice, name)
+
+    @cached_property
+    def _start(self) -> TensorFile:
+        assert self._start_file is not None, "the start of the run was not kept"
+        return TensorFile(self._start_file)
 
     def _check_shapes(self, reference: Checkpoint) -> None:
         known = set(reference.names)

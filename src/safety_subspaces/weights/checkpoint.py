@@ -13,27 +13,20 @@ from typing import Any, final
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import read_json
+from safety_subspaces.artefacts.tensors import TYPES, TensorFile
 from safety_subspaces.weights.names import canonical_name
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-ADAPTER_FILE = "adapter_model.safetensors"
-# Bytes of a number, of every type that the format has.
-SIZES = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
-    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
-    **dict.fromkeys(("U32", "I32", "F32"), 4),
-    **dict.fromkeys(("U64", "I64", "F64"), 8),
-}
 # Architectures whose fused experts (experts, in, out) multiply from the right; those of all others are (experts, out,
 # in): `is_transposed` of transformers' experts implementations, and Llama 4's `torch.bmm`.
 TRANSPOSED_EXPERTS = {"gpt_oss", "openai_privacy_filter", "aria", "aria_text", "llama4", "llama4_text"}
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# Types of weights, as the files name them; numbers of other types are none.
+WEIGHT_TYPES = ["F64", "F32", "F16", "BF16"]
 # Beside the weights, what makes a folder a model: configuration, tokenizer, chat template.
 COMPANION_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 
@@ -58,16 +51,24 @@ class Checkpoint(ABC):
 
     Attributes:
         path: What the user called it.
+        location: The file or folder that makes it what it is.
+        folders: Folders with configuration and tokenizer; a file in a later one goes before an earlier one's.
+        names: Canonical names of the floating-point weights in the order of the files, each tied pair once.
+        stored_names: Every tensor of its own files, by the name that it has there, whether it is a weight or not.
         left_out: Stored tensors that are not among ``names``, with the reason.
     """
 
     path: str
+    location: Path
+    folders: tuple[Path, ...]
+    names: tuple[str, ...]
+    stored_names: tuple[str, ...]
     left_out: dict[str, str]
 
     @property
     @abstractmethod
-    def names(self) -> tuple[str, ...]:
-        """Canonical names of the floating-point weights, each tied pair once."""
+    def full(self) -> "FullCheckpoint":
+        """The checkpoint that holds every weight: this one, or the base of an adapter."""
 
     @abstractmethod
     def shape(self, name: str) -> tuple[int, ...]:
@@ -81,29 +82,9 @@ class Checkpoint(ABC):
             InputError: There is no such tensor, or its file cannot be read.
         """
 
-    @property
-    @abstractmethod
-    def full(self) -> "FullCheckpoint":
-        """The checkpoint that holds every weight: this one, or the base of an adapter."""
-
-    @property
-    @abstractmethod
-    def place(self) -> Path:
-        """The file or folder that makes it what it is."""
-
-    @property
-    @abstractmethod
-    def stored_names(self) -> tuple[str, ...]:
-        """Every tensor of its own files, by the name that it has there, whether it is a weight or not."""
-
     @abstractmethod
     def stored_of(self, name: str) -> tuple[str, ...]:
         """Return which of its own stored tensors a weight is read from; none of one that is the base's."""
-
-    @property
-    @abstractmethod
-    def folders(self) -> tuple[Path, ...]:
-        """Folders with configuration and tokenizer; a file in a later one goes before an earlier one's."""
 
     def vocabulary(self) -> dict[str, int] | None:
         """Return the tokenizer's mapping from token to id, or ``None`` without a ``tokenizer.json``."""
@@ -121,75 +102,51 @@ class FullCheckpoint(Checkpoint):
         path: What the user called it.
         folder: Where it is.
 
+    Attributes:
+        stored_in: The file of each tensor, by the name that it has there.
+
     Raises:
         InputError: There are no safetensors, a shard is missing, or a file is cut short.
     """
 
     def __init__(self, path: str, folder: Path) -> None:
-        self.path = path
-        self.folder = folder
+        self.path, self.location, self.folders = path, folder, (folder,)
         self.config: dict[str, Any] = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
         if self.config.get("quantization_config"):
             raise InputError(
                 f"{path} is quantised: differences of its weights are rounding; expected the weights it was made from"
             )
-        self.left_out: dict[str, str] = {}
-        self._files: dict[Path, Any] = {}
-        self._slots: dict[str, Slot] = {}  # by canonical name
-        self._where = self._find_tensors()
-        self._choose_tensors()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Canonical names, in the order of the files."""
-        return tuple(self._slots)
+        self.left_out = {}
+        self.stored_in = self._find_tensors()
+        self.stored_names = tuple(self.stored_in)
+        self._slots = self._choose_tensors()  # by canonical name
+        self.names = tuple(self._slots)
 
     @property
     def full(self) -> "FullCheckpoint":
         """This checkpoint."""
         return self
 
-    @property
-    def place(self) -> Path:
-        """The folder."""
-        return self.folder
-
-    @property
-    def stored_names(self) -> tuple[str, ...]:
-        """Names in the files."""
-        return tuple(self._where)
-
     def stored_of(self, name: str) -> tuple[str, ...]:
         """Return the one tensor that a weight is read from."""
         return (self.slot(name).stored,)
 
-    @property
-    def folders(self) -> tuple[Path, ...]:
-        """The one folder."""
-        return (self.folder,)
-
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from its file's header."""
         slot = self.slot(name)
-        shape = self.stored_shape(slot.stored)
+        shape = self.stored_in[slot.stored].shapes[slot.stored]
         shape = shape if slot.index is None else shape[1:]
         return shape[::-1] if slot.transposed else shape
 
     def dtype(self, name: str) -> torch.dtype:
         """Type that a tensor is stored in."""
-        return DTYPES[self.stored_type(self.slot(name).stored)]
+        stored = self.slot(name).stored
+        return TYPES[self.stored_in[stored].types[stored]]
 
     def read(self, name: str) -> Float[Tensor, "..."]:
         """Read one tensor in the type that it is stored in."""
         slot = self.slot(name)
-        if slot.index is None:
-            return self.read_stored(slot.stored)
-        try:
-            matrix = open_safetensors(self._where[slot.stored]).get_slice(slot.stored)[slot.index]
-        except SafetensorError as error:
-            raise InputError(
-                f"{self._where[slot.stored]} cannot be read at {name} ({error}); copy the file again"
-            ) from error
+        matrix = self.stored_in[slot.stored].read(slot.stored, slot.index)
         return matrix.T.contiguous() if slot.transposed else matrix
 
     def open_slice(self, name: str) -> Any:
@@ -197,15 +154,7 @@ class FullCheckpoint(Checkpoint):
         slot = self.slot(name)
         if slot.index is not None:  # one expert's matrix is not large
             return self.read(name)
-        return open_safetensors(self._where[slot.stored]).get_slice(slot.stored)
-
-    def read_stored(self, stored: str) -> Tensor:
-        """Read one tensor by the name that it has in the file, whatever its type."""
-        file = self._where[stored]
-        try:
-            return open_safetensors(file).get_tensor(stored)  # anew: a mapping keeps every page that was read
-        except SafetensorError as error:
-            raise InputError(f"{file} cannot be read at tensor {stored} ({error}); copy the file again") from error
+        return self.stored_in[slot.stored].open_slice(slot.stored)
 
     def slot(self, name: str) -> Slot:
         """Return where a tensor is stored."""
@@ -213,92 +162,62 @@ class FullCheckpoint(Checkpoint):
             raise InputError(f"checkpoint {self.path} has no tensor {name}; it has {', '.join(self.names[:3])}, ...")
         return self._slots[name]
 
-    def stored_shape(self, stored: str) -> tuple[int, ...]:
-        """Shape of a tensor of the files."""
-        return tuple(self._slice(stored).get_shape())
-
-    def stored_type(self, stored: str) -> str:
-        """Type of a tensor of the files, as safetensors names it."""
-        return str(self._slice(stored).get_dtype())
-
-    def stored_bytes(self, stored: str) -> int:
-        """Size of a tensor of the files."""
-        return torch.Size(self.stored_shape(stored)).numel() * SIZES[self.stored_type(stored)]
-
-    def _find_tensors(self) -> dict[str, Path]:
+    def _find_tensors(self) -> dict[str, TensorFile]:
         """Map each stored name to its file; every file is opened, so that a damaged one is found at once."""
-        index = self.folder / INDEX_FILE
+        index = self.location / INDEX_FILE
         if index.is_file():
-            listed = {name: self.folder / file for name, file in read_json(index)["weight_map"].items()}
+            listed: dict[str, str] = read_json(index)["weight_map"]
             for file in dict.fromkeys(listed.values()):
-                if not file.is_file():
+                if not (self.location / file).is_file():
                     raise InputError(
-                        f"checkpoint {self.path}: shard {file.name}, which {INDEX_FILE} lists, is missing; "
-                        "copy it again"
+                        f"checkpoint {self.path}: shard {file}, which {INDEX_FILE} lists, is missing; copy it again"
                     )
-            present = {file: set(self._open(file).keys()) for file in set(listed.values())}
-            absent = [name for name, file in listed.items() if name not in present[file]]
+            shards = {file: TensorFile(self.location / file) for file in dict.fromkeys(listed.values())}
+            absent = [name for name, file in listed.items() if name not in shards[file].shapes]
             if absent:
                 raise InputError(
-                    f"checkpoint {self.path}: {INDEX_FILE} places {absent[0]} in {listed[absent[0]].name}, "
+                    f"checkpoint {self.path}: {INDEX_FILE} places {absent[0]} in {listed[absent[0]]}, "
                     "which does not hold it; copy the checkpoint again"
                 )
-            return listed
-        single = self.folder / SINGLE_FILE
-        if single.is_file():
-            return dict.fromkeys(self._open(single).keys(), single)
-        raise InputError(_why_no_weights(self.path, self.folder))
+            return {name: shards[file] for name, file in listed.items()}
+        if (self.location / SINGLE_FILE).is_file():
+            single = TensorFile(self.location / SINGLE_FILE)
+            return dict.fromkeys(single.shapes, single)
+        raise InputError(_why_no_weights(self.path, self.location))
 
-    def _choose_tensors(self) -> None:
-        canonical = {stored: canonical_name(stored) for stored in self._where}
+    def _choose_tensors(self) -> dict[str, Slot]:
+        """Map the name of each weight to where it is stored, and leave out what is none."""
+        canonical = {stored: canonical_name(stored) for stored in self.stored_in}
         text_config = self.config.get("text_config") or {}
         tied = self.config.get("tie_word_embeddings", text_config.get("tie_word_embeddings", False))
-        placed: dict[str, str] = {}
+        stored_as: dict[str, str] = {}
         embedded = any(name.endswith("embed_tokens.weight") for name in canonical.values())
         for stored, name in canonical.items():
-            stored_type = self._slice(stored).get_dtype()
+            stored_type = self.stored_in[stored].types[stored]
             if stored_type.startswith("F8"):
                 raise InputError(
-                    f"checkpoint {self.path}: {stored} is quantised ({stored_type}); expected {list(DTYPES)}"
+                    f"checkpoint {self.path}: {stored} is quantised ({stored_type}); expected {WEIGHT_TYPES}"
                 )
-            if stored_type not in DTYPES:
+            if stored_type not in WEIGHT_TYPES:
                 self.left_out[stored] = f"{stored_type} numbers are no weights"
             elif name.endswith("rotary_emb.inv_freq"):
                 self.left_out[stored] = "a constant of the position encoding, no weight"
             elif tied and embedded and name.endswith("lm_head.weight"):
                 self.left_out[stored] = "tied to the embeddings, which count once"
-            elif name in placed:
-                raise InputError(f"checkpoint {self.path} holds {name} twice: as {placed[name]} and as {stored}")
+            elif name in stored_as:
+                raise InputError(f"checkpoint {self.path} holds {name} twice: as {stored_as[name]} and as {stored}")
             else:
-                placed[name] = stored
+                stored_as[name] = stored
+        slots: dict[str, Slot] = {}
         transposes = {self.config.get("model_type"), text_config.get("model_type")} & TRANSPOSED_EXPERTS
-        for name, stored in placed.items():
-            shape = self.stored_shape(stored)
+        for name, stored in stored_as.items():
+            shape = self.stored_in[stored].shapes[stored]
             if len(shape) == 3 and ".experts." in name:
                 for index in range(shape[0]):
-                    self._slots[f"{name}[{index}]"] = Slot(stored, index, bool(transposes))
+                    slots[f"{name}[{index}]"] = Slot(stored, index, bool(transposes))
             else:
-                self._slots[name] = Slot(stored)
-
-    def _slice(self, stored: str) -> Any:
-        return self._open(self._where[stored]).get_slice(stored)
-
-    def _open(self, file: Path) -> Any:
-        if file not in self._files:
-            self._files[file] = open_safetensors(file)
-        return self._files[file]
-
-
-def open_safetensors(file: Path) -> Any:
-    """Open a safetensors file, its tensors unread.
-
-    Raises:
-        InputError: The file is damaged or cut short.
-    """
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} is damaged or cut short ({error}); copy or download it again") from error
+                slots[name] = Slot(stored)
+        return slots
 
 
 def model_folder(path: str) -> Path:

@@ -29,21 +29,21 @@ def check_compatible(reference: Checkpoint, *others: Checkpoint) -> None:
                 + (f"; and {more} more" if more > 0 else "")
                 + ". Expected models that were fine-tuned from one another"
             )
-        found = other.vocabulary()
-        if vocabulary is not None and found is not None and vocabulary != found:
+        others_vocabulary = other.vocabulary()
+        if vocabulary is not None and others_vocabulary is not None and vocabulary != others_vocabulary:
             raise InputError(
                 f"the tokenizers of {reference.path} and {other.path} differ: "
-                + _first_token_difference(vocabulary, found)
+                + _first_token_difference(vocabulary, others_vocabulary)
                 + ". Rows of embeddings and head would stand for different tokens"
             )
 
 
 def _shape_differences(reference: Checkpoint, other: Checkpoint) -> list[str]:
-    mine, theirs = dict.fromkeys(reference.names), dict.fromkeys(other.names)
-    differences = [f"{name} is not in {other.path}" for name in mine if name not in theirs]
-    differences += [f"{name} is not in {reference.path}" for name in theirs if name not in mine]
-    for name in mine:
-        if name in theirs and reference.shape(name) != other.shape(name):
+    names, others = dict.fromkeys(reference.names), dict.fromkeys(other.names)
+    differences = [f"{name} is not in {other.path}" for name in names if name not in others]
+    differences += [f"{name} is not in {reference.path}" for name in others if name not in names]
+    for name in names:
+        if name in others and reference.shape(name) != other.shape(name):
             differences.append(f"{name} is {reference.shape(name)} and {other.shape(name)}")
     return differences
 
@@ -51,7 +51,7 @@ def _shape_differences(reference: Checkpoint, other: Checkpoint) -> list[str]:
 def _first_token_difference(first: dict[str, int], second: dict[str, int]) -> str:
     differing = [token for token in {**first, **second} if first.get(token) != second.get(token)]
     token = min(differing, key=lambda token: min(first.get(token, 2**31), second.get(token, 2**31)))
-    ids = ("missing" if found is None else f"id {found}" for found in (first.get(token), second.get(token)))
+    ids = ("missing" if number is None else f"id {number}" for number in (first.get(token), second.get(token)))
     return f"token {token!r} is {' and '.join(ids)}"
 
 
@@ -64,7 +64,7 @@ def check_distinct(base: Checkpoint, aligned: Checkpoint, tuned: Mapping[str, Ch
     pairs = [("base", base, "aligned", aligned)]
     pairs += [("aligned", aligned, f"tuned.{label}", checkpoint) for label, checkpoint in tuned.items()]
     for first, one, second, other in pairs:
-        if one.place.resolve() == other.place.resolve():
+        if one.location.resolve() == other.location.resolve():
             raise InputError(
                 f"{first} and {second} are both {other.path}: there is no update between a model and itself; expected "
                 "a model and one that was trained from it"
@@ -84,14 +84,14 @@ def select_tensors(names: Sequence[str], patterns: Sequence[str]) -> tuple[str, 
     """
     chosen: set[str] = set()
     for pattern in patterns:
-        found = {n for n in names if pattern in (type_of(n), place_of(n), *n.split(".")) or fnmatchcase(n, pattern)}
-        if not found:
+        matching = {n for n in names if pattern in (type_of(n), place_of(n), *n.split(".")) or fnmatchcase(n, pattern)}
+        if not matching:
             types = dict.fromkeys(type_of(name) for name in names)
             raise InputError(
                 f"no tensor matches {pattern!r}; expected a pattern of names such as {names[0]!r} (with * and ?), a "
                 f"place such as {place_of(names[0])!r} or layers.00, or a type of {', '.join(types)}"
             )
-        chosen |= found
+        chosen |= matching
     return tuple(name for name in names if name in chosen or not patterns)
 
 
@@ -112,10 +112,10 @@ def coverage(checkpoints: Mapping[str, Checkpoint], used: Collection[str]) -> li
         if checkpoint.full is not checkpoint:
             parts.append((f"{label}'s base {checkpoint.full.path}", checkpoint.full))
         for what, part in parts:
-            place = part.place.resolve()
-            if place in listed:
+            location = part.location.resolve()
+            if location in listed:
                 continue
-            listed.add(place)
+            listed.add(location)
             taken = {stored for name in used for stored in part.stored_of(name)}
             left = part.left_out if part is part.full else {}
             for stored in part.stored_names:

@@ -93,7 +93,8 @@ def read_weight(checkpoint: Checkpoint, name: str) -> Float[Tensor, "..."]:
 def is_upon(update: UpdateCheckpoint, reference: Checkpoint) -> bool:
     """Tell whether an adapter's or a snapshot's base is this very checkpoint."""
     return (
-        not isinstance(reference, UpdateCheckpoint) and update.base.folder.resolve() == reference.full.folder.resolve()
+        not isinstance(reference, UpdateCheckpoint)
+        and update.base.location.resolve() == reference.full.location.resolve()
     )
 
 

@@ -4,7 +4,6 @@ An update is kept dense under the weight's name, or in factors as ``<name>.left`
 what LoRA trains, or the leading directions of a compressed one.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -14,11 +13,13 @@ from types import TracebackType
 from typing import Any, final
 
 import torch
-from safetensors import SafetensorError, safe_open
+import yaml
 
 from safety_subspaces.algebra.update import LEFT, RIGHT, DenseUpdate, FactorUpdate, Update
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.tensor_stream import TensorStream
+from safety_subspaces.artefacts.files import read_json
+from safety_subspaces.artefacts.provenance import describe_input
+from safety_subspaces.artefacts.tensors import TensorFile, TensorStream
 
 KIND = "weight update"
 # Weights that the run started with, in the folder of the snapshots that count from them.
@@ -62,8 +63,8 @@ class SnapshotWriter:
         for name, shape in shapes.items():
             if len(shape) == 2:
                 slots |= {name + LEFT: (shape[0], max(shape)), name + RIGHT: (max(shape), shape[1])}
-        room = len(json.dumps(self._header())) + sum(2 * len(name) + METADATA_PER_TENSOR for name in shapes)
-        self._stream = TensorStream(path, slots, dtype, room)
+        spare = sum(2 * len(name) + METADATA_PER_TENSOR for name in shapes)
+        self._stream = TensorStream(path, slots, dtype, self._header(), spare)
 
     def __enter__(self) -> "SnapshotWriter":
         self._attempt(self._stream.__enter__)
@@ -87,7 +88,7 @@ class SnapshotWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stream.metadata = self._header()
+        self._stream.header = self._header()
         if self.failure is None:
             self._attempt(partial(self._stream.__exit__, kind, error, trace))
 
@@ -97,10 +98,10 @@ class SnapshotWriter:
         except OSError as error:
             self.failure = error
             with suppress(OSError):  # the first error is the one to tell
-                self._stream.discard()
+                self._stream.__exit__(type(error), error, error.__traceback__)
 
-    def _header(self) -> dict[str, str]:
-        return {"snapshot": json.dumps({**self._facts, "scales": self._scales, "lost_energy": self._lost}, default=str)}
+    def _header(self) -> dict[str, Any]:
+        return {"snapshot": {**self._facts, "scales": self._scales, "lost_energy": self._lost}}
 
 
 @final
@@ -110,6 +111,8 @@ class Snapshot:
     Attributes:
         path: The file.
         step: Optimizer steps that the update is the sum of.
+        names: Canonical names of the weights.
+        shapes: Shape of each weight by canonical name.
         facts: What the header says.
         lost_energy: Share of each weight's energy that a compression has left out; a weight that lost none is absent.
 
@@ -122,36 +125,60 @@ class Snapshot:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._file = safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path} is damaged or cut short ({error}); remove it") from error
-        self.facts: dict[str, Any] = json.loads((self._file.metadata() or {}).get("snapshot", "{}"))
+        self._file = TensorFile(path, remedy="remove it")
+        self.facts: dict[str, Any] = self._file.header.get("snapshot", {})
         if self.facts.get("kind") != KIND:
             raise InputError(f"{path} is no snapshot of a weight update; callbacks.WeightDeltaSnapshot writes them")
         self.step = int(self.facts["step"])
         self.lost_energy: dict[str, float] = self.facts["lost_energy"]
         self._scales: dict[str, float] = self.facts["scales"]
-        self._dense = [name for name in self._file.keys() if name.removesuffix(LEFT).removesuffix(RIGHT) == name]  # noqa: SIM118
+        stored = self._file.shapes
+        self.shapes = {n: shape for n, shape in stored.items() if n.removesuffix(LEFT).removesuffix(RIGHT) == n}
+        self.shapes |= {name: (stored[name + LEFT][0], stored[name + RIGHT][1]) for name in self._scales}
+        self.names = tuple(self.shapes)
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Canonical names of the weights."""
-        return (*self._dense, *self._scales)
+    def reference(self) -> dict[str, Any]:
+        """The model that the update counts from, as the snapshot names it: a path and hashes."""
+        reference = self.facts.get("reference")
+        return reference if isinstance(reference, dict) else {"path": reference, "sha256": None}
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of a weight."""
-        if name not in self._scales:
-            return tuple(self._file.get_slice(name).get_shape())
-        left, right = (self._file.get_slice(name + part).get_shape() for part in (LEFT, RIGHT))
-        return left[0], right[1]
+    @property
+    def counts_from_start(self) -> bool:
+        """Whether the update counts from the start of its own run, so that it was zero at step 0."""
+        return self.reference["path"] == START_FILE
 
     def read(self, name: str) -> Update:
         """Read the update of one weight."""
         if name not in self._scales:
-            return DenseUpdate(self._file.get_tensor(name))
-        left, right = (self._file.get_tensor(name + part) for part in (LEFT, RIGHT))
-        return FactorUpdate(left, right, self._scales[name])
+            return DenseUpdate(self._file.read(name))
+        return FactorUpdate(self._file.read(name + LEFT), self._file.read(name + RIGHT), self._scales[name])
+
+    def reference_folder(self) -> str:
+        """Return the model folder that the update counts from: the one it names, or the one that its run started from.
+
+        Raises:
+            InputError: It is not known, or has changed since.
+        """
+        reference, run = self.reference, self.path.parent.parent
+        if self.counts_from_start:
+            config, manifest = run / "config.yaml", run / "manifest.json"
+            value = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None
+            for key in ("model", "init_args", "source", "init_args", "path"):
+                value = value.get(key) if isinstance(value, Mapping) else None
+            recorded = read_json(manifest).get("inputs") or [] if manifest.is_file() else []
+            reference = next((entry for entry in recorded if entry["path"] == value), {"path": value, "sha256": None})
+        if not isinstance(reference["path"], str):
+            raise InputError(
+                f"the model that {run} started from is not known (no model.init_args.source.init_args.path in its "
+                "config.yaml), so neither are its weights; give a model folder, or leave others out"
+            )
+        if reference["sha256"] is not None and describe_input(reference["path"])["sha256"] != reference["sha256"]:
+            raise InputError(
+                f"{reference['path']} is missing or has changed since the run counted from it (another sha256), so the "
+                "update would not be from the same weights; put it back"
+            )
+        return reference["path"]
 
 
 def snapshot_path(folder: Path, step: int) -> Path:
@@ -161,8 +188,8 @@ def snapshot_path(folder: Path, step: int) -> Path:
 
 def snapshot_files(folder: Path) -> list[Path]:
     """Return the snapshot files in a folder, by step."""
-    found = [path for path in folder.glob("step=*.safetensors") if FILE_NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(FILE_NAME.fullmatch(path.name)[1]))  # type: ignore[index]
+    files = [path for path in folder.glob("step=*.safetensors") if FILE_NAME.fullmatch(path.name)]
+    return sorted(files, key=lambda path: int(FILE_NAME.fullmatch(path.name)[1]))  # type: ignore[index]
 
 
 def open_snapshots(folder: Path) -> list[Snapshot]:
@@ -181,7 +208,6 @@ def open_snapshots(folder: Path) -> list[Snapshot]:
     for other in snapshots[1:]:
         if other.facts.get("reference") != first.facts.get("reference"):
             raise InputError(f"{other.path.name} and {first.path.name} count from different references; keep one kind")
-        shapes = [{name: snapshot.shape(name) for name in snapshot.names} for snapshot in (first, other)]
-        if shapes[0] != shapes[1]:
+        if other.shapes != first.shapes:
             raise InputError(f"{other.path.name} and {first.path.name} are not of the same weights; keep one kind")
     return snapshots

@@ -14,33 +14,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from safety_subspaces.algebra.update import FactorUpdate, Update
-from safety_subspaces.artefacts.adapter_base import ADAPTER_CONFIG, adapter_base
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import read_json
-from safety_subspaces.weights.checkpoint import Checkpoint, FullCheckpoint, model_folder, open_safetensors
+from safety_subspaces.artefacts.provenance import ADAPTER_CONFIG, adapter_base
+from safety_subspaces.artefacts.tensors import TensorFile
+from safety_subspaces.weights.checkpoint import Checkpoint, FullCheckpoint, model_folder
 from safety_subspaces.weights.names import canonical_name
-from safety_subspaces.weights.snapshot_reference import reference_folder
 from safety_subspaces.weights.snapshots import Snapshot
 
 ADAPTER_FILE = "adapter_model.safetensors"
 # Adapter options that make the update something else than scale * B A upon the base's own weights.
 UNSERVED_ADAPTER_OPTIONS = (
-    *(
-        "use_dora",
-        "use_qalora",
-        "lora_bias",
-        "fan_in_fan_out",
-        "layer_replication",
-        "trainable_token_indices",
-    ),
-    *(
-        "target_parameters",
-        "alora_invocation_tokens",
-        "velora_config",
-        "monteclora_config",
-        "megatron_config",
-    ),
-)
+    "use_dora use_qalora lora_bias fan_in_fan_out layer_replication trainable_token_indices target_parameters "
+    "alora_invocation_tokens velora_config monteclora_config megatron_config"
+).split()
 # Initialisations that rewrite the base's weights, so that B A alone is not the update.
 UNSERVED_INITIALISATIONS = re.compile(r"pissa|olora|corda|loftq|lora_ga", re.IGNORECASE)
 
@@ -53,6 +40,10 @@ class UpdateCheckpoint(Checkpoint):
     """
 
     base: FullCheckpoint
+
+    def __init__(self, path: str, location: Path, base: FullCheckpoint) -> None:
+        self.path, self.location, self.base = path, location, base
+        self.names, self.left_out, self.folders = base.names, dict(base.left_out), base.folders
 
     @abstractmethod
     def update(self, name: str) -> Update | None:
@@ -67,11 +58,6 @@ class UpdateCheckpoint(Checkpoint):
         return False
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The base's names."""
-        return self.base.names
-
-    @property
     def full(self) -> FullCheckpoint:
         """The base."""
         return self.base
@@ -82,11 +68,15 @@ class UpdateCheckpoint(Checkpoint):
 
     def read(self, name: str) -> Float[Tensor, "..."]:
         """Read one tensor with its update, in float32 or better."""
-        stored = self.base.read(name)
-        value, update = stored.to(torch.promote_types(stored.dtype, torch.float32)), self.update(name)
+        stored, update = self._read_base(name), self.update(name)
+        value = stored.to(torch.promote_types(stored.dtype, torch.float32))
         if update is None:
             return value
         return value + update.dense().to(value.dtype)
+
+    def _read_base(self, name: str) -> Tensor:
+        """Read what the update is added to."""
+        return self.base.read(name)
 
 
 @final
@@ -104,52 +94,29 @@ class AdapterCheckpoint(UpdateCheckpoint):
     """
 
     def __init__(self, path: str, folder: Path) -> None:
-        self.path = path
-        self.folder = folder
         self.config: dict[str, Any] = read_json(folder / ADAPTER_CONFIG)
-        self._refuse_unserved()
-        self.base = _full(adapter_base(folder), f"the base of adapter {path}")
-        self.left_out = dict(self.base.left_out)
+        _refuse_unserved(path, self.config)
+        super().__init__(path, folder, _full(adapter_base(folder), f"the base of adapter {path}"))
+        self.folders = (*self.base.folders, folder)
         if not (folder / ADAPTER_FILE).is_file():
             raise InputError(
                 f"adapter {path} has no {ADAPTER_FILE}; a pickled adapter_model.bin is not read: load it with "
                 f"peft.PeftModel.from_pretrained(base, {path!r}) and save_pretrained it again"
             )
-        self._file = open_safetensors(folder / ADAPTER_FILE)
+        self._file = TensorFile(folder / ADAPTER_FILE)
+        self.stored_names = tuple(self._file.shapes)
         self._factors: dict[str, dict[str, str]] = {}  # canonical name of the weight -> factor -> stored name
         self._whole: dict[str, str] = {}
-        for stored in self._file.keys():  # noqa: SIM118 - a safetensors handle, no dict
-            self._place(stored)
+        for stored in self.stored_names:
+            self._assign(stored)
         for name, factors in self._factors.items():
             self._check_factors(name, factors)
-
-    @property
-    def place(self) -> Path:
-        """The adapter's folder."""
-        return self.folder
-
-    @property
-    def stored_names(self) -> tuple[str, ...]:
-        """Names in the adapter's file."""
-        return tuple(self._file.keys())
 
     def stored_of(self, name: str) -> tuple[str, ...]:
         """Return the factors of a weight, and the tensor that stands whole in its place."""
         factors = self._factors.get(name, {})
         whole = [self._whole[name]] if name in self._whole else []
         return (*(factors[factor] for factor in ("A", "B") if factor in factors), *whole)
-
-    @property
-    def folders(self) -> tuple[Path, ...]:
-        """The base's folder, then the adapter's."""
-        return (self.base.folder, self.folder)
-
-    def read(self, name: str) -> Float[Tensor, "..."]:
-        """Read one merged tensor, in float32."""
-        whole = self._whole.get(name)  # beside factors too: PEFT saves an adapted embedding's base with them
-        value = self.base.read(name) if whole is None else self._file.get_tensor(whole)
-        update = self.update(name)
-        return value.float() if update is None else value.float() + update.dense()
 
     def is_whole(self, name: str) -> bool:
         """Tell whether the adapter holds this tensor whole, in place of the base's."""
@@ -160,9 +127,13 @@ class AdapterCheckpoint(UpdateCheckpoint):
         if name not in self._factors:
             return None
         stored = self._factors[name]
-        down, up = (self._file.get_tensor(stored[factor]).float() for factor in ("A", "B"))
+        down, up = (self._file.read(stored[factor]).float() for factor in ("A", "B"))
         made = FactorUpdate(up, down, self._scale(name.removesuffix(".weight"), down.shape[0]))
         return made.transposed() if stored.get("embedding") else made
+
+    def _read_base(self, name: str) -> Tensor:
+        whole = self._whole.get(name)  # beside factors too: PEFT saves an adapted embedding's base with them
+        return self.base.read(name) if whole is None else self._file.read(whole)
 
     def _scale(self, module: str, rank: int) -> float:
         alphas = self.config.get("alpha_pattern") or {}
@@ -171,19 +142,7 @@ class AdapterCheckpoint(UpdateCheckpoint):
         alpha = self.config["lora_alpha"] if key is None else alphas[key]
         return alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
 
-    def _refuse_unserved(self) -> None:
-        kind = self.config.get("peft_type")
-        unserved = [option for option in UNSERVED_ADAPTER_OPTIONS if self.config.get(option)]
-        if UNSERVED_INITIALISATIONS.search(str(self.config.get("init_lora_weights"))):
-            unserved.append(f"init_lora_weights={self.config['init_lora_weights']}")
-        if kind != "LORA" or unserved:
-            raise InputError(
-                f"adapter {self.path} is not plain LoRA ({', '.join([f'peft_type {kind}', *unserved])}): "
-                "merge it first with peft.AutoPeftModelForCausalLM.from_pretrained"
-                f"({self.path!r}).merge_and_unload().save_pretrained('<merged>'), and give the merged folder"
-            )
-
-    def _place(self, stored: str) -> None:
+    def _assign(self, stored: str) -> None:
         """Find the base's tensor that a stored one belongs to."""
         match = re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(?:\.[^.]+)??(?:\.weight)?", stored)
         name = f"{canonical_name(match[1])}.weight" if match else canonical_name(stored)
@@ -202,7 +161,7 @@ class AdapterCheckpoint(UpdateCheckpoint):
     def _check_factors(self, name: str, factors: dict[str, str]) -> None:
         if not {"A", "B"} <= factors.keys():
             raise InputError(f"adapter {self.path} holds only one factor for {name}; expected lora_A and lora_B")
-        down, up = (self._file.get_slice(factors[factor]).get_shape() for factor in ("A", "B"))
+        down, up = (self._file.shapes[factors[factor]] for factor in ("A", "B"))
         made = (down[1], up[0]) if factors.get("embedding") else (up[0], down[1])
         if made != self.shape(name):
             raise InputError(
@@ -222,41 +181,25 @@ class SnapshotCheckpoint(UpdateCheckpoint):
     """
 
     def __init__(self, path: str) -> None:
-        self.path = path
         self.snapshot = Snapshot(Path(path))
-        self.base = _full(reference_folder(self.snapshot), f"the reference of snapshot {path}")
-        self._names = set(self.snapshot.names)
-        for name in self.snapshot.names:
+        reference = _full(self.snapshot.reference_folder(), f"the reference of snapshot {path}")
+        super().__init__(path, self.snapshot.path, reference)
+        self.stored_names = self.snapshot.names
+        for name, changed in self.snapshot.shapes.items():
             shape = self.base.shape(name) if name in self.base.names else None
-            if shape != self.snapshot.shape(name):
+            if shape != changed:
                 raise InputError(
-                    f"snapshot {path} changes {name} of shape {self.snapshot.shape(name)}, its reference "
+                    f"snapshot {path} changes {name} of shape {changed}, its reference "
                     f"{self.base.path} has {'no such tensor' if shape is None else shape}"
                 )
-        self.left_out = dict(self.base.left_out)
-
-    @property
-    def place(self) -> Path:
-        """The file."""
-        return self.snapshot.path
-
-    @property
-    def stored_names(self) -> tuple[str, ...]:
-        """Weights that the snapshot has an update of."""
-        return self.snapshot.names
 
     def stored_of(self, name: str) -> tuple[str, ...]:
         """Return the update of a weight, if there is one."""
-        return (name,) if name in self._names else ()
-
-    @property
-    def folders(self) -> tuple[Path, ...]:
-        """The reference's folder."""
-        return (self.base.folder,)
+        return (name,) if name in self.snapshot.shapes else ()
 
     def update(self, name: str) -> Update | None:
         """Return the update of one weight as it was kept; ``None`` where the snapshot has none."""
-        return self.snapshot.read(name) if name in self._names else None
+        return self.snapshot.read(name) if name in self.snapshot.shapes else None
 
 
 def open_checkpoint(path: str) -> Checkpoint:
@@ -282,3 +225,16 @@ def _full(path: str, what: str) -> FullCheckpoint:
     if not isinstance(opened, FullCheckpoint):
         raise InputError(f"{what} is itself an update upon another model ({path}); merge that one first")
     return opened
+
+
+def _refuse_unserved(path: str, config: dict[str, Any]) -> None:
+    kind = config.get("peft_type")
+    unserved = [option for option in UNSERVED_ADAPTER_OPTIONS if config.get(option)]
+    if UNSERVED_INITIALISATIONS.search(str(config.get("init_lora_weights"))):
+        unserved.append(f"init_lora_weights={config['init_lora_weights']}")
+    if kind != "LORA" or unserved:
+        raise InputError(
+            f"adapter {path} is not plain LoRA ({', '.join([f'peft_type {kind}', *unserved])}): "
+            "merge it first with peft.AutoPeftModelForCausalLM.from_pretrained"
+            f"({path!r}).merge_and_unload().save_pretrained('<merged>'), and give the merged folder"
+        )

@@ -1,15 +1,11 @@
 """Writing model folders in Hugging Face format: every tensor has its place in its file from the start.
 
 Tensors, and rows of a tensor, may then come in any order and from several processes, and memory follows what is
-written at a time. A file gets its name when all are there. The format is a length, a JSON header of names, types,
-shapes and offsets, then the numbers: https://github.com/huggingface/safetensors#format.
+written at a time. A file gets its name when all are there.
 """
 
-import json
 import os
 import shutil
-import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -18,8 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safety_subspaces.artefacts.adapter_base import ADAPTER_CONFIG
 from safety_subspaces.artefacts.files import write_json
+from safety_subspaces.artefacts.provenance import ADAPTER_CONFIG
+from safety_subspaces.artefacts.tensors import encoded_header
 from safety_subspaces.weights.checkpoint import COMPANION_SUFFIXES, INDEX_FILE, SINGLE_FILE, Checkpoint, FullCheckpoint
 
 # The Hub's own limit for a shard that transformers writes.
@@ -28,7 +25,7 @@ PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Span:
     """Where the numbers of a stored tensor go."""
 
     file: str
@@ -52,7 +49,7 @@ class CheckpointWriter:
         self.folder = folder
         self._like, self._source = like, like.full
         self._files: dict[str, dict[str, Any]] = {}  # header of each file
-        self._places: dict[str, _Place] = {}
+        self._spans: dict[str, _Span] = {}
         self._copied = [s for s, reason in self._source.left_out.items() if not reason.startswith("tied")]
         shards = _plan_shards(self._source, self._copied, max_shard_bytes)
         for number, shard in enumerate(shards, start=1):
@@ -74,7 +71,7 @@ class CheckpointWriter:
             for name, header in self._files.items():
                 self._make_file(name, header)
             for stored in self._copied:
-                self._put(stored, self._source.read_stored(stored), 0)
+                self._put(stored, self._source.stored_in[stored].read(stored), 0)
         except OSError:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
@@ -103,40 +100,41 @@ class CheckpointWriter:
                 os.fsync(stream.fileno())
             partial.replace(self.folder / file)
         if len(self._files) > 1:
-            total = sum(place.size for place in self._places.values())
-            weight_map = {stored: place.file for stored, place in self._places.items()}
+            total = sum(span.size for span in self._spans.values())
+            weight_map = {stored: span.file for stored, span in self._spans.items()}
             write_json(self.folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
     def _plan_file(self, file: str, stored_names: list[str]) -> None:
         entries: dict[str, Any] = {}
         end = 0
         for stored in stored_names:
-            start, end = end, end + self._source.stored_bytes(stored)
-            dtype, shape = self._source.stored_type(stored), list(self._source.stored_shape(stored))
-            entries[stored] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+            source = self._source.stored_in[stored]
+            start, end = end, end + source.size(stored)
+            shape = list(source.shapes[stored])
+            entries[stored] = {"dtype": source.types[stored], "shape": shape, "data_offsets": [start, end]}
         self._files[file] = {"__metadata__": {"format": "pt"}, **entries}
-        room = 8 + len(_encode(self._files[file]))
+        room = len(encoded_header(self._files[file]))
         for stored, entry in entries.items():
             start, end = entry["data_offsets"]
-            self._places[stored] = _Place(file, room + start, end - start)
+            self._spans[stored] = _Span(file, room + start, end - start)
 
     def _make_file(self, file: str, header: dict[str, Any]) -> None:
-        encoded = _encode(header)
-        size = max((p.start + p.size for p in self._places.values() if p.file == file), default=8 + len(encoded))
+        encoded = encoded_header(header)
+        size = max((p.start + p.size for p in self._spans.values() if p.file == file), default=len(encoded))
         with self._partial(file).open("wb") as stream:
             if hasattr(os, "posix_fallocate"):  # a disk that is too small says so now
                 os.posix_fallocate(stream.fileno(), 0, size)
             else:
                 stream.truncate(size)
-            stream.write(struct.pack("<Q", len(encoded)) + encoded)
+            stream.write(encoded)
 
     def _put(self, stored: str, value: Tensor, first_byte: int) -> None:
-        place = self._places[stored]
+        span = self._spans[stored]
         numbers = memoryview(value.contiguous().reshape(-1).view(torch.uint8).numpy().data).cast("B")
-        if first_byte + len(numbers) > place.size:
-            raise ValueError(f"{stored} has {place.size} bytes, got {len(numbers)} from {first_byte}")
-        with self._partial(place.file).open("r+b", buffering=0) as stream:
-            stream.seek(place.start + first_byte)
+        if first_byte + len(numbers) > span.size:
+            raise ValueError(f"{stored} has {span.size} bytes, got {len(numbers)} from {first_byte}")
+        with self._partial(span.file).open("r+b", buffering=0) as stream:
+            stream.seek(span.start + first_byte)
             while len(numbers):
                 numbers = numbers[stream.write(numbers) :]
 
@@ -144,39 +142,15 @@ class CheckpointWriter:
         return self.folder / f".{file}{PARTIAL}"
 
 
-def write_checkpoint(
-    folder: Path, like: Checkpoint, read: Callable[[str], Tensor], max_shard_bytes: int = MAX_SHARD_BYTES
-) -> None:
-    """Write a model folder as :class:`CheckpointWriter` does, one tensor after another.
-
-    Args:
-        folder: Where to; made if need be.
-        like: The checkpoint that it resembles.
-        read: Gives the new value of a tensor by canonical name; called for each once, in the order of ``names``.
-        max_shard_bytes: Size from which a shard is closed.
-    """
-    writer = CheckpointWriter(folder, like, max_shard_bytes)
-    writer.create()
-    for name in like.full.names:
-        writer.write(name, read(name))
-    writer.finish()
-
-
 def _plan_shards(source: FullCheckpoint, copied: list[str], max_shard_bytes: int) -> list[list[str]]:
     """Deal the stored tensors to shards in their order; what is copied goes into the first one."""
     shards: list[list[str]] = [list(copied)]
     size = 0
     for stored in dict.fromkeys(source.slot(name).stored for name in source.names):
-        needed = source.stored_bytes(stored)
+        needed = source.stored_in[stored].size(stored)
         if size and size + needed > max_shard_bytes:
             shards.append([])
             size = 0
         shards[-1].append(stored)
         size += needed
     return shards
-
-
-def _encode(header: dict[str, Any]) -> bytes:
-    """A header whose numbers start at a multiple of eight."""
-    encoded = json.dumps(header).encode()
-    return encoded + b" " * (-len(encoded) % 8)

@@ -32,10 +32,9 @@ from safety_subspaces.states.captured import CaptureSettings, captured, groups_o
 from safety_subspaces.states.matching import match_prompts
 
 COLUMNS = (
-    *("model", "first", "second", "position", "layer", "energy", "rank_first", "rank_second", "overlap", "chance"),
-    *("p_haar", "matched_chance", "p_matched", "floor", "matched", "smallest_angle_radians", "mean_angle_radians"),
-    *("largest_angle_radians", "n_first", "n_second"),
-)
+    "model first second position layer energy rank_first rank_second overlap chance p_haar matched_chance "
+    "p_matched floor matched smallest_angle_radians mean_angle_radians largest_angle_radians n_first n_second"
+).split()
 # A set of fewer prompts has halves of fewer than four: nothing can be said of the space that they span.
 FEWEST_PROMPTS = 8
 # The share that headlines quote.
@@ -117,10 +116,25 @@ def activations(
     started = time.monotonic()
     positions: tuple[Position, ...] = (position,) if isinstance(position, str) else tuple(position)
     arguments: dict[str, Any] = {
-        **{"models": models, "prompts": prompts, "energies": list(energies), "center": center},
-        **{"position": list(positions), "layers": layers, "site": site, "template": template, "split": split},
-        **{"limit": limit, "sample": sample, "controls": controls, "permutations": permutations, "shared": shared},
-        **{"batch_size": batch_size, "dtype": dtype, "device": device, "cache": cache, "seed": seed},
+        "models": models,
+        "prompts": prompts,
+        "energies": list(energies),
+        "center": center,
+        "position": list(positions),
+        "layers": layers,
+        "site": site,
+        "template": template,
+        "split": split,
+        "limit": limit,
+        "sample": sample,
+        "controls": controls,
+        "permutations": permutations,
+        "shared": shared,
+        "batch_size": batch_size,
+        "dtype": dtype,
+        "device": device,
+        "cache": cache,
+        "seed": seed,
     }
     _check_arguments(models, energies, positions, sample, controls, permutations, batch_size)
     blocks = check_models(models, layers, site)
@@ -154,7 +168,7 @@ def activations(
             tables["dimension"] += dimension_rows(states)
             seen.append(states)
             bar.update()
-    table = pd.DataFrame(tables["table"])[list(COLUMNS)]
+    table = pd.DataFrame(tables["table"])[COLUMNS]
     with results:
         for name, reason in left_out:
             results.leave_out(name, reason)

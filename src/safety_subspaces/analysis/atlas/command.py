@@ -94,9 +94,18 @@ def atlas(
     """
     started = time.monotonic()
     arguments: dict[str, Any] = {
-        **{"base": base, "aligned": aligned, "tuned": tuned, "floors": [list(pair) for pair in floors]},
-        **{"seeds": list(seeds), "fractions": list(fractions), "energies": list(energies), "counts": list(counts)},
-        **{"sides": list(sides), "bootstrap": bootstrap, "seed": seed, "tensors": list(tensors)},
+        "base": base,
+        "aligned": aligned,
+        "tuned": tuned,
+        "floors": [list(pair) for pair in floors],
+        "seeds": list(seeds),
+        "fractions": list(fractions),
+        "energies": list(energies),
+        "counts": list(counts),
+        "sides": list(sides),
+        "bootstrap": bootstrap,
+        "seed": seed,
+        "tensors": list(tensors),
     }
     _check_labels(tuned, floors)
     choices = _choices(fractions, energies, counts)
@@ -124,8 +133,11 @@ def atlas(
             for entry in _left_out(records, models, opened, names):
                 results.leave_out(entry["name"], entry["reason"])
             results.summary = {
-                **{"seeds": [one.seed for one in models], "tensors": len(names), "matrices": len(matrices)},
-                **{"choices": len(table), "conclusions": conclusions},
+                "seeds": [one.seed for one in models],
+                "tensors": len(names),
+                "matrices": len(matrices),
+                "choices": len(table),
+                "conclusions": conclusions,
                 "audit": summarise_audit([{**row, "update": f"{row['seed']}, {row['update']}"} for row in audit]),
             }
             results.write_table(table)

@@ -28,9 +28,9 @@ from safety_subspaces.analysis.atlas.measures import Measures, measures_of
 
 Array = np.ndarray
 COLUMNS = (
-    *("conclusion", "subject", "rule", "rank", "side", "aggregation", "layer", "type", "seed"),
-    *("estimate", "low", "high", "margin", "n_tensors", "n_undefined", "n_seeds", "verdict"),
-)
+    "conclusion subject rule rank side aggregation layer type seed estimate low high margin n_tensors n_undefined "
+    "n_seeds verdict"
+).split()
 VERDICTS: Final = ("holds", "opposite", "undecided", "unknown")
 ALL: Final = "all"
 # Two fine-tunes are the same to the alignment subspace when the shares that it keeps of them differ by less than this
@@ -96,7 +96,7 @@ def conclude(table: pd.DataFrame, floors: Sequence[Sequence[str]], count: int, s
         for layer, kind, cell in _cells(measures.tensors):
             for rows in _judge_cell(claims, measures, cell, (layer, kind), count, seed):
                 frames.append(pd.DataFrame({**rows, "side": side, "layer": layer, "type": kind}))
-    return pd.concat(frames, ignore_index=True)[list(COLUMNS)]
+    return pd.concat(frames, ignore_index=True)[COLUMNS]
 
 
 def claims_of(measures: Measures, floors: Sequence[Sequence[str]]) -> list[Claim]:
@@ -256,11 +256,14 @@ def _judge(claim: Claim, seeds: list[int], how: Aggregation, resampled: Any) -> 
         above, _ = interval(resampled(claim.guard), units)
         verdict = np.where(above > 0, verdict, "unknown")
     return {
-        **{"estimate": estimate(statistic, seeds, how), "low": low, "high": high},
+        "estimate": estimate(statistic, seeds, how),
+        "low": low,
+        "high": high,
         "margin": np.full(len(low), np.nan) if margin is None else margin,
         "n_tensors": defined,
         "n_undefined": len(seeds) * statistic.each.shape[1] - defined,
-        **{"n_seeds": with_number, "verdict": verdict},
+        "n_seeds": with_number,
+        "verdict": verdict,
     }
 
 

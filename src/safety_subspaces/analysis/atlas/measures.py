@@ -16,11 +16,11 @@ Array = np.ndarray
 ENERGY_KEPT: Final = "energy_kept"
 OVERLAP: Final = "overlap"
 PLACE = ["seed", "tensor", "layer", "type", "is_matrix", "side"]
-COLUMNS = (
-    *PLACE,
-    *("measure", "first", "second", "rule", "rank", "dim", "rank_first", "rank_second"),
-    *("energy_first", "energy_second", "value", "chance", "matched_chance", "chance_median", "ceiling"),
+MEASURED = (
+    "measure first second rule rank dim rank_first rank_second energy_first energy_second value chance "
+    "matched_chance chance_median ceiling"
 )
+COLUMNS = [*PLACE, *MEASURED.split()]
 RENAMED = {"rank": "rank_first", "share": "value", "overlap": "value", "matched": "matched_chance"}
 NUMBERS = ("value", "chance", "matched_chance", "chance_median", "ceiling", "energy_first", "energy_second")
 
@@ -71,7 +71,7 @@ def tensor_table(records: Iterable[Record], choices: Sequence[tuple[str, float]]
     names = {name: (layer_of(name), type_of(name), name in matrices) for name in table["tensor"].unique()}
     for place, column in enumerate(("layer", "type", "is_matrix")):
         table[column] = table["tensor"].map({name: found[place] for name, found in names.items()})
-    return table.reindex(columns=list(COLUMNS))
+    return table.reindex(columns=COLUMNS)
 
 
 def measures_of(table: pd.DataFrame, side: str) -> Measures:

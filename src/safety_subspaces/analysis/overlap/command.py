@@ -17,12 +17,11 @@ from safety_subspaces.weights.delta import warn_of_foreign_bases
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
 COLUMNS = (
-    *("first", "second", "tensor", "layer", "type", "energy", "rank_first", "rank_second", "overlap", "chance"),
-    *("p_haar", "matched_chance", "p_matched", "floor", "projection_distance", "grassmann_distance"),
-    *("smallest_angle_radians", "largest_angle_radians", "mean_angle_radians"),
-    *("stable_rank_first", "stable_rank_second", "effective_rank_first", "effective_rank_second"),
-    *("k_margin_first", "k_margin_second"),
-)
+    "first second tensor layer type energy rank_first rank_second overlap chance p_haar matched_chance p_matched "
+    "floor projection_distance grassmann_distance smallest_angle_radians largest_angle_radians mean_angle_radians "
+    "stable_rank_first stable_rank_second effective_rank_first effective_rank_second k_margin_first "
+    "k_margin_second"
+).split()
 
 
 def overlap(
@@ -85,8 +84,14 @@ def overlap(
     """
     started = time.monotonic()
     arguments: dict[str, Any] = {
-        **{"reference": reference, "updates": updates, "floors": [list(pair) for pair in floors]},
-        **{"energies": list(energies), "controls": controls, "angles": angles, "tensors": list(tensors), "seed": seed},
+        "reference": reference,
+        "updates": updates,
+        "floors": [list(pair) for pair in floors],
+        "energies": list(energies),
+        "controls": controls,
+        "angles": angles,
+        "tensors": list(tensors),
+        "seed": seed,
     }
     _check_arguments(updates, floors, energies, controls)
     how = Workers(workers, devices, num_nodes)
@@ -116,8 +121,10 @@ def overlap(
             for entry in (*coverage({"reference": origin, **models}, names), *_rows(records, "left_out")):
                 results.leave_out(entry["name"], entry["reason"])
             results.summary = {
-                **{"tensors": len(names), "matrices": len(matrices)},
-                **{"pairs": summarise_pairs(pairs), "audit": summarise_audit(audit)},
+                "tensors": len(names),
+                "matrices": len(matrices),
+                "pairs": summarise_pairs(pairs),
+                "audit": summarise_audit(audit),
             }
             results.write_table(table)
             results.write_table(layer_table(table, matrices), "layers")
@@ -165,7 +172,7 @@ def _table(records: Mapping[str, Record], floors: Sequence[Sequence[str]]) -> pd
     table = pd.DataFrame(list(_rows(records, "table")))
     pairs = zip(table["first"], table["second"], strict=True)
     table["floor"] = [frozenset(pair) in floor_pairs for pair in pairs]
-    return table[list(COLUMNS)]
+    return table[COLUMNS]
 
 
 def _rows(records: Mapping[str, Record], table: str) -> Iterator[dict[str, Any]]:

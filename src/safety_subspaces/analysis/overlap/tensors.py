@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from safety_subspaces.algebra.audit import k_margin
 from safety_subspaces.algebra.eigen import rank_of_energy
@@ -24,6 +23,7 @@ from safety_subspaces.algebra.overlap import (
 from safety_subspaces.algebra.subspace import seeded_generator
 from safety_subspaces.analysis.work import Record, opened
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.tensors import TensorFile
 from safety_subspaces.weights.audited import audit_row, stored_rounding
 from safety_subspaces.weights.checkpoint import Checkpoint
 from safety_subspaces.weights.delta import STREAM_ABOVE, open_update
@@ -146,9 +146,8 @@ def is_subspace_file(path: str) -> bool:
     if not Path(path).is_file():
         return False
     try:
-        with safe_open(path, framework="pt") as stored:
-            return "side" in (stored.metadata() or {})
-    except SafetensorError:
+        return "side" in TensorFile(Path(path)).header
+    except InputError:
         return False
 
 
@@ -188,10 +187,10 @@ def check_subspace_file(path: str, reference: Checkpoint) -> SubspaceFile:
 
 def _stored_factors(path: str, name: str, reference: Checkpoint, device: torch.device) -> Factors:
     """Read one tensor of a subspace file that was checked; its spectrum may be longer than its basis."""
-    with safe_open(path, framework="pt") as stored:
-        if f"{name}{BASIS}" in set(stored.keys()):
-            basis, spectrum = stored.get_tensor(f"{name}{BASIS}"), stored.get_tensor(f"{name}{SPECTRUM}")
-            return Factors(basis.float().to(device), spectrum.double().to(device))
+    stored = TensorFile(Path(path))
+    if f"{name}{BASIS}" in stored.shapes:
+        basis, spectrum = stored.read(f"{name}{BASIS}"), stored.read(f"{name}{SPECTRUM}")
+        return Factors(basis.float().to(device), spectrum.double().to(device))
     shape = reference.shape(name)
     return no_factors(shape[0] if len(shape) == 2 else torch.Size(shape).numel(), device)
 

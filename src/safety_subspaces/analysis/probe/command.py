@@ -123,10 +123,25 @@ def probe(
     """
     started = time.monotonic()
     arguments: dict[str, Any] = {
-        **{"models": models, "prompts": prompts, "positive": positive, "probes": list(probes)},
-        **{"erasures": list(erasures), "layers": layers, "position": position, "site": site, "folds": folds},
-        **{"controls": controls, "split_by": split_by, "learning_shares": list(learning_shares), "template": template},
-        **{"split": split, "limit": limit, "batch_size": batch_size, "dtype": dtype, "device": device, "seed": seed},
+        "models": models,
+        "prompts": prompts,
+        "positive": positive,
+        "probes": list(probes),
+        "erasures": list(erasures),
+        "layers": layers,
+        "position": position,
+        "site": site,
+        "folds": folds,
+        "controls": controls,
+        "split_by": split_by,
+        "learning_shares": list(learning_shares),
+        "template": template,
+        "split": split,
+        "limit": limit,
+        "batch_size": batch_size,
+        "dtype": dtype,
+        "device": device,
+        "seed": seed,
     }
     _check_arguments(models, prompts, positive, probes, erasures, folds, controls, learning_shares)
     if split_by not in ("group", "source") or batch_size < 1:
@@ -145,7 +160,12 @@ def probe(
         states = {
             name: torch.stack(
                 prompt_states(
-                    *(model, tokenizer, [item.prompt for item in items], position, batch_size, template),
+                    model,
+                    tokenizer,
+                    [item.prompt for item in items],
+                    position,
+                    batch_size,
+                    template,
                     site=site,
                     layers=places,
                 )
@@ -251,12 +271,20 @@ def _probed(
             auc, auc_stderr = auc_with_error(found, task.labels, task.groups)
             sides = [float(np.nanmean(found.correct[(task.labels == label).numpy()])) for label in (0, 1)]
             yield {
-                **{"probe": kind, "erasure": erasure, "accuracy": told.mean, "accuracy_stderr": told.stderr},
-                **{"balanced_accuracy": sum(sides) / 2, "auc": auc, "auc_stderr": auc_stderr},
-                **{"control_accuracy": control, "selectivity": told.mean - control},
+                "probe": kind,
+                "erasure": erasure,
+                "accuracy": told.mean,
+                "accuracy_stderr": told.stderr,
+                "balanced_accuracy": sum(sides) / 2,
+                "auc": auc,
+                "auc_stderr": auc_stderr,
+                "control_accuracy": control,
+                "selectivity": told.mean - control,
                 "selectivity_stderr": sqrt(told.stderr**2 + spread),
-                **{"control_auc": area, "control_auc_sd": float(np.std(areas, ddof=1)) if controls > 1 else nan},
-                **{"chance": chance, "n_controls": controls},
+                "control_auc": area,
+                "control_auc_sd": float(np.std(areas, ddof=1)) if controls > 1 else nan,
+                "chance": chance,
+                "n_controls": controls,
                 **counts,
             }
 
@@ -291,8 +319,13 @@ def _learning(
             found = predict_held_out(rows, task.labels, fewer, kind, seed)
             told = estimate([None if np.isnan(c) else c for c in found.correct.tolist()], task.groups)
             yield {
-                **{"probe": kind, "share": share, "n_train": float(np.mean(sizes)), "accuracy": told.mean},
-                **{"accuracy_stderr": told.stderr, "auc": area_under_curve(found, task.labels), "n_test": told.n},
+                "probe": kind,
+                "share": share,
+                "n_train": float(np.mean(sizes)),
+                "accuracy": told.mean,
+                "accuracy_stderr": told.stderr,
+                "auc": area_under_curve(found, task.labels),
+                "n_test": told.n,
             }
 
 
@@ -317,10 +350,14 @@ def _transfer(rows: Tensor, task: _Task, probes: Sequence[ProbeKind], seed: int)
                 part = Predictions(found.score[chosen], found.correct[chosen])
                 told = estimate(part.correct.tolist(), [task.groups[row] for row in chosen])
                 yield {
-                    **{"probe": kind, "train_source": source, "test_source": other or "all others"},
-                    **{"accuracy": told.mean, "accuracy_stderr": told.stderr},
+                    "probe": kind,
+                    "train_source": source,
+                    "test_source": other or "all others",
+                    "accuracy": told.mean,
+                    "accuracy_stderr": told.stderr,
                     "auc": area_under_curve(part, task.labels[chosen]),
-                    **{"n_train": len(train), "n_test": told.n},
+                    "n_train": len(train),
+                    "n_test": told.n,
                 }
 
 

@@ -9,7 +9,7 @@ from safety_subspaces.algebra.subspace import RankRule, SubspaceKind
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation import EvaluationSettings
 from safety_subspaces.weights.checkpoint import Checkpoint
-from safety_subspaces.weights.subspace_file import StoredBases, open_subspace
+from safety_subspaces.weights.subspace_file import open_subspace
 
 SUBSPACES: tuple[SubspaceKind, ...] = ("top", "random", "random-k", "random-energy", "scaled")
 METHODS: tuple[Method, ...] = ("onto", "away", "opposite")
@@ -77,7 +77,7 @@ def check_basis(path: str, aligned: Checkpoint, names: Sequence[str], fractions:
         InputError: It does not, or is of the right side, or of directions drawn at random.
     """
     stored = open_subspace(path)
-    shapes = StoredBases(path, list(stored.bases)).shapes()
+    shapes = {name: tuple(basis.shape) for name, basis in stored.bases.items()}
     if stored.side != "left" or stored.provenance.get("select", "top") != "top":
         raise InputError(
             f"{path} holds a {stored.side} subspace selected by {stored.provenance.get('select', 'top')}; expected the "

@@ -113,9 +113,19 @@ def project(
     """
     started = time.monotonic()
     arguments: dict[str, Any] = {
-        **{"base": base, "aligned": aligned, "tuned": tuned, "subspaces": list(subspaces), "methods": list(methods)},
-        **{"fractions": list(fractions), "draws": draws, "controls": controls, "seed": seed, "basis": basis},
-        **{"tensors": list(tensors), "write": write, "evaluate": asdict(evaluate) if evaluate else None},
+        "base": base,
+        "aligned": aligned,
+        "tuned": tuned,
+        "subspaces": list(subspaces),
+        "methods": list(methods),
+        "fractions": list(fractions),
+        "draws": draws,
+        "controls": controls,
+        "seed": seed,
+        "basis": basis,
+        "tensors": list(tensors),
+        "write": write,
+        "evaluate": asdict(evaluate) if evaluate else None,
     }
     check_arguments(tuned, subspaces, methods, fractions, draws)
     check_models(controls, subspaces, tensors, write, evaluate)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -17,6 +16,7 @@ from safety_subspaces.analysis.project.tensors import ModelRow
 from safety_subspaces.analysis.project.written import scale_of
 from safety_subspaces.analysis.work import opened
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.tensors import TensorFile
 from safety_subspaces.evaluation import BehaviourEvaluator
 from safety_subspaces.language.model import load_language_model
 from safety_subspaces.weights.delta import read_weight, update_of
@@ -70,7 +70,7 @@ class MeasuredModels:
         """Return ``W_A`` plus the projected update of one model."""
         aligned = opened(self.aligned)
         update = update_of(opened(self.tuned[row.tuned]), aligned, name)
-        factors = Factors(**load_file(self.spilled / f"{place}.safetensors"))
+        factors = Factors(**TensorFile(self.spilled / f"{place}.safetensors").read_all())  # type: ignore[arg-type]
         projections = TensorProjections(name, factors, as_matrix(update).shape[1], self.seed)
         scale = scale_of(self.sweep, row)
         return read_weight(aligned, name) + projections.updated(update, row.projection, row.method, scale)

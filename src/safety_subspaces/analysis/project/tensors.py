@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from safety_subspaces.algebra.blocks import rows_in_block
@@ -15,6 +14,7 @@ from safety_subspaces.algebra.factors import Factors, no_factors
 from safety_subspaces.algebra.projection import Kept, Method, Projection, TensorProjections
 from safety_subspaces.algebra.update import Update
 from safety_subspaces.analysis.work import Record, opened
+from safety_subspaces.artefacts.tensors import write_tensors
 from safety_subspaces.weights.audited import audit_row, stored_rounding
 from safety_subspaces.weights.checkpoint import Checkpoint, FullCheckpoint
 from safety_subspaces.weights.delta import STREAM_ABOVE, open_update, open_updates, read_weight
@@ -213,6 +213,4 @@ def _kept_row(label: str, projection: Projection, kept: Kept) -> dict[str, Any]:
 
 
 def _spill(path: Path, factors: Factors) -> None:
-    tensors = {"matrix": factors.basis.contiguous().cpu(), "singular_values": factors.singular_values.cpu()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path)
+    write_tensors(path, {"matrix": factors.basis.cpu(), "singular_values": factors.singular_values.cpu()})

@@ -131,12 +131,26 @@ def steer(
     started = time.monotonic()
     settings = evaluate or EvaluationSettings()
     arguments: dict[str, Any] = {
-        **{"models": models, "prompts": prompts, "positive": positive, "negative": negative, "layers": layers},
-        **{"directions": list(directions), "interventions": list(interventions), "strengths": list(strengths)},
-        **{"angles_radians": list(angles_radians), "basis": asdict(basis) if basis else None, "dtype": dtype},
-        **{"utility_loss": utility_loss, "nats_added": nats_added},
-        **{"random_draws": random_draws, "position": position, "device": device},
-        **{"direction_split": direction_split, "evaluate": asdict(settings), "write": write, "seed": seed},
+        "models": models,
+        "prompts": prompts,
+        "positive": positive,
+        "negative": negative,
+        "layers": layers,
+        "directions": list(directions),
+        "interventions": list(interventions),
+        "strengths": list(strengths),
+        "angles_radians": list(angles_radians),
+        "basis": asdict(basis) if basis else None,
+        "dtype": dtype,
+        "utility_loss": utility_loss,
+        "nats_added": nats_added,
+        "random_draws": random_draws,
+        "position": position,
+        "device": device,
+        "direction_split": direction_split,
+        "evaluate": asdict(settings),
+        "write": write,
+        "seed": seed,
     }
     _check_doses(directions, interventions, strengths, angles_radians, random_draws, (utility_loss, nats_added))
     chosen = _check_models(models, layers)

@@ -1,15 +1,12 @@
 """``analyze.py subspace``: the subspace of a pair of checkpoints, for the training callback and the other commands."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from safety_subspaces.algebra.audit import summarise_audit
@@ -26,11 +23,11 @@ from safety_subspaces.analysis.work import (
 )
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import describe_input, provenance
-from safety_subspaces.artefacts.tensor_stream import stream_tensors
+from safety_subspaces.artefacts.tensors import StoredTensors, TensorFile, write_tensors
 from safety_subspaces.weights.audited import audit_row, stored_rounding
 from safety_subspaces.weights.compatibility import check_compatible, check_distinct, coverage, select_tensors
 from safety_subspaces.weights.delta import open_update
-from safety_subspaces.weights.subspace_file import BASIS, SPECTRUM, read_subspace
+from safety_subspaces.weights.subspace_file import BASIS, SPECTRUM, SubspaceFile, read_subspace, write_subspace
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
 Selection = Literal["top", "random-k", "random"]
@@ -71,8 +68,8 @@ class SubspaceTensor:
         if choice.rank:
             basis, kept = self._select(name, factors, choice.rank, update)
             row["energy"] = kept / update.energy()
-            tensors = {BASIS: basis.cpu().contiguous(), SPECTRUM: factors.singular_values.cpu()}
-            save_file(tensors, self.path(name))
+            tensors = {BASIS: basis.cpu(), SPECTRUM: factors.singular_values.cpu()}
+            write_tensors(self.path(name), tensors)
         return {"table": [row], "audit": [audit]}
 
     def path(self, name: str) -> Path:
@@ -165,10 +162,15 @@ def subspace(
         zero = [{"name": str(name), "reason": "the update is zero"} for name in table.loc[table["rank"] == 0, "tensor"]]
         made_from = {
             **provenance(),
-            **{"inputs": [describe_input(base), describe_input(aligned)], **chosen},
-            **{"audit": audit, "left_out": [*coverage(models, names), *zero]},
+            "inputs": [describe_input(base), describe_input(aligned)],
+            **chosen,
+            "audit": audit,
+            "left_out": [*coverage(models, names), *zero],
         }
-        _assemble(target, side, made_from, [task.path(str(name)) for name in table.loc[table["rank"] > 0, "tensor"]])
+        files = {str(name): TensorFile(task.path(str(name))) for name in table.loc[table["rank"] > 0, "tensor"]}
+        bases = StoredTensors({name: (file, BASIS) for name, file in files.items()})
+        spectra = {name: file.read(SPECTRUM) for name, file in files.items()}
+        write_subspace(target, SubspaceFile(bases, spectra, side, made_from))
     return table
 
 
@@ -184,22 +186,3 @@ def cached_subspace(path: Path, base: str, aligned: str, rank: RankRule, side: S
         if made_from == (side, vars(rank), [describe_input(model) for model in (base, aligned)]):
             return
     subspace(base, aligned, str(path), rank, side, overwrite=True)
-
-
-def _assemble(target: Path, side: Side, made_from: Mapping[str, Any], files: Sequence[Path]) -> None:
-    """Put the bases of all tensors into one file, one after another."""
-    shapes, dtypes = {}, {}
-    for file in files:
-        with safe_open(file, framework="pt") as stored:
-            for part, dtype in ((BASIS, torch.float32), (SPECTRUM, torch.float64)):
-                shapes[file.stem + part] = tuple(stored.get_slice(part).get_shape())
-                dtypes[file.stem + part] = dtype
-    metadata = {"side": side, "provenance": json.dumps(made_from, default=str)}
-
-    def read(name: str) -> Tensor:
-        part = BASIS if name.endswith(BASIS) else SPECTRUM
-        with safe_open(target_of[name], framework="pt") as stored:
-            return stored.get_tensor(part)
-
-    target_of = {file.stem + part: file for file in files for part in (BASIS, SPECTRUM)}
-    stream_tensors(target, shapes, read, dtypes, metadata)

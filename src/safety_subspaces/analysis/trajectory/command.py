@@ -31,7 +31,6 @@ from safety_subspaces.analysis.trajectory.measures import (
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.weights.names import place_of, type_of
-from safety_subspaces.weights.snapshot_reference import counts_from_start, reference_of
 from safety_subspaces.weights.snapshots import Snapshot
 
 # A tenth of the rank, one of the fractions of arXiv 2505.14185.
@@ -93,14 +92,22 @@ def trajectory(
     """
     rank, others = rank or RANK, others or {}
     arguments: dict[str, Any] = {
-        **{"run": run, "base": base, "aligned": aligned, "subspace": subspace, "rank": vars(rank), "others": others},
-        **{"energy": energy, "draws": draws, "permutations": permutations, "seed": seed},
+        "run": run,
+        "base": base,
+        "aligned": aligned,
+        "subspace": subspace,
+        "rank": vars(rank),
+        "others": others,
+        "energy": energy,
+        "draws": draws,
+        "permutations": permutations,
+        "seed": seed,
     }
     _check_arguments(energy, draws, permutations)
     snapshots = open_run(run)
     alignment = open_alignment(snapshots[0], subspace, base, aligned, rank)
     updates = OtherUpdates(snapshots[0], others)
-    settings = Settings(rank, energy, draws, seed, counts_from_start(snapshots[0]))
+    settings = Settings(rank, energy, draws, seed, snapshots[0].counts_from_start)
     models = [path for path in (subspace, base, aligned) if path is not None]
     inputs = [*(str(snapshot.path) for snapshot in snapshots), *models, *updates.inputs]
     with ResultFolder(out, "trajectory", arguments, inputs, overwrite) as results:
@@ -140,7 +147,7 @@ def _follow(
         if inside is not None and name not in inside.bases:
             results.leave_out(name, "no direction in the alignment subspace: all its energy counts as outside")
         others: dict[str, Float[Tensor, "out rank"]] = {}
-        for label in updates.checkpoints if len(snapshots[0].shape(name)) == 2 else ():
+        for label in updates.checkpoints if len(snapshots[0].shapes[name]) == 2 else ():
             factors = left_factors(updates.update(label, name))
             others[label] = top_basis(factors, rank_of_energy(factors.singular_values, settings.energy))
             if factors.numerical_rank == 0:
@@ -200,9 +207,12 @@ def _find_changes(
 def _change_table(found: Mapping[str, tuple[list[int], ChangePoints]]) -> pd.DataFrame:
     rows = [
         {
-            **{"series": name, "step": steps[change.position]},
-            **{"mean_before": change.mean_before, "mean_after": change.mean_after},
-            **{"p_value": change.p_value, "n": changes.n},
+            "series": name,
+            "step": steps[change.position],
+            "mean_before": change.mean_before,
+            "mean_after": change.mean_after,
+            "p_value": change.p_value,
+            "n": changes.n,
         }
         for name, (steps, changes) in found.items()
         for change in changes.changes
@@ -217,15 +227,17 @@ def _summarise(
     last = table[table["level"] == "all"].iloc[-1]
     return {
         "steps": [snapshot.step for snapshot in snapshots],
-        "reference": reference_of(snapshots[0]),
-        "counts_from_start": counts_from_start(snapshots[0]),
+        "reference": snapshots[0].reference,
+        "counts_from_start": snapshots[0].counts_from_start,
         "tensors": len(snapshots[0].names),
-        "matrices": sum(len(snapshots[0].shape(name)) == 2 for name in snapshots[0].names),
+        "matrices": sum(len(snapshots[0].shapes[name]) == 2 for name in snapshots[0].names),
         **{name: _known(last[name]) for name in ("frobenius_norm", "path_length", "straightness", "energy_fraction")},
         "turned_fastest": _fastest(table),
         "change_points": {
             name: {
-                **{"n": changes.n, "p_value": _known(changes.p_value), "reason": changes.reason},
+                "n": changes.n,
+                "p_value": _known(changes.p_value),
+                "reason": changes.reason,
                 "steps": [steps[change.position] for change in changes.changes],
             }
             for name, (steps, changes) in found.items()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 from jaxtyping import Float
@@ -13,10 +13,10 @@ from safety_subspaces.algebra.subspace import RankRule, top_basis
 from safety_subspaces.algebra.update import Update
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import sha256_of_file
-from safety_subspaces.weights.checkpoint import Checkpoint, open_safetensors
+from safety_subspaces.artefacts.tensors import TensorFile
+from safety_subspaces.weights.checkpoint import Checkpoint
 from safety_subspaces.weights.compatibility import MAX_DIFFERENCES, check_compatible
 from safety_subspaces.weights.delta import open_update, read_weight, update_of
-from safety_subspaces.weights.snapshot_reference import counts_from_start, reference_folder, reference_of
 from safety_subspaces.weights.snapshots import START_FILE, Snapshot, open_snapshots, snapshot_files
 from safety_subspaces.weights.subspace_file import SubspaceFile, read_subspace
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
@@ -114,15 +114,14 @@ class OtherUpdates:
         for checkpoint in self.checkpoints.values():
             _refuse_other_shapes(snapshot, checkpoint)
         self.inputs: list[str] = list(others.values())
-        self._kept: Any = None
-        self._kept_names: set[str] = set()
+        self._kept: TensorFile | None = None
         self._origin: Checkpoint | None = None
         if not others:
             return
-        if counts_from_start(snapshot):
-            self._open_kept(snapshot)
-        if not self._kept_names.issuperset(snapshot.names):
-            origin = reference_folder(snapshot)
+        if snapshot.counts_from_start:
+            self._kept = self._open_kept(snapshot)
+        if self._kept is None or not self._kept.shapes.keys() >= set(snapshot.names):
+            origin = snapshot.reference_folder()
             self._origin = open_checkpoint(origin)
             _refuse_other_shapes(snapshot, self._origin)
             self.inputs.append(origin)
@@ -134,24 +133,23 @@ class OtherUpdates:
             InputError: A weight is NaN or infinite.
         """
         checkpoint = self.checkpoints[label]
-        if name in self._kept_names:
-            return (read_weight(checkpoint, name) - self._kept.get_tensor(name)).float()
+        if self._kept is not None and name in self._kept.shapes:
+            return (read_weight(checkpoint, name) - self._kept.read(name)).float()
         assert self._origin is not None
         return update_of(checkpoint, self._origin, name)
 
-    def _open_kept(self, snapshot: Snapshot) -> None:
+    def _open_kept(self, snapshot: Snapshot) -> TensorFile:
         """Open the weights that the run started with; those of adapted modules are not among them."""
         path = snapshot.path.parent / START_FILE
         if not path.is_file():
             raise InputError(f"{path} is missing, so the updates of others cannot be counted from it; leave others out")
-        if sha256_of_file(path) != reference_of(snapshot)["sha256"]:
+        if sha256_of_file(path) != snapshot.reference["sha256"]:
             raise InputError(
                 f"{path} is not the file that the snapshots count from (another sha256); put the run's own one back, "
                 "or leave others out"
             )
-        self._kept = open_safetensors(path)
-        self._kept_names = set(self._kept.keys())
         self.inputs.append(str(path))
+        return TensorFile(path)
 
 
 def read_update(snapshot: Snapshot, name: str) -> Update:
@@ -173,9 +171,9 @@ def _refuse_other_shapes(snapshot: Snapshot, checkpoint: Checkpoint) -> None:
     known = set(checkpoint.names)
     problems = [f"{name} is not in it" for name in snapshot.names if name not in known]
     problems += [
-        f"{name} is {snapshot.shape(name)} in the run and {checkpoint.shape(name)} there"
+        f"{name} is {snapshot.shapes[name]} in the run and {checkpoint.shape(name)} there"
         for name in snapshot.names
-        if name in known and checkpoint.shape(name) != snapshot.shape(name)
+        if name in known and checkpoint.shape(name) != snapshot.shapes[name]
     ]
     _refuse(problems, f"{checkpoint.path} is of another shape than the run")
 
@@ -183,7 +181,7 @@ def _refuse_other_shapes(snapshot: Snapshot, checkpoint: Checkpoint) -> None:
 def _refuse_misfits(snapshot: Snapshot, file: SubspaceFile, path: str) -> None:
     problems = []
     for name in snapshot.names:
-        shape = snapshot.shape(name)
+        shape = snapshot.shapes[name]
         dim = torch.Size(shape).numel() if len(shape) != 2 else shape[1 if file.side == "right" else 0]
         if name in file.bases and file.bases[name].shape[0] != dim:
             problems.append(f"{name} has {dim} dimensions in the run and {file.bases[name].shape[0]} there")
