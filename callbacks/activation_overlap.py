@@ -18,7 +18,7 @@ from safety_subspaces.artefacts.tensor_stream import stream_tensors
 from safety_subspaces.constraint.collectives import gather_objects
 from safety_subspaces.constraint.held import check_kept
 from safety_subspaces.constraint.sharing import map_over_ranks
-from safety_subspaces.evaluation.prompt_sets import read_prompt_list
+from safety_subspaces.evaluation.prompt_sets import files_of, read_prompt_list
 from safety_subspaces.language.prompting import CHAT, check_template
 from safety_subspaces.states.capture import Position, Side, prompt_states, state_factors
 from safety_subspaces.training.modules.base import LanguageModelModule
@@ -98,6 +98,15 @@ class ActivationOverlap(Watcher):
         self._prompts: dict[str, list[str]] = {}
         self._start: dict[str, list[LeftFactors]] = {}
         self._start_sha256: str | None = None
+
+    def inputs(self) -> list[str]:
+        """Return the files that the prompts come from."""
+        return files_of({"first": self.first, "second": self.second})
+
+    def describe(self) -> dict[str, Any]:
+        """Say also which sets are compared, and whether their mean is taken out."""
+        compared = {"first": self.first, "second": self.second, "center": self.center}
+        return super().describe() | {"compared_activations": compared}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Read the prompts.

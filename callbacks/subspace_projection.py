@@ -2,6 +2,7 @@
 
 import logging
 import time
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -31,6 +32,8 @@ EXACT_PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 EXACT_ZERO_PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 # A leak beyond this many rounding floors is no rounding: the constraint does not hold.
 LEAKS_BEYOND = 100.0
+# Settings that narrow or weaken a constraint, unless they have their defaults.
+NARROWING = ("constrain", "side", "types", "layers", "patterns", "strength", "start_step", "ramp_steps")
 
 
 @final
@@ -118,9 +121,29 @@ class SubspaceProjection(L.Callback):
     @property
     def state_key(self) -> str:
         """Tell several constraints of one run apart."""
-        return self._generate_state_key(
-            mode=self.mode, subspace=self.subspace, types=self.types, layers=self.layers, patterns=self.patterns
-        )
+        made_with = {name: getattr(self, name) for name in ("mode", "subspace", "types", "layers", "patterns")}
+        return f"{type(self).__qualname__}{made_with}"
+
+    def inputs(self) -> list[str]:
+        """Return what the subspace and its control are made of."""
+        return [path for path in (self.subspace, self.base, self.aligned, self.unconstrained) if path]
+
+    def describe(self) -> dict[str, Any]:
+        """Say what the update is held to, for the manifest: see :class:`.run_constraint.Constraint`."""
+        parameters = signature(SubspaceProjection).parameters
+        settings = {name: getattr(self, name) for name in parameters}
+        rule = {name: value for name, value in vars(self.rank).items() if value is not None} if self.rank else {}
+        words = [f"{value:g}" if name == "fraction" else f"{name} {value:g}" for name, value in rule.items()]
+        details = [f"{name} {settings[name]}" for name in NARROWING if settings[name] != parameters[name].default]
+        constraint = {
+            "mode": self.mode,
+            "subspace": "top" if self.control == "none" else self.control,
+            "rank": words[0] if words else f"of {Path(str(self.subspace)).name}",
+            "fraction": rule.get("fraction"),
+            "details": ", ".join(details),
+            "settings": settings | {"rank": rule},
+        }
+        return {"constraint": constraint}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot be constrained exactly, before anything is loaded.

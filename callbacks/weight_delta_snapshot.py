@@ -119,6 +119,10 @@ class WeightDeltaSnapshot(Watcher):
         self._facts: dict[str, Any] = {}
         self._start_sha256: str | None = None
 
+    def inputs(self) -> list[str]:
+        """Return the models and the subspace that the update is held against."""
+        return [path for path in (self.reference, self.subspace, self.base, self.aligned, self.other) if path]
+
     def begin(self, trainer: L.Trainer, module: LanguageModelModule) -> None:
         """Check the folder and the reference, and keep the start of the run.
 
@@ -163,7 +167,9 @@ class WeightDeltaSnapshot(Watcher):
                 "snapshot",
                 "the snapshot of step %d could not be written (%s), and none of a later step may be: the run goes on "
                 "without. Free some space on the disk of %s",
-                *(step, writer.failure, self.folder(trainer)),
+                step,
+                writer.failure,
+                self.folder(trainer),
             )
         if trainer.is_global_zero and self.figures:
             self._add_histograms(trainer, step, measures)
@@ -272,7 +278,10 @@ class WeightDeltaSnapshot(Watcher):
         if self.save and free < start + looks * size:
             logger.warning(
                 "%d snapshots of up to %.2f GB are to come, and %.2f GB are free at %s: take fewer, or compress",
-                *(looks, size / 1e9, free / 1e9, folder),
+                looks,
+                size / 1e9,
+                free / 1e9,
+                folder,
             )
         return None
 

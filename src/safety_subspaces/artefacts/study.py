@@ -15,6 +15,7 @@ import pandas as pd
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from safety_subspaces.artefacts.description import read_manifest
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import read_json
 from safety_subspaces.artefacts.next_step import command_for, stage_names
@@ -83,7 +84,12 @@ class Stage:
     @property
     def constraint(self) -> Constraint | None:
         """What the run's update was held to, if it was."""
-        return read_constraint(self.manifest.get("config") or {})
+        return read_constraint(self.manifest)
+
+    @property
+    def recipe(self) -> str | None:
+        """What the run learns from and how, as a hash: runs that share it differ in what they are held to alone."""
+        return self.manifest.get("recipe_sha256")
 
     def metric(self, tag: str) -> float | None:
         """Return the manifest's final value, else the last one of TensorBoard."""
@@ -236,7 +242,7 @@ def _read_stages(root: Path) -> tuple[Stage, ...]:
             Stage(
                 name=name,
                 folder=root / name,
-                manifest=read_json(manifest) if manifest.is_file() else {},
+                manifest=read_manifest(manifest) if manifest.is_file() else {},
                 scalars=read_scalars(root / name),
                 prompts=read_prompt_counts(root / name),
             )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from safety_subspaces.artefacts.run_constraint import Constraint
 from safety_subspaces.artefacts.study import EVALUATION_COLUMNS, Stage, Study
 from safety_subspaces.findings.comparisons import COMPARED
 from safety_subspaces.findings.intervals import joint_error
@@ -20,8 +21,6 @@ COLUMNS = [*CONFIGURATION, "stage", "fraction", "leakage", "energy_inside", *EVA
 # training without a constraint, and the random controls.
 OTHERS = ("aligned", "none", "random", "random-energy")
 DIFFERENCES = [f"{measure}_{kind}" for measure in COMPARED for kind in ("difference", "error")]
-# Settings of the trainer that say where and what is recorded, not what is learnt.
-RECORDING = ("callbacks", "logger", "default_root_dir")
 
 
 def constrained_runs(study: Study) -> pd.DataFrame:
@@ -41,27 +40,12 @@ def constrained_runs(study: Study) -> pd.DataFrame:
         constraint = stage.constraint
         assert constraint is not None
         twin = _twin(stage, [by_name[str(name)] for name in unconstrained["stage"]])
-        rows.append(
-            {
-                **{name: row[name] for name in EVALUATION_COLUMNS},
-                **{"fine_tune": twin.name if twin else "", "constraint": constraint.mode, "rank": constraint.rank},
-                **{"subspace": constraint.subspace, "fraction": constraint.fraction, "details": constraint.details},
-                **{"stage": stage.name, "leakage": stage.metric("projection/leakage")},
-                "energy_inside": _energy_inside(study, stage.name, constraint.fraction),
-            }
-        )
+        rows.append(_row(study, row, stage, constraint, twin.name if twin else ""))
         if twin is not None:
             twins[twin.name, constraint.rank] = constraint.fraction
     for (name, rank), fraction in twins.items():
         evaluated = unconstrained[unconstrained["stage"] == name].iloc[0]
-        rows.append(
-            {
-                **{name: evaluated[name] for name in EVALUATION_COLUMNS},
-                **{"fine_tune": name, "constraint": "none", "subspace": "", "rank": rank, "fraction": fraction},
-                **{"details": "", "stage": name, "leakage": np.nan},
-                "energy_inside": _energy_inside(study, name, fraction),
-            }
-        )
+        rows.append(_row(study, evaluated, by_name[name], Constraint("none", "", rank, fraction, ""), name))
     order = {"none": 0, "away": 1, "onto": 2, "": 0, "top": 1, "random": 2, "random-energy": 3}
     frame = pd.DataFrame(rows, columns=COLUMNS)
     by = ["fine_tune", "constraint", "subspace", "details", "fraction", "rank"]
@@ -108,21 +92,20 @@ def _once(models: pd.DataFrame) -> pd.DataFrame:
 
 def _twin(stage: Stage, candidates: list[Stage]) -> Stage | None:
     """Return the run that differs from a constrained one in its constraint alone."""
-    wanted = _recipe(stage)
-    return next((other for other in candidates if other.constraint is None and _recipe(other) == wanted), None)
+    unheld = [other for other in candidates if other.constraint is None]
+    return next((other for other in unheld if other.recipe == stage.recipe is not None), None)
 
 
-def _recipe(stage: Stage) -> Any:
-    config = stage.manifest.get("config") or {}
-    trainer = {name: value for name, value in (config.get("trainer") or {}).items() if name not in RECORDING}
-    return _without_none([stage.manifest.get("seed"), config.get("model"), config.get("data"), trainer])
-
-
-def _without_none(value: Any) -> Any:
-    """Drop settings that are not set: a later version may name more of them."""
-    if isinstance(value, dict):
-        return {name: _without_none(inner) for name, inner in value.items() if inner is not None}
-    return [_without_none(inner) for inner in value] if isinstance(value, list) else value
+def _row(study: Study, evaluated: pd.Series, stage: Stage, held: Constraint, fine_tune: str) -> dict[str, Any]:
+    return {
+        **evaluated[list(EVALUATION_COLUMNS)],
+        **vars(held),
+        "constraint": held.mode,
+        "fine_tune": fine_tune,
+        "stage": stage.name,
+        "leakage": np.nan if held.mode == "none" else stage.metric("projection/leakage"),
+        "energy_inside": _energy_inside(study, stage.name, held.fraction),
+    }
 
 
 def _energy_inside(study: Study, stage: str, fraction: float) -> float:

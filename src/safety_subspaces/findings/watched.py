@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from safety_subspaces.artefacts.description import facts_about
 from safety_subspaces.artefacts.study import AnalysisResult, Stage, Study, stage_at
 from safety_subspaces.weights.names import layer_of, type_of
 
@@ -92,14 +93,14 @@ def trajectories_of(study: Study, stage: Stage) -> tuple[AnalysisResult, ...]:
 
 
 def prompt_sets(stage: Stage) -> tuple[str, str]:
-    """Return the names of the two prompt sets whose activations were compared, as far as the configuration says."""
-    settings = _overlap_settings(stage)
-    return str(settings.get("first", "the first set")), str(settings.get("second", "the second set"))
+    """Return the names of the two prompt sets whose activations were compared, as far as the run says."""
+    compared = _compared(stage)
+    return str(compared.get("first", "the first set")), str(compared.get("second", "the second set"))
 
 
 def is_uncentred(stage: Stage) -> bool:
     """Tell whether the compared activations are known to have kept their mean."""
-    return _overlap_settings(stage).get("center") is False
+    return _compared(stage).get("center") is False
 
 
 def _by_step(stage: Stage, tag: str) -> "pd.Series[float]":
@@ -124,12 +125,7 @@ def _run_of(study: Study, result: AnalysisResult) -> str:
     return stage_at(folder, study.folder, {stage.name for stage in study.stages})
 
 
-def _overlap_settings(stage: Stage) -> dict[str, object]:
-    """Return the arguments of the run's ActivationOverlap; nothing without one, and with several at once."""
-    callbacks = ((stage.manifest.get("config") or {}).get("trainer") or {}).get("callbacks")
-    found = [
-        entry.get("init_args") or {}
-        for entry in (callbacks if isinstance(callbacks, list) else [])
-        if isinstance(entry, dict) and str(entry.get("class_path")).split(".")[-1] == "ActivationOverlap"
-    ]
-    return found[0] if len(found) == 1 else {}
+def _compared(stage: Stage) -> dict[str, object]:
+    """Return which sets' activations the run compared, and how; nothing without that, and with several at once."""
+    compared = facts_about("compared_activations", stage.manifest)
+    return compared[0] if len(compared) == 1 else {}
