@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks import RunBoard, RunRecord
 from safety_subspaces import command_line
+from safety_subspaces.artefacts.description import Role
 from safety_subspaces.training.modules.base import LanguageModelModule
 from safety_subspaces.training.run_folder import latest_checkpoint, plan_run, trained_checkpoint
 
@@ -30,6 +31,7 @@ class TrainCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of the run folder."""
         parser.add_argument("--study", type=str | None, default=None, help="Folder that a study's runs share.")
+        parser.add_argument("--role", type=Role, default="tuned", help="What the run makes of the model in its study.")
         parser.add_argument("--run_dir", type=str, default="runs/unnamed", help="Folder of this run.")
         parser.add_argument("--cpu_threads", type=int | None, default=None, help="Threads of PyTorch on the CPU.")
         parser.add_argument("--resume", action="store_true", help="Go on with a run that stopped.")

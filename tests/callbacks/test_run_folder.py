@@ -186,6 +186,7 @@ def test_a_callback_from_elsewhere_says_what_it_is_and_reads(tmp_path: Path) -> 
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["inputs"] == [describe_input(words)]
     assert read_constraint(manifest) is not None
+    assert manifest["role"] == "base"
     assert facts_about("starts_from", manifest) == [None]
     assert facts_about("objective", manifest) == [{"name": "SFT", "learning_rate": 3e-3, "settings": {}}]
     assert facts_about("data", manifest) == [{"name": "base", "examples": 32}]

@@ -120,6 +120,7 @@ def write_stage(folder: Path, stage: str, seed: int, random: np.random.Generator
             "trainer": {"accumulate_grad_batches": 1},
         },
         "seed": seed + (100 if stage.endswith("_again") else 0),
+        "role": {"base": "base", "aligned": "aligned"}.get(stage.split("_")[0], "tuned"),
         "recipe_sha256": f"{stage} {seed}",
         "parts": [{"part": "mine.Module", "objective": {"name": "SFT", "learning_rate": None, "settings": {}}}],
         "inputs": [{"path": "model", "sha256": "cd" * 32}],

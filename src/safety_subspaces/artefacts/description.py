@@ -7,11 +7,14 @@ anywhere is known by what it says; nothing is guessed of a part that says nothin
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import read_json
 from safety_subspaces.artefacts.provenance import describe_input
+
+# What a run makes of the model in its study: the start of all, the safe model, or a fine-tune of that.
+Role = Literal["base", "aligned", "tuned"]
 
 
 @runtime_checkable

@@ -6,7 +6,6 @@ disagree.
 
 import json
 import os
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ import pandas as pd
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from safety_subspaces.artefacts.description import read_manifest
+from safety_subspaces.artefacts.description import facts_about, read_manifest
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import read_json
-from safety_subspaces.artefacts.next_step import command_for, stage_names
+from safety_subspaces.artefacts.next_step import command_for, stage_at, stage_roles
 from safety_subspaces.artefacts.run_constraint import Constraint, read_constraint
 
 MEASURES = (
@@ -61,12 +60,14 @@ REPEAT_SUFFIX = "_again"
 class Stage:
     """One training run: its manifest and its TensorBoard scalars (tag to a table of step and value).
 
+    ``role`` is what the run makes of the model (base, aligned or tuned), empty where that is not known.
     ``prompts`` says of each look at the run's behaviour how many prompts were scored (``step`` and the ``n_`` columns
     of an evaluation); it is empty of a run that was not watched.
     """
 
     name: str
     folder: Path
+    role: str = ""
     manifest: dict[str, Any] = field(default_factory=dict)
     scalars: dict[str, pd.DataFrame] = field(default_factory=dict)
     prompts: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["step", *SAMPLE_COLUMNS]))
@@ -158,6 +159,17 @@ class Study:
             return None
         return rows.sort_values("n_harmful", ascending=False, kind="stable", na_position="last").iloc[0]
 
+    @property
+    def aligned(self) -> pd.Series | None:
+        """The evaluation of the aligned model: of a stage of that role, or of what the fine-tunes started from."""
+        stages = [stage.name for stage in self.stages if stage.role == "aligned"]
+        labels = list(self.models.loc[self.models["stage"].isin(stages), "model"])
+        tuned = [stage.manifest for stage in self.stages if stage.role == "tuned"]
+        starts = {start for manifest in tuned for start in facts_about("starts_from", manifest)}
+        for result in self.of("evaluate"):
+            labels += [label for label, path in _mapping(result.arguments.get("models")).items() if path in starts]
+        return self.model(labels[0]) if labels else None
+
     def missing(self) -> dict[str, str]:
         """Return the subcommands that the page wants and does not find, each with :func:`command_for` it."""
         return {name: command_for(self.folder, name) for name in REQUIRED_COLUMNS if not self.of(name)}
@@ -223,25 +235,19 @@ def read_prompt_counts(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["step", *SAMPLE_COLUMNS])
 
 
-def stage_at(path: Any, root: Path, names: Collection[str]) -> str:
-    """Return the stage of a study whose run folder a path names, wherever the study has moved since; else nothing."""
-    place = Path(path).parts[-2:] if isinstance(path, str | Path) else ()
-    is_own = len(place) == 2 and place[0] == root.resolve().name and place[1] in names
-    return place[1] if is_own else ""
-
-
 def _has_seed(stage: Stage) -> bool:
     return isinstance(stage.manifest.get("seed"), int)
 
 
 def _read_stages(root: Path) -> tuple[Stage, ...]:
     stages = []
-    for name in stage_names(root):
+    for name, role in stage_roles(root).items():
         manifest = root / name / "manifest.json"
         stages.append(
             Stage(
                 name=name,
                 folder=root / name,
+                role=role,
                 manifest=read_manifest(manifest) if manifest.is_file() else {},
                 scalars=read_scalars(root / name),
                 prompts=read_prompt_counts(root / name),

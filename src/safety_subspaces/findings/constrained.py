@@ -62,7 +62,7 @@ def compare_runs(study: Study) -> pd.DataFrame:
         minus the other) and its standard *error* over prompts, which takes the two models' answers for independent.
     """
     runs = constrained_runs(study)
-    aligned = study.model("aligned")
+    aligned = study.aligned
     rows = []
     for _, run in runs[runs["subspace"] == "top"].iterrows():
         same_rank = runs[(runs["fine_tune"] == run["fine_tune"]) & (runs["rank"] == run["rank"])]

@@ -12,8 +12,6 @@ from safety_subspaces.artefacts.run_alignment import Alignment, read_alignment_r
 from safety_subspaces.artefacts.study import Study, read_study
 from safety_subspaces.findings.models import Seeds, together
 
-ALIGNED = "aligned"
-
 
 @dataclass(frozen=True)
 class Organism:
@@ -47,7 +45,7 @@ def read_organisms(folders: Sequence[str]) -> list[Organism]:
 
 
 def _alignment_of(study: Study) -> Alignment | None:
-    stage = next((stage for stage in study.stages if stage.name == ALIGNED), None)
+    stage = next((stage for stage in study.stages if stage.role == "aligned"), None)
     return None if stage is None else read_alignment_recipe(stage.manifest)
 
 

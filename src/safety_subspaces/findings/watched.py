@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from safety_subspaces.artefacts.description import facts_about
-from safety_subspaces.artefacts.study import AnalysisResult, Stage, Study, stage_at
+from safety_subspaces.artefacts.next_step import stage_at
+from safety_subspaces.artefacts.study import AnalysisResult, Stage, Study
 from safety_subspaces.weights.names import layer_of, type_of
 
 # First parts of the tags that watchers log, and nothing else does.

@@ -119,6 +119,7 @@ def open_run(plan: RunPlan) -> None:
             "config": plan.config,
             "config_sha256": sha256_of_value(plan.config),
             "recipe_sha256": sha256_of_value(_without_none(recipe(plan.config))),
+            "role": plan.config.get("role"),
             "parts": plan.parts,
             "inputs": plan.inputs,
             "resumed_from": None if plan.checkpoint is None else plan.checkpoint.name,
