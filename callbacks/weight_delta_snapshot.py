@@ -215,7 +215,7 @@ class WeightDeltaSnapshot(Watcher):
         values, pooled = gather_objects((values, pooled))[0]
         shown = {f"delta/{name}": value for name, value in values.items()}
         for name in MAPPED:
-            column = {layer: found[name] for layer, found in pooled.items() if found[name] == found[name]}
+            column = {layer: by[name] for layer, by in pooled.items() if by[name] == by[name]}
             if column:
                 self.remember(f"delta/{name}", step, column)
                 shown |= self.layered(f"delta/{name}", column)
@@ -264,9 +264,9 @@ class WeightDeltaSnapshot(Watcher):
 
     def _problem_of(self, trainer: L.Trainer, folder: Path) -> str | None:
         """Why no snapshot could be kept in a folder, if so; on rank zero."""
-        found = snapshot_files(folder)
-        if found and not self._loaded:
-            return f"{folder} holds {len(found)} snapshots of another run ({found[0].name}); choose another run_dir"
+        files = snapshot_files(folder)
+        if files and not self._loaded:
+            return f"{folder} holds {len(files)} snapshots of another run ({files[0].name}); choose another run_dir"
         free, size = shutil.disk_usage(folder).free, self._largest_file()
         start = 0 if self.reference is not None or self._loaded else size
         if free < start + (size if self.save and self.compress is None else 0):

@@ -79,9 +79,9 @@ def command_for(folder: Path, analysis: str) -> str:
     return shlex.join(["python", "analyze.py", analysis, *flags.get(analysis, []), "--out", out])
 
 
-def constraint_command(folder: Path, held: list[str]) -> str:
+def constraint_command(folder: Path, constrained: list[str]) -> str:
     """Return the next command towards runs under a constraint: evaluate those there are, or train one."""
-    trained = {name: str(folder / name / "model") for name in held if (folder / name / "model").is_dir()}
+    trained = {name: str(folder / name / "model") for name in constrained if (folder / name / "model").is_dir()}
     if trained:
         out = str(folder / "analysis" / "evaluate" / "constrained")
         return shlex.join(["python", "analyze.py", "evaluate", "--models", json.dumps(trained), "--out", out])

@@ -196,22 +196,22 @@ def read_study(folder: str | os.PathLike[str]) -> Study:
             f"(analysis/<subcommand>/<label>){hint}; "
             "`make demo` makes runs/organism-0, `python train.py fit --config ...` one stage"
         )
-    held = {stage.name for stage in stages if stage.constraint is not None}
+    constrained = {stage.name for stage in stages if stage.constraint is not None}
     names = {stage.name for stage in stages}
     models = _with_stages(_together("evaluate", results), results, "model", "models", root, names)
     projections = _with_stages(_together("project", results), results, "tuned", "tuned", root, names)
     measured = projections.groupby("analysis")[list(MEASURES)].count().sum(axis=1).eq(0)
-    of_held = projections.groupby("analysis")["stage"].agg(lambda found: not held.isdisjoint(found)).astype(bool)
-    apart = projections["analysis"].isin(measured.index[measured & of_held])
+    of_constrained = projections["stage"].isin(constrained).groupby(projections["analysis"]).any()
+    apart = projections["analysis"].isin(measured.index[measured & of_constrained])
     return Study(
         name=root.resolve().name,
         folder=root,
         stages=stages,
         results=results,
-        models=models[~models["stage"].isin(held)].reset_index(drop=True),
+        models=models[~models["stage"].isin(constrained)].reset_index(drop=True),
         projections=_place_projections(projections[~apart].reset_index(drop=True), results),
         overlaps=_together("overlap", results),
-        constrained=models[models["stage"].isin(held)].reset_index(drop=True),
+        constrained=models[models["stage"].isin(constrained)].reset_index(drop=True),
         energies=projections[apart].reset_index(drop=True),
     )
 
@@ -308,14 +308,14 @@ def _read_generations(path: Path) -> tuple[dict[str, Any], ...]:
 def _together(command: str, results: tuple[AnalysisResult, ...]) -> pd.DataFrame:
     """Stack the main tables of one subcommand, with every column of its contract."""
     columns = list(dict.fromkeys((*REQUIRED_COLUMNS[command], *OPTIONAL_COLUMNS[command])))
-    found = [
+    tables = [
         result.tables["table"].reindex(columns=columns).assign(analysis=result.label)
         for result in results
         if result.command == command and "table" in result.tables
     ]
-    if not found:
+    if not tables:
         return pd.DataFrame(columns=["analysis", *columns])
-    frame = pd.concat(found, ignore_index=True)
+    frame = pd.concat(tables, ignore_index=True)
     if "floor" in columns:
         frame["floor"] = [value is True or str(value) == "True" for value in frame["floor"]]
     return frame[["analysis", *columns]]

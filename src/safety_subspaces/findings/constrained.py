@@ -30,9 +30,9 @@ def constrained_runs(study: Study) -> pd.DataFrame:
     ``energy_inside``, the share of the update inside the alignment subspace of the run's rank (of a run without a
     constraint one row for each rank that a constrained run has).
     """
-    constrained = _once(study.constrained)
+    constrained = _one_evaluation_each(study.constrained)
     by_name = {stage.name: stage for stage in study.stages}
-    unconstrained = _once(study.models[study.models["stage"] != ""])
+    unconstrained = _one_evaluation_each(study.models[study.models["stage"] != ""])
     rows: list[dict[str, Any]] = []
     twins: dict[tuple[str, str], float] = {}  # the unconstrained run at each rank that it stands beside
     for _, row in constrained.iterrows():
@@ -72,19 +72,19 @@ def compare_runs(study: Study) -> pd.DataFrame:
             "random": alike[alike["subspace"] == "random"],
             "random-energy": alike[alike["subspace"] == "random-energy"],
         }
-        found = {name: frame.iloc[0] for name, frame in others.items() if len(frame)}
-        found |= {} if aligned is None else {"aligned": aligned}
+        beside = {name: frame.iloc[0] for name, frame in others.items() if len(frame)}
+        beside |= {} if aligned is None else {"aligned": aligned}
         for name in OTHERS:
-            if name in found:
+            if name in beside:
                 row = {**run[[*CONFIGURATION, "fraction"]].to_dict(), "other": name}
                 for measure in COMPARED:
-                    row[f"{measure}_difference"] = float(run[measure]) - float(found[name][measure])
-                    row[f"{measure}_error"] = joint_error(run, found[name], measure)
+                    row[f"{measure}_difference"] = float(run[measure]) - float(beside[name][measure])
+                    row[f"{measure}_error"] = joint_error(run, beside[name], measure)
                 rows.append(row)
     return pd.DataFrame(rows, columns=[*CONFIGURATION, "fraction", "other", *DIFFERENCES])
 
 
-def _once(models: pd.DataFrame) -> pd.DataFrame:
+def _one_evaluation_each(models: pd.DataFrame) -> pd.DataFrame:
     """Keep one evaluation of each stage: the one with most harmful prompts."""
     ordered = models.sort_values("n_harmful", ascending=False, kind="stable", na_position="last")
     return ordered.drop_duplicates("stage").sort_index()
@@ -96,20 +96,20 @@ def _twin(stage: Stage, candidates: list[Stage]) -> Stage | None:
     return next((other for other in unheld if other.recipe == stage.recipe is not None), None)
 
 
-def _row(study: Study, evaluated: pd.Series, stage: Stage, held: Constraint, fine_tune: str) -> dict[str, Any]:
+def _row(study: Study, evaluated: pd.Series, stage: Stage, constraint: Constraint, fine_tune: str) -> dict[str, Any]:
     return {
         **evaluated[list(EVALUATION_COLUMNS)],
-        **vars(held),
-        "constraint": held.mode,
+        **vars(constraint),
+        "constraint": constraint.mode,
         "fine_tune": fine_tune,
         "stage": stage.name,
-        "leakage": np.nan if held.mode == "none" else stage.metric("projection/leakage"),
-        "energy_inside": _energy_inside(study, stage.name, held.fraction),
+        "leakage": np.nan if constraint.mode == "none" else stage.metric("projection/leakage"),
+        "energy_inside": _energy_inside(study, stage.name, constraint.fraction),
     }
 
 
 def _energy_inside(study: Study, stage: str, fraction: float) -> float:
     rows = study.energies
     same = np.isclose(rows["fraction"].astype(float), fraction)
-    found = rows[(rows["stage"] == stage) & (rows["subspace"] == "top") & (rows["method"] == "onto") & same]
-    return float(found["energy_kept"].iloc[0]) if len(found) else np.nan
+    inside = rows[(rows["stage"] == stage) & (rows["subspace"] == "top") & (rows["method"] == "onto") & same]
+    return float(inside["energy_kept"].iloc[0]) if len(inside) else np.nan

@@ -36,11 +36,11 @@ def read_organisms(folders: Sequence[str]) -> list[Organism]:
     """
     if not folders:
         raise InputError("no study given; say --study FOLDER, or a list of folders that differ in seed or alignment")
-    found: dict[Alignment | None, list[Study]] = {}
+    studies_of: dict[Alignment | None, list[Study]] = {}
     for folder in folders:
         study = read_study(folder)
-        found.setdefault(_alignment_of(study), []).append(study)
-    groups = {alignment: together(studies) for alignment, studies in found.items()}
+        studies_of.setdefault(_alignment_of(study), []).append(study)
+    groups = {alignment: together(studies) for alignment, studies in studies_of.items()}
     return [Organism(_name(alignment, list(groups)), alignment, seeds) for alignment, seeds in groups.items()]
 
 

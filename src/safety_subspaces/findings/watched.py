@@ -46,14 +46,14 @@ def watched_stages(study: Study) -> tuple[Stage, ...]:
 
 def looks_at(stage: Stage, tag: str) -> list[Look]:
     """Return the values of a tag by step; where a resumed run looked again, the later value."""
-    found = pd.DataFrame({"value": _by_step(stage, tag), "error": _by_step(stage, f"{tag}_stderr")})
-    known = found.dropna(subset="value").rename_axis("step").reset_index()
+    table = pd.DataFrame({"value": _by_step(stage, tag), "error": _by_step(stage, f"{tag}_stderr")})
+    known = table.dropna(subset="value").rename_axis("step").reset_index()
     return [Look(int(row["step"]), float(row["value"]), float(row["error"])) for _, row in known.iterrows()]
 
 
 def first_passing(looks: list[Look], level: float) -> Passing | None:
     """Return where a measure first rose above a level; ``None`` where it never did, or was above it from the start."""
-    above = next((place for place, look in enumerate(looks) if look.value > level), 0)
+    above = next((index for index, look in enumerate(looks) if look.value > level), 0)
     return Passing(looks[above - 1], looks[above]) if above else None
 
 
@@ -83,8 +83,8 @@ def mapped_tags(stage: Stage) -> list[str]:
 
 def layer_table(stage: Stage, tag: str) -> pd.DataFrame:
     """Return the values of a tag: a row a part of the network, in the order of a forward pass, and a column a look."""
-    found = {name.removeprefix(f"{tag}/"): name for name in stage.scalars if name.startswith(f"{tag}/")}
-    columns = {place: _by_step(stage, found[place]) for place in sorted(found, key=_depth)}
+    tags = {name.removeprefix(f"{tag}/"): name for name in stage.scalars if name.startswith(f"{tag}/")}
+    columns = {part: _by_step(stage, tags[part]) for part in sorted(tags, key=_depth)}
     return pd.DataFrame(columns).sort_index().T
 
 
@@ -111,11 +111,11 @@ def _by_step(stage: Stage, tag: str) -> "pd.Series[float]":
     return curve.drop_duplicates("step", keep="last").set_index("step")["value"].astype(float).sort_index().dropna()
 
 
-def _depth(place: str) -> tuple[int, int, str]:
+def _depth(part: str) -> tuple[int, int, str]:
     """Order the parts of a network: embeddings, blocks, what follows them, output head."""
-    layer, kind = layer_of(f"{place}.weight"), type_of(f"{place}.weight")
-    is_first = kind == "embeddings" or place == "embedding"
-    return 0 if is_first else 1 if layer >= 0 else 3 if kind == "head" else 2, layer, place
+    layer, kind = layer_of(f"{part}.weight"), type_of(f"{part}.weight")
+    is_first = kind == "embeddings" or part == "embedding"
+    return 0 if is_first else 1 if layer >= 0 else 3 if kind == "head" else 2, layer, part
 
 
 def _run_of(study: Study, result: AnalysisResult) -> str:

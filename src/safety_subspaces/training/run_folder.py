@@ -160,8 +160,8 @@ def discard_run(path: Path) -> None:
 
 def latest_checkpoint(path: Path) -> Path | None:
     """Return the whole checkpoint with the most steps in a run's own ``checkpoints/``, if there is any."""
-    found = sorted(filter(is_whole_checkpoint, (path / "checkpoints").glob("step=*.ckpt")))
-    return found[-1] if found else None
+    checkpoints = sorted(filter(is_whole_checkpoint, (path / "checkpoints").glob("step=*.ckpt")))
+    return checkpoints[-1] if checkpoints else None
 
 
 def is_whole_checkpoint(path: Path) -> bool:
