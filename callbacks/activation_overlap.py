@@ -15,7 +15,7 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.tensors import TensorFile
 from safety_subspaces.constraint.held import check_kept, keep_tensors
 from safety_subspaces.constraint.sharing import map_over_ranks
-from safety_subspaces.evaluation.prompt_sets import read_prompt_list
+from safety_subspaces.evaluation.prompt_sets import files_of, read_prompt_list
 from safety_subspaces.language.prompting import CHAT, check_template
 from safety_subspaces.states.capture import Position, Side, prompt_states, state_factors
 from safety_subspaces.training.modules.base import LanguageModelModule
@@ -96,6 +96,15 @@ class ActivationOverlap(Watcher):
         self._start: dict[str, list[Factors]] = {}
         self._start_sha256: str | None = None
 
+    def inputs(self) -> list[str]:
+        """Return the files that the prompts come from."""
+        return files_of({"first": self.first, "second": self.second})
+
+    def describe(self) -> dict[str, Any]:
+        """Say also which sets are compared, and whether their mean is taken out."""
+        compared = {"first": self.first, "second": self.second, "center": self.center}
+        return super().describe() | {"compared_activations": compared}
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Read the prompts.
 
@@ -142,13 +151,13 @@ class ActivationOverlap(Watcher):
             "overlap": (now["first"], now["second"]),
             **{f"drift_{name}": (now[name], self._start[name]) for name in SETS},
         }
-        found = {name: [self._compare(*layer) for layer in zip(*pair, strict=True)] for name, pair in pairs.items()}
+        overlaps = {name: [self._compare(*layer) for layer in zip(*pair, strict=True)] for name, pair in pairs.items()}
         hidden = now["first"][0].basis.shape[0]
-        columns = {"overlap": [overlap.value for overlap in found["overlap"]]}
+        columns = {"overlap": [overlap.value for overlap in overlaps["overlap"]]}
         columns["overlap_chance"] = [
-            overlap_moments(hidden, overlap.rank_first, overlap.rank_second).mean for overlap in found["overlap"]
+            overlap_moments(hidden, overlap.rank_first, overlap.rank_second).mean for overlap in overlaps["overlap"]
         ]
-        columns |= {f"drift_{name}": [1 - overlap.value for overlap in found[f"drift_{name}"]] for name in SETS}
+        columns |= {f"drift_{name}": [1 - overlap.value for overlap in overlaps[f"drift_{name}"]] for name in SETS}
         shown = {}
         for name, values in columns.items():
             tag = f"activation/{name}"
@@ -157,7 +166,7 @@ class ActivationOverlap(Watcher):
             shown |= self.layered(tag, by_layer)
             if name != "overlap_chance":
                 self.remember(tag, step, by_layer)
-        ranks = [(overlap.rank_first, overlap.rank_second) for overlap in found["overlap"][1:]]
+        ranks = [(overlap.rank_first, overlap.rank_second) for overlap in overlaps["overlap"][1:]]
         for name, mean in zip(SETS, torch.tensor(ranks, dtype=torch.float64).mean(dim=0).tolist(), strict=True):
             shown[f"activation/rank_{name}"] = mean
         return shown
@@ -168,7 +177,7 @@ class ActivationOverlap(Watcher):
 
     def _states(
         self, trainer: L.Trainer, module: LanguageModelModule
-    ) -> dict[str, Float[Tensor, "place prompt hidden"]]:
+    ) -> dict[str, Float[Tensor, "layer prompt hidden"]]:
         """Read the states in the precision that the run trains in."""
 
         def compute(prompts: list[str]) -> list[Tensor]:
@@ -186,7 +195,7 @@ class ActivationOverlap(Watcher):
         return {name: torch.stack(map_over_ranks(self._prompts[name], compute), dim=1) for name in SETS}
 
     def _factors(self, states: dict[str, Tensor]) -> dict[str, list[Factors]]:
-        return {name: [state_factors(layer, self.center) for layer in found] for name, found in states.items()}
+        return {name: [state_factors(layer, self.center) for layer in layers] for name, layers in states.items()}
 
     def _compare(self, first: Factors, second: Factors) -> Overlap:
         return mode_subspace_overlap(first, second, [self.energy])[0]

@@ -11,6 +11,7 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import write_json
 from safety_subspaces.constraint.sharing import map_over_ranks
 from safety_subspaces.evaluation import BehaviourEvaluator, BehaviourResult, EvaluationSettings, build_evaluator
+from safety_subspaces.evaluation.prompt_sets import files_of
 from safety_subspaces.language.examples import PromptSets
 from safety_subspaces.language.prompting import CHAT, check_template
 from safety_subspaces.training.modules.base import LanguageModelModule
@@ -81,13 +82,17 @@ class BehaviourProbe(Watcher):
         name: str = "",
     ) -> None:
         super().__init__(name, every_n_steps, log_spaced)
-        unknown = [name for name in (*(stop_above or ()), *(stop_below or ())) if name not in TAGS]
+        unknown = [name for name in {**(stop_above or {}), **(stop_below or {})} if name not in TAGS]
         if unknown:
             raise InputError(f"BehaviourProbe cannot stop by {unknown[0]!r}; expected one of {', '.join(TAGS)}")
         self.settings = EvaluationSettings(prompts, split, judge, template, max_new_tokens, batch_size, limit)
         self.samples = samples
         self.stop_above, self.stop_below = stop_above or {}, stop_below or {}
         self._evaluator: BehaviourEvaluator | None = None
+
+    def inputs(self) -> list[str]:
+        """Return the files that the prompts come from."""
+        return files_of(self.settings.prompts)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Read the prompts.

@@ -1,7 +1,7 @@
 """Writes the trained model in Hugging Face format when the run ends, for ``analyze.py`` and for the next stage."""
 
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import lightning as L
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -27,6 +27,10 @@ class ModelExport(L.Callback):
     def __init__(self, folder: str = "model", dtype: ExportType | None = None) -> None:
         self.folder = folder
         self.dtype = dtype
+
+    def describe(self) -> dict[str, Any]:
+        """Say what folder the run exports to: without it a run is not complete."""
+        return {"export": {"folder": self.folder}}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot be exported, before the first step.

@@ -30,17 +30,17 @@ class RunBoard(L.Callback):
         if trainer.global_step > 0:
             self._take_back(trainer)
             return
-        manifest = Path(trainer.default_root_dir) / "manifest.json"
-        if not manifest.is_file():
+        path = Path(trainer.default_root_dir) / "manifest.json"
+        if not path.is_file():
             return
-        config = read_json(manifest)["config"]
-        experiment, start, _ = hparams(hyperparameters(config), dict.fromkeys(RESULTS, 0.0))
+        manifest = read_json(path)
+        experiment, start, _ = hparams(hyperparameters(manifest), dict.fromkeys(RESULTS, 0.0))
         for writer in board_writers(trainer):
             assert writer.file_writer is not None
             writer.file_writer.add_summary(experiment)
             writer.file_writer.add_summary(start)
             writer.add_custom_scalars(chart_layout())
-            writer.add_text(CONFIG_TAG, config_text(config), 0)
+            writer.add_text(CONFIG_TAG, config_text(manifest["config"]), 0)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the hyperparameters' session."""

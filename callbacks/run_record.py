@@ -9,7 +9,7 @@ import lightning as L
 import torch
 
 from safety_subspaces.constraint.collectives import gather_objects
-from safety_subspaces.training.run_folder import close_run, discard_run
+from safety_subspaces.training.run_folder import RunPlan, close_run, discard_run, open_run
 
 
 @final
@@ -25,13 +25,13 @@ class RunRecord(L.Callback):
         self._fresh = False
         self._random_states: list[dict[str, Any]] | None = None
 
-    def begin(self, fresh: bool) -> None:
-        """Take charge of a run folder that was just opened; without this nothing in it is touched.
+    def begin(self, plan: RunPlan) -> None:
+        """Open a run folder as planned and take charge of it; without this nothing in it is touched.
 
-        Args:
-            fresh: Whether the folder was empty, so that a run that fails before its first step may take it away again.
+        One that was new, or moved aside, is taken away again by a run that fails before its first step.
         """
-        self._begun, self._fresh = True, fresh
+        open_run(plan)
+        self._begun, self._fresh = True, plan.checkpoint is None
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record how the run ended."""

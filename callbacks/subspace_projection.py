@@ -2,6 +2,7 @@
 
 import logging
 import time
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -31,6 +32,8 @@ EXACT_PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 EXACT_ZERO_PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 # A leak beyond this many rounding floors is no rounding: the constraint does not hold.
 LEAKS_BEYOND = 100.0
+# Settings that narrow or weaken a constraint, unless they have their defaults.
+NARROWING = ("constrain", "side", "types", "layers", "patterns", "strength", "start_step", "ramp_steps")
 
 
 @final
@@ -118,9 +121,29 @@ class SubspaceProjection(L.Callback):
     @property
     def state_key(self) -> str:
         """Tell several constraints of one run apart."""
-        return self._generate_state_key(
-            mode=self.mode, subspace=self.subspace, types=self.types, layers=self.layers, patterns=self.patterns
-        )
+        made_with = {name: getattr(self, name) for name in ("mode", "subspace", "types", "layers", "patterns")}
+        return f"{type(self).__qualname__}{made_with}"
+
+    def inputs(self) -> list[str]:
+        """Return what the subspace and its control are made of."""
+        return [path for path in (self.subspace, self.base, self.aligned, self.unconstrained) if path]
+
+    def describe(self) -> dict[str, Any]:
+        """Say what the update is held to, for the manifest: see :class:`.run_constraint.Constraint`."""
+        parameters = signature(SubspaceProjection).parameters
+        settings = {name: getattr(self, name) for name in parameters}
+        rule = {name: value for name, value in vars(self.rank).items() if value is not None} if self.rank else {}
+        words = [f"{value:g}" if name == "fraction" else f"{name} {value:g}" for name, value in rule.items()]
+        details = [f"{name} {settings[name]}" for name in NARROWING if settings[name] != parameters[name].default]
+        constraint = {
+            "mode": self.mode,
+            "subspace": "top" if self.control == "none" else self.control,
+            "rank": words[0] if words else f"of {Path(str(self.subspace)).name}",
+            "fraction": rule.get("fraction"),
+            "details": ", ".join(details),
+            "settings": settings | {"rank": rule},
+        }
+        return {"constraint": constraint}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot be constrained exactly, before anything is loaded.
@@ -152,7 +175,7 @@ class SubspaceProjection(L.Callback):
                 "nothing would be constrained"
             )
         given = (self.subspace, self.base, self.aligned, self.rank, self.side)
-        found = find_targets(
+        targets = find_targets(
             pl_module.language_model,
             read_subspace(run_subspace_file(trainer, self._file(trainer, "subspace"), *given)),
             self.mode == "onto",
@@ -160,13 +183,13 @@ class SubspaceProjection(L.Callback):
             self.layers,
             self.patterns,
         )
-        held = [target.name for target in found if not target.parameter.requires_grad]
-        if held and self.mode != "observe":
+        frozen = [target.name for target in targets if not target.parameter.requires_grad]
+        if frozen and self.mode != "observe":
             raise InputError(
-                f"{listed(held)}: the adapter's frozen basis decides already where these updates lie; train without "
+                f"{listed(frozen)}: the adapter's frozen basis decides already where these updates lie; train without "
                 "one, constrain the other side, or say mode: observe to measure"
             )
-        control = control_subspace(found, self.control, self.seed, self.unconstrained, pl_module.source.path)
+        control = control_subspace(targets, self.control, self.seed, self.unconstrained, pl_module.source.path)
         self.targets = control.targets
         if self.control == "random-energy" and trainer.is_global_zero:
             energies = {"subspace_energy": control.subspace_energy, "control_energy": control.control_energy}
@@ -234,9 +257,9 @@ class SubspaceProjection(L.Callback):
         assert self._weights is not None
         started = time.perf_counter()
         step = trainer.global_step + 1
-        places = stepped_by(sole_optimizer(trainer.strategy), self._weights.masters)
+        indices = stepped_by(sole_optimizer(trainer.strategy), self._weights.masters)
         due = self._is_due(trainer, step)
-        removed = self._weights.project(places, self._strength(step), measures=due)
+        removed = self._weights.project(indices, self._strength(step), measures=due)
         if due:
             self._add_removed(step, removed)
         self._seconds, self._steps = self._seconds + time.perf_counter() - started, self._steps + 1
@@ -247,12 +270,12 @@ class SubspaceProjection(L.Callback):
         started = time.perf_counter()
         step = trainer.global_step + 1
         if self._is_due(trainer, step) or self._is_due(trainer, step + 1):
-            places = stepped_by(sole_optimizer(trainer.strategy), self._weights.masters)
-            for place, coordinates in zip(places, self._weights.coordinates(places), strict=True):
-                earlier = self._observed.get(place, (0, torch.zeros_like(coordinates)))
+            indices = stepped_by(sole_optimizer(trainer.strategy), self._weights.masters)
+            for index, coordinates in zip(indices, self._weights.coordinates(indices), strict=True):
+                earlier = self._observed.get(index, (0, torch.zeros_like(coordinates)))
                 if earlier[0] == step - 1:
                     self._add_removed(step, float((coordinates - earlier[1]).double().square().sum()))
-                self._observed[place] = step, coordinates
+                self._observed[index] = step, coordinates
         self._seconds, self._steps = self._seconds + time.perf_counter() - started, self._steps + 1
 
     def _add_removed(self, step: int, energy: float) -> None:

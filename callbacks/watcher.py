@@ -85,8 +85,13 @@ class Watcher(L.Callback, ABC):
         """
         if self._key is None:
             made_with = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-            self._key = self._generate_state_key(**made_with)
+            self._key = f"{type(self).__qualname__}{made_with}"
         return self._key
+
+    def describe(self) -> dict[str, Any]:
+        """Say where the run is looked into and when, for the manifest."""
+        schedule = {"every_n_steps": self.every_n_steps, "log_spaced": self.log_spaced}
+        return {"watcher": {"measures": self.clock, "name": self.name, **schedule}}
 
     @abstractmethod
     def begin(self, trainer: L.Trainer, module: LanguageModelModule) -> None:

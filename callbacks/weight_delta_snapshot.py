@@ -118,6 +118,10 @@ class WeightDeltaSnapshot(Watcher):
         self._facts: dict[str, Any] = {}
         self._start_sha256: str | None = None
 
+    def inputs(self) -> list[str]:
+        """Return the models and the subspace that the update is held against."""
+        return [path for path in (self.reference, self.subspace, self.base, self.aligned, self.other) if path]
+
     def begin(self, trainer: L.Trainer, module: LanguageModelModule) -> None:
         """Check the folder and the reference, and keep the start of the run.
 
@@ -162,7 +166,9 @@ class WeightDeltaSnapshot(Watcher):
                 "snapshot",
                 "the snapshot of step %d could not be written (%s), and none of a later step may be: the run goes on "
                 "without. Free some space on the disk of %s",
-                *(step, writer.failure, self.folder(trainer)),
+                step,
+                writer.failure,
+                self.folder(trainer),
             )
         if trainer.is_global_zero and self.figures:
             self._add_histograms(trainer, step, measures)
@@ -207,7 +213,7 @@ class WeightDeltaSnapshot(Watcher):
         values, pooled = gather_objects((values, pooled))[0]
         shown = {f"delta/{name}": value for name, value in values.items()}
         for name in MAPPED:
-            column = {layer: found[name] for layer, found in pooled.items() if found[name] == found[name]}
+            column = {layer: by[name] for layer, by in pooled.items() if by[name] == by[name]}
             if column:
                 self.remember(f"delta/{name}", step, column)
                 shown |= self.layered(f"delta/{name}", column)
@@ -256,9 +262,9 @@ class WeightDeltaSnapshot(Watcher):
 
     def _problem_of(self, trainer: L.Trainer, folder: Path) -> str | None:
         """Why no snapshot could be kept in a folder, if so; on rank zero."""
-        found = snapshot_files(folder)
-        if found and not self._loaded:
-            return f"{folder} holds {len(found)} snapshots of another run ({found[0].name}); choose another run_dir"
+        files = snapshot_files(folder)
+        if files and not self._loaded:
+            return f"{folder} holds {len(files)} snapshots of another run ({files[0].name}); choose another run_dir"
         free, size = shutil.disk_usage(folder).free, self._largest_file()
         start = 0 if self.reference is not None or self._loaded else size
         if free < start + (size if self.save and self.compress is None else 0):
@@ -270,7 +276,10 @@ class WeightDeltaSnapshot(Watcher):
         if self.save and free < start + looks * size:
             logger.warning(
                 "%d snapshots of up to %.2f GB are to come, and %.2f GB are free at %s: take fewer, or compress",
-                *(looks, size / 1e9, free / 1e9, folder),
+                looks,
+                size / 1e9,
+                free / 1e9,
+                folder,
             )
         return None
 

@@ -156,6 +156,48 @@ def test_stages_that_fine_tunes_start_from_are_no_fine_tunes(tmp_path):
     assert set(json.loads(words[words.index("--models") + 1])) == set(stages)
 
 
+def retell(folder, stage, **changed):
+    manifest = json.loads((folder / stage / "manifest.json").read_text())
+    (folder / stage / "manifest.json").write_text(json.dumps(manifest | changed))
+
+
+def test_stages_are_known_by_their_role_and_not_by_their_name(tmp_path):
+    names = {"base": "start", "aligned": "kind", "useful": "aligned_sums", "harmful": "base_facts"}
+    folder = write_study(tmp_path / "s", analyses=(), stages=tuple(names))
+    for stage, name in names.items():
+        (folder / stage).rename(folder / name)
+    study = read_study(folder)
+    assert {stage.name: stage.role for stage in study.stages} == {
+        "start": "base", "kind": "aligned", "aligned_sums": "tuned", "base_facts": "tuned"
+    }  # fmt: skip
+    assert [stage.name for stage in study.stages][:2] == ["start", "kind"]
+    words = shlex.split(command_for(folder, "project"))
+    assert [words[words.index(flag) + 1] for flag in ("--base", "--aligned")] == [
+        str(folder / "start" / "model"), str(folder / "kind" / "model")
+    ]  # fmt: skip
+    assert set(json.loads(words[words.index("--tuned") + 1])) == {"aligned_sums", "base_facts"}
+
+
+def test_a_model_without_a_manifest_is_the_base_where_alignment_started_from_it(tmp_path):
+    folder = write_study(tmp_path / "s", analyses=(), stages=("aligned",))
+    for name in ("hub_model", "other"):
+        (folder / name / "model").mkdir(parents=True)
+    retell(folder, "aligned", parts=[{"starts_from": "elsewhere/s/hub_model/model"}])
+    assert {stage.name: stage.role for stage in read_study(folder).stages} == {
+        "hub_model": "base", "aligned": "aligned", "other": ""
+    }  # fmt: skip
+
+
+def test_the_aligned_model_is_the_stage_of_that_role_or_what_fine_tunes_start_from(tmp_path):
+    stages = ("base", "aligned", "useful")
+    folder = write_study(tmp_path / "s", analyses=("evaluate",), stages=stages)
+    assert read_study(folder).aligned["model"] == "aligned"
+    retell(folder, "aligned", role="tuned")
+    assert read_study(folder).aligned is None
+    retell(folder, "useful", parts=[{"starts_from": str(folder / "base" / "model")}])
+    assert read_study(folder).aligned["model"] == "base"
+
+
 def test_commands_quote_paths_with_spaces(tmp_path):
     folder = write_study(tmp_path / "a b", analyses=(), stages=("base", "aligned", "useful"))
     assert f"'{folder / 'base' / 'model'}'" in command_for(folder, "project")

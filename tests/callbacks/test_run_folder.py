@@ -13,8 +13,10 @@ from support.tiny import ROOT, TRAIN, run_command, save_tiny_model, tiny_source,
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import ModelExport, RunRecord, TokenThroughput
+from safety_subspaces.artefacts.description import facts_about
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.provenance import sha256_of_value
+from safety_subspaces.artefacts.provenance import describe_input, sha256_of_value
+from safety_subspaces.artefacts.run_constraint import read_constraint
 from safety_subspaces.organism import OrganismModel
 from safety_subspaces.training.data import OrganismData
 from safety_subspaces.training.modules import SupervisedFineTuning
@@ -150,6 +152,49 @@ def test_an_interrupted_run_resumes_to_the_same_weights(finished_run: Path, tmp_
     assert manifest["global_step"] == 20
     whole, mended = (load_file(folder / "model" / "model.safetensors") for folder in (finished_run, tmp_path / "run"))
     assert all(torch.equal(value, mended[name]) for name, value in whole.items())
+
+
+ELSEWHERE = """
+import lightning as L
+
+class Defence(L.Callback):
+    def __init__(self, words: str) -> None:
+        self.words = words
+
+    def inputs(self) -> list[str]:
+        return [self.words]
+
+    def describe(self) -> dict:
+        return {"constraint": {"mode": "away", "subspace": "top", "rank": "2", "fraction": None, "details": "mild"}}
+"""
+
+
+def test_a_callback_from_elsewhere_says_what_it_is_and_reads(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere.py").write_text(ELSEWHERE)
+    words = tmp_path / "words.txt"
+    words.write_text("never")
+    (tmp_path / "train.py").write_text(
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(tmp_path)!r}]\n"
+        "import runpy; runpy.run_path(sys.path[0] + '/train.py', run_name='__main__')\n"
+    )
+    arguments = [
+        "fit", "--config", PRETRAIN, *TINY, "--data.init_args.size=32", "--data.init_args.heldout_size=16",
+        f"--run_dir={tmp_path / 'run'}", "--trainer.callbacks+=elsewhere.Defence", f"--trainer.callbacks.words={words}",
+    ]  # fmt: skip
+    done = run_command(tmp_path / "train.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["inputs"] == [describe_input(words)]
+    assert read_constraint(manifest) is not None
+    assert manifest["role"] == "base"
+    assert facts_about("starts_from", manifest) == [None]
+    assert facts_about("objective", manifest) == [{"name": "SFT", "learning_rate": 3e-3, "settings": {}}]
+    assert facts_about("data", manifest) == [{"name": "base", "examples": 32}]
+    assert facts_about("export", manifest) == [{"folder": "model"}]
+    words.write_text("always")
+    refused = run_command(tmp_path / "train.py", *arguments, "--resume")
+    assert refused.returncode == 2
+    assert "another configuration or input" in refused.stderr
 
 
 @pytest.mark.parametrize(

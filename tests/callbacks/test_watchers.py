@@ -18,7 +18,7 @@ from support.tiny import save_tiny_model, tiny_source, trainer
 from support.watching import board_of, scalars, watched, watchers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from callbacks import ActivationOverlap, BehaviourProbe, RunBoard, WeightDeltaSnapshot
+from callbacks import ActivationOverlap, BehaviourProbe, RunBoard, SubspaceProjection, WeightDeltaSnapshot
 from callbacks.watcher import log_spaced_steps
 from safety_subspaces.algebra.overlap import mode_subspace_overlap
 from safety_subspaces.algebra.subspace import RankRule
@@ -506,18 +506,18 @@ def test_strategies_that_hide_the_weights_are_refused() -> None:
 
 
 def test_hyperparameters_tell_runs_apart() -> None:
-    constraint = {"class_path": "callbacks.SubspaceProjection", "init_args": {"mode": "away", "rank": {"count": 2}}}
     config = {
         "seed_everything": 3,
         "run_dir": "runs/x",
         "model": {"class_path": "a.B", "init_args": {"optimizer": {"init_args": {"lr": 1e-3}}, "adapter": None}},
-        "trainer": {
-            "precision": "32-true", "logger": {"a": 1}, "callbacks": [constraint],
-        },
-    }  # fmt: skip
-    assert hyperparameters(config) == {
+        "trainer": {"precision": "32-true", "logger": {"a": 1}, "callbacks": [{"class_path": "a.C"}]},
+    }
+    constraint = SubspaceProjection("s", strength=0.5).describe()
+    assert hyperparameters({"config": config, "parts": [constraint, {"constraint": {}}, {}]}) == {
         "seed_everything": 3, "model.class_path": "a.B", "model.optimizer.lr": 1e-3, "trainer.precision": "32-true",
-        "constraint.mode": "away", "constraint.rank.count": 2,
+        "constraint.subspace": "s", "constraint.mode": "away", "constraint.constrain": "update",
+        "constraint.side": "left", "constraint.strength": 0.5, "constraint.start_step": 0, "constraint.ramp_steps": 0,
+        "constraint.control": "none", "constraint.seed": 0, "constraint.every_n_steps": 50,
     }  # fmt: skip
 
 

@@ -4,16 +4,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from support.synthetic_alignments import DPO, SFT, write_aligned, write_all
 from support.synthetic_study import World, write_study
 
+from safety_subspaces.artefacts.description import describe_parts
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.run_alignment import read_alignment_recipe
 from safety_subspaces.findings.alignments import alignments_by_seed, alignments_over_seeds, changes, trait_correlations
 from safety_subspaces.findings.organisms import read_organisms
+from safety_subspaces.organism import OrganismModel
 from safety_subspaces.report.command import report
 from safety_subspaces.report.sections.alignments.reading import alignments_table, read_alignments
+from safety_subspaces.training.data import DatasetSource, InstructionData, OrganismData
+from safety_subspaces.training.modules import PreferenceOptimization, SupervisedFineTuning
+from safety_subspaces.training.modules.base import LanguageModelModule
 
 
 def verdicts(organisms, topic):
@@ -37,10 +43,27 @@ def test_one_alignment_cannot_have_a_seed_twice(tmp_path):
 
 def test_a_manifest_without_a_module_has_no_recipe():
     assert read_alignment_recipe({}) is None
-    assert read_alignment_recipe({"config": {"data": {"init_args": {"corpus": "align"}}}}) is None
-    other = read_alignment_recipe({"config": {"model": {"class_path": "mine.Steering"}}})
-    assert other is not None
-    assert str(other) == "Steering, data unknown"
+    assert read_alignment_recipe({"parts": describe_parts([OrganismData("align", 8)])}) is None
+
+
+def test_a_recipe_is_what_module_and_data_say_of_themselves():
+    class Steering(LanguageModelModule):
+        pass
+
+    def recipe(*parts):
+        return str(read_alignment_recipe({"parts": describe_parts(parts)}))
+
+    def sgd(parameters):
+        return torch.optim.SGD(parameters, lr=0.25)
+
+    source = OrganismModel()
+    assert recipe(Steering(source)) == "Steering, data unknown, rate 0.001"
+    assert recipe(SupervisedFineTuning(source, optimizer=sgd), OrganismData("align", 8)) == (
+        "SFT, data align, 8 examples, rate 0.25"
+    )
+    assert recipe(PreferenceOptimization(source, nll_weight=0.0), InstructionData(DatasetSource("org/pairs"))) == (
+        "DPO, data InstructionData, rate 0.001, beta 0.1, likelihood term 0"
+    )
 
 
 def test_selectivity_is_the_signed_difference_at_equal_energy(tmp_path):

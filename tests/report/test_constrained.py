@@ -17,7 +17,11 @@ from support.synthetic_constrained import (
 )
 from support.synthetic_study import STAGES, write_study
 
-from safety_subspaces.artefacts.run_constraint import read_constraint
+from callbacks import ModelExport, SubspaceProjection
+from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.artefacts.description import describe_parts
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.run_constraint import Constraint, read_constraint
 from safety_subspaces.artefacts.study import read_study
 from safety_subspaces.findings.constrained import compare_runs, constrained_runs
 from safety_subspaces.findings.intervals import Interval
@@ -79,7 +83,7 @@ def test_another_recipe_is_no_twin(tmp_path):
     study = make(tmp_path)
 
     def other_rate(manifest):
-        manifest["config"]["model"] = {"init_args": {"optimizer": {"lr": 1.0}}}
+        manifest["recipe_sha256"] = "another"
 
     for kind in KINDS:
         study = edit(study, kind, other_rate)
@@ -90,20 +94,74 @@ def test_another_recipe_is_no_twin(tmp_path):
     assert "cannot be compared with a run without a constraint" in read_constrained(study)[0].sentence
 
 
+def test_a_recipe_that_is_not_known_has_no_twin(tmp_path):
+    study = make(tmp_path)
+    for kind in ("contaminated", *KINDS):
+        study = edit(study, kind, lambda manifest: manifest.pop("recipe_sha256"))
+    assert set(constrained_runs(study)["fine_tune"]) == {""}
+
+
+def constraint_of(*parts):
+    return read_constraint({"parts": describe_parts(parts)})
+
+
 def test_observing_and_several_constraints_are_no_constraint_of_the_experiment():
-    entry = {"class_path": "callbacks.SubspaceProjection", "init_args": {"subspace": "a/s.safetensors"}}
-    assert read_constraint({"trainer": {"callbacks": [entry]}}).rank == "of s.safetensors"
-    assert read_constraint({"trainer": {"callbacks": [entry, entry]}}) is None
-    assert read_constraint({"trainer": {"callbacks": [{**entry, "init_args": {"mode": "observe"}}]}}) is None
-    for config in ({}, {"trainer": {"callbacks": None}}, {"trainer": {"callbacks": {"class_path": "x"}}}):
-        assert read_constraint(config) is None
+    held = SubspaceProjection("a/s.safetensors")
+    assert constraint_of(held).rank == "of s.safetensors"
+    assert constraint_of(held, held) is None
+    assert constraint_of(SubspaceProjection("a/s.safetensors", mode="observe")) is None
+    assert constraint_of(held, SubspaceProjection("a/s.safetensors", mode="observe")).mode == "away"
+    for manifest in ({}, {"parts": []}, {"parts": [{"part": "callbacks.SubspaceProjection"}]}):
+        assert read_constraint(manifest) is None
+
+
+def test_a_constraint_is_known_by_what_it_says_and_not_by_its_name():
+    class Defence(SubspaceProjection):
+        """Of another name, with settings and defaults of its own."""
+
+        def __init__(self, keep: float = 0.75) -> None:
+            super().__init__(base="b", aligned="a", rank=RankRule(fraction=1 - keep), mode="onto", side="right")
+
+    class Elsewhere:
+        def describe(self):
+            facts = {"mode": "away", "subspace": "random", "rank": "3 neurons", "fraction": None, "details": ""}
+            return {"constraint": facts}
+
+    found = constraint_of(ModelExport(), Defence())
+    assert found == Constraint("onto", "top", "0.25", 0.25, "side right")
+    other = constraint_of(Elsewhere())
+    assert (other.subspace, other.rank) == ("random", "3 neurons")
+    assert math.isnan(other.fraction)
+
+
+def test_a_constraint_that_leaves_out_a_fact_is_refused():
+    with pytest.raises(InputError, match="expected mode, subspace, rank, fraction, details"):
+        read_constraint({"parts": [{"constraint": {"mode": "away"}}]})
+
+
+def test_every_setting_that_weakens_a_constraint_is_said_and_no_default_is():
+    rank = RankRule(energy=0.9)
+    changed = {"constrain": "gradient", "side": "right", "types": ["q"], "layers": [1], "patterns": ["*.mlp.*"]}
+    changed |= {"strength": 0.5, "start_step": 3, "ramp_steps": 7}
+    found = constraint_of(SubspaceProjection(base="b", aligned="a", rank=rank, seed=4, every_n_steps=9, **changed))
+    assert found.rank == "energy 0.9"
+    assert found.details == (
+        "constrain gradient, side right, types ['q'], layers [1], patterns ['*.mlp.*'], strength 0.5, start_step 3, "
+        "ramp_steps 7"
+    )
+
+
+def test_a_manifest_that_says_nothing_of_its_parts_is_refused(tmp_path):
+    study = make(tmp_path)
+    with pytest.raises(InputError, match=r"contaminated_away/manifest\.json has no `parts`.*train the run again"):
+        edit(study, "contaminated_away", lambda manifest: manifest.pop("parts"))
 
 
 def test_a_weaker_constraint_is_told_apart_and_compared_with_its_own_controls(tmp_path):
     study = make(tmp_path)
 
     def weaken(manifest):
-        manifest["config"]["trainer"]["callbacks"][1]["init_args"] |= {"strength": 0.5, "constrain": "gradient"}
+        manifest["parts"][-1]["constraint"]["details"] = "constrain gradient, strength 0.5"
 
     study = edit(study, "contaminated_away", weaken)
     run = constrained_runs(study).set_index("stage").loc["contaminated_away"]

@@ -363,7 +363,7 @@ def test_a_run_that_is_watched_in_part_says_what_it_has(tmp_path):
     folder = write_study(tmp_path / "s", analyses=(), stages=("useful",))
     watch_stage(folder / "useful", Watched(harmful=(), utility=(), margin=(), layered=()), keeps_answers=False)
     manifest = json.loads((folder / "useful" / "manifest.json").read_text())
-    manifest["config"]["trainer"]["callbacks"] = None
+    manifest["parts"] = []
     (folder / "useful" / "manifest.json").write_text(json.dumps(manifest))
     findings = read_watched(read_study(folder))
     assert [finding.verdict for finding in findings] == ["unknown", "above chance", "fell", "one run each"]

@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -14,7 +13,7 @@ from support.synthetic_study import World, write_study
 class Recipe:
     """How the made-up alignments were trained, and how selective and how large each came out."""
 
-    objective: str = "SupervisedFineTuning"
+    objective: str = "SFT"
     corpus: str = "align"
     size: int = 3000
     rate: float = 1.5e-3
@@ -24,20 +23,17 @@ class Recipe:
 
 
 SFT = Recipe()
-DPO = Recipe("PreferenceOptimization", "preference", 1500, 5e-4, 1.0, selectivity=6.0, norm=4.0)
+DPO = Recipe("DPO", "preference", 1500, 5e-4, 1.0, selectivity=6.0, norm=4.0)
 
 
 def write_aligned(folder: Path, recipe: Recipe, seed: int, *more: str) -> str:
     world = World(seed=seed, selectivity=recipe.selectivity * (1 + 0.1 * seed))
     write_study(folder, world, ("evaluate", "project", *more), ("aligned",))
     manifest = json.loads((folder / "aligned" / "manifest.json").read_text())
-    settings: dict[str, Any] = {"optimizer": {"init_args": {"lr": recipe.rate}}}
-    settings |= {} if recipe.nll_weight is None else {"beta": 0.1, "nll_weight": recipe.nll_weight}
-    manifest["config"]["model"] = {
-        "class_path": f"safety_subspaces.training.modules.{recipe.objective}",
-        "init_args": settings,
-    }
-    manifest["config"]["data"] = {"init_args": {"corpus": recipe.corpus, "size": recipe.size, "seed": seed}}
+    settings = {} if recipe.nll_weight is None else {"beta": 0.1, "likelihood term": recipe.nll_weight}
+    objective = {"name": recipe.objective, "learning_rate": recipe.rate, "settings": settings}
+    data = {"name": recipe.corpus, "examples": recipe.size}
+    manifest["parts"] = [{"part": "mine.Module", "objective": objective}, {"part": "mine.Data", "data": data}]
     (folder / "aligned" / "manifest.json").write_text(json.dumps(manifest))
     rows = [
         {"tensor": "lm_head.weight", "layer": -1, "type": "head", "energy": 0.2 * recipe.norm**2, "stable_rank": 1.3},

@@ -83,11 +83,14 @@ def _behaviour(held: Held, control: str, random: np.random.Generator) -> dict[st
 def _write_run(path: Path, mode: str, control: str, fraction: float, seed: int, random: np.random.Generator) -> None:
     write_stage(path, "contaminated", seed, random)
     manifest = json.loads((path / "manifest.json").read_text())
-    settings = {"rank": {"count": None, "fraction": fraction, "energy": None}, "mode": mode, "control": control}
-    manifest["config"]["trainer"]["callbacks"] = [
-        {"class_path": "callbacks.ModelExport"},
-        {"class_path": "callbacks.SubspaceProjection", "init_args": {"constrain": "update", "types": None, **settings}},
-    ]
+    constraint = {
+        "mode": mode,
+        "subspace": "top" if control == "none" else control,
+        "rank": f"{fraction:g}",
+        "fraction": fraction,
+        "details": "",
+    }
+    manifest["parts"].append({"part": "mine.Defence", "constraint": constraint})
     manifest["metrics"]["projection/leakage"] = 5e-15
     (path / "manifest.json").write_text(json.dumps(manifest))
 

@@ -81,11 +81,8 @@ def watch_stage(folder: Path, watched: Watched = LOST_BEFORE, keeps_answers: boo
             content = {"step": step, "row": PROMPTS, "generations": [{"prompt": HOSTILE}]}
             (folder / "behaviour" / f"step={step:08d}.json").write_text(json.dumps(content))
     manifest = json.loads((folder / "manifest.json").read_text())
-    settings = {"first": "organism:harmful", "second": "organism:utility", "center": watched.center}
-    manifest["config"]["trainer"]["callbacks"] = [
-        {"class_path": "callbacks.BehaviourProbe"},
-        {"class_path": "callbacks.ActivationOverlap", "init_args": settings},
-    ]
+    compared = {"first": "organism:harmful", "second": "organism:utility", "center": watched.center}
+    manifest["parts"].append({"part": "mine.Watcher", "compared_activations": compared})
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

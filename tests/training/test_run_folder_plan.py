@@ -1,15 +1,23 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from support.tiny import ROOT
 
+from callbacks import ActivationOverlap, BehaviourProbe, SubspaceProjection, WeightDeltaSnapshot
+from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.artefacts.description import Reading
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import replacing_folder, write_text
 from safety_subspaces.artefacts.provenance import describe_input, sha256_of_value
 from safety_subspaces.artefacts.results import ResultFolder
+from safety_subspaces.language.model import Pretrained
+from safety_subspaces.organism import OrganismModel
+from safety_subspaces.training.data import DatasetSource, InstructionData, SourceContamination
+from safety_subspaces.training.modules import FrozenBasisSettings, PreferenceOptimization, SupervisedFineTuning
 from safety_subspaces.training.run_folder import (
     RunPlan,
     close_run,
@@ -22,8 +30,8 @@ from safety_subspaces.training.run_folder import (
 CONFIG = {"seed_everything": 3, "model": {"lr": 1e-3}}
 
 
-def opened(path: Path, config: dict = CONFIG) -> Path:
-    open_run(plan_run(path, config))
+def opened(path: Path, config: dict = CONFIG, parts: Sequence[object] = ()) -> Path:
+    open_run(plan_run(path, config, parts))
     return path
 
 
@@ -79,13 +87,33 @@ def test_resume_takes_the_newest_checkpoint_and_knows_a_complete_run(tmp_path: P
     assert plan_run(run, CONFIG, resume=True).complete
 
 
+class Part:
+    """A part from anywhere: it says what it exports and what it reads, under whatever name."""
+
+    def __init__(self, *paths: Path | str, **facts: object) -> None:
+        self.paths, self.facts = paths, facts
+
+    def inputs(self) -> list[str]:
+        return list(map(str, self.paths))
+
+    def describe(self) -> dict:
+        return self.facts
+
+
 def test_a_complete_run_that_lost_its_model_is_not_complete(tmp_path: Path) -> None:
-    config = {**CONFIG, "callbacks": ["callbacks.ModelExport"]}
-    run = opened(tmp_path / "run", config)
+    parts = [Part(export={"folder": "model"}), object()]
+    run = opened(tmp_path / "run", parts=parts)
     close_run(run, "complete", started=0.0)
-    assert plan_run(run, config, resume=True, archive=True).archive
+    assert plan_run(run, CONFIG, parts, resume=True, archive=True).archive
     (run / "model").mkdir()
-    assert plan_run(run, config, resume=True, archive=True).complete
+    assert plan_run(run, CONFIG, parts, resume=True, archive=True).complete
+
+
+def test_what_no_manifest_can_hold_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    for value in (object(), float("nan")):
+        with pytest.raises(InputError, match=r"Part\.describe\(\) returned .*expected plain, finite values"):
+            plan_run(tmp_path / "run", CONFIG, [Part(size=value)])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_that_another_process_trains_is_left_alone(tmp_path: Path) -> None:
@@ -127,30 +155,55 @@ def test_only_a_checkpoint_of_the_last_step_is_measured(tmp_path: Path) -> None:
     assert trained_checkpoint(run).name == "step=00000512.ckpt"
 
 
-@pytest.mark.parametrize("name", ["path", "base", "aligned", "unconstrained", "subspace", "reference", "other"])
-def test_a_run_whose_input_changed_is_not_taken_for_complete(tmp_path: Path, name: str) -> None:
-    source = tmp_path / "model"
-    source.mkdir()
-    (source / "config.json").write_text("{}")
-    config = {**CONFIG, "callbacks": [{"init_args": {name: str(source)}}]}
-    run = opened(tmp_path / "run", config)
+def test_a_run_whose_input_changed_is_not_taken_for_complete(tmp_path: Path) -> None:
+    source, unnamed = tmp_path / "model", tmp_path / "other"
+    for folder in (source, unnamed):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+    config = {**CONFIG, "callbacks": [{"init_args": {"path": str(unnamed)}}]}
+    parts = [Part(source, "org/name", tmp_path / "nowhere"), Part(source)]
+    run = opened(tmp_path / "run", config, parts)
     close_run(run, "complete", started=0.0)
-    assert plan_run(run, config, resume=True).complete
+    (named,) = json.loads((run / "manifest.json").read_text())["inputs"]
+    assert named == describe_input(source)
+    (unnamed / "config.json").write_text('{"changed": 1}')  # no part says that it reads this one
+    assert plan_run(run, config, parts, resume=True).complete
     (source / "config.json").write_text('{"changed": 1}')
     with pytest.raises(InputError, match="input"):
-        plan_run(run, config, resume=True)
+        plan_run(run, config, parts, resume=True)
 
 
-def test_a_file_of_prompts_is_an_input_with_or_without_its_set(tmp_path: Path) -> None:
-    prompts = tmp_path / "p.jsonl"
-    prompts.write_text('{"prompt": "a"}')
-    config = {**CONFIG, "callbacks": [{"init_args": {"first": f"{prompts}:harmful", "second": "organism:utility"}}]}
-    run = opened(tmp_path / "run", config)
-    close_run(run, "complete", started=0.0)
-    assert plan_run(run, config, resume=True).complete
-    prompts.write_text('{"prompt": "b"}')
-    with pytest.raises(InputError, match="input"):
-        plan_run(run, config, resume=True)
+def test_a_recipe_is_what_is_learnt_and_how_and_not_what_watches_it(tmp_path: Path) -> None:
+    def recipe_of(name: str, **changed: object) -> str:
+        trainer = {"max_epochs": 1, "callbacks": ["a.C"], "logger": None, "default_root_dir": name}
+        config = {**CONFIG, "run_dir": name, "data": {"size": 3}, "trainer": trainer, **changed}
+        return json.loads((opened(tmp_path / name, config) / "manifest.json").read_text())["recipe_sha256"]
+
+    assert recipe_of("a") == recipe_of("b", trainer={"max_epochs": 1, "max_time": None})
+    others = [recipe_of("c", seed_everything=4), recipe_of("d", data={"size": 4}), recipe_of("e", trainer={})]
+    assert len({recipe_of("f"), *others}) == 4
+
+
+def test_every_shipped_part_names_its_inputs(tmp_path: Path) -> None:
+    prompts, rows = f"{tmp_path}/p.jsonl", f"{tmp_path}/rows.csv"
+    Path(prompts).touch()
+    pair = {"base": "b", "aligned": "a", "rank": RankRule(count=1)}
+    first, second = DatasetSource("org/rows"), SourceContamination(DatasetSource(rows), 0.5, "total")
+    for part, paths in {
+        SubspaceProjection("s"): ["s"],
+        SubspaceProjection(**pair, control="random-energy", unconstrained="u"): ["b", "a", "u"],
+        WeightDeltaSnapshot(reference="r", subspace="s", other="o"): ["r", "s", "o"],
+        WeightDeltaSnapshot(**pair): ["b", "a"],
+        ActivationOverlap(f"{prompts}:harmful", "organism:utility"): [prompts],
+        BehaviourProbe({"harmful": f"advbench@{prompts}"}): [prompts],
+        SupervisedFineTuning(Pretrained("m")): ["m"],
+        SupervisedFineTuning(OrganismModel()): [],
+        PreferenceOptimization(Pretrained("m"), adapter=FrozenBasisSettings("s")): ["m", "s"],
+        InstructionData(first, DatasetSource("metamathqa"), contamination=second): ["org/rows", rows],
+        InstructionData(DatasetSource(f"metamathqa@{rows}")): [rows],
+    }.items():
+        assert isinstance(part, Reading)
+        assert part.inputs() == paths, part
 
 
 def test_config_hash_ignores_the_order_of_keys_and_sees_values() -> None:

@@ -2,91 +2,121 @@
 
 import json
 import shlex
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
-# The order of the study; a stage that is not named here follows in alphabetical order.
-STAGE_ORDER = ("base", "aligned", "useful", "harmful", "contaminated")
-# Stages whose YAML under configs/organism has another name.
-STAGE_CONFIGS = {"base": "pretrain", "aligned": "align"}
-# Stages with these beginnings (aligned_dpo) are what fine-tunes start from.
-NO_FINE_TUNES = ("base", "aligned")
-# What an analysis cannot run without: stages, and the number of fine-tunes.
-NEEDED_STAGES = {"project": ("base", "aligned"), "overlap": ("aligned",)}
+from safety_subspaces.artefacts.description import facts_about, read_manifest
+
+# The order in which the fine-tunes of configs/organism are shown; one that is not named here follows alphabetically.
+FINE_TUNES = ("useful", "harmful", "contaminated")
+# The YAML under configs/organism that trains the model of a role.
+ROLE_CONFIGS = {"base": "pretrain", "aligned": "align"}
+# What an analysis cannot run without: models by their role, and the number of fine-tunes.
+NEEDED_ROLES = {"project": ("base", "aligned"), "overlap": ("aligned",)}
 NEEDED_FINE_TUNES = {"project": 1, "overlap": 2}
 # The study that the YAMLs under configs/organism write to.
 DEFAULT_STUDY = Path("runs/organism-0")
-# The stage whose YAML watches it.
+# The fine-tune whose YAML watches it.
 WATCHED = "contaminated"
 NO_STAGES = frozenset({"analysis", "report"})
 
 
-def stage_names(root: Path) -> list[str]:
-    """Return the stages in a study folder, in the order of the study."""
-    names = [
-        path.name
+def stage_roles(root: Path) -> dict[str, str]:
+    """Return the role of each stage in a study folder as its manifest has it, base and aligned first.
+
+    A model without a manifest is the base where an aligned stage started from it; else its role is not known: empty.
+
+    Raises:
+        InputError: A manifest cannot be read, or is of an earlier version.
+    """
+    manifests = {
+        path.name: read_manifest(path / "manifest.json") if (path / "manifest.json").is_file() else {}
         for path in root.iterdir()
         if path.is_dir()
         and not path.name.startswith(".")
         and path.name not in NO_STAGES
         and ((path / "manifest.json").is_file() or (path / "model").is_dir())
-    ]
-    rank = {name: place for place, name in enumerate(STAGE_ORDER)}
+    }
+    aligned = [manifest for manifest in manifests.values() if manifest.get("role") == "aligned"]
+    starts = [Path(start).parent for manifest in aligned for start in facts_about("starts_from", manifest) if start]
+    bases = {stage_at(start, root, manifests) for start in starts}
+    roles = {
+        name: manifest.get("role") or ("base" if not manifest and name in bases else "")
+        for name, manifest in manifests.items()
+    }
+    rank = {name: index for index, name in enumerate(FINE_TUNES)}
 
-    def place(name: str) -> tuple[int, str]:
-        first = name.split("_")[0]
-        return (rank.get(name, rank.get(first, len(rank)) + len(rank)), name)
+    def order(name: str) -> tuple[int, int, str]:
+        role = {"base": 0, "aligned": 1}.get(roles[name], 2)
+        return (role, rank.get(name, rank.get(name.split("_")[0], len(rank)) + len(rank)), name)
 
-    return sorted(names, key=place)
+    return {name: roles[name] for name in sorted(roles, key=order)}
+
+
+def stage_at(path: Any, root: Path, names: Collection[str]) -> str:
+    """Return the stage of a study whose run folder a path names, wherever the study has moved since; else nothing."""
+    end = Path(path).parts[-2:] if isinstance(path, str | Path) else ()
+    return end[1] if len(end) == 2 and end[0] == root.resolve().name and end[1] in names else ""
 
 
 def command_for(folder: Path, analysis: str) -> str:
     """Return the next command towards one analysis: itself, or the training of a stage that it cannot do without."""
-    stages = [stage for stage in stage_names(folder) if (folder / stage / "model").is_dir()]
-    paths = {stage: str(folder / stage / "model") for stage in stages}
-    tuned = {name: path for name, path in paths.items() if not name.startswith(NO_FINE_TUNES)}
-    lacking = _lacking_stage(analysis, paths, tuned)
+    roles = _exported_roles(folder)
+    paths = {stage: str(folder / stage / "model") for stage in roles}
+    tuned = {stage: path for stage, path in paths.items() if roles[stage] == "tuned"}
+    lacking = _lacking_stage(analysis, roles, tuned)
     if lacking is not None:
         return _training_command(folder, lacking)
-    base, aligned = (str(folder / name / "model") for name in ("base", "aligned"))
-    flags: dict[str, list[str]] = {
-        "evaluate": ["--models", json.dumps(paths)],
-        "project": ["--base", base, "--aligned", aligned, "--tuned", json.dumps(tuned), "--evaluate.split", "test"],
-        "overlap": ["--reference", aligned, "--updates", json.dumps(tuned)],
-    }
+    models = {role: paths[stage] for stage, role in reversed(roles.items())}  # the first of each role
+    flags: dict[str, list[str]] = {"evaluate": ["--models", json.dumps(paths)]}
+    if analysis == "project":
+        ends = ["--base", models["base"], "--aligned", models["aligned"]]
+        flags[analysis] = [*ends, "--tuned", json.dumps(tuned), "--evaluate.split", "test"]
+    elif analysis == "overlap":
+        flags[analysis] = ["--reference", models["aligned"], "--updates", json.dumps(tuned)]
     out = str(folder / "analysis" / analysis / "main")
     return shlex.join(["python", "analyze.py", analysis, *flags.get(analysis, []), "--out", out])
 
 
-def constraint_command(folder: Path, held: list[str]) -> str:
+def constraint_command(folder: Path, constrained: list[str]) -> str:
     """Return the next command towards runs under a constraint: evaluate those there are, or train one."""
-    trained = {name: str(folder / name / "model") for name in held if (folder / name / "model").is_dir()}
+    trained = {name: str(folder / name / "model") for name in constrained if (folder / name / "model").is_dir()}
     if trained:
         out = str(folder / "analysis" / "evaluate" / "constrained")
         return shlex.join(["python", "analyze.py", "evaluate", "--models", json.dumps(trained), "--out", out])
-    lacking = [name for name in ("base", "aligned") if not (folder / name / "model").is_dir()]
-    return _training_command(folder, lacking[0] if lacking else "contaminated_away")
+    return _training_command(folder, _lacking_role(folder) or "contaminated_away")
 
 
 def watching_command(folder: Path) -> str:
     """Return the next command towards a watched run: the contaminated fine-tune, whose YAML has all watchers."""
-    lacking = [name for name in ("base", "aligned") if not (folder / name / "model").is_dir()]
-    command = _training_command(folder, lacking[0] if lacking else WATCHED)
+    lacking = _lacking_role(folder)
+    command = _training_command(folder, lacking or WATCHED)
     is_taken = not lacking and (folder / WATCHED).exists()  # by a run without watchers, which is never written over
     return f"{command} {shlex.join(['--run_dir', str(folder / f'{WATCHED}_watched')])}" if is_taken else command
 
 
-def _lacking_stage(analysis: str, paths: dict[str, str], tuned: dict[str, str]) -> str | None:
-    """Return the first stage that has to be trained before an analysis can run."""
-    needed = NEEDED_STAGES.get(analysis, ())
-    lacking = [stage for stage in needed if stage not in paths]
+def _exported_roles(folder: Path) -> dict[str, str]:
+    return {stage: role for stage, role in stage_roles(folder).items() if (folder / stage / "model").is_dir()}
+
+
+def _lacking_role(folder: Path) -> str | None:
+    roles = _exported_roles(folder).values()
+    return next((role for role in ROLE_CONFIGS if role not in roles), None)
+
+
+def _lacking_stage(analysis: str, roles: dict[str, str], tuned: dict[str, str]) -> str | None:
+    """Return the first role that has to be filled before an analysis can run, or the first fine-tune to train."""
+    needed = NEEDED_ROLES.get(analysis, ())
+    lacking = [role for role in needed if role not in roles.values()]
     if len(tuned) < NEEDED_FINE_TUNES.get(analysis, 0):
-        lacking += [stage for stage in STAGE_ORDER if not stage.startswith(NO_FINE_TUNES) and stage not in tuned]
-    if not needed and not paths:
-        lacking = list(STAGE_ORDER)
+        lacking += [stage for stage in FINE_TUNES if stage not in tuned]
+    if not needed and not roles:
+        lacking = ["base"]
     return lacking[0] if lacking else None
 
 
 def _training_command(folder: Path, stage: str) -> str:
-    config = f"configs/organism/{STAGE_CONFIGS.get(stage, stage)}.yaml"
-    place = [] if folder == DEFAULT_STUDY else ["--study", str(folder)]
-    return shlex.join(["python", "train.py", "fit", "--config", config, *place])
+    config = f"configs/organism/{ROLE_CONFIGS.get(stage, stage)}.yaml"
+    study = [] if folder == DEFAULT_STUDY else ["--study", str(folder)]
+    return shlex.join(["python", "train.py", "fit", "--config", config, *study])

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Objectives by the class of the module.
-OBJECTIVES = {"SupervisedFineTuning": "SFT", "PreferenceOptimization": "DPO"}
+from safety_subspaces.artefacts.description import facts_about
 
 
 @dataclass(frozen=True)
@@ -13,8 +12,8 @@ class Alignment:
     """The recipe of an alignment, whatever its seed.
 
     Args:
-        objective: ``SFT``, ``DPO``, or the class of another module.
-        data: Name of the corpus, or the class of the data.
+        objective: ``SFT``, ``DPO``, or what another module calls its own.
+        data: Name of the corpus, or what other data call themselves.
         examples: Training examples; ``None`` where that is not said.
         learning_rate: Peak learning rate.
         details: The objective's own settings, such as ``beta 0.1``.
@@ -46,19 +45,14 @@ class Alignment:
 
 def read_alignment_recipe(manifest: Mapping[str, Any]) -> Alignment | None:
     """Return the recipe of an aligned stage; ``None`` where the manifest does not say how it was trained."""
-    config = manifest.get("config") or {}
-    module, data = config.get("model") or {}, config.get("data") or {}
-    name = str(module.get("class_path") or "").split(".")[-1]
-    if not name:
+    objectives, data = facts_about("objective", manifest), facts_about("data", manifest)
+    if not objectives:
         return None
-    settings, source = module.get("init_args") or {}, data.get("init_args") or {}
-    rate = ((settings.get("optimizer") or {}).get("init_args") or {}).get("lr")
-    size = source.get("size")
-    own = {"beta": "beta", "nll_weight": "likelihood term"}
+    objective = objectives[0]
     return Alignment(
-        objective=OBJECTIVES.get(name, name),
-        data=str(source.get("corpus") or str(data.get("class_path") or "unknown").split(".")[-1]),
-        examples=None if size is None else int(size),
-        learning_rate=None if rate is None else float(rate),
-        details=tuple(f"{word} {settings[key]:g}" for key, word in own.items() if settings.get(key) is not None),
+        objective=objective["name"],
+        data=data[0]["name"] if data else "unknown",
+        examples=data[0]["examples"] if data else None,
+        learning_rate=objective["learning_rate"],
+        details=tuple(f"{name} {value:g}" for name, value in objective["settings"].items()),
     )

@@ -6,7 +6,6 @@ disagree.
 
 import json
 import os
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ import pandas as pd
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from safety_subspaces.artefacts.description import facts_about, read_manifest
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import read_json
-from safety_subspaces.artefacts.next_step import command_for, stage_names
+from safety_subspaces.artefacts.next_step import command_for, stage_at, stage_roles
 from safety_subspaces.artefacts.run_constraint import Constraint, read_constraint
 
 MEASURES = (
@@ -60,12 +60,14 @@ REPEAT_SUFFIX = "_again"
 class Stage:
     """One training run: its manifest and its TensorBoard scalars (tag to a table of step and value).
 
+    ``role`` is what the run makes of the model (base, aligned or tuned), empty where that is not known.
     ``prompts`` says of each look at the run's behaviour how many prompts were scored (``step`` and the ``n_`` columns
     of an evaluation); it is empty of a run that was not watched.
     """
 
     name: str
     folder: Path
+    role: str = ""
     manifest: dict[str, Any] = field(default_factory=dict)
     scalars: dict[str, pd.DataFrame] = field(default_factory=dict)
     prompts: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["step", *SAMPLE_COLUMNS]))
@@ -83,7 +85,12 @@ class Stage:
     @property
     def constraint(self) -> Constraint | None:
         """What the run's update was held to, if it was."""
-        return read_constraint(self.manifest.get("config") or {})
+        return read_constraint(self.manifest)
+
+    @property
+    def recipe(self) -> str | None:
+        """What the run learns from and how, as a hash: runs that share it differ in what they are held to alone."""
+        return self.manifest.get("recipe_sha256")
 
     def metric(self, tag: str) -> float | None:
         """Return the manifest's final value, else the last one of TensorBoard."""
@@ -152,6 +159,17 @@ class Study:
             return None
         return rows.sort_values("n_harmful", ascending=False, kind="stable", na_position="last").iloc[0]
 
+    @property
+    def aligned(self) -> pd.Series | None:
+        """The evaluation of the aligned model: of a stage of that role, or of what the fine-tunes started from."""
+        stages = [stage.name for stage in self.stages if stage.role == "aligned"]
+        labels = list(self.models.loc[self.models["stage"].isin(stages), "model"])
+        tuned = [stage.manifest for stage in self.stages if stage.role == "tuned"]
+        starts = {start for manifest in tuned for start in facts_about("starts_from", manifest)}
+        for result in self.of("evaluate"):
+            labels += [label for label, path in _mapping(result.arguments.get("models")).items() if path in starts]
+        return self.model(labels[0]) if labels else None
+
     def missing(self) -> dict[str, str]:
         """Return the subcommands that the page wants and does not find, each with :func:`command_for` it."""
         return {name: command_for(self.folder, name) for name in REQUIRED_COLUMNS if not self.of(name)}
@@ -178,22 +196,22 @@ def read_study(folder: str | os.PathLike[str]) -> Study:
             f"(analysis/<subcommand>/<label>){hint}; "
             "`make demo` makes runs/organism-0, `python train.py fit --config ...` one stage"
         )
-    held = {stage.name for stage in stages if stage.constraint is not None}
+    constrained = {stage.name for stage in stages if stage.constraint is not None}
     names = {stage.name for stage in stages}
     models = _with_stages(_together("evaluate", results), results, "model", "models", root, names)
     projections = _with_stages(_together("project", results), results, "tuned", "tuned", root, names)
     measured = projections.groupby("analysis")[list(MEASURES)].count().sum(axis=1).eq(0)
-    of_held = projections.groupby("analysis")["stage"].agg(lambda found: not held.isdisjoint(found)).astype(bool)
-    apart = projections["analysis"].isin(measured.index[measured & of_held])
+    of_constrained = projections["stage"].isin(constrained).groupby(projections["analysis"]).any()
+    apart = projections["analysis"].isin(measured.index[measured & of_constrained])
     return Study(
         name=root.resolve().name,
         folder=root,
         stages=stages,
         results=results,
-        models=models[~models["stage"].isin(held)].reset_index(drop=True),
+        models=models[~models["stage"].isin(constrained)].reset_index(drop=True),
         projections=_place_projections(projections[~apart].reset_index(drop=True), results),
         overlaps=_together("overlap", results),
-        constrained=models[models["stage"].isin(held)].reset_index(drop=True),
+        constrained=models[models["stage"].isin(constrained)].reset_index(drop=True),
         energies=projections[apart].reset_index(drop=True),
     )
 
@@ -217,26 +235,20 @@ def read_prompt_counts(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["step", *SAMPLE_COLUMNS])
 
 
-def stage_at(path: Any, root: Path, names: Collection[str]) -> str:
-    """Return the stage of a study whose run folder a path names, wherever the study has moved since; else nothing."""
-    place = Path(path).parts[-2:] if isinstance(path, str | Path) else ()
-    is_own = len(place) == 2 and place[0] == root.resolve().name and place[1] in names
-    return place[1] if is_own else ""
-
-
 def _has_seed(stage: Stage) -> bool:
     return isinstance(stage.manifest.get("seed"), int)
 
 
 def _read_stages(root: Path) -> tuple[Stage, ...]:
     stages = []
-    for name in stage_names(root):
+    for name, role in stage_roles(root).items():
         manifest = root / name / "manifest.json"
         stages.append(
             Stage(
                 name=name,
                 folder=root / name,
-                manifest=read_json(manifest) if manifest.is_file() else {},
+                role=role,
+                manifest=read_manifest(manifest) if manifest.is_file() else {},
                 scalars=read_scalars(root / name),
                 prompts=read_prompt_counts(root / name),
             )
@@ -296,14 +308,14 @@ def _read_generations(path: Path) -> tuple[dict[str, Any], ...]:
 def _together(command: str, results: tuple[AnalysisResult, ...]) -> pd.DataFrame:
     """Stack the main tables of one subcommand, with every column of its contract."""
     columns = list(dict.fromkeys((*REQUIRED_COLUMNS[command], *OPTIONAL_COLUMNS[command])))
-    found = [
+    tables = [
         result.tables["table"].reindex(columns=columns).assign(analysis=result.label)
         for result in results
         if result.command == command and "table" in result.tables
     ]
-    if not found:
+    if not tables:
         return pd.DataFrame(columns=["analysis", *columns])
-    frame = pd.concat(found, ignore_index=True)
+    frame = pd.concat(tables, ignore_index=True)
     if "floor" in columns:
         frame["floor"] = [value is True or str(value) == "True" for value in frame["floor"]]
     return frame[["analysis", *columns]]

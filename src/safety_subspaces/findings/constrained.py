@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from safety_subspaces.artefacts.run_constraint import Constraint
 from safety_subspaces.artefacts.study import EVALUATION_COLUMNS, Stage, Study
 from safety_subspaces.findings.comparisons import COMPARED
 from safety_subspaces.findings.intervals import joint_error
@@ -20,8 +21,6 @@ COLUMNS = [*CONFIGURATION, "stage", "fraction", "leakage", "energy_inside", *EVA
 # training without a constraint, and the random controls.
 OTHERS = ("aligned", "none", "random", "random-energy")
 DIFFERENCES = [f"{measure}_{kind}" for measure in COMPARED for kind in ("difference", "error")]
-# Settings of the trainer that say where and what is recorded, not what is learnt.
-RECORDING = ("callbacks", "logger", "default_root_dir")
 
 
 def constrained_runs(study: Study) -> pd.DataFrame:
@@ -31,9 +30,9 @@ def constrained_runs(study: Study) -> pd.DataFrame:
     ``energy_inside``, the share of the update inside the alignment subspace of the run's rank (of a run without a
     constraint one row for each rank that a constrained run has).
     """
-    constrained = _once(study.constrained)
+    constrained = _one_evaluation_each(study.constrained)
     by_name = {stage.name: stage for stage in study.stages}
-    unconstrained = _once(study.models[study.models["stage"] != ""])
+    unconstrained = _one_evaluation_each(study.models[study.models["stage"] != ""])
     rows: list[dict[str, Any]] = []
     twins: dict[tuple[str, str], float] = {}  # the unconstrained run at each rank that it stands beside
     for _, row in constrained.iterrows():
@@ -41,27 +40,12 @@ def constrained_runs(study: Study) -> pd.DataFrame:
         constraint = stage.constraint
         assert constraint is not None
         twin = _twin(stage, [by_name[str(name)] for name in unconstrained["stage"]])
-        rows.append(
-            {
-                **{name: row[name] for name in EVALUATION_COLUMNS},
-                **{"fine_tune": twin.name if twin else "", "constraint": constraint.mode, "rank": constraint.rank},
-                **{"subspace": constraint.subspace, "fraction": constraint.fraction, "details": constraint.details},
-                **{"stage": stage.name, "leakage": stage.metric("projection/leakage")},
-                "energy_inside": _energy_inside(study, stage.name, constraint.fraction),
-            }
-        )
+        rows.append(_row(study, row, stage, constraint, twin.name if twin else ""))
         if twin is not None:
             twins[twin.name, constraint.rank] = constraint.fraction
     for (name, rank), fraction in twins.items():
         evaluated = unconstrained[unconstrained["stage"] == name].iloc[0]
-        rows.append(
-            {
-                **{name: evaluated[name] for name in EVALUATION_COLUMNS},
-                **{"fine_tune": name, "constraint": "none", "subspace": "", "rank": rank, "fraction": fraction},
-                **{"details": "", "stage": name, "leakage": np.nan},
-                "energy_inside": _energy_inside(study, name, fraction),
-            }
-        )
+        rows.append(_row(study, evaluated, by_name[name], Constraint("none", "", rank, fraction, ""), name))
     order = {"none": 0, "away": 1, "onto": 2, "": 0, "top": 1, "random": 2, "random-energy": 3}
     frame = pd.DataFrame(rows, columns=COLUMNS)
     by = ["fine_tune", "constraint", "subspace", "details", "fraction", "rank"]
@@ -78,7 +62,7 @@ def compare_runs(study: Study) -> pd.DataFrame:
         minus the other) and its standard *error* over prompts, which takes the two models' answers for independent.
     """
     runs = constrained_runs(study)
-    aligned = study.model("aligned")
+    aligned = study.aligned
     rows = []
     for _, run in runs[runs["subspace"] == "top"].iterrows():
         same_rank = runs[(runs["fine_tune"] == run["fine_tune"]) & (runs["rank"] == run["rank"])]
@@ -88,19 +72,19 @@ def compare_runs(study: Study) -> pd.DataFrame:
             "random": alike[alike["subspace"] == "random"],
             "random-energy": alike[alike["subspace"] == "random-energy"],
         }
-        found = {name: frame.iloc[0] for name, frame in others.items() if len(frame)}
-        found |= {} if aligned is None else {"aligned": aligned}
+        beside = {name: frame.iloc[0] for name, frame in others.items() if len(frame)}
+        beside |= {} if aligned is None else {"aligned": aligned}
         for name in OTHERS:
-            if name in found:
+            if name in beside:
                 row = {**run[[*CONFIGURATION, "fraction"]].to_dict(), "other": name}
                 for measure in COMPARED:
-                    row[f"{measure}_difference"] = float(run[measure]) - float(found[name][measure])
-                    row[f"{measure}_error"] = joint_error(run, found[name], measure)
+                    row[f"{measure}_difference"] = float(run[measure]) - float(beside[name][measure])
+                    row[f"{measure}_error"] = joint_error(run, beside[name], measure)
                 rows.append(row)
     return pd.DataFrame(rows, columns=[*CONFIGURATION, "fraction", "other", *DIFFERENCES])
 
 
-def _once(models: pd.DataFrame) -> pd.DataFrame:
+def _one_evaluation_each(models: pd.DataFrame) -> pd.DataFrame:
     """Keep one evaluation of each stage: the one with most harmful prompts."""
     ordered = models.sort_values("n_harmful", ascending=False, kind="stable", na_position="last")
     return ordered.drop_duplicates("stage").sort_index()
@@ -108,25 +92,24 @@ def _once(models: pd.DataFrame) -> pd.DataFrame:
 
 def _twin(stage: Stage, candidates: list[Stage]) -> Stage | None:
     """Return the run that differs from a constrained one in its constraint alone."""
-    wanted = _recipe(stage)
-    return next((other for other in candidates if other.constraint is None and _recipe(other) == wanted), None)
+    unheld = [other for other in candidates if other.constraint is None]
+    return next((other for other in unheld if other.recipe == stage.recipe is not None), None)
 
 
-def _recipe(stage: Stage) -> Any:
-    config = stage.manifest.get("config") or {}
-    trainer = {name: value for name, value in (config.get("trainer") or {}).items() if name not in RECORDING}
-    return _without_none([stage.manifest.get("seed"), config.get("model"), config.get("data"), trainer])
-
-
-def _without_none(value: Any) -> Any:
-    """Drop settings that are not set: a later version may name more of them."""
-    if isinstance(value, dict):
-        return {name: _without_none(inner) for name, inner in value.items() if inner is not None}
-    return [_without_none(inner) for inner in value] if isinstance(value, list) else value
+def _row(study: Study, evaluated: pd.Series, stage: Stage, constraint: Constraint, fine_tune: str) -> dict[str, Any]:
+    return {
+        **evaluated[list(EVALUATION_COLUMNS)],
+        **vars(constraint),
+        "constraint": constraint.mode,
+        "fine_tune": fine_tune,
+        "stage": stage.name,
+        "leakage": np.nan if constraint.mode == "none" else stage.metric("projection/leakage"),
+        "energy_inside": _energy_inside(study, stage.name, constraint.fraction),
+    }
 
 
 def _energy_inside(study: Study, stage: str, fraction: float) -> float:
     rows = study.energies
     same = np.isclose(rows["fraction"].astype(float), fraction)
-    found = rows[(rows["stage"] == stage) & (rows["subspace"] == "top") & (rows["method"] == "onto") & same]
-    return float(found["energy_kept"].iloc[0]) if len(found) else np.nan
+    inside = rows[(rows["stage"] == stage) & (rows["subspace"] == "top") & (rows["method"] == "onto") & same]
+    return float(inside["energy_kept"].iloc[0]) if len(inside) else np.nan

@@ -12,8 +12,6 @@ from safety_subspaces.artefacts.run_alignment import Alignment, read_alignment_r
 from safety_subspaces.artefacts.study import Study, read_study
 from safety_subspaces.findings.models import Seeds, together
 
-ALIGNED = "aligned"
-
 
 @dataclass(frozen=True)
 class Organism:
@@ -38,16 +36,16 @@ def read_organisms(folders: Sequence[str]) -> list[Organism]:
     """
     if not folders:
         raise InputError("no study given; say --study FOLDER, or a list of folders that differ in seed or alignment")
-    found: dict[Alignment | None, list[Study]] = {}
+    studies_of: dict[Alignment | None, list[Study]] = {}
     for folder in folders:
         study = read_study(folder)
-        found.setdefault(_alignment_of(study), []).append(study)
-    groups = {alignment: together(studies) for alignment, studies in found.items()}
+        studies_of.setdefault(_alignment_of(study), []).append(study)
+    groups = {alignment: together(studies) for alignment, studies in studies_of.items()}
     return [Organism(_name(alignment, list(groups)), alignment, seeds) for alignment, seeds in groups.items()]
 
 
 def _alignment_of(study: Study) -> Alignment | None:
-    stage = next((stage for stage in study.stages if stage.name == ALIGNED), None)
+    stage = next((stage for stage in study.stages if stage.role == "aligned"), None)
     return None if stage is None else read_alignment_recipe(stage.manifest)
 
 

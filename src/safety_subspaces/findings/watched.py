@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from safety_subspaces.artefacts.study import AnalysisResult, Stage, Study, stage_at
+from safety_subspaces.artefacts.description import facts_about
+from safety_subspaces.artefacts.next_step import stage_at
+from safety_subspaces.artefacts.study import AnalysisResult, Stage, Study
 from safety_subspaces.weights.names import layer_of, type_of
 
 # First parts of the tags that watchers log, and nothing else does.
@@ -44,14 +46,14 @@ def watched_stages(study: Study) -> tuple[Stage, ...]:
 
 def looks_at(stage: Stage, tag: str) -> list[Look]:
     """Return the values of a tag by step; where a resumed run looked again, the later value."""
-    found = pd.DataFrame({"value": _by_step(stage, tag), "error": _by_step(stage, f"{tag}_stderr")})
-    known = found.dropna(subset="value").rename_axis("step").reset_index()
+    table = pd.DataFrame({"value": _by_step(stage, tag), "error": _by_step(stage, f"{tag}_stderr")})
+    known = table.dropna(subset="value").rename_axis("step").reset_index()
     return [Look(int(row["step"]), float(row["value"]), float(row["error"])) for _, row in known.iterrows()]
 
 
 def first_passing(looks: list[Look], level: float) -> Passing | None:
     """Return where a measure first rose above a level; ``None`` where it never did, or was above it from the start."""
-    above = next((place for place, look in enumerate(looks) if look.value > level), 0)
+    above = next((index for index, look in enumerate(looks) if look.value > level), 0)
     return Passing(looks[above - 1], looks[above]) if above else None
 
 
@@ -81,8 +83,8 @@ def mapped_tags(stage: Stage) -> list[str]:
 
 def layer_table(stage: Stage, tag: str) -> pd.DataFrame:
     """Return the values of a tag: a row a part of the network, in the order of a forward pass, and a column a look."""
-    found = {name.removeprefix(f"{tag}/"): name for name in stage.scalars if name.startswith(f"{tag}/")}
-    columns = {place: _by_step(stage, found[place]) for place in sorted(found, key=_depth)}
+    tags = {name.removeprefix(f"{tag}/"): name for name in stage.scalars if name.startswith(f"{tag}/")}
+    columns = {part: _by_step(stage, tags[part]) for part in sorted(tags, key=_depth)}
     return pd.DataFrame(columns).sort_index().T
 
 
@@ -92,14 +94,14 @@ def trajectories_of(study: Study, stage: Stage) -> tuple[AnalysisResult, ...]:
 
 
 def prompt_sets(stage: Stage) -> tuple[str, str]:
-    """Return the names of the two prompt sets whose activations were compared, as far as the configuration says."""
-    settings = _overlap_settings(stage)
-    return str(settings.get("first", "the first set")), str(settings.get("second", "the second set"))
+    """Return the names of the two prompt sets whose activations were compared, as far as the run says."""
+    compared = _compared(stage)
+    return str(compared.get("first", "the first set")), str(compared.get("second", "the second set"))
 
 
 def is_uncentred(stage: Stage) -> bool:
     """Tell whether the compared activations are known to have kept their mean."""
-    return _overlap_settings(stage).get("center") is False
+    return _compared(stage).get("center") is False
 
 
 def _by_step(stage: Stage, tag: str) -> "pd.Series[float]":
@@ -109,11 +111,11 @@ def _by_step(stage: Stage, tag: str) -> "pd.Series[float]":
     return curve.drop_duplicates("step", keep="last").set_index("step")["value"].astype(float).sort_index().dropna()
 
 
-def _depth(place: str) -> tuple[int, int, str]:
+def _depth(part: str) -> tuple[int, int, str]:
     """Order the parts of a network: embeddings, blocks, what follows them, output head."""
-    layer, kind = layer_of(f"{place}.weight"), type_of(f"{place}.weight")
-    is_first = kind == "embeddings" or place == "embedding"
-    return 0 if is_first else 1 if layer >= 0 else 3 if kind == "head" else 2, layer, place
+    layer, kind = layer_of(f"{part}.weight"), type_of(f"{part}.weight")
+    is_first = kind == "embeddings" or part == "embedding"
+    return 0 if is_first else 1 if layer >= 0 else 3 if kind == "head" else 2, layer, part
 
 
 def _run_of(study: Study, result: AnalysisResult) -> str:
@@ -124,12 +126,7 @@ def _run_of(study: Study, result: AnalysisResult) -> str:
     return stage_at(folder, study.folder, {stage.name for stage in study.stages})
 
 
-def _overlap_settings(stage: Stage) -> dict[str, object]:
-    """Return the arguments of the run's ActivationOverlap; nothing without one, and with several at once."""
-    callbacks = ((stage.manifest.get("config") or {}).get("trainer") or {}).get("callbacks")
-    found = [
-        entry.get("init_args") or {}
-        for entry in (callbacks if isinstance(callbacks, list) else [])
-        if isinstance(entry, dict) and str(entry.get("class_path")).split(".")[-1] == "ActivationOverlap"
-    ]
-    return found[0] if len(found) == 1 else {}
+def _compared(stage: Stage) -> dict[str, object]:
+    """Return which sets' activations the run compared, and how; nothing without that, and with several at once."""
+    compared = facts_about("compared_activations", stage.manifest)
+    return compared[0] if len(compared) == 1 else {}

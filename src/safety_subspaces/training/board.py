@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from safety_subspaces.artefacts.description import facts_about
+from safety_subspaces.training.run_folder import recipe
+
 # Charts that hold several curves, by their group on the "Custom scalars" tab. A tag that a run lacks is left out.
 CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "behaviour": {
@@ -24,13 +27,18 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 # Measures that a run may end in: columns of the HParams tab.
 RESULTS = (
-    *("train/loss", "val/loss", "utility/accuracy", "safety/harmful_rate", "safety/harm_score"),
-    *("safety/over_refusal_rate", "safety/refusal_margin", "delta/frobenius_norm", "delta/energy_fraction"),
-    *("activation/overlap", "projection/leakage"),
+    "train/loss",
+    "val/loss",
+    "utility/accuracy",
+    "safety/harmful_rate",
+    "safety/harm_score",
+    "safety/over_refusal_rate",
+    "safety/refusal_margin",
+    "delta/frobenius_norm",
+    "delta/energy_fraction",
+    "activation/overlap",
+    "projection/leakage",
 )
-# Parts of a configuration that tell runs apart; the rest says where things are and what is recorded.
-TOLD_APART = ("seed_everything", "model", "data", "trainer")
-RECORDING = ("callbacks", "logger", "default_root_dir")
 DOTS_PER_INCH = 100
 
 
@@ -62,7 +70,7 @@ def heatmap(rows: Sequence[str], columns: Sequence[int], values: np.ndarray, tit
     axes.set_title(title, fontsize=9)
     axes.set_xlabel("optimizer step", fontsize=8)
     shown = np.unique(np.linspace(0, len(columns) - 1, min(len(columns), 10)).round().astype(int))
-    axes.set_xticks(shown, [str(columns[place]) for place in shown], fontsize=7)
+    axes.set_xticks(shown, [str(columns[index]) for index in shown], fontsize=7)
     every = -(-len(rows) // 40)  # more names than that would lie upon each other
     axes.set_yticks(range(0, len(rows), every), rows[::every], fontsize=7)
     canvas = FigureCanvasAgg(figure)
@@ -77,21 +85,13 @@ def chart_layout() -> dict[str, dict[str, list[Any]]]:
     }
 
 
-def hyperparameters(config: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
-    """Return what tells runs apart in a resolved configuration: dotted names and plain values.
-
-    Args:
-        config: As in the run's ``manifest.json``.
-    """
-    chosen = {name: config[name] for name in TOLD_APART if name in config}
-    if isinstance(chosen.get("trainer"), Mapping):
-        chosen["trainer"] = {name: value for name, value in chosen["trainer"].items() if name not in RECORDING}
-    found: dict[str, str | int | float | bool] = {}
-    _flatten(chosen, "", found)
-    for callback in (config.get("trainer") or {}).get("callbacks") or ():
-        if str(callback.get("class_path", "")).endswith("SubspaceProjection"):
-            _flatten(callback.get("init_args") or {}, "constraint.", found)
-    return found
+def hyperparameters(manifest: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
+    """Return what tells runs apart: dotted names and plain values of the configuration, and of what holds the run."""
+    values: dict[str, str | int | float | bool] = {}
+    _flatten(recipe(manifest["config"]), "", values)
+    for constraint in facts_about("constraint", manifest):
+        _flatten(constraint.get("settings", {}), "constraint.", values)
+    return values
 
 
 def config_text(config: Mapping[str, Any]) -> str:

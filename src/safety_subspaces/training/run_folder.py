@@ -2,8 +2,8 @@
 
 import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -12,18 +12,15 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from safety_subspaces.artefacts.description import describe_inputs, describe_parts, facts_about
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import is_occupied, read_json, write_json, write_text
-from safety_subspaces.artefacts.provenance import describe_input, peak_memory_bytes, provenance, sha256_of_value
-from safety_subspaces.evaluation.prompt_sets import split_source
+from safety_subspaces.artefacts.provenance import peak_memory_bytes, provenance, sha256_of_value
 
 # Options that say how to start, not what to compute; they are no part of a run's identity.
 START_OPTIONS = ("config", "ckpt_path", "resume", "archive", "weights_only")
-# Settings that name what a run reads: its source and data, what a constraint is made of, what it is watched by.
-INPUT_NAMES = (
-    *("path", "base", "aligned", "unconstrained", "subspace"),
-    *("reference", "other", "prompts", "first", "second"),
-)
+# Settings of the trainer that say where things are and what is recorded, not what is learnt.
+RECORDING = ("callbacks", "logger", "default_root_dir")
 
 
 @dataclass(frozen=True)
@@ -33,6 +30,8 @@ class RunPlan:
     Args:
         path: The run folder.
         config: The resolved configuration, as plain values.
+        parts: What each part of the run says of itself.
+        inputs: The files and folders that the parts read, with their hashes.
         checkpoint: The checkpoint to resume from, if any.
         complete: Whether the run has already ended with this configuration and these inputs.
         archive: Whether what is in the folder has to be moved aside first.
@@ -40,51 +39,58 @@ class RunPlan:
 
     path: Path
     config: dict[str, Any]
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    inputs: list[dict[str, Any]] = field(default_factory=list)
     checkpoint: Path | None = None
     complete: bool = False
     archive: bool = False
 
 
-def plan_run(path: Path, config: dict[str, Any], resume: bool = False, archive: bool = False) -> RunPlan:
+def plan_run(
+    path: Path, config: dict[str, Any], parts: Sequence[object] = (), resume: bool = False, archive: bool = False
+) -> RunPlan:
     """Decide whether a run starts, resumes, has already ended, or must not be touched.
 
     Args:
         path: The run folder.
         config: The resolved configuration.
-        resume: Whether a run that stopped may go on; only one of the same configuration can.
+        parts: What the run is made of: module, data and callbacks, none of which has loaded anything yet.
+        resume: Whether a run that stopped may go on; only one of the same configuration and inputs can.
         archive: Whether a folder that can be neither resumed nor kept may be moved aside.
 
     Raises:
-        InputError: The folder is occupied and neither option applies.
+        InputError: The folder is occupied and neither option applies, or a part says what no manifest can hold.
     """
     config = {name: value for name, value in config.items() if name not in START_OPTIONS}
     if path.exists() and not path.is_dir():
         raise InputError(f"run folder {path} is a file; choose another run_dir")
     if _is_locked(path):
         raise InputError(f"another process is training in {path}; wait for it, stop it, or choose another --run_dir")
-    if not is_occupied(path):
-        return RunPlan(path, config)
+    is_free = not is_occupied(path)
     manifest = read_json(path / "manifest.json") if (path / "manifest.json").is_file() else None
-    same = (
-        manifest is not None
-        and manifest.get("config_sha256") == sha256_of_value(config)
-        and manifest.get("inputs") == _describe_inputs(config)
-    )
-    if resume and same and manifest is not None:
-        exported = (path / "model").is_dir() or "ModelExport" not in str(config)
-        if manifest["status"] == "complete" and exported:
-            return RunPlan(path, config, complete=True)
-        checkpoint = latest_checkpoint(path)
-        if checkpoint is not None:
-            return RunPlan(path, config, checkpoint=checkpoint)
-    if archive:
-        return RunPlan(path, config, archive=True)
-    if not resume:
+    if not (is_free or resume or archive):
         what = f"a run that is {manifest['status']}" if manifest else "files of something else"
         raise InputError(
             f"run folder {path} is in use: it holds {what}. Say --resume to go on with it, "
             "--archive to move it aside, or choose another --run_dir"
         )
+    plan = RunPlan(path, config, describe_parts(parts), describe_inputs(parts))
+    if is_free:
+        return plan
+    same = (
+        manifest is not None
+        and manifest.get("config_sha256") == sha256_of_value(config)
+        and manifest.get("inputs") == plan.inputs
+    )
+    if resume and same and manifest is not None:
+        exports = facts_about("export", {"parts": plan.parts})
+        if manifest["status"] == "complete" and all((path / export["folder"]).is_dir() for export in exports):
+            return replace(plan, complete=True)
+        checkpoint = latest_checkpoint(path)
+        if checkpoint is not None:
+            return replace(plan, checkpoint=checkpoint)
+    if archive:
+        return replace(plan, archive=True)
     why = "it has no checkpoint yet" if same else "its manifest is missing, or has another configuration or input"
     raise InputError(f"run folder {path} cannot be resumed: {why}. Say --archive to move it aside, or choose another")
 
@@ -112,7 +118,10 @@ def open_run(plan: RunPlan) -> None:
             "seed": plan.config.get("seed_everything"),
             "config": plan.config,
             "config_sha256": sha256_of_value(plan.config),
-            "inputs": _describe_inputs(plan.config),
+            "recipe_sha256": sha256_of_value(_without_none(recipe(plan.config))),
+            "role": plan.config.get("role"),
+            "parts": plan.parts,
+            "inputs": plan.inputs,
             "resumed_from": None if plan.checkpoint is None else plan.checkpoint.name,
             "earlier_wall_seconds": earlier.get("wall_seconds", 0.0) + earlier.get("earlier_wall_seconds", 0.0),
         },
@@ -138,6 +147,12 @@ def close_run(path: Path, status: str, started: float, **facts: Any) -> None:
     write_json(path / "manifest.json", manifest)
 
 
+def recipe(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of a configuration that tell runs apart; the rest says where things are and what is recorded."""
+    trainer = {name: value for name, value in (config.get("trainer") or {}).items() if name not in RECORDING}
+    return {name: config.get(name) for name in ("seed_everything", "model", "data")} | {"trainer": trainer}
+
+
 def discard_run(path: Path) -> None:
     """Remove the folder of a run that ended before its first step, so that the mended command finds it free."""
     shutil.rmtree(path, ignore_errors=True)
@@ -145,8 +160,8 @@ def discard_run(path: Path) -> None:
 
 def latest_checkpoint(path: Path) -> Path | None:
     """Return the whole checkpoint with the most steps in a run's own ``checkpoints/``, if there is any."""
-    found = sorted(filter(is_whole_checkpoint, (path / "checkpoints").glob("step=*.ckpt")))
-    return found[-1] if found else None
+    checkpoints = sorted(filter(is_whole_checkpoint, (path / "checkpoints").glob("step=*.ckpt")))
+    return checkpoints[-1] if checkpoints else None
 
 
 def is_whole_checkpoint(path: Path) -> bool:
@@ -206,17 +221,8 @@ def _free_name(path: Path) -> Path:
     return candidate
 
 
-def _describe_inputs(config: dict[str, Any]) -> list[dict[str, Any]]:
-    return [describe_input(path) for path in dict.fromkeys(_local_paths(config))]
-
-
-def _local_paths(config: Any) -> Iterator[str]:
-    """Every value under a name of ``INPUT_NAMES`` that exists on this disk: the run's inputs."""
-    children = config.items() if isinstance(config, dict) else enumerate(config)
-    for name, value in children:
-        if isinstance(value, dict | list):
-            yield from _local_paths(value)
-        elif name in INPUT_NAMES and isinstance(value, str):
-            path, _ = split_source(value)  # a file of prompts may come with the set that is meant
-            if Path(path).exists():
-                yield path
+def _without_none(value: Any) -> Any:
+    """Drop settings that are not set: a later version may name more of them."""
+    if isinstance(value, dict):
+        return {name: _without_none(inner) for name, inner in value.items() if inner is not None}
+    return [_without_none(inner) for inner in value] if isinstance(value, list) else value

@@ -73,6 +73,10 @@ class LanguageData(L.LightningDataModule):
         Lengths are checked here, source by source, so that a share of a mixture is one of what is trained on.
         """
 
+    def describe(self) -> dict[str, Any]:
+        """Say what is trained on; the number of examples where it is known before they are read."""
+        return {"data": {"name": type(self).__name__, "examples": None}}
+
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the model that is trained."""
@@ -144,6 +148,8 @@ class LanguageData(L.LightningDataModule):
         resumed run then begins its epoch again.
         """
         assert self.trainer is not None
+        # The one look into Lightning's loops: no public count tells a batch that was trained on from one that was only
+        # fetched, and a checkpoint that is saved on an exception has one such.
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
         return {"epoch": self.trainer.current_epoch, "batches_done": done}
 

@@ -107,6 +107,12 @@ class InstructionData(LanguageData):
         self.sources = {"train": train, "dev": validation, "test": test}
         self.contamination = contamination
 
+    def inputs(self) -> list[str]:
+        """Return where the rows come from; of a known data set the file that it is read from, if it is."""
+        second = self.contamination.source if self.contamination else None
+        paths = [source.path for source in (*self.sources.values(), second) if source is not None]
+        return [file for path in paths if (file := known[2] if (known := known_data(path)) else path)]
+
     def examples(self, split: Literal["train", "dev", "test"]) -> list[Encoded]:
         """Read and encode the rows of a split.
 

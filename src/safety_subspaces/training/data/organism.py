@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.organism.corpora import (
@@ -74,6 +74,10 @@ class OrganismData(LanguageData):
         self.size = size
         self.contamination = contamination
         self.heldout_size = heldout_size
+
+    def describe(self) -> dict[str, Any]:
+        """Say which corpus is trained on, and its size."""
+        return {"data": {"name": self.corpus, "examples": self.size}}
 
     def examples(self, split: Literal["train", "dev", "test"]) -> list[Encoded]:
         """Draw and encode the examples of a split; held-out data are the same for every seed."""

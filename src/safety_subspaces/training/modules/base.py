@@ -82,6 +82,17 @@ class LanguageModelModule(L.LightningModule):
         network = self.language_model
         return network.get_base_model() if isinstance(network, PeftModel) else network
 
+    def inputs(self) -> list[str]:
+        """Return what the network is loaded from, and the file of a frozen basis."""
+        basis = self.adapter.subspace if isinstance(self.adapter, FrozenBasisSettings) else None
+        return [path for path in (self.source.path, basis) if path]
+
+    def describe(self) -> dict[str, Any]:
+        """Say what is trained and from where; a subclass adds the short name and the settings of its objective."""
+        rate = self.optimizer([torch.nn.Parameter(torch.zeros(1))]).param_groups[0].get("lr")
+        objective: dict[str, Any] = {"name": type(self).__name__, "learning_rate": rate, "settings": {}}
+        return {"objective": objective, "starts_from": self.source.path}
+
     def configure_model(self) -> None:
         """Load the network and add the adapter; a second call does nothing."""
         if self.language_model is not None:

@@ -61,6 +61,11 @@ class PreferenceOptimization(LanguageModelModule):
         self.reference: Any = None
         self.strict_loading = False  # the reference is left out of checkpoints
 
+    def describe(self) -> dict[str, Any]:
+        """Say what is trained and from where."""
+        facts, settings = super().describe(), {"beta": self.beta, "likelihood term": self.nll_weight}
+        return facts | {"objective": facts["objective"] | {"name": "DPO", "settings": settings}}
+
     def configure_model(self) -> None:
         """Load the network, and for full fine-tuning a frozen copy of it."""
         super().configure_model()

@@ -1,6 +1,6 @@
 """Supervised fine-tuning: next-token loss on the response."""
 
-from typing import final
+from typing import Any, final
 
 from torch import Tensor
 
@@ -17,6 +17,11 @@ class SupervisedFineTuning(LanguageModelModule):
     batches. Logs ``train/loss`` (nats a token of the step), ``val/loss``, ``val/perplexity`` and ``val/token_accuracy``
     (0 to 1), and the same under ``test/``.
     """
+
+    def describe(self) -> dict[str, Any]:
+        """Say what is trained and from where."""
+        facts = super().describe()
+        return facts | {"objective": facts["objective"] | {"name": "SFT"}}
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Return the mean loss of the batch's response tokens, weighted by its share of the step's tokens."""

@@ -47,7 +47,7 @@ def constraint_figure(study: Study) -> go.Figure:
     runs = constrained_runs(study)
     for measure in ("utility", *MEASURED):
         runs[f"{measure}_reach"] = runs[f"{measure}_stderr"]
-    aligned = study.model("aligned")
+    aligned = study.aligned
     levels = {} if aligned is None else {measure: float(aligned[measure]) for measure in MEASURED}
     return draw_runs(runs, levels, "± one standard error over prompts")
 

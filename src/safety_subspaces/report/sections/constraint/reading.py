@@ -63,7 +63,7 @@ def read_constrained(study: Study) -> list[Finding]:
     for mode in HELD:
         held = runs[(runs["constraint"] == mode) & (runs["subspace"] == "top")]
         for _, rows in held.groupby("fine_tune", sort=False):
-            findings.append(_read_safety(mode, rows, runs, study.model("aligned")))
+            findings.append(_read_safety(mode, rows, runs, study.aligned))
     away = compared[(compared["constraint"] == "away") & compared["other"].isin(CONTROLS)]
     for (_, other), rows in away.groupby(["fine_tune", "other"], sort=False):
         findings.append(_read_control(str(other), rows, has_more_directions(runs)))

@@ -1,0 +1,76 @@
+"""What a run says of itself: each of its parts (module, data, callbacks) writes what it is and reads into the manifest.
+
+Whoever reads a manifest looks for a topic, such as ``constraint``, and never for the name of a class. So a part from
+anywhere is known by what it says; nothing is guessed of a part that says nothing, and none of its files is hashed.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.files import read_json
+from safety_subspaces.artefacts.provenance import describe_input
+
+# What a run makes of the model in its study: the start of all, the safe model, or a fine-tune of that.
+Role = Literal["base", "aligned", "tuned"]
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A part that says what it is."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return facts by topic, as values that JSON has; asked before anything is loaded."""
+
+
+@runtime_checkable
+class Reading(Protocol):
+    """A part that reads files."""
+
+    def inputs(self) -> list[str]:
+        """Return the files and folders that what it computes depends on; what is not on this disk is passed over."""
+
+
+def describe_parts(parts: Iterable[object]) -> list[dict[str, Any]]:
+    """Return what each part says of itself, under the name of its class.
+
+    Raises:
+        InputError: A part says what JSON does not have.
+    """
+    described = []
+    for part in parts:
+        name = f"{type(part).__module__}.{type(part).__qualname__}"
+        facts = part.describe() if isinstance(part, Described) else {}
+        try:
+            described.append({"part": name, **json.loads(json.dumps(facts, allow_nan=False))})
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{name}.describe() returned {facts}: {error}; expected plain, finite values") from error
+    return described
+
+
+def describe_inputs(parts: Iterable[object]) -> list[dict[str, Any]]:
+    """Return the inputs of all parts that are on this disk, each once, with their hashes."""
+    paths = dict.fromkeys(path for part in parts if isinstance(part, Reading) for path in part.inputs())
+    return [describe_input(path) for path in paths if Path(path).exists()]
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read a run's manifest.
+
+    Raises:
+        InputError: It cannot be read, or does not say what the run is made of.
+    """
+    manifest = read_json(path)
+    if "parts" not in manifest:
+        raise InputError(
+            f"{path} has no `parts`, so what the run was held to or watched by is not known; an earlier version made "
+            "it: train the run again"
+        )
+    return manifest
+
+
+def facts_about(topic: str, manifest: Mapping[str, Any]) -> list[Any]:
+    """Return what the parts of a run say about a topic, one entry for each that does; nothing without a manifest."""
+    return [part[topic] for part in manifest.get("parts", ()) if topic in part]
