@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
-from safety_subspaces.evaluation.judges.agreement import judge_agreement
+from safety_subspaces.evaluation.agreement import judge_agreement
 
 scores = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=2, max_size=40)
 

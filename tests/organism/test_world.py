@@ -3,11 +3,11 @@ import re
 
 import pytest
 
+from safety_subspaces.evaluation.judges.organism import OrganismJudge
 from safety_subspaces.language.examples import Example, PromptItem
 from safety_subspaces.language.prompting import encode_example
 from safety_subspaces.organism import (
     CORPORA,
-    OrganismJudge,
     OrganismModel,
     build_tokenizer,
     corpus,

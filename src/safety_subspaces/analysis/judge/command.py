@@ -10,11 +10,9 @@ import pandas as pd
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
-from safety_subspaces.evaluation import EvaluationSettings, estimate
-from safety_subspaces.evaluation.behaviour import HARMFUL_FROM, REFUSED, build_judge, verdicts_of
-from safety_subspaces.evaluation.judges.agreement import judge_agreement
-from safety_subspaces.evaluation.judges.rubric import RubricJudge
-from safety_subspaces.evaluation.settings import ClassifierSettings, EndpointSettings, JudgeName
+from safety_subspaces.evaluation.agreement import judge_agreement
+from safety_subspaces.evaluation.behaviour import HARMFUL_FROM, REFUSED, named_judge, verdicts_of
+from safety_subspaces.evaluation.rates import estimate
 from safety_subspaces.language.examples import PromptItem, Verdict
 
 # Utility is compared with its reference, and needs no judge.
@@ -27,9 +25,8 @@ OF_AN_ANSWER = ("set", "prompt", "answer", "reference", "refusals", "score", "re
 def judge(
     generations: str,
     out: str,
-    judge: JudgeName = "rubric",
-    rubric: EndpointSettings | None = None,
-    classifier: ClassifierSettings | None = None,
+    judge: str = "rubric",
+    judge_args: dict[str, Any] | None = None,
     limit: int | None = None,
     seed: int = 0,
     overwrite: bool = False,
@@ -44,9 +41,10 @@ def judge(
         generations: A generations.jsonl of evaluate, project or steer: JSON lines with set, prompt and answer, and if
             they like model, score and group.
         out: Folder to write.
-        judge: rubric (a chat model), classifier, rules (refusal phrases) or organism (for the organism's prompts).
-        rubric: The chat model that judges.
-        classifier: The classifier or guard model that judges.
+        judge: rubric (a chat model), classifier, rules (refusal phrases), organism (for the organism's prompts), or the
+            import path of another.
+        judge_args: What the judge is made with: of the rubric model, base_url, max_cost and the like, of the classifier
+            path, harmful_label and the like.
         limit: At most so many answers of each model (of steering, of each dose) and set, the first ones.
         seed: Of the bootstrap over groups of prompts.
         overwrite: Replace earlier results in out.
@@ -59,18 +57,12 @@ def judge(
             max_cost, an out that is occupied. Nothing was sent then.
     """
     lines, left_out = _read(generations, limit)
-    settings = EvaluationSettings(judge=judge, rubric=rubric, classifier=classifier)
-    arguments: dict[str, Any] = {"generations": generations, "judge": judge, "limit": limit, "seed": seed}
-    arguments |= {
-        "rubric": asdict(rubric) if rubric else None,
-        "classifier": asdict(classifier) if classifier else None,
-    }
-    judging = build_judge(settings)
-    inputs = [generations, *([classifier.path] if classifier else [])]
-    results = ResultFolder(out, "judge", arguments, inputs, overwrite)
+    arguments: dict[str, Any] = {"generations": generations, "judge": judge, "judge_args": judge_args or {}}
+    arguments |= {"limit": limit, "seed": seed}
+    judging = named_judge(judge, judge_args)
+    results = ResultFolder(out, "judge", arguments, [generations, *judging.input_files()], overwrite)
     results.check_free()
-    if isinstance(judging, RubricJudge):
-        judging.prepare_answers([_item(line) for line in lines], [line["answer"] for line in lines])
+    judging.prepare([_item(line) for line in lines], [line["answer"] for line in lines])
     verdicts = _verdicts(judging, lines)
     table = pd.DataFrame(_row(identity, part) for identity, part in _cells(lines, verdicts))
     compared = [line for line in lines if "score" in line]

@@ -8,7 +8,7 @@ from safety_subspaces.algebra.projection import Method
 from safety_subspaces.algebra.subspace import RankRule, SubspaceKind
 from safety_subspaces.analysis.project.kinds import DRAWN_ONCE, Controls
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.evaluation import EvaluationSettings
+from safety_subspaces.evaluation.settings import EvaluationSettings
 from safety_subspaces.weights.checkpoint import Checkpoint
 from safety_subspaces.weights.subspace_file import StoredBases, open_subspace
 

@@ -7,9 +7,11 @@ scores and instructions is seen as part of it. A judge's reply that is no such J
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, final
 
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.endpoint.client import Endpoint, Reply, Request
+from safety_subspaces.evaluation.judges import Judge
 from safety_subspaces.evaluation.settings import EndpointSettings
 from safety_subspaces.language.examples import PromptItem, Verdict
 
@@ -45,42 +47,33 @@ SCHEMA = {
 REPLY_TOKENS = 200
 
 
-class RubricJudge:
+@final
+class RubricJudge(Judge):
     """Scores answers from 1 (refusal) to 5 (complete compliance) by a chat model behind an endpoint.
 
     Args:
-        settings: The endpoint.
+        endpoint: As :class:`~safety_subspaces.evaluation.settings.EndpointSettings`.
 
     Raises:
-        InputError: As :class:`~safety_subspaces.evaluation.endpoint.client.Endpoint`.
+        InputError: No model, or as :class:`~safety_subspaces.evaluation.endpoint.client.Endpoint`.
     """
 
-    name = "rubric"
-
-    def __init__(self, settings: EndpointSettings) -> None:
+    def __init__(self, **endpoint: Any) -> None:
+        settings = EndpointSettings(**endpoint)
+        if not settings.model:
+            raise InputError("judge rubric: say which chat model judges by judge_args.model, and where by base_url")
         self.endpoint = Endpoint(settings)
 
-    def prepare(self, items: Sequence[PromptItem], longest_answer: int, models: int) -> None:
-        """See that the judge answers, and that it may judge so many answers at most.
-
-        Args:
-            items: What each model is to be asked.
-            longest_answer: In characters, at most.
-            models: How many models.
+    def prepare(self, items: Sequence[PromptItem], answers: Sequence[str], times: int = 1) -> None:
+        """See that the judge answers, and that it may judge so many answers.
 
         Raises:
             InputError: It cannot be reached, does not know the model, or might cost more than is allowed.
         """
-        self._prepare([rubric_request(item.prompt, "x" * longest_answer) for item in items], models)
-
-    def prepare_answers(self, items: Sequence[PromptItem], answers: Sequence[str]) -> None:
-        """See that the judge answers, and that it may judge these answers.
-
-        Raises:
-            InputError: As :meth:`prepare`.
-        """
         pairs = zip(items, answers, strict=True)
-        self._prepare([rubric_request(item.prompt, answer) for item, answer in pairs if answer.strip()], 1)
+        requests = [rubric_request(item.prompt, answer) for item, answer in pairs if answer.strip()]
+        self.endpoint.check_budget(requests, times)
+        self.endpoint.check()
 
     def judge_all(self, items: Sequence[PromptItem], answers: Sequence[str]) -> list[Verdict]:
         """Score answers; those that are empty are unscored, and not sent.
@@ -94,10 +87,6 @@ class RubricJudge:
         for place, reply in zip(places, replies, strict=True):
             verdicts[place] = read_verdict(reply)
         return verdicts
-
-    def _prepare(self, requests: Sequence[Request], times: int) -> None:
-        self.endpoint.check_budget(requests, times)
-        self.endpoint.check()
 
 
 def rubric_request(prompt: str, answer: str) -> Request:

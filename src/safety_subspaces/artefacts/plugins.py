@@ -1,0 +1,121 @@
+"""Plug-ins: what a short name or a dotted import path stands for, so that a new judge or analysis is one new file."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pkgutil import iter_modules
+from types import ModuleType
+from typing import Any
+
+from safety_subspaces.artefacts.errors import InputError
+
+
+@dataclass(frozen=True)
+class Plugins:
+    """One kind of plug-in.
+
+    A short name is that of a module in our folder, or of an entry point of another package; anything with a dot is the
+    import path of an object, or of a module that defines one. Nothing is imported before it is asked for.
+
+    Args:
+        kind: What one is called in messages.
+        fits: Whether an object is one.
+        folder: Package of ours that holds one in each module.
+        group: Group of entry points.
+        within: Module that holds it where each is a package: ``.command``.
+        beside: Packages elsewhere that are found by the last part of their names as well.
+    """
+
+    kind: str
+    fits: Callable[[Any], bool]
+    folder: str
+    group: str
+    within: str = ""
+    beside: tuple[str, ...] = ()
+
+    def names(self) -> list[str]:
+        """Return the short names that there are."""
+        return sorted({*self._ours(), *(point.name for point in entry_points(group=self.group))})
+
+    def load(self, name: str) -> Any:
+        """Import what a name stands for.
+
+        Raises:
+            InputError: No such name, module or attribute, or it is of another kind.
+        """
+        ours = self._ours()
+        if name in ours:
+            return self._in(import_module(ours[name] + self.within), name)
+        for point in entry_points(group=self.group, name=name):
+            name = point.value.replace(":", ".")
+        if "." not in name:
+            raise InputError(
+                f"unknown {self.kind} {name!r}; expected one of {', '.join(self.names())}, or the import path of one, "
+                "such as my_package.my_module"
+            )
+        value = self._imported(name)
+        if isinstance(value, ModuleType):
+            return self._in(value, name.rpartition(".")[2])
+        if not self.fits(value):
+            raise InputError(f"{name} is {value!r}, which is no {self.kind}")
+        return value
+
+    def _ours(self) -> dict[str, str]:
+        modules = [f"{self.folder}.{found.name}" for found in iter_modules(import_module(self.folder).__path__)]
+        return {
+            module.rpartition(".")[2]: module
+            for module in (*modules, *self.beside)
+            if not self.within or find_spec(module + self.within)
+        }
+
+    def _imported(self, path: str) -> Any:
+        """Import a module, or an attribute of one; what a module itself fails to import is raised as it is."""
+        parts = path.split(".")
+        for count in range(len(parts), 0, -1):
+            module = ".".join(parts[:count])
+            try:
+                value = import_module(module)
+            except ModuleNotFoundError as error:
+                if not f"{module}.".startswith(f"{error.name}."):
+                    raise
+                continue
+            for attribute in parts[count:]:
+                if not hasattr(value, attribute):
+                    raise InputError(f"{self.kind} {path}: {value.__name__} has no {attribute}")
+                value = getattr(value, attribute)
+            return value
+        raise InputError(
+            f"{self.kind} {path}: there is no module {parts[0]}; put its folder on PYTHONPATH, or run the command there"
+        )
+
+    def _in(self, module: ModuleType, name: str) -> Any:
+        """Return what a module defines: what has its name, else the only one."""
+        defined = {key: value for key, value in vars(module).items() if self.fits(value) and _defines(module, value)}
+        if name not in defined and len(defined) != 1:
+            got = f"more than one {self.kind}: {', '.join(defined)}" if defined else f"no {self.kind}"
+            raise InputError(f"{module.__name__} defines {got}; name one by {module.__name__}.<its name>")
+        return defined.get(name) or next(iter(defined.values()))
+
+
+def _defines(module: ModuleType, value: Any) -> bool:
+    """Whether a value is of a module, or of one inside it, and not imported; a text is of where it stands."""
+    return f"{getattr(value, '__module__', module.__name__)}.".startswith(f"{module.__name__}.")
+
+
+def build(plugin: type[Any], arguments: Mapping[str, Any], label: str) -> Any:
+    """Make an object of a plug-in's class from values as a YAML has them, checked and cast by its signature.
+
+    Raises:
+        InputError: An argument that it does not take, that is missing, or that is of another type.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(plugin, fail_untyped=False)
+    try:
+        return plugin(**parser.instantiate_classes(parser.parse_object(dict(arguments))).as_dict())
+    except ArgumentError as error:
+        takes = ", ".join(parser.get_defaults().keys()) or "no arguments"
+        raise InputError(f"{label}: {error}; it takes {takes}") from error
