@@ -12,7 +12,7 @@ from torch import Tensor
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.language.likelihood import sequence_log_probabilities
 from safety_subspaces.language.model import ModelSource
-from safety_subspaces.training.data.batches import Batch
+from safety_subspaces.training.data.batches import PREFERENCES, Batch
 from safety_subspaces.training.modules.adapter import AdapterSettings
 from safety_subspaces.training.modules.base import CosineSchedule, LanguageModelModule
 from safety_subspaces.training.modules.metrics import TokenStatistics
@@ -41,7 +41,7 @@ class PreferenceOptimization(LanguageModelModule):
         gradient_checkpointing: Recompute activations in the backward pass.
     """
 
-    takes_pairs = True
+    batch_kind = PREFERENCES
 
     def __init__(
         self,
