@@ -52,7 +52,7 @@ class BehaviourProbe(Watcher):
         log_spaced: So many further looks, at steps evenly spaced on a logarithmic scale.
         split: Split of the organism's prompts; keep ``test`` for what is reported.
         judge: ``organism``, ``rules`` (refusal phrases), or the import path of another.
-        template: ``chat``, or a named prompt template.
+        template: ``chat``, or a prompt template by its name or import path.
         max_new_tokens: Longest answer, in tokens.
         batch_size: Prompts at once.
         limit: At most so many prompts of each set.

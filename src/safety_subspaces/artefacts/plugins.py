@@ -26,6 +26,7 @@ class Plugins:
         group: Group of entry points.
         within: Module that holds it where each is a package: ``.command``.
         beside: Packages elsewhere that are found by the last part of their names as well.
+        reserved: Names that stand for something else, for messages.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Plugins:
     group: str
     within: str = ""
     beside: tuple[str, ...] = ()
+    reserved: tuple[str, ...] = ()
 
     def names(self) -> list[str]:
         """Return the short names that there are."""
@@ -50,10 +52,10 @@ class Plugins:
             return self._in(import_module(ours[name] + self.within), name)
         for point in entry_points(group=self.group, name=name):
             name = point.value.replace(":", ".")
-        if "." not in name:
+        if "." not in name or not all(part.isidentifier() for part in name.split(".")):
+            known = ", ".join([*self.reserved, *self.names()])
             raise InputError(
-                f"unknown {self.kind} {name!r}; expected one of {', '.join(self.names())}, or the import path of one, "
-                "such as my_package.my_module"
+                f"unknown {self.kind} {name!r}; expected one of {known}, or an import path: my_package.my_module"
             )
         value = self._imported(name)
         if isinstance(value, ModuleType):
@@ -83,7 +85,7 @@ class Plugins:
                 continue
             for attribute in parts[count:]:
                 if not hasattr(value, attribute):
-                    raise InputError(f"{self.kind} {path}: {value.__name__} has no {attribute}")
+                    raise InputError(f"{self.kind} {path}: {module} has no {attribute}")
                 value = getattr(value, attribute)
             return value
         raise InputError(
@@ -92,16 +94,17 @@ class Plugins:
 
     def _in(self, module: ModuleType, name: str) -> Any:
         """Return what a module defines: what has its name, else the only one."""
-        defined = {key: value for key, value in vars(module).items() if self.fits(value) and _defines(module, value)}
+        defined = {key: value for key, value in vars(module).items() if _defines(module, key) and self.fits(value)}
         if name not in defined and len(defined) != 1:
             got = f"more than one {self.kind}: {', '.join(defined)}" if defined else f"no {self.kind}"
             raise InputError(f"{module.__name__} defines {got}; name one by {module.__name__}.<its name>")
         return defined.get(name) or next(iter(defined.values()))
 
 
-def _defines(module: ModuleType, value: Any) -> bool:
-    """Whether a value is of a module, or of one inside it, and not imported; a text is of where it stands."""
-    return f"{getattr(value, '__module__', module.__name__)}.".startswith(f"{module.__name__}.")
+def _defines(module: ModuleType, key: str) -> bool:
+    """Whether a name is public and of a module, or of one inside it, and not imported; a text is of where it stands."""
+    source = getattr(getattr(module, key), "__module__", module.__name__)
+    return not key.startswith("_") and f"{source}.".startswith(f"{module.__name__}.")
 
 
 def build(plugin: type[Any], arguments: Mapping[str, Any], label: str) -> Any:

@@ -34,7 +34,7 @@ def generate_answers(
         prompts: What the user says.
         max_new_tokens: Longest answer, in tokens.
         batch_size: Prompts at once.
-        template: ``chat`` or a named prompt template.
+        template: ``chat``, or a prompt template by its name or import path.
         progress: Label of a progress bar; ``None`` for no bar.
         in_step: Whether the ranks share the weights (ZeRO-3), so that each goes on until the longest answer of all is
             finished. They then need equal numbers of prompts.

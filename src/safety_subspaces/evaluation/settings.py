@@ -51,7 +51,7 @@ class EvaluationSettings:
         split: Split of the organism's prompts: ``dev`` to choose settings, ``test`` to report.
         judge: ``organism``, ``rules`` (refusal phrases), ``rubric`` (a chat model, asked for a score from 1 to 5),
             ``classifier``, or the import path of another (:mod:`safety_subspaces.evaluation.judges`).
-        template: ``chat``, or a named prompt template.
+        template: ``chat``, or a prompt template by its name or import path.
         max_new_tokens: Longest answer, in tokens.
         batch_size: Prompts at once.
         limit: At most so many prompts of each set.

@@ -48,7 +48,7 @@ def evaluate(
         split: Split of the organism's prompts: ``dev`` to choose settings, ``test`` to report.
         judge: ``organism``, ``rules`` (refusal phrases), ``rubric`` (a chat model), ``classifier``, or the
             import path of another.
-        template: ``chat``, or a named prompt template.
+        template: ``chat``, or a prompt template by its name or import path.
         max_new_tokens: Longest answer, in tokens.
         batch_size: Prompts at once.
         limit: At most so many prompts of each set.

@@ -83,7 +83,7 @@ class InstructionData(LanguageData):
         batch_size: Examples in a batch of one process.
         max_length: Longest sequence in tokens.
         overlong: ``error``, ``drop`` or ``truncate``.
-        template: ``chat``, or a named prompt template.
+        template: ``chat``, or a prompt template by its name or import path.
         seed: Seed of samples and order.
         num_workers: Worker processes of the loader.
     """
