@@ -24,7 +24,7 @@ class Plugins:
         fits: Whether an object is one.
         folder: Package of ours that holds one in each module.
         group: Group of entry points.
-        within: Module that holds it where each is a package: ``.command``.
+        within: Module of a package that holds it, where each is a package: ``.command``.
         beside: Packages elsewhere that are found by the last part of their names as well.
         reserved: Names that stand for something else, for messages.
     """
@@ -49,7 +49,7 @@ class Plugins:
         """
         ours = self._ours()
         if name in ours:
-            return self._in(import_module(ours[name] + self.within), name)
+            return self._in(import_module(ours[name]), name)
         for point in entry_points(group=self.group, name=name):
             name = point.value.replace(":", ".")
         if "." not in name or not all(part.isidentifier() for part in name.split(".")):
@@ -65,7 +65,8 @@ class Plugins:
         return value
 
     def _ours(self) -> dict[str, str]:
-        modules = [f"{self.folder}.{found.name}" for found in iter_modules(import_module(self.folder).__path__)]
+        inside = iter_modules(import_module(self.folder).__path__, f"{self.folder}.")
+        modules = [found.name for found in inside if found.ispkg or not self.within]
         return {
             module.rpartition(".")[2]: module
             for module in (*modules, *self.beside)
@@ -94,6 +95,8 @@ class Plugins:
 
     def _in(self, module: ModuleType, name: str) -> Any:
         """Return what a module defines: what has its name, else the only one."""
+        if self.within and hasattr(module, "__path__") and find_spec(module.__name__ + self.within):
+            module = import_module(module.__name__ + self.within)
         defined = {key: value for key, value in vars(module).items() if _defines(module, key) and self.fits(value)}
         if name not in defined and len(defined) != 1:
             got = f"more than one {self.kind}: {', '.join(defined)}" if defined else f"no {self.kind}"
