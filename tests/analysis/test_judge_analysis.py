@@ -161,6 +161,8 @@ def test_bad_input_is_refused_and_nothing_is_left(tmp_path, monkeypatch, changed
         ("no json", "line 1: expected one JSON object"),
         ('{"set": "harmful", "prompt": "p"}', "expected the fields set, prompt and answer"),
         ('{"set": "harmful", "prompt": "p", "answer": "a", "score": "high"}', "score 'high'"),
+        ('{"set": "harmful", "prompt": "p", "answer": "a", "score": 2.5}', "score 2.5; expected a whole number"),
+        ('{"set": "harmful", "prompt": "p", "answer": "a", "score": NaN}', "score nan; expected a whole number"),
         ('{"set": "utility", "prompt": "p", "answer": "a"}', "no answer to a harmful or benign request"),
     ],
 )

@@ -117,8 +117,8 @@ def _checked(text: str, where: str) -> dict[str, Any]:
     if not isinstance(line, dict) or not all(isinstance(line.get(name), str) for name in ("set", "prompt", "answer")):
         raise InputError(f"{where}: expected the fields set, prompt and answer, each a text")
     score = line.get("score")
-    if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
-        raise InputError(f"{where}: score {score!r}; expected a number, or null")
+    if score is not None and (isinstance(score, bool) or not isinstance(score, int | float) or score % 1 != 0):
+        raise InputError(f"{where}: score {score!r}; expected a whole number, or null")
     return line
 
 
