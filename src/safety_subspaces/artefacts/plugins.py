@@ -50,18 +50,18 @@ class Plugins:
         ours = self._ours()
         if name in ours:
             return self._in(import_module(ours[name]), name)
-        for point in entry_points(group=self.group, name=name):
-            name = point.value.replace(":", ".")
-        if "." not in name or not all(part.isidentifier() for part in name.split(".")):
+        named = [point.value.replace(":", ".") for point in entry_points(group=self.group, name=name)]
+        if not named and ("." not in name or not all(part.isidentifier() for part in name.split("."))):
             known = ", ".join([*self.reserved, *self.names()])
             raise InputError(
                 f"unknown {self.kind} {name!r}; expected one of {known}, or an import path: my_package.my_module"
             )
-        value = self._imported(name)
+        path = named[0] if named else name
+        value = self._imported(path)
         if isinstance(value, ModuleType):
-            return self._in(value, name.rpartition(".")[2])
+            return self._in(value, path.rpartition(".")[2])
         if not self.fits(value):
-            raise InputError(f"{name} is {value!r}, which is no {self.kind}")
+            raise InputError(f"{path} is {value!r}, which is no {self.kind}")
         return value
 
     def _ours(self) -> dict[str, str]:

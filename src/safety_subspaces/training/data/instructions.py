@@ -158,12 +158,12 @@ def read_source(source: DatasetSource, seed: int) -> dict[int, Item]:
     """
     rows = read_rows(source.path, source.config, source.split)
     prompt, response, keep = _fields_of(source, rows.column_names)
-    check_fields(rows, source.path, [prompt, response, *([source.rejected_field] if source.rejected_field else [])])
+    names = (prompt, response, source.rejected_field)
+    check_fields(rows, source.path, [name for name in names if name])
     numbers = numbers_kept(rows, source.path, keep)
     numbers = numbers[: source.first]
     if source.sample is not None and source.sample < len(numbers):
         numbers = sorted(random.Random(f"sample {seed}").sample(numbers, source.sample))
-    names = (prompt, response, source.rejected_field)
     return {
         number: _item(row, number, source.path, *names)
         for number, row in zip(numbers, rows.select(numbers), strict=True)
@@ -188,8 +188,7 @@ def _fields_of(source: DatasetSource, present: list[str]) -> tuple[str, str, dic
 
 
 def _item(row: dict[str, Any], number: int, path: str, prompt: str, response: str, rejected: str | None) -> Item:
-    names = [prompt, response, *([rejected] if rejected else [])]
-    for name in names:
+    for name in filter(None, (prompt, response, rejected)):
         if not isinstance(row[name], str) or not row[name].strip():
             raise InputError(
                 f"{path}, row {number}: field {name!r} is {row[name]!r}, expected text; mend or filter the row"
