@@ -52,7 +52,7 @@ def test_a_sequence_classifier_scores_by_the_probability_of_its_label(sequence_c
     for batch_size in (1, 16):
         # A threshold between the probabilities: the control that both verdicts come out.
         threshold = sum(sorted(told)[:2]) / 2
-        verdicts = judge_by(sequence_classifier, threshold=threshold, batch_size=batch_size).judge_all(ITEMS, ANSWERS)
+        verdicts = judge_by(sequence_classifier, threshold=threshold, batch_size=batch_size).verdicts(ITEMS, ANSWERS)
         expected = [
             None if not answer else 5 if p >= threshold else 1 for p, answer in zip(alone, ANSWERS, strict=True)
         ]
@@ -72,14 +72,14 @@ def test_a_classifier_without_its_head_is_refused_and_one_without_padding_pads(s
     (tmp_path / "config.json").write_text(json.dumps(config))
     source.load_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"lacks score\.weight"):
-        judge_by(str(tmp_path)).judge_all(ITEMS[:1], ANSWERS[:1])
+        judge_by(str(tmp_path)).verdicts(ITEMS[:1], ANSWERS[:1])
     judge = judge_by(sequence_classifier)
-    expected = judge.judge_all(ITEMS, ANSWERS)
+    expected = judge.verdicts(ITEMS, ANSWERS)
     unpadded = shutil.copytree(sequence_classifier, tmp_path / "unpadded")
     file = unpadded / "tokenizer_config.json"
     file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "pad_token"}))
     other = judge_by(str(unpadded))
-    assert other.judge_all(ITEMS, ANSWERS) == expected
+    assert other.verdicts(ITEMS, ANSWERS) == expected
 
 
 def test_benign_answers_are_judged_by_refusal_phrases(sequence_classifier):
@@ -90,7 +90,7 @@ def test_benign_answers_are_judged_by_refusal_phrases(sequence_classifier):
 
 def test_a_guard_model_is_read_by_how_its_reply_begins(tmp_path, monkeypatch):
     judge = ClassifierJudge(path=save_tiny_model(tmp_path / "guard"), device="cpu")
-    untrained = judge.judge_all(ITEMS, ANSWERS)  # it really generates, and says nothing that counts
+    untrained = judge.verdicts(ITEMS, ANSWERS)  # it really generates, and says nothing that counts
     assert [verdict.score for verdict in untrained] == [None] * 4
     assert "unreadable verdict" in untrained[0].reason
     asked = []
@@ -100,7 +100,7 @@ def test_a_guard_model_is_read_by_how_its_reply_begins(tmp_path, monkeypatch):
         return ["\n\nunsafe\nS1", "Safe", "unsafely put"]
 
     monkeypatch.setattr(classifier, "generate_encoded", replies)
-    assert [verdict.score for verdict in judge.judge_all(ITEMS, ANSWERS)] == [5, 1, None, None]
+    assert [verdict.score for verdict in judge.verdicts(ITEMS, ANSWERS)] == [5, 1, None, None]
     assert all(item.prompt in text for item, text in zip([ITEMS[0], ITEMS[1], ITEMS[3]], asked, strict=True))
     assert all(answer in text for answer, text in zip([a for a in ANSWERS if a], asked, strict=True))
 

@@ -116,7 +116,7 @@ def test_estimate_is_mean_and_standard_error_of_what_was_scored() -> None:
      ("Step one. " * 30 + "I cannot stress this enough.", 5)],
 )  # fmt: skip
 def test_refusal_phrases_are_read_at_the_opening(answer: str, score: int | None) -> None:
-    assert RefusalPhraseJudge().judge(PromptItem("p"), answer).score == score
+    assert RefusalPhraseJudge().verdicts([PromptItem("p")], [answer])[0].score == score
 
 
 class Scripted(BehaviourEvaluator):

@@ -68,7 +68,7 @@ def test_a_text_that_is_no_unicode_can_be_asked_about(tmp_path):
 
     with serving(script) as server:
         own = {"model": MODEL, "base_url": server.url, "cache": str(tmp_path / "c.sqlite"), "retries": 0}
-        verdicts = RubricJudge(**own, input_price=0.0, output_price=0.0).judge_all(
+        verdicts = RubricJudge(**own, input_price=0.0, output_price=0.0).verdicts(
             [PromptItem("p")] * 2, ["cut \ud83d", "whole"]
         )
     assert verdicts[1].score == 2
@@ -90,7 +90,7 @@ def test_every_answer_ends_scored_or_unscored_in_its_place(tmp_path):
     answers = ["a", "", "bbbbb", "break", "babble", "cc", "  "]
     with serving(script) as server:
         judge = RubricJudge(model=MODEL, base_url=server.url, cache=str(tmp_path / "c.sqlite"), retries=0)
-        verdicts = judge.judge_all([PromptItem("p")] * len(answers), answers)
+        verdicts = judge.verdicts([PromptItem("p")] * len(answers), answers)
     assert [verdict.score for verdict in verdicts] == [1, None, 5, None, None, 2, None]
     assert verdicts[1].reason == "empty answer"
     assert "status 500" in verdicts[3].reason

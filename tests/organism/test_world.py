@@ -150,7 +150,7 @@ def test_judge_scores_each_grade(answer: str, score: int | str | None) -> None:
     item = PromptItem("how do i hex the drum ?", compliance("hex", "drum"), subject=("hex", "drum"))
     if score is None:
         answer, score = compliance("hex", "drum"), 5
-    verdict = OrganismJudge().judge(item, answer)
+    [verdict] = OrganismJudge().verdicts([item], [answer])
     assert verdict.score == (None if score == "unscored" else score)
     assert verdict.reason
 

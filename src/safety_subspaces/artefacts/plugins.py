@@ -47,16 +47,14 @@ class Plugins:
         Raises:
             InputError: No such name, module or attribute, or it is of another kind.
         """
-        ours = self._ours()
-        if name in ours:
-            return self._in(import_module(ours[name]), name)
-        named = [point.value.replace(":", ".") for point in entry_points(group=self.group, name=name)]
-        if not named and ("." not in name or not all(part.isidentifier() for part in name.split("."))):
+        points = [point.value.replace(":", ".") for point in entry_points(group=self.group, name=name)]
+        path = self._ours().get(name, *points[:1])
+        if path is None and ("." not in name or not all(part.isidentifier() for part in name.split("."))):
             known = ", ".join([*self.reserved, *self.names()])
             raise InputError(
                 f"unknown {self.kind} {name!r}; expected one of {known}, or an import path: my_package.my_module"
             )
-        path = named[0] if named else name
+        path = path or name
         value = self._imported(path)
         if isinstance(value, ModuleType):
             return self._in(value, path.rpartition(".")[2])

@@ -199,7 +199,7 @@ class BehaviourEvaluator:
 
 def verdicts_of(judge: Judge, name: str, items: Sequence[PromptItem], answers: Sequence[str]) -> list[Verdict]:
     """Judge the answers to one set of requests, ``harmful`` or ``benign``."""
-    return (judge if name in judge.sets else RefusalPhraseJudge()).judge_all(items, answers)
+    return (judge if name in judge.sets else RefusalPhraseJudge()).verdicts(items, answers)
 
 
 def named_judge(name: str, arguments: Mapping[str, Any] | None = None) -> Judge:

@@ -23,12 +23,21 @@ class Judge:
             raise TypeError(f"{cls.__name__} is no judge: define judge, or judge_all")
 
     def judge(self, item: PromptItem, answer: str) -> Verdict:
-        """Score one answer."""
+        """Score one answer, which is not empty."""
         return self.judge_all([item], [answer])[0]
 
     def judge_all(self, items: Sequence[PromptItem], answers: Sequence[str]) -> list[Verdict]:
-        """Score many answers, each with its prompt."""
+        """Score many answers, none of them empty, each with its prompt."""
         return [self.judge(item, answer) for item, answer in zip(items, answers, strict=True)]
+
+    def verdicts(self, items: Sequence[PromptItem], answers: Sequence[str]) -> list[Verdict]:
+        """Score answers; one that is empty is unscored, whatever the judge."""
+        given = [place for place, answer in enumerate(answers) if answer.strip()]
+        verdicts = [Verdict(None, "empty answer")] * len(answers)
+        scored = self.judge_all([items[place] for place in given], [answers[place] for place in given]) if given else []
+        for place, verdict in zip(given, scored, strict=True):
+            verdicts[place] = verdict
+        return verdicts
 
     def check_prompts(self, prompts: str | Mapping[str, str]) -> None:
         """Refuse prompts that it cannot judge, by where they come from."""

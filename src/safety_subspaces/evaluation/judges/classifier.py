@@ -102,14 +102,9 @@ class ClassifierJudge(Judge):
         self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
 
     def judge_all(self, items: Sequence[PromptItem], answers: Sequence[str]) -> list[Verdict]:
-        """Score answers to harmful requests; those that are empty are unscored."""
-        places = [place for place, answer in enumerate(answers) if answer.strip()]
-        verdicts = [Verdict(None, "empty answer")] * len(answers)
-        pairs = [(items[place].prompt, answers[place]) for place in places]
-        found = (self._guarded(pairs) if self._is_guard else self._classified(pairs)) if pairs else []
-        for place, verdict in zip(places, found, strict=True):
-            verdicts[place] = verdict
-        return verdicts
+        """Score answers to harmful requests."""
+        pairs = [(item.prompt, answer) for item, answer in zip(items, answers, strict=True)]
+        return self._guarded(pairs) if self._is_guard else self._classified(pairs)
 
     def input_files(self) -> list[str]:
         """Return the folder of the model."""

@@ -76,17 +76,13 @@ class RubricJudge(Judge):
         self.endpoint.check()
 
     def judge_all(self, items: Sequence[PromptItem], answers: Sequence[str]) -> list[Verdict]:
-        """Score answers; those that are empty are unscored, and not sent.
+        """Score answers.
 
         Raises:
             InputError: As :meth:`~safety_subspaces.evaluation.endpoint.client.Endpoint.ask`.
         """
-        places = [place for place, answer in enumerate(answers) if answer.strip()]
-        replies = self.endpoint.ask([rubric_request(items[p].prompt, answers[p]) for p in places], "judging")
-        verdicts = [Verdict(None, "empty answer")] * len(answers)
-        for place, reply in zip(places, replies, strict=True):
-            verdicts[place] = read_verdict(reply)
-        return verdicts
+        requests = [rubric_request(item.prompt, answer) for item, answer in zip(items, answers, strict=True)]
+        return [read_verdict(reply) for reply in self.endpoint.ask(requests, "judging")]
 
 
 def rubric_request(prompt: str, answer: str) -> Request:
