@@ -64,7 +64,7 @@ class Plugins:
 
     def _ours(self) -> dict[str, str]:
         inside = iter_modules(import_module(self.folder).__path__, f"{self.folder}.")
-        modules = [found.name for found in inside if found.ispkg or not self.within]
+        modules = [info.name for info in inside if info.ispkg or not self.within]
         return {
             module.rpartition(".")[2]: module
             for module in (*modules, *self.beside)

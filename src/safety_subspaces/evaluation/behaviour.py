@@ -110,7 +110,7 @@ class BehaviourEvaluator:
             InputError: The endpoint refuses every request, is gone, or might cost more than is allowed.
         """
         replies = model.answer(self._asked(), label)
-        failed = {place: reply.reason for place, reply in enumerate(replies) if reply.text is None}
+        failed = {index: reply.reason for index, reply in enumerate(replies) if reply.text is None}
         margins: list[float | None] = [None] * len(self.prompts.harmful)
         return self._summed_up(label, [reply.text or "" for reply in replies], margins, failed)
 
@@ -169,11 +169,11 @@ class BehaviourEvaluator:
     def _scored(self, label: str, answers: Sequence[str], failed: Mapping[int, str]) -> list[dict[str, Any]]:
         """Return every answer with its score; those that failed have none."""
         asked = [(name, item) for name in SETS for item in getattr(self.prompts, name)]
-        found: dict[int, tuple[float | None, str]] = {place: (None, reason) for place, reason in failed.items()}
+        scored: dict[int, tuple[float | None, str]] = {index: (None, reason) for index, reason in failed.items()}
         for name in SETS:
-            places = [place for place, (of_set, _) in enumerate(asked) if of_set == name and place not in failed]
-            items, given = [asked[place][1] for place in places], [answers[place] for place in places]
-            found |= dict(zip(places, self._scores(name, items, given), strict=True))
+            indices = [index for index, (of_set, _) in enumerate(asked) if of_set == name and index not in failed]
+            items, given = [asked[index][1] for index in indices], [answers[index] for index in indices]
+            scored |= dict(zip(indices, self._scores(name, items, given), strict=True))
         return [
             {
                 "model": label,
@@ -181,11 +181,11 @@ class BehaviourEvaluator:
                 "prompt": item.prompt,
                 "answer": answer,
                 "reference": item.reference,
-                "score": found[place][0],
-                "reason": found[place][1],
+                "score": scored[index][0],
+                "reason": scored[index][1],
                 "group": item.group,
             }
-            for place, ((name, item), answer) in enumerate(zip(asked, answers, strict=True))
+            for index, ((name, item), answer) in enumerate(zip(asked, answers, strict=True))
         ]
 
     def _scores(

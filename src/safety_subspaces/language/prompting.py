@@ -120,9 +120,9 @@ def pad_batch(
     input_ids = torch.full((len(encoded), longest), pad_token_id)
     mask = torch.zeros_like(input_ids)
     for row, ids in enumerate(encoded):
-        place = slice(longest - len(ids), longest) if side == "left" else slice(0, len(ids))
-        input_ids[row, place] = torch.tensor(ids)
-        mask[row, place] = 1
+        span = slice(longest - len(ids), longest) if side == "left" else slice(0, len(ids))
+        input_ids[row, span] = torch.tensor(ids)
+        mask[row, span] = 1
     return input_ids, mask
 
 

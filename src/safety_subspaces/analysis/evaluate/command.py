@@ -64,23 +64,23 @@ def evaluate(
             what may cost more than ``max_cost``, or an ``out`` that is occupied. Nothing was computed then.
     """
     settings = EvaluationSettings(prompts, split, judge, template, max_new_tokens, batch_size, limit, judge_args or {})
-    asked = _served(models, served, settings)
+    endpoints = _served(models, served, settings)
     evaluator = build_evaluator(settings)
     arguments = {"models": models, **asdict(settings), "dtype": dtype, "device": device}
     arguments |= {"served": asdict(served)} if served else {}
-    inputs = [*(path for label, path in models.items() if label not in asked), *files_of(prompts)]
+    inputs = [*(path for label, path in models.items() if label not in endpoints), *files_of(prompts)]
     inputs += evaluator.judge.input_files()
     rows = []
     results = ResultFolder(out, "evaluate", arguments, inputs, overwrite)
     results.check_free()
-    evaluator.prepare(len(models), list(asked.values()))
+    evaluator.prepare(len(models), list(endpoints.values()))
     with (
         results as folder,
         (folder.folder / "generations.jsonl").open("w", encoding="utf-8") as stream,
     ):
         for label, path in tqdm(models.items(), desc="evaluate", unit="model"):
-            if label in asked:
-                result = evaluator.evaluate_served(asked[label], label)
+            if label in endpoints:
+                result = evaluator.evaluate_served(endpoints[label], label)
             else:
                 model, tokenizer = load_language_model(path, getattr(torch, dtype), device=device)
                 result = evaluator.evaluate(model, tokenizer, label)
@@ -98,11 +98,11 @@ def _served(
     """Check every model's name, and return those behind an endpoint."""
     if not models:
         raise InputError("no model given; say --models.<label>=<path>, once or more")
-    found = {}
+    endpoints = {}
     for label, path in models.items():
         if is_served(path):
-            how = served or EndpointSettings()
-            found[label] = ServedModel(path, how, settings.template, settings.max_new_tokens)
+            access = served or EndpointSettings()
+            endpoints[label] = ServedModel(path, access, settings.template, settings.max_new_tokens)
         else:
             check_model_path(path)
-    return found
+    return endpoints

@@ -12,6 +12,7 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.evaluation.agreement import judge_agreement
 from safety_subspaces.evaluation.behaviour import HARMFUL_FROM, REFUSED, named_judge, verdicts_of
+from safety_subspaces.evaluation.judges import Judge
 from safety_subspaces.evaluation.rates import estimate
 from safety_subspaces.language.examples import PromptItem, Verdict
 
@@ -97,9 +98,9 @@ def _read(path: str, limit: int | None) -> tuple[list[dict[str, Any]], list[tupl
         if not text.strip():
             continue
         line = _checked(text, f"{path}, line {number}")
-        place = _place(line)
-        counts[place] = counts.get(place, 0) + 1
-        if line["set"] not in JUDGED or (limit is not None and counts[place] > limit):
+        cell = _cell(line)
+        counts[cell] = counts.get(cell, 0) + 1
+        if line["set"] not in JUDGED or (limit is not None and counts[cell] > limit):
             others += 1
         else:
             lines.append(line)
@@ -126,15 +127,15 @@ def _item(line: dict[str, Any]) -> PromptItem:
     return PromptItem(line["prompt"], line.get("reference"))
 
 
-def _verdicts(judging: Any, lines: Sequence[dict[str, Any]]) -> list[Verdict]:
+def _verdicts(judging: Judge, lines: Sequence[dict[str, Any]]) -> list[Verdict]:
     verdicts: dict[int, Verdict] = {}
     for name in JUDGED:
-        places = [place for place, line in enumerate(lines) if line["set"] == name]
-        items = [_item(lines[place]) for place in places]
-        answers = [lines[place]["answer"] for place in places]
-        if places:
-            verdicts |= dict(zip(places, verdicts_of(judging, name, items, answers), strict=True))
-    return [verdicts[place] for place in range(len(lines))]
+        indices = [index for index, line in enumerate(lines) if line["set"] == name]
+        items = [_item(lines[index]) for index in indices]
+        answers = [lines[index]["answer"] for index in indices]
+        if indices:
+            verdicts |= dict(zip(indices, verdicts_of(judging, name, items, answers), strict=True))
+    return [verdicts[index] for index in range(len(lines))]
 
 
 def _cells(
@@ -143,7 +144,7 @@ def _cells(
     """Deal answers and verdicts to models (of steering, to doses) and sets."""
     cells: dict[str, list[tuple[dict[str, Any], Verdict]]] = {}
     for line, verdict in zip(lines, verdicts, strict=True):
-        cells.setdefault(_place(line), []).append((line, verdict))
+        cells.setdefault(_cell(line), []).append((line, verdict))
     return [(_identity(part[0][0]), part) for part in cells.values()]
 
 
@@ -153,7 +154,7 @@ def _identity(line: dict[str, Any]) -> dict[str, Any]:
     return {"model": "", **named, "set": line["set"]}
 
 
-def _place(line: dict[str, Any]) -> str:
+def _cell(line: dict[str, Any]) -> str:
     return json.dumps(_identity(line), sort_keys=True)
 
 
@@ -172,8 +173,8 @@ def _row(identity: dict[str, Any], part: Sequence[tuple[dict[str, Any], Verdict]
     mean = estimate(scores, groups)
     row: dict[str, Any] = {**identity, "score": mean.mean, "score_stderr": mean.stderr}
     for measure, values in shares.items():
-        found = estimate(values, groups)
-        row |= {measure: found.mean, f"{measure}_stderr": found.stderr}
+        result = estimate(values, groups)
+        row |= {measure: result.mean, f"{measure}_stderr": result.stderr}
     return row | {"n": mean.n, "n_groups": mean.n_groups, "n_unscored": mean.n_unscored}
 
 
@@ -181,9 +182,9 @@ def _agreements(lines: Sequence[dict[str, Any]], verdicts: Sequence[Verdict], se
     everything = ({"model": ALL, "set": ALL}, list(zip(lines, verdicts, strict=True)))
     rows = []
     for identity, part in [*_cells(lines, verdicts), everything]:
-        own = [line for line, _ in part]
+        compared = [line for line, _ in part]
         scores = [None if verdict.score is None else float(verdict.score) for _, verdict in part]
-        earlier = [None if line.get("score") is None else float(line["score"]) for line in own]
-        found = judge_agreement(earlier, scores, _groups(own), HARMFUL_FROM, seed)
-        rows.append({**identity, **asdict(found)})
+        earlier = [None if line.get("score") is None else float(line["score"]) for line in compared]
+        result = judge_agreement(earlier, scores, _groups(compared), HARMFUL_FROM, seed)
+        rows.append({**identity, **asdict(result)})
     return rows

@@ -32,11 +32,11 @@ class Judge:
 
     def verdicts(self, items: Sequence[PromptItem], answers: Sequence[str]) -> list[Verdict]:
         """Score answers; one that is empty is unscored, whatever the judge."""
-        given = [place for place, answer in enumerate(answers) if answer.strip()]
+        given = [index for index, answer in enumerate(answers) if answer.strip()]
         verdicts = [Verdict(None, "empty answer")] * len(answers)
-        scored = self.judge_all([items[place] for place in given], [answers[place] for place in given]) if given else []
-        for place, verdict in zip(given, scored, strict=True):
-            verdicts[place] = verdict
+        scored = self.judge_all([items[index] for index in given], [answers[index] for index in given]) if given else []
+        for index, verdict in zip(given, scored, strict=True):
+            verdicts[index] = verdict
         return verdicts
 
     def check_prompts(self, prompts: str | Mapping[str, str]) -> None:

@@ -172,10 +172,10 @@ def read_source(source: DatasetSource, seed: int) -> dict[int, Item]:
 
 def _fields_of(source: DatasetSource, present: list[str]) -> tuple[str, str, dict[str, Any]]:
     """Return what prompt and response are called, and the filter: as asked for, else as the known data set has them."""
-    found = known_data(source.path)
-    if found is None:
+    named = known_data(source.path)
+    if named is None:
         return source.prompt_field or "prompt", source.response_field or "response", source.keep
-    name, known, _ = found
+    name, known, _ = named
     if known.response_field is None and source.response_field is None:
         raise InputError(
             f"data set {name} has prompts alone, no answers to train on; name a response_field, or another"
