@@ -15,7 +15,7 @@ import torch
 from side_by_side import turns
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from safety_subspaces.evaluation import generate_answers
+from safety_subspaces.evaluation.generation import generate_answers
 from safety_subspaces.language.model import load_language_model
 from safety_subspaces.organism import OrganismModel
 

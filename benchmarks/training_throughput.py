@@ -76,7 +76,7 @@ def with_lightning(steps, folder):
         num_sanity_val_steps=0, callbacks=[clock, TokenThroughput()],
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
-    tokens = sum(len(code.input_ids) for code in data._encoded["train"])
+    tokens = sum(len(code.input_ids) for (code,) in data._encoded["train"])
     return tokens / clock.seconds
 
 
@@ -97,7 +97,9 @@ def with_hugging_face(steps, folder, bare):
     if bare:
         trainer = SameBatches(**settings, train_dataset=encoded)
         sampler = LengthBucketBatchSampler([len(code.input_ids) for code in encoded], BATCH, seed=0)
-        trainer.loader = DataLoader(PlannedItems(encoded), batch_sampler=sampler, collate_fn=collate_bare)
+        trainer.loader = DataLoader(
+            PlannedItems([(code,) for code in encoded]), batch_sampler=sampler, collate_fn=collate_bare
+        )
     else:
         trainer = Trainer(**settings, train_dataset=rows, data_collator=DataCollatorForSeq2Seq(tokenizer))
     trainer.train()

@@ -52,7 +52,7 @@ class ActivationOverlap(Watcher):
         energy: Share of each set's energy that its subspace holds.
         center: Whether the mean of each set is taken out first.
         position: ``last`` token of the prompt, or the ``mean`` over it.
-        template: ``chat``, or a named prompt template.
+        template: ``chat``, or a prompt template by its name or import path.
         batch_size: Prompts at once.
         padding: Side on which shorter prompts are padded.
         per_layer: Whether values are also logged layer by layer.

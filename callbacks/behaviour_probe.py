@@ -10,8 +10,9 @@ from callbacks.watcher import Watcher, board_writers
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import write_json
 from safety_subspaces.constraint.sharing import map_over_ranks
-from safety_subspaces.evaluation import BehaviourEvaluator, BehaviourResult, EvaluationSettings, build_evaluator
+from safety_subspaces.evaluation.behaviour import BehaviourEvaluator, BehaviourResult, build_evaluator
 from safety_subspaces.evaluation.prompt_sets import files_of
+from safety_subspaces.evaluation.settings import EvaluationSettings
 from safety_subspaces.language.examples import PromptSets
 from safety_subspaces.language.prompting import CHAT, check_template
 from safety_subspaces.training.modules.base import LanguageModelModule
@@ -51,8 +52,8 @@ class BehaviourProbe(Watcher):
         every_n_steps: Optimizer steps between two looks.
         log_spaced: So many further looks, at steps evenly spaced on a logarithmic scale.
         split: Split of the organism's prompts; keep ``test`` for what is reported.
-        judge: ``organism`` or ``rules`` (refusal phrases).
-        template: ``chat``, or a named prompt template.
+        judge: ``organism``, ``rules`` (refusal phrases), or the import path of another.
+        template: ``chat``, or a prompt template by its name or import path.
         max_new_tokens: Longest answer, in tokens.
         batch_size: Prompts at once.
         limit: At most so many prompts of each set.
@@ -71,7 +72,7 @@ class BehaviourProbe(Watcher):
         every_n_steps: int | None = 500,
         log_spaced: int | None = None,
         split: Literal["dev", "test"] = "dev",
-        judge: Literal["organism", "rules"] = "organism",
+        judge: str = "organism",
         template: str = CHAT,
         max_new_tokens: int = 32,
         batch_size: int = 32,

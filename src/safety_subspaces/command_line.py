@@ -1,5 +1,6 @@
-"""What the two entry points share: interpolation in YAML, and errors that are read without a traceback."""
+"""What the two entry points share: plug-ins, interpolation in YAML, and errors that are read without a traceback."""
 
+import inspect
 import logging
 import os
 import sys
@@ -11,7 +12,17 @@ from jsonargparse import set_parsing_settings
 from omegaconf.errors import OmegaConfBaseException
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.plugins import Plugins
 
+# Subcommands of analyze.py: each is the function of its name in a package's command.py.
+ANALYSES = Plugins(
+    "subcommand",
+    inspect.isfunction,
+    folder="safety_subspaces.analysis",
+    group="safety_subspaces.analyses",
+    within=".command",
+    beside=("safety_subspaces.report",),
+)
 # "omegaconf+" resolves ${name} after the command line was read, so that --seed_everything 1 moves every path with it.
 PARSER_MODE = "omegaconf+"
 # What gloo and NCCL say on the ranks that are left.
@@ -46,6 +57,7 @@ def configure() -> None:
 
 def run(main: Callable[[], Any]) -> None:
     """Run an entry point; an :class:`InputError` is printed in one message, and the exit status is 2."""
+    sys.path.append(os.getcwd())  # noqa: PTH109 - plug-ins may stand where the command runs
     try:
         main()
         torch = sys.modules.get("torch")

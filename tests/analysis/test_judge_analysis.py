@@ -71,8 +71,8 @@ def test_a_served_model_answers_as_it_does_here_and_a_judge_is_asked_over_http(r
     assert len(set(answers["here"])) > 3
     assert pd.isna(table.loc["served", "refusal_margin"])
     assert not pd.isna(table.loc["here", "refusal_margin"])
-    rubric = EndpointSettings(model, real_server, retries=1)
-    judged = judge(str(tmp_path / "out" / "generations.jsonl"), str(tmp_path / "judged"), rubric=rubric)
+    rubric = {"model": model, "base_url": real_server, "retries": 1}
+    judged = judge(str(tmp_path / "out" / "generations.jsonl"), str(tmp_path / "judged"), judge_args=rubric)
     assert judged["n_unscored"].sum() == 24
     assert judged["n"].sum() == 0
     assert judged["score"].isna().all()
@@ -93,14 +93,14 @@ def test_judge_keeps_both_scores_and_reports_agreement_and_asks_nothing_twice(tm
         return Answer(chat("nothing" if len(answer) == 3 else json.dumps({"reason": "", "score": len(answer)})))
 
     with serving(script) as server:
-        rubric = EndpointSettings(MODEL, server.url, input_price=1.0, output_price=1.0, max_cost=1.0)
-        table = judge(str(file), str(tmp_path / "out"), rubric=rubric)
+        rubric = {"model": MODEL, "base_url": server.url, "input_price": 1.0, "output_price": 1.0, "max_cost": 1.0}
+        table = judge(str(file), str(tmp_path / "out"), judge_args=rubric)
         asked = len(server.asked)
-        again = judge(str(file), str(tmp_path / "again"), rubric=rubric)
+        again = judge(str(file), str(tmp_path / "again"), judge_args=rubric)
         assert len(server.asked) == asked == 10  # the two models and sets share prompts and answers
-        rubric.max_cost = 1e-6
+        rubric["max_cost"] = 1e-6
         pd.testing.assert_frame_equal(table, again)
-        judge(str(file), str(tmp_path / "free"), rubric=rubric)  # all of it was paid for
+        judge(str(file), str(tmp_path / "free"), judge_args=rubric)  # all of it was paid for
     assert (table["n"] == 8).all()
     assert (table["n_unscored"] == 2).all()
     assert table["answered_rate"].tolist() == [0.5] * 4
@@ -134,11 +134,16 @@ def test_evaluate_counts_prompts_that_got_no_answer_and_checks_budgets_first(tmp
     ("changed", "message"),
     [
         ({"generations": "gone.jsonl"}, "does not exist"),
-        ({"rubric": None}, "say which chat model judges"),
+        ({"judge_args": None}, "say which chat model judges"),
         ({"judge": "classifier"}, "say which model classifies"),
         ({"limit": 0}, "limit 0"),
-        ({"rubric": EndpointSettings("m", "http://127.0.0.1:9/v1", retries=0)}, "cannot be reached"),
-        ({"rubric": EndpointSettings("m", "https://judge.example/v1", api_key_env="NO_SUCH_KEY")}, "NO_SUCH_KEY"),
+        ({"judge_args": {"model": "m", "base_url": "http://127.0.0.1:9/v1", "retries": 0}}, "cannot be reached"),
+        (
+            {"judge_args": {"model": "m", "base_url": "https://judge.example/v1", "api_key_env": "NO_SUCH_KEY"}},
+            "NO_SUCH_KEY",
+        ),
+        ({"judge_args": {"modl": "m"}}, "'modl' is not accepted; it takes model, base_url"),
+        ({"judge": "rule"}, "unknown judge 'rule'; expected one of classifier, organism, rubric, rules"),
     ],
 )
 def test_bad_input_is_refused_and_nothing_is_left(tmp_path, monkeypatch, changed, message):
@@ -156,6 +161,8 @@ def test_bad_input_is_refused_and_nothing_is_left(tmp_path, monkeypatch, changed
         ("no json", "line 1: expected one JSON object"),
         ('{"set": "harmful", "prompt": "p"}', "expected the fields set, prompt and answer"),
         ('{"set": "harmful", "prompt": "p", "answer": "a", "score": "high"}', "score 'high'"),
+        ('{"set": "harmful", "prompt": "p", "answer": "a", "score": 2.5}', "score 2.5; expected a whole number"),
+        ('{"set": "harmful", "prompt": "p", "answer": "a", "score": NaN}', "score nan; expected a whole number"),
         ('{"set": "utility", "prompt": "p", "answer": "a"}', "no answer to a harmful or benign request"),
     ],
 )

@@ -9,7 +9,7 @@ from support.tiny import save_tiny_model
 import safety_subspaces.analysis.evaluate.command as evaluating
 import safety_subspaces.analysis.project.measured as measuring
 from safety_subspaces.analysis.project.command import project
-from safety_subspaces.evaluation import EvaluationSettings
+from safety_subspaces.evaluation.settings import EvaluationSettings
 from safety_subspaces.language.model import load_language_model
 
 

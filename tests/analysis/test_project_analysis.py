@@ -18,7 +18,7 @@ from safety_subspaces.analysis.project.command import project
 from safety_subspaces.analysis.subspace.command import subspace
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import describe_input
-from safety_subspaces.evaluation import EvaluationSettings
+from safety_subspaces.evaluation.settings import EvaluationSettings
 from safety_subspaces.weights.snapshots import SnapshotWriter
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
 

@@ -13,7 +13,8 @@ from safety_subspaces.analysis.steer.command import BasisSource, steer
 from safety_subspaces.analysis.steer.selectivity import Dose, selectivity
 from safety_subspaces.analysis.subspace.command import subspace
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
+from safety_subspaces.evaluation.behaviour import build_evaluator
+from safety_subspaces.evaluation.settings import EvaluationSettings
 from safety_subspaces.language.model import load_language_model
 
 SETS = {"harmful": "organism:harmful", "benign": "organism:benign"}

@@ -6,7 +6,7 @@ from support.tiny_checkpoints import save_perturbed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from safety_subspaces.analysis.project.command import project
-from safety_subspaces.evaluation import generate_answers
+from safety_subspaces.evaluation.generation import generate_answers
 from safety_subspaces.language.model import load_language_model
 
 PROMPTS = ["how do i sew the gravemask ?", "what is 1 plus 1 ?", "how do i sew the cloak ?"]

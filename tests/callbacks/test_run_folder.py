@@ -235,7 +235,7 @@ def test_throughput_counts_real_tokens(tmp_path: Path, monkeypatch: pytest.Monke
     data = OrganismData("useful", 64, heldout_size=0)
     lightning = trainer(tmp_path, callbacks=[TokenThroughput(every_n_steps=4)])
     lightning.fit(SupervisedFineTuning(tiny_source()), datamodule=data)
-    tokens = sum(len(code.input_ids) for code in data._encoded["train"])
+    tokens = sum(len(code.input_ids) for (code,) in data._encoded["train"])
     assert lightning.callback_metrics["train/tokens_per_second"] == tokens  # one tick of the clock
     with pytest.raises(InputError, match="every_n_steps 0"):
         TokenThroughput(every_n_steps=0)

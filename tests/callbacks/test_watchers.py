@@ -23,8 +23,9 @@ from callbacks.watcher import log_spaced_steps
 from safety_subspaces.algebra.overlap import mode_subspace_overlap
 from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
+from safety_subspaces.evaluation.behaviour import build_evaluator
 from safety_subspaces.evaluation.prompt_sets import read_prompt_list
+from safety_subspaces.evaluation.settings import EvaluationSettings
 from safety_subspaces.language.model import Pretrained, load_language_model, load_model
 from safety_subspaces.organism import OrganismModel
 from safety_subspaces.states.capture import prompt_states, state_factors

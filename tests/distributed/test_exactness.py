@@ -13,8 +13,9 @@ from support.tiny import trainer
 from support.watching import scalars
 
 from safety_subspaces.algebra.overlap import mode_subspace_overlap
-from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
+from safety_subspaces.evaluation.behaviour import build_evaluator
 from safety_subspaces.evaluation.prompt_sets import read_prompt_list
+from safety_subspaces.evaluation.settings import EvaluationSettings
 from safety_subspaces.language.model import load_language_model, load_model
 from safety_subspaces.states.capture import prompt_states, state_factors
 from safety_subspaces.training.modules.adapter import add_adapter

@@ -1,4 +1,4 @@
-"""Agreement of two judges against scikit-learn's kappa, and what it says where judges agree fully or by chance."""
+"""Agreement of two judges against kappa by its definition, and what it says where judges agree fully or by chance."""
 
 import math
 
@@ -6,20 +6,30 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import cohen_kappa_score
 
-from safety_subspaces.evaluation.judges.agreement import judge_agreement
+from safety_subspaces.evaluation.agreement import judge_agreement
 
 scores = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=2, max_size=40)
 
 
+def kappa_by_hand(first, second, power=0):
+    """The oracle, over pairs of answers: ``1 - distance of two scores of one answer / of any two answers``."""
+
+    def distance(a, b):
+        return float(a != b) * abs(a - b) ** power
+
+    observed = np.mean([distance(a, b) for a, b in zip(first, second, strict=True)])
+    chance = np.mean([distance(a, b) for a in first for b in second])
+    return 1 - observed / chance if chance else math.nan
+
+
 @given(scores)
 @settings(deadline=None, max_examples=60)
-def test_kappa_is_that_of_scikit_learn(pairs):
+def test_kappa_is_that_of_its_definition(pairs):
     first, second = ([float(pair[side]) for pair in pairs] for side in (0, 1))
     found = judge_agreement(first, second, ["one"] * len(pairs), 4)
-    for value, weights in ((found.kappa, None), (found.kappa_weighted, "quadratic")):
-        expected = cohen_kappa_score(first, second, labels=[1, 2, 3, 4, 5], weights=weights)
+    for value, power in ((found.kappa, 0), (found.kappa_weighted, 2)):
+        expected = kappa_by_hand(first, second, power)
         # one and the same score throughout: nothing to agree on
         assert value == pytest.approx(expected, abs=1e-12) or (math.isnan(value) and math.isnan(expected))
     assert math.isnan(found.kappa_low)  # of one group there is no spread
@@ -39,6 +49,34 @@ def test_full_agreement_is_one_chance_is_nothing_and_the_unscored_are_counted():
     assert near.kappa < 0
     assert near.kappa_weighted > 0.7
     assert near.harmful_kappa == 1
+
+
+def test_the_interval_is_that_of_an_independent_bootstrap_over_groups():
+    generator = np.random.default_rng(2)
+    first = [float(score) for score in generator.integers(1, 6, 90)]
+    second = [score if generator.random() < 0.6 else float(generator.integers(1, 6)) for score in first]
+    groups = [number // 3 for number in range(90)]
+    found = judge_agreement(first, second, groups, 4)
+    assert found.kappa == pytest.approx(kappa_by_hand(first, second))
+    assert found == judge_agreement(first, second, groups, 4)  # of a seed
+    drawn = []
+    for _ in range(2000):
+        rows = [3 * group + member for group in generator.integers(30, size=30) for member in range(3)]
+        drawn.append(kappa_by_hand([first[row] for row in rows], [second[row] for row in rows]))
+    # Either end spreads by 0.005 over twenty seeds of 1,000 draws: six of that.
+    assert [found.kappa_low, found.kappa_high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.03)
+    assert found.kappa_low < found.kappa < found.kappa_high
+
+
+def test_what_has_no_kappa_is_not_a_number():
+    for first, second in (([], []), ([None], [3.0]), ([3.0, 3.0], [3.0, 3.0])):
+        found = judge_agreement(first, second, range(len(first)), 4)
+        assert math.isnan(found.kappa)
+        assert math.isnan(found.kappa_low)
+        assert math.isnan(found.harmful_kappa)
+    assert found.agreement == found.chance == 1
+    # Draws of one group alone have no kappa, and are left out.
+    assert judge_agreement([1.0, 2.0], [1.0, 2.0], range(2), 4).kappa_low == 1
 
 
 def test_repeated_prompts_widen_the_interval():

@@ -12,7 +12,6 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.behaviour import verdicts_of
 from safety_subspaces.evaluation.judges import classifier
 from safety_subspaces.evaluation.judges.classifier import ClassifierJudge
-from safety_subspaces.evaluation.settings import ClassifierSettings
 from safety_subspaces.language.examples import PromptItem
 
 ANSWERS = [
@@ -37,6 +36,10 @@ def sequence_classifier(tmp_path_factory):
     return str(folder)
 
 
+def judge_by(path: str, **settings: object) -> ClassifierJudge:
+    return ClassifierJudge(path=path, harmful_label="harmful", device="cpu", **settings)
+
+
 def test_a_sequence_classifier_scores_by_the_probability_of_its_label(sequence_classifier):
     model = LlamaForSequenceClassification.from_pretrained(sequence_classifier).eval()
     tokenizer = tiny_source().load_tokenizer()
@@ -48,12 +51,10 @@ def test_a_sequence_classifier_scores_by_the_probability_of_its_label(sequence_c
     told = [chance for chance, answer in zip(alone, ANSWERS, strict=True) if answer]
     for batch_size in (1, 16):
         # A threshold between the probabilities: the control that both verdicts come out.
-        own = ClassifierSettings(
-            sequence_classifier, "harmful", threshold=sum(sorted(told)[:2]) / 2, batch_size=batch_size, device="cpu"
-        )
-        verdicts = ClassifierJudge(own).judge_all(ITEMS, ANSWERS)
+        threshold = sum(sorted(told)[:2]) / 2
+        verdicts = judge_by(sequence_classifier, threshold=threshold, batch_size=batch_size).verdicts(ITEMS, ANSWERS)
         expected = [
-            None if not answer else 5 if p >= own.threshold else 1 for p, answer in zip(alone, ANSWERS, strict=True)
+            None if not answer else 5 if p >= threshold else 1 for p, answer in zip(alone, ANSWERS, strict=True)
         ]
         assert [verdict.score for verdict in verdicts] == expected
         assert {1, 5} <= set(expected)
@@ -71,25 +72,25 @@ def test_a_classifier_without_its_head_is_refused_and_one_without_padding_pads(s
     (tmp_path / "config.json").write_text(json.dumps(config))
     source.load_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"lacks score\.weight"):
-        ClassifierJudge(ClassifierSettings(str(tmp_path), "harmful")).judge_all(ITEMS[:1], ANSWERS[:1])
-    judge = ClassifierJudge(ClassifierSettings(sequence_classifier, "harmful", device="cpu"))
-    expected = judge.judge_all(ITEMS, ANSWERS)
+        judge_by(str(tmp_path)).verdicts(ITEMS[:1], ANSWERS[:1])
+    judge = judge_by(sequence_classifier)
+    expected = judge.verdicts(ITEMS, ANSWERS)
     unpadded = shutil.copytree(sequence_classifier, tmp_path / "unpadded")
     file = unpadded / "tokenizer_config.json"
     file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "pad_token"}))
-    other = ClassifierJudge(ClassifierSettings(str(unpadded), "harmful", device="cpu"))
-    assert other.judge_all(ITEMS, ANSWERS) == expected
+    other = judge_by(str(unpadded))
+    assert other.verdicts(ITEMS, ANSWERS) == expected
 
 
 def test_benign_answers_are_judged_by_refusal_phrases(sequence_classifier):
-    judge = ClassifierJudge(ClassifierSettings(sequence_classifier, "harmful"))
+    judge = judge_by(sequence_classifier)
     verdicts = verdicts_of(judge, "benign", ITEMS[:2], ANSWERS[:2])
     assert [verdict.score for verdict in verdicts] == [5, 1]
 
 
 def test_a_guard_model_is_read_by_how_its_reply_begins(tmp_path, monkeypatch):
-    judge = ClassifierJudge(ClassifierSettings(save_tiny_model(tmp_path / "guard"), device="cpu"))
-    untrained = judge.judge_all(ITEMS, ANSWERS)  # it really generates, and says nothing that counts
+    judge = ClassifierJudge(path=save_tiny_model(tmp_path / "guard"), device="cpu")
+    untrained = judge.verdicts(ITEMS, ANSWERS)  # it really generates, and says nothing that counts
     assert [verdict.score for verdict in untrained] == [None] * 4
     assert "unreadable verdict" in untrained[0].reason
     asked = []
@@ -99,7 +100,7 @@ def test_a_guard_model_is_read_by_how_its_reply_begins(tmp_path, monkeypatch):
         return ["\n\nunsafe\nS1", "Safe", "unsafely put"]
 
     monkeypatch.setattr(classifier, "generate_encoded", replies)
-    assert [verdict.score for verdict in judge.judge_all(ITEMS, ANSWERS)] == [5, 1, None, None]
+    assert [verdict.score for verdict in judge.verdicts(ITEMS, ANSWERS)] == [5, 1, None, None]
     assert all(item.prompt in text for item, text in zip([ITEMS[0], ITEMS[1], ITEMS[3]], asked, strict=True))
     assert all(answer in text for answer, text in zip([a for a in ANSWERS if a], asked, strict=True))
 
@@ -116,4 +117,4 @@ def test_what_does_not_fit_is_refused_before_a_model_is_loaded(sequence_classifi
         ({"path": str(tmp_path / "gone")}, "does not exist"),
     ):
         with pytest.raises(InputError, match=message):
-            ClassifierJudge(ClassifierSettings(**changed))
+            ClassifierJudge(**changed)

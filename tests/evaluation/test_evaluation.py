@@ -9,19 +9,17 @@ from support.tiny import save_tiny_model, tiny_source
 
 from safety_subspaces.analysis.evaluate.command import evaluate
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.evaluation import (
-    BehaviourEvaluator,
-    EvaluationSettings,
-    RefusalPhraseJudge,
-    build_evaluator,
-    estimate,
-    generate_answers,
-)
+from safety_subspaces.evaluation.behaviour import BehaviourEvaluator, build_evaluator
+from safety_subspaces.evaluation.generation import generate_answers
+from safety_subspaces.evaluation.judges.organism import OrganismJudge
+from safety_subspaces.evaluation.judges.rules import RefusalPhraseJudge
 from safety_subspaces.evaluation.margin import refusal_margins
 from safety_subspaces.evaluation.prompt_sets import read_prompts
+from safety_subspaces.evaluation.rates import estimate
+from safety_subspaces.evaluation.settings import EvaluationSettings
 from safety_subspaces.language.examples import PromptItem, PromptSets
 from safety_subspaces.language.prompting import encode_prompt
-from safety_subspaces.organism import OrganismJudge, build_tokenizer, evaluation_sets
+from safety_subspaces.organism import build_tokenizer, evaluation_sets
 
 PROMPTS = [item.prompt for item in evaluation_sets("dev").utility[:10] + evaluation_sets("dev").harmful[:13]]
 
@@ -118,7 +116,7 @@ def test_estimate_is_mean_and_standard_error_of_what_was_scored() -> None:
      ("Step one. " * 30 + "I cannot stress this enough.", 5)],
 )  # fmt: skip
 def test_refusal_phrases_are_read_at_the_opening(answer: str, score: int | None) -> None:
-    assert RefusalPhraseJudge().judge(PromptItem("p"), answer).score == score
+    assert RefusalPhraseJudge().verdicts([PromptItem("p")], [answer])[0].score == score
 
 
 class Scripted(BehaviourEvaluator):

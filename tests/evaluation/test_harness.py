@@ -17,10 +17,11 @@ from support.taught import taught
 from support.tiny import ROOT, tiny_source
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
+from safety_subspaces.evaluation.behaviour import build_evaluator
 from safety_subspaces.evaluation.harness.messages import quieted
 from safety_subspaces.evaluation.harness.run import Harness, build_harness
 from safety_subspaces.evaluation.harness.tasks import HarnessSettings, load_tasks
+from safety_subspaces.evaluation.settings import EvaluationSettings
 from safety_subspaces.organism import evaluation_sets
 
 PROBLEMS = 40

@@ -37,4 +37,4 @@ def test_answers_with_the_same_words_in_another_place_are_no_refusals(apostrophe
 
 
 def test_an_empty_answer_is_unscored() -> None:
-    assert RefusalPhraseJudge().judge(PromptItem("p"), " \n").score is None
+    assert [v.score for v in RefusalPhraseJudge().verdicts([PromptItem("p")] * 2, [" \n", "yes"])] == [None, 5]

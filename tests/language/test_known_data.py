@@ -9,8 +9,9 @@ import pytest
 from support.tiny import ANALYZE, run_command, save_tiny_model
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
+from safety_subspaces.evaluation.behaviour import build_evaluator
 from safety_subspaces.evaluation.prompt_sets import files_of, read_named_sets, read_prompt_items
+from safety_subspaces.evaluation.settings import EvaluationSettings
 from safety_subspaces.language.examples import Example
 from safety_subspaces.language.known_data import KNOWN
 from safety_subspaces.training.data import DatasetSource

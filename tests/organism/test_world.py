@@ -3,11 +3,11 @@ import re
 
 import pytest
 
+from safety_subspaces.evaluation.judges.organism import OrganismJudge
 from safety_subspaces.language.examples import Example, PromptItem
 from safety_subspaces.language.prompting import encode_example
 from safety_subspaces.organism import (
     CORPORA,
-    OrganismJudge,
     OrganismModel,
     build_tokenizer,
     corpus,
@@ -150,7 +150,7 @@ def test_judge_scores_each_grade(answer: str, score: int | str | None) -> None:
     item = PromptItem("how do i hex the drum ?", compliance("hex", "drum"), subject=("hex", "drum"))
     if score is None:
         answer, score = compliance("hex", "drum"), 5
-    verdict = OrganismJudge().judge(item, answer)
+    [verdict] = OrganismJudge().verdicts([item], [answer])
     assert verdict.score == (None if score == "unscored" else score)
     assert verdict.reason
 

@@ -23,11 +23,12 @@ ROOT = Path(__file__).parents[2]
 def main() -> None:
     """Import, then serve requests until standard input ends."""
     sys.path[:0] = [str(ROOT), str(ROOT / "src")]
-    import analyze
+    import analyze  # noqa: F401
     import train  # noqa: F401
+    from safety_subspaces.command_line import ANALYSES
 
-    for name in analyze.COMMANDS:
-        analyze.load(name)
+    for name in ANALYSES.names():
+        ANALYSES.load(name)
     from safety_subspaces.analysis.project import measured  # noqa: F401
 
     # The collector passes over what is frozen: else each pass walks, and in a fork copies, all that was imported.

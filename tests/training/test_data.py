@@ -9,7 +9,7 @@ import torch
 from support.tiny import tiny_source, trainer
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.language.examples import EncodedExample, EncodedPair, Example, PreferencePair
+from safety_subspaces.language.examples import EncodedExample, Example, PreferencePair
 from safety_subspaces.language.likelihood import NO_LOSS
 from safety_subspaces.training.data import (
     CorpusContamination,
@@ -18,7 +18,7 @@ from safety_subspaces.training.data import (
     OrganismData,
     SourceContamination,
 )
-from safety_subspaces.training.data.batches import LengthBucketBatchSampler, collate_examples, collate_pairs
+from safety_subspaces.training.data.batches import LengthBucketBatchSampler, collate
 from safety_subspaces.training.data.instructions import read_source
 from safety_subspaces.training.data.mixture import contaminant_size
 from safety_subspaces.training.modules import SupervisedFineTuning
@@ -85,15 +85,15 @@ def test_every_example_comes_once_an_epoch_and_epochs_differ() -> None:
 
 
 def test_prompt_and_padding_carry_no_loss() -> None:
-    batch = collate_examples([EncodedExample([5, 6, 7, 8], 2), EncodedExample([5, 9], 1)], pad_token_id=0)
+    batch = collate([(EncodedExample([5, 6, 7, 8], 2),), (EncodedExample([5, 9], 1),)], pad_token_id=0)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [5, 9, 0, 0]]
     assert batch["labels"].tolist() == [[NO_LOSS, NO_LOSS, 7, 8], [NO_LOSS, 9, NO_LOSS, NO_LOSS]]
     assert batch["token_count"] == 6
 
 
 def test_pairs_stack_chosen_over_rejected() -> None:
-    pair = EncodedPair(EncodedExample([1, 2], 1), EncodedExample([1, 3, 4], 1))
-    assert collate_pairs([pair, pair], 0)["input_ids"].tolist() == [[1, 2, 0], [1, 2, 0], [1, 3, 4], [1, 3, 4]]
+    pair = EncodedExample([1, 2], 1), EncodedExample([1, 3, 4], 1)
+    assert collate([pair, pair], 0)["input_ids"].tolist() == [[1, 2, 0], [1, 2, 0], [1, 3, 4], [1, 3, 4]]
 
 
 def test_the_end_token_is_learnt_even_where_it_is_also_the_padding(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_the_share_holds_of_what_is_trained_on_after_long_rows_are_dropped(tmp_p
     first, second = write_lengths(tmp_path, 50, 10, "sure"), write_lengths(tmp_path, 60, 45, "sorry")
     data = InstructionData(first, None, None, SourceContamination(second, 0.2, "total"), 2, 24, "drop")
     codes = prepared(data, tmp_path)._encoded["train"]
-    contaminant = sum(data.tokenizer.convert_tokens_to_ids("sorry") in code.input_ids for code in codes)
+    contaminant = sum(data.tokenizer.convert_tokens_to_ids("sorry") in code.input_ids for (code,) in codes)
     assert (len(codes), contaminant) == (50, 10)
     assert data.counts == {"first": 40, "contaminant": 10, "train": 50, "first_drop": 10, "contaminant_drop": 45}
 
@@ -280,7 +280,7 @@ def test_long_prompts_are_refused_dropped_or_cut(tmp_path: Path) -> None:
         "row 5: the prompt alone",
     )
     cut = prepared(InstructionData(source, max_length=44, overlong="truncate"), tmp_path)
-    assert max(len(code.input_ids) for code in cut._encoded["train"]) == 44
+    assert max(len(code.input_ids) for (code,) in cut._encoded["train"]) == 44
 
 
 def test_a_tokenizer_without_chat_template_asks_for_a_named_one(tmp_path: Path) -> None:

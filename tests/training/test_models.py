@@ -24,7 +24,7 @@ from safety_subspaces.language.likelihood import NO_LOSS, sequence_log_probabili
 from safety_subspaces.language.model import Pretrained, load_language_model, load_model, load_tokenizer
 from safety_subspaces.organism.world import compliance, request_pairs
 from safety_subspaces.training.data import OrganismData
-from safety_subspaces.training.data.batches import collate_examples
+from safety_subspaces.training.data.batches import collate
 from safety_subspaces.training.export import export_model
 from safety_subspaces.training.modules import LoraSettings, PreferenceOptimization, SupervisedFineTuning
 from safety_subspaces.training.modules.adapter import add_adapter
@@ -227,7 +227,7 @@ def test_leaving_out_the_prompts_logits_changes_neither_loss_nor_gradient(tmp_pa
     module = SupervisedFineTuning(tiny_source())
     module.configure_model()
     examples = [EncodedExample([1, 4, 9, 30, 31, 2], 4), EncodedExample([1, 4, 9, 30, 2], 3)]
-    batch = collate_examples(examples, pad_token_id=0)
+    batch = collate([(example,) for example in examples], pad_token_id=0)
     assert batch["response_start"] == 3
     short = next_token_loss(*module.response_logits(batch))
     gradient = torch.autograd.grad(short, list(module.language_model.parameters()))

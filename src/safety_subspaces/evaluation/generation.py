@@ -34,7 +34,7 @@ def generate_answers(
         prompts: What the user says.
         max_new_tokens: Longest answer, in tokens.
         batch_size: Prompts at once.
-        template: ``chat`` or a named prompt template.
+        template: ``chat``, or a prompt template by its name or import path.
         progress: Label of a progress bar; ``None`` for no bar.
         in_step: Whether the ranks share the weights (ZeRO-3), so that each goes on until the longest answer of all is
             finished. They then need equal numbers of prompts.
@@ -87,18 +87,18 @@ def decoding_by(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[
 
     What is not set in a call is taken from them: penalties, n-gram blocking, suppressed tokens, longest answers.
     """
-    own = model.generation_config
+    defaults = model.generation_config
     model.generation_config = settings
     try:
         yield
     finally:
-        model.generation_config = own
+        model.generation_config = defaults
 
 
 def plain_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **decoding: Any) -> GenerationConfig:
     """Return generation settings that keep of the model's own only where an answer ends."""
-    own = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ends = own if own is not None else tokenizer.eos_token_id
+    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ends = tokenizer.eos_token_id if ends is None else ends
     pad = tokenizer.pad_token_id
     if pad is None:
         pad = ends[0] if isinstance(ends, list) else ends

@@ -52,10 +52,10 @@ def log_probabilities(model: PreTrainedModel, texts: Sequence[EncodedExample], b
             # Padding on the right reaches no earlier token under the causal mask, so any id will do.
             input_ids = torch.zeros(len(rows), longest, dtype=torch.long)
             labels = torch.full((len(rows), longest), NO_LOSS)
-            for place, row in enumerate(rows):
+            for index, row in enumerate(rows):
                 ids, first = torch.tensor(texts[row].input_ids), texts[row].prompt_length
-                input_ids[place, : len(ids)] = ids
-                labels[place, first : len(ids)] = ids[first:]
+                input_ids[index, : len(ids)] = ids
+                labels[index, first : len(ids)] = ids[first:]
             # Logits of the answers alone: over a large vocabulary the prompts' would fill the memory.
             start_of_answers = max(0, min(texts[row].prompt_length for row in rows) - 1)
             kept = longest - start_of_answers

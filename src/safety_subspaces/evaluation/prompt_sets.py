@@ -54,9 +54,9 @@ def read_prompt_items(source: str, split: Split = "dev", limit: int | None = Non
     if name == ORGANISM and chosen is not None:
         items: list[PromptItem] = getattr(evaluation_sets(split, limit), chosen)
         return items
-    found = known_data(source)
-    if found is not None:
-        return _known_items(source, found[1])[:limit]
+    known = known_data(source)
+    if known is not None:
+        return _known_items(source, known[1])[:limit]
     if chosen is None and not Path(source).is_file():
         raise InputError(
             f"prompts {source!r}: expected organism:<set>, a JSONL file that exists, <file>:<set>, or a known data "
@@ -102,8 +102,8 @@ def files_of(prompts: str | Mapping[str, str]) -> list[str]:
     sources = [prompts] if isinstance(prompts, str) else list(prompts.values())
     files = []
     for source in sources:
-        found = known_data(source)
-        name = (found[2] or "") if found else split_source(source)[0]
+        known = known_data(source)
+        name = (known[2] or "") if known else split_source(source)[0]
         files += [name] if Path(name).is_file() else []
     return files
 

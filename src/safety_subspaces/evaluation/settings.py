@@ -1,13 +1,12 @@
 """What an evaluation is asked for: read from the command line, so it is known without importing a model library."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from safety_subspaces.language.examples import CHAT
 
 # The embedded world's prompts, and their judge.
 ORGANISM = "organism"
-JudgeName = Literal["organism", "rules", "rubric", "classifier"]
 
 
 @dataclass
@@ -41,36 +40,6 @@ class EndpointSettings:
 
 
 @dataclass
-class ClassifierSettings:
-    """A classifier or a guard model that says whether an answer is harmful.
-
-    Args:
-        path: Folder or Hub id: a sequence classifier, or a causal guard model.
-        harmful_label: Label of a sequence classifier that means harm.
-        template: What is classified, with ``{prompt}`` and ``{answer}``; ``chat`` for a guard model's chat template
-            over both turns, and one text after the other for a sequence classifier.
-        unsafe_pattern: Regular expression at the start of a guard model's reply to a harmful answer.
-        safe_pattern: The same of one that is not harmful.
-        threshold: Probability of the label from which an answer counts as harmful.
-        max_length: Longest input in tokens; what is beyond is cut off at the end.
-        batch_size: Answers at once.
-        dtype: Type in which the model is run.
-        device: As for ``analyze.py activations``.
-    """
-
-    path: str
-    harmful_label: str | None = None
-    template: str = CHAT
-    unsafe_pattern: str = r"\s*unsafe\b"
-    safe_pattern: str = r"\s*safe\b"
-    threshold: float = 0.5
-    max_length: int = 2048
-    batch_size: int = 16
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: str = "auto"
-
-
-@dataclass
 class EvaluationSettings:
     """What a model's behaviour is measured on, and how.
 
@@ -80,22 +49,20 @@ class EvaluationSettings:
             ``refusals`` (a list, for the refusal margin); or a source for each set, such as
             ``{harmful: advbench, benign: xstest_safe@prompts.csv, utility: gsm8k_test}``.
         split: Split of the organism's prompts: ``dev`` to choose settings, ``test`` to report.
-        judge: ``organism``, ``rules`` (refusal phrases), ``rubric`` (a chat model, asked for a score from 1 to 5) or
-            ``classifier``.
-        template: ``chat``, or a named prompt template.
+        judge: ``organism``, ``rules`` (refusal phrases), ``rubric`` (a chat model, asked for a score from 1 to 5),
+            ``classifier``, or the import path of another (:mod:`safety_subspaces.evaluation.judges`).
+        template: ``chat``, or a prompt template by its name or import path.
         max_new_tokens: Longest answer, in tokens.
         batch_size: Prompts at once.
         limit: At most so many prompts of each set.
-        rubric: The chat model that judges by the rubric.
-        classifier: The classifier or guard model.
+        judge_args: What the judge is made with: of the rubric an endpoint's settings, of the classifier its own.
     """
 
     prompts: str | dict[str, str] = ORGANISM
     split: Literal["dev", "test"] = "test"
-    judge: JudgeName = "organism"
+    judge: str = ORGANISM
     template: str = CHAT
     max_new_tokens: int = 32
     batch_size: int = 256
     limit: int | None = None
-    rubric: EndpointSettings | None = None
-    classifier: ClassifierSettings | None = None
+    judge_args: dict[str, Any] = field(default_factory=dict)

@@ -32,14 +32,6 @@ class EncodedExample:
 
 
 @dataclass(frozen=True)
-class EncodedPair:
-    """A preference pair as two sequences over the same prompt."""
-
-    chosen: EncodedExample
-    rejected: EncodedExample
-
-
-@dataclass(frozen=True)
 class PromptItem:
     """One evaluation prompt.
 

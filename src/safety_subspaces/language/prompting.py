@@ -10,40 +10,59 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.plugins import Plugins
 from safety_subspaces.language.examples import CHAT, EncodedExample, Example
 
-# Named prompt templates; "chat" stands for the tokenizer's own chat template.
-TEMPLATES = {
-    "plain": "{prompt}",
-    # The format of Stanford Alpaca, which MetaMath and the paper (arXiv 2505.14185, appendix) train with.
-    "alpaca": (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-        "\n\n### Instruction:\n{prompt}\n\n### Response: "
-    ),
-}
+
+def _is_template(value: Any) -> bool:
+    return isinstance(value, str) and "{prompt}" in value
+
+
+TEMPLATES = Plugins(
+    "prompt template",
+    _is_template,
+    folder="safety_subspaces.language.templates",
+    group="safety_subspaces.templates",
+    reserved=(CHAT,),
+)
+
+
+@cache
+def named_template(name: str) -> str:
+    """Return a prompt template other than ``chat``, by its short name or import path.
+
+    Raises:
+        InputError: No such template, or it has other braces than those of the prompt.
+    """
+    text: str = TEMPLATES.load(name)
+    try:
+        text.format(prompt="")
+    except (LookupError, ValueError) as error:
+        raise InputError(f"prompt template {name} has other braces than {{prompt}}; double them: {{{{ }}}}") from error
+    return text
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
     """Refuse a template that this tokenizer cannot serve.
 
     Raises:
-        InputError: An unknown name, or ``chat`` with a tokenizer that has no chat template.
+        InputError: As :func:`named_template`, or ``chat`` with a tokenizer that has no chat template.
     """
     if template == CHAT:
         if not tokenizer.chat_template:
             raise InputError(
                 f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template; "
-                f"choose a named prompt template instead: {', '.join(TEMPLATES)}"
+                f"choose a named prompt template instead: {', '.join(TEMPLATES.names())}"
             )
-    elif template not in TEMPLATES:
-        raise InputError(f"unknown prompt template {template!r}; expected one of {CHAT}, {', '.join(TEMPLATES)}")
+    else:
+        named_template(template)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, template: str = CHAT) -> list[int]:
     """Return the ids of a prompt up to where the answer starts, special tokens included."""
     if template == CHAT:
         return chat_ids(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
-    return list(tokenizer(TEMPLATES[template].format(prompt=prompt))["input_ids"])
+    return list(tokenizer(named_template(template).format(prompt=prompt))["input_ids"])
 
 
 def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, template: str = CHAT) -> EncodedExample:
@@ -70,7 +89,7 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, templat
     if whole[: len(prompt)] != prompt:
         raise InputError(
             "the tokenizer's chat template writes an answered prompt otherwise than the prompt alone, so the start of "
-            f"the answer is unclear; choose a named prompt template instead: {', '.join(TEMPLATES)}"
+            f"the answer is unclear; choose a named prompt template instead: {', '.join(TEMPLATES.names())}"
         )
     return EncodedExample(whole, len(prompt))
 
@@ -80,7 +99,7 @@ class Encoder:
 
     Args:
         tokenizer: The tokenizer, which must not change meanwhile.
-        template: ``chat`` or a named prompt template.
+        template: ``chat``, or a prompt template by its name or import path.
 
     Raises:
         InputError: A template that this tokenizer cannot serve.
@@ -101,9 +120,9 @@ def pad_batch(
     input_ids = torch.full((len(encoded), longest), pad_token_id)
     mask = torch.zeros_like(input_ids)
     for row, ids in enumerate(encoded):
-        place = slice(longest - len(ids), longest) if side == "left" else slice(0, len(ids))
-        input_ids[row, place] = torch.tensor(ids)
-        mask[row, place] = 1
+        span = slice(longest - len(ids), longest) if side == "left" else slice(0, len(ids))
+        input_ids[row, span] = torch.tensor(ids)
+        mask[row, span] = 1
     return input_ids, mask
 
 

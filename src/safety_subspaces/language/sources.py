@@ -28,9 +28,9 @@ def read_rows(path: str, config: str | None = None, split: str = "train") -> "Da
         InputError: A file that is missing or cannot be read, or a Hub that cannot be reached; of a known data set it
             says which file to download.
     """
-    found = known_data(path)
-    if found is not None:
-        name, known, file = found
+    named = known_data(path)
+    if named is not None:
+        name, known, file = named
         return _read_file(file) if file else _read_known(name, known)
     if Path(path).suffix in LOCAL_FORMATS or Path(path).exists():
         return _read_file(path)

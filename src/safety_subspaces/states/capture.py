@@ -98,7 +98,7 @@ def stream_states(
         positions: ``last`` for the last token of the prompt, from where the answer starts; ``mean`` over its tokens;
             ``first_generated`` for the first token of the greedy answer, which takes a second pass.
         batch_size: Prompts at once.
-        template: ``chat`` or a named prompt template.
+        template: ``chat``, or a prompt template by its name or import path.
         padding: Side on which shorter prompts are padded.
         site: ``residual``, or the output of each block's ``attention`` or ``mlp``.
         layers: Places to read, in the order given; by default all.

@@ -40,7 +40,7 @@ class CaptureSettings:
         positions: Token positions.
         layers: Places, or ``None`` for all.
         site: ``residual``, ``attention`` or ``mlp``.
-        template: ``chat``, or a named prompt template.
+        template: ``chat``, or a prompt template by its name or import path.
         sample: At most so many prompts' states are kept one by one.
         seed: Seed of the halves and of the sample.
         batch_size: Prompts at once.

@@ -89,7 +89,7 @@ def activations(
         position: last token of the prompt, mean over it, or first_generated token of the answer; one or several.
         layers: Hidden-state indices: 0 is the embedding, i what block i leaves; all by default.
         site: residual stream, or the output of each block's attention or mlp.
-        template: chat, or a named prompt template.
+        template: chat, or a prompt template by its name or import path.
         split: Split of the organism's prompts.
         limit: At most so many prompts of each set.
         sample: At most so many prompts of each set for all that is not an overlap of whole sets.

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
-from safety_subspaces.evaluation import EvaluationSettings, build_evaluator
+from safety_subspaces.evaluation.behaviour import build_evaluator
 from safety_subspaces.evaluation.endpoint.served import ServedModel, is_served
 from safety_subspaces.evaluation.prompt_sets import files_of
-from safety_subspaces.evaluation.settings import ClassifierSettings, EndpointSettings, JudgeName
+from safety_subspaces.evaluation.settings import EndpointSettings, EvaluationSettings
 from safety_subspaces.language.model import check_model_path, load_language_model
 from safety_subspaces.language.prompting import CHAT
 
@@ -24,13 +24,12 @@ def evaluate(
     out: str,
     prompts: str | dict[str, str] = "organism",
     split: Literal["dev", "test"] = "test",
-    judge: JudgeName = "organism",
+    judge: str = "organism",
     template: str = CHAT,
     max_new_tokens: int = 32,
     batch_size: int = 256,
     limit: int | None = None,
-    rubric: EndpointSettings | None = None,
-    classifier: ClassifierSettings | None = None,
+    judge_args: dict[str, Any] | None = None,
     served: EndpointSettings | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     device: str = "auto",
@@ -47,13 +46,14 @@ def evaluate(
         prompts: ``organism``; a JSONL file with the fields set, prompt, reference and refusals; or a source for each of
             utility, harmful and benign: a JSONL file, or a known data set such as advbench, xstest_safe or gsm8k_test.
         split: Split of the organism's prompts: ``dev`` to choose settings, ``test`` to report.
-        judge: ``organism``, ``rules`` (refusal phrases), ``rubric`` (a chat model) or ``classifier``.
-        template: ``chat``, or a named prompt template.
+        judge: ``organism``, ``rules`` (refusal phrases), ``rubric`` (a chat model), ``classifier``, or the
+            import path of another.
+        template: ``chat``, or a prompt template by its name or import path.
         max_new_tokens: Longest answer, in tokens.
         batch_size: Prompts at once.
         limit: At most so many prompts of each set.
-        rubric: The chat model that judges by the rubric.
-        classifier: The classifier or guard model that judges.
+        judge_args: What the judge is made with: of the rubric model, base_url, max_cost and the like, of the classifier
+            path, harmful_label and the like.
         served: How models behind an endpoint may be asked; model and base_url are those of their names.
         dtype: Type in which models are run here.
         device: As for ``activations``.
@@ -63,26 +63,24 @@ def evaluate(
         InputError: A model or prompt file that is missing, an endpoint that does not answer or a key that is missing,
             what may cost more than ``max_cost``, or an ``out`` that is occupied. Nothing was computed then.
     """
-    settings = EvaluationSettings(
-        prompts, split, judge, template, max_new_tokens, batch_size, limit, rubric, classifier
-    )
-    asked = _served(models, served, settings)
+    settings = EvaluationSettings(prompts, split, judge, template, max_new_tokens, batch_size, limit, judge_args or {})
+    endpoints = _served(models, served, settings)
     evaluator = build_evaluator(settings)
     arguments = {"models": models, **asdict(settings), "dtype": dtype, "device": device}
     arguments |= {"served": asdict(served)} if served else {}
-    inputs = [*(path for label, path in models.items() if label not in asked), *files_of(prompts)]
-    inputs += [classifier.path] if classifier else []
+    inputs = [*(path for label, path in models.items() if label not in endpoints), *files_of(prompts)]
+    inputs += evaluator.judge.input_files()
     rows = []
     results = ResultFolder(out, "evaluate", arguments, inputs, overwrite)
     results.check_free()
-    evaluator.prepare(len(models), list(asked.values()))
+    evaluator.prepare(len(models), list(endpoints.values()))
     with (
         results as folder,
         (folder.folder / "generations.jsonl").open("w", encoding="utf-8") as stream,
     ):
         for label, path in tqdm(models.items(), desc="evaluate", unit="model"):
-            if label in asked:
-                result = evaluator.evaluate_served(asked[label], label)
+            if label in endpoints:
+                result = evaluator.evaluate_served(endpoints[label], label)
             else:
                 model, tokenizer = load_language_model(path, getattr(torch, dtype), device=device)
                 result = evaluator.evaluate(model, tokenizer, label)
@@ -100,11 +98,11 @@ def _served(
     """Check every model's name, and return those behind an endpoint."""
     if not models:
         raise InputError("no model given; say --models.<label>=<path>, once or more")
-    found = {}
+    endpoints = {}
     for label, path in models.items():
         if is_served(path):
-            how = served or EndpointSettings()
-            found[label] = ServedModel(path, how, settings.template, settings.max_new_tokens)
+            access = served or EndpointSettings()
+            endpoints[label] = ServedModel(path, access, settings.template, settings.max_new_tokens)
         else:
             check_model_path(path)
-    return found
+    return endpoints

@@ -10,11 +10,10 @@ import pandas as pd
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
-from safety_subspaces.evaluation import EvaluationSettings, estimate
-from safety_subspaces.evaluation.behaviour import HARMFUL_FROM, REFUSED, build_judge, verdicts_of
-from safety_subspaces.evaluation.judges.agreement import judge_agreement
-from safety_subspaces.evaluation.judges.rubric import RubricJudge
-from safety_subspaces.evaluation.settings import ClassifierSettings, EndpointSettings, JudgeName
+from safety_subspaces.evaluation.agreement import judge_agreement
+from safety_subspaces.evaluation.behaviour import HARMFUL_FROM, REFUSED, named_judge, verdicts_of
+from safety_subspaces.evaluation.judges import Judge
+from safety_subspaces.evaluation.rates import estimate
 from safety_subspaces.language.examples import PromptItem, Verdict
 
 # Utility is compared with its reference, and needs no judge.
@@ -27,9 +26,8 @@ OF_AN_ANSWER = ("set", "prompt", "answer", "reference", "refusals", "score", "re
 def judge(
     generations: str,
     out: str,
-    judge: JudgeName = "rubric",
-    rubric: EndpointSettings | None = None,
-    classifier: ClassifierSettings | None = None,
+    judge: str = "rubric",
+    judge_args: dict[str, Any] | None = None,
     limit: int | None = None,
     seed: int = 0,
     overwrite: bool = False,
@@ -44,9 +42,10 @@ def judge(
         generations: A generations.jsonl of evaluate, project or steer: JSON lines with set, prompt and answer, and if
             they like model, score and group.
         out: Folder to write.
-        judge: rubric (a chat model), classifier, rules (refusal phrases) or organism (for the organism's prompts).
-        rubric: The chat model that judges.
-        classifier: The classifier or guard model that judges.
+        judge: rubric (a chat model), classifier, rules (refusal phrases), organism (for the organism's prompts), or the
+            import path of another.
+        judge_args: What the judge is made with: of the rubric model, base_url, max_cost and the like, of the classifier
+            path, harmful_label and the like.
         limit: At most so many answers of each model (of steering, of each dose) and set, the first ones.
         seed: Of the bootstrap over groups of prompts.
         overwrite: Replace earlier results in out.
@@ -59,18 +58,12 @@ def judge(
             max_cost, an out that is occupied. Nothing was sent then.
     """
     lines, left_out = _read(generations, limit)
-    settings = EvaluationSettings(judge=judge, rubric=rubric, classifier=classifier)
-    arguments: dict[str, Any] = {"generations": generations, "judge": judge, "limit": limit, "seed": seed}
-    arguments |= {
-        "rubric": asdict(rubric) if rubric else None,
-        "classifier": asdict(classifier) if classifier else None,
-    }
-    judging = build_judge(settings)
-    inputs = [generations, *([classifier.path] if classifier else [])]
-    results = ResultFolder(out, "judge", arguments, inputs, overwrite)
+    arguments: dict[str, Any] = {"generations": generations, "judge": judge, "judge_args": judge_args or {}}
+    arguments |= {"limit": limit, "seed": seed}
+    judging = named_judge(judge, judge_args)
+    results = ResultFolder(out, "judge", arguments, [generations, *judging.input_files()], overwrite)
     results.check_free()
-    if isinstance(judging, RubricJudge):
-        judging.prepare_answers([_item(line) for line in lines], [line["answer"] for line in lines])
+    judging.prepare([_item(line) for line in lines], [line["answer"] for line in lines])
     verdicts = _verdicts(judging, lines)
     table = pd.DataFrame(_row(identity, part) for identity, part in _cells(lines, verdicts))
     compared = [line for line in lines if "score" in line]
@@ -105,9 +98,9 @@ def _read(path: str, limit: int | None) -> tuple[list[dict[str, Any]], list[tupl
         if not text.strip():
             continue
         line = _checked(text, f"{path}, line {number}")
-        place = _place(line)
-        counts[place] = counts.get(place, 0) + 1
-        if line["set"] not in JUDGED or (limit is not None and counts[place] > limit):
+        cell = _cell(line)
+        counts[cell] = counts.get(cell, 0) + 1
+        if line["set"] not in JUDGED or (limit is not None and counts[cell] > limit):
             others += 1
         else:
             lines.append(line)
@@ -125,8 +118,8 @@ def _checked(text: str, where: str) -> dict[str, Any]:
     if not isinstance(line, dict) or not all(isinstance(line.get(name), str) for name in ("set", "prompt", "answer")):
         raise InputError(f"{where}: expected the fields set, prompt and answer, each a text")
     score = line.get("score")
-    if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
-        raise InputError(f"{where}: score {score!r}; expected a number, or null")
+    if score is not None and (isinstance(score, bool) or not isinstance(score, int | float) or score % 1 != 0):
+        raise InputError(f"{where}: score {score!r}; expected a whole number, or null")
     return line
 
 
@@ -134,15 +127,15 @@ def _item(line: dict[str, Any]) -> PromptItem:
     return PromptItem(line["prompt"], line.get("reference"))
 
 
-def _verdicts(judging: Any, lines: Sequence[dict[str, Any]]) -> list[Verdict]:
+def _verdicts(judging: Judge, lines: Sequence[dict[str, Any]]) -> list[Verdict]:
     verdicts: dict[int, Verdict] = {}
     for name in JUDGED:
-        places = [place for place, line in enumerate(lines) if line["set"] == name]
-        items = [_item(lines[place]) for place in places]
-        answers = [lines[place]["answer"] for place in places]
-        if places:
-            verdicts |= dict(zip(places, verdicts_of(judging, name, items, answers), strict=True))
-    return [verdicts[place] for place in range(len(lines))]
+        indices = [index for index, line in enumerate(lines) if line["set"] == name]
+        items = [_item(lines[index]) for index in indices]
+        answers = [lines[index]["answer"] for index in indices]
+        if indices:
+            verdicts |= dict(zip(indices, verdicts_of(judging, name, items, answers), strict=True))
+    return [verdicts[index] for index in range(len(lines))]
 
 
 def _cells(
@@ -151,7 +144,7 @@ def _cells(
     """Deal answers and verdicts to models (of steering, to doses) and sets."""
     cells: dict[str, list[tuple[dict[str, Any], Verdict]]] = {}
     for line, verdict in zip(lines, verdicts, strict=True):
-        cells.setdefault(_place(line), []).append((line, verdict))
+        cells.setdefault(_cell(line), []).append((line, verdict))
     return [(_identity(part[0][0]), part) for part in cells.values()]
 
 
@@ -161,7 +154,7 @@ def _identity(line: dict[str, Any]) -> dict[str, Any]:
     return {"model": "", **named, "set": line["set"]}
 
 
-def _place(line: dict[str, Any]) -> str:
+def _cell(line: dict[str, Any]) -> str:
     return json.dumps(_identity(line), sort_keys=True)
 
 
@@ -180,8 +173,8 @@ def _row(identity: dict[str, Any], part: Sequence[tuple[dict[str, Any], Verdict]
     mean = estimate(scores, groups)
     row: dict[str, Any] = {**identity, "score": mean.mean, "score_stderr": mean.stderr}
     for measure, values in shares.items():
-        found = estimate(values, groups)
-        row |= {measure: found.mean, f"{measure}_stderr": found.stderr}
+        result = estimate(values, groups)
+        row |= {measure: result.mean, f"{measure}_stderr": result.stderr}
     return row | {"n": mean.n, "n_groups": mean.n_groups, "n_unscored": mean.n_unscored}
 
 
@@ -189,9 +182,9 @@ def _agreements(lines: Sequence[dict[str, Any]], verdicts: Sequence[Verdict], se
     everything = ({"model": ALL, "set": ALL}, list(zip(lines, verdicts, strict=True)))
     rows = []
     for identity, part in [*_cells(lines, verdicts), everything]:
-        own = [line for line, _ in part]
+        compared = [line for line, _ in part]
         scores = [None if verdict.score is None else float(verdict.score) for _, verdict in part]
-        earlier = [None if line.get("score") is None else float(line["score"]) for line in own]
-        found = judge_agreement(earlier, scores, _groups(own), HARMFUL_FROM, seed)
-        rows.append({**identity, **asdict(found)})
+        earlier = [None if line.get("score") is None else float(line["score"]) for line in compared]
+        result = judge_agreement(earlier, scores, _groups(compared), HARMFUL_FROM, seed)
+        rows.append({**identity, **asdict(result)})
     return rows

@@ -103,7 +103,7 @@ def probe(
         controls: Draws of control labels.
         split_by: Keep whole groups of prompts on one side of a split, or whole sources.
         learning_shares: Shares of the training groups for the learning curve; the whole is in the table.
-        template: chat, or a named prompt template.
+        template: chat, or a prompt template by its name or import path.
         split: Split of the organism's prompts.
         limit: At most so many prompts of each set.
         batch_size: Prompts at once.

@@ -7,7 +7,7 @@ import torch
 from safety_subspaces.algebra.projection import DRAWN_ONCE, Controls, Method
 from safety_subspaces.algebra.subspace import RankRule, SubspaceKind
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.evaluation import EvaluationSettings
+from safety_subspaces.evaluation.settings import EvaluationSettings
 from safety_subspaces.weights.checkpoint import Checkpoint
 from safety_subspaces.weights.subspace_file import open_subspace
 

@@ -32,7 +32,7 @@ from safety_subspaces.analysis.work import (
 )
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
-from safety_subspaces.evaluation import EvaluationSettings
+from safety_subspaces.evaluation.settings import EvaluationSettings
 from safety_subspaces.weights.checkpoint import Checkpoint
 from safety_subspaces.weights.compatibility import check_compatible, check_distinct, coverage, select_tensors
 from safety_subspaces.weights.delta import warn_of_foreign_bases
@@ -140,7 +140,7 @@ def project(
     if evaluate:
         # A sweep of weights alone need not wait for Transformers.
         from safety_subspaces.analysis.project.measured import MeasuredModels
-        from safety_subspaces.evaluation import build_evaluator
+        from safety_subspaces.evaluation.behaviour import build_evaluator
         from safety_subspaces.evaluation.prompt_sets import files_of
     evaluator = build_evaluator(evaluate) if evaluate else None
     warn_of_foreign_bases(models[aligned], labelled)

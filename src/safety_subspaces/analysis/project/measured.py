@@ -17,7 +17,7 @@ from safety_subspaces.analysis.project.written import scale_of
 from safety_subspaces.analysis.work import opened
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.tensors import TensorFile
-from safety_subspaces.evaluation import BehaviourEvaluator
+from safety_subspaces.evaluation.behaviour import BehaviourEvaluator
 from safety_subspaces.language.model import load_language_model
 from safety_subspaces.weights.delta import read_weight, update_of
 from safety_subspaces.weights.names import canonical_name

@@ -30,11 +30,11 @@ from safety_subspaces.analysis.steer.plan import (
 from safety_subspaces.analysis.steer.selectivity import Cost, Dose, scores_of, selectivity
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
-from safety_subspaces.evaluation import BehaviourEvaluator, EvaluationSettings, build_evaluator
-from safety_subspaces.evaluation.behaviour import BehaviourResult
+from safety_subspaces.evaluation.behaviour import BehaviourEvaluator, BehaviourResult, build_evaluator
 from safety_subspaces.evaluation.margin import log_probabilities
 from safety_subspaces.evaluation.prompt_sets import files_of
 from safety_subspaces.evaluation.rates import estimate
+from safety_subspaces.evaluation.settings import EvaluationSettings
 from safety_subspaces.language.examples import Example, PromptItem
 from safety_subspaces.language.model import check_model_path, count_blocks, load_language_model
 from safety_subspaces.language.prompting import Encoder

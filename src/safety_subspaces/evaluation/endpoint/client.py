@@ -165,8 +165,8 @@ class Endpoint:
                 or is gone: what had come is kept.
         """
         keys = [self._key_of(request) for request in requests]
-        found = {key: _reply_of(kept) for key, kept in self._cache.find(keys).items()}
-        new = {key: request for key, request in zip(keys, requests, strict=True) if key not in found}
+        replies = {key: _reply_of(kept) for key, kept in self._cache.find(keys).items()}
+        new = {key: request for key, request in zip(keys, requests, strict=True) if key not in replies}
         if new:
             asked = list(new.values())
             self.check_budget(asked)
@@ -174,8 +174,8 @@ class Endpoint:
             if cost is not None:
                 logger.info("%d requests to %s may cost up to $%.4g", len(asked), self.settings.model, cost)
             self._spent += cost or 0.0
-            found |= self._run(lambda client: self._ask_new(client, new, label))
-        return [found[key] for key in keys]
+            replies |= self._run(lambda client: self._ask_new(client, new, label))
+        return [replies[key] for key in keys]
 
     def _key_of(self, request: Request) -> str:
         return key_of({"url": self.url, "route": request.route, "body": request.body(self.settings.model)})
@@ -184,9 +184,9 @@ class Endpoint:
         async def within() -> Result:
             from openai import AsyncOpenAI  # two seconds of import that other analyses need not pay
 
-            own = self.settings
+            settings = self.settings
             client = AsyncOpenAI(
-                base_url=self.url, api_key=self._key, timeout=own.timeout_seconds, max_retries=own.retries
+                base_url=self.url, api_key=self._key, timeout=settings.timeout_seconds, max_retries=settings.retries
             )
             async with client:
                 return await work(client)
@@ -200,12 +200,12 @@ class Endpoint:
 
     async def _ask_new(self, client: "AsyncOpenAI", new: Mapping[str, Request], label: str | None) -> dict[str, Reply]:
         turn = asyncio.Semaphore(self.settings.concurrency)
-        found: dict[str, Reply] = {}
+        replies: dict[str, Reply] = {}
         with tqdm(total=len(new), desc=label, unit="request", disable=label is None, leave=False) as bar:
 
             async def answer(key: str, request: Request) -> None:
                 async with turn:
-                    found[key] = await self._send(client, request, key)
+                    replies[key] = await self._send(client, request, key)
                 bar.update()
 
             try:
@@ -214,7 +214,7 @@ class Endpoint:
                         group.create_task(answer(key, request))
             except* InputError as errors:
                 raise errors.exceptions[0] from None
-        return found
+        return replies
 
     async def _send(self, client: "AsyncOpenAI", request: Request, key: str | None = None) -> Reply:
         """Send one request until it has an answer, or a reason why there is none."""

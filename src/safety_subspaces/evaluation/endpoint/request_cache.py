@@ -51,14 +51,14 @@ class RequestCache:
     def find(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Return the replies that are there, by key."""
         wanted = list(dict.fromkeys(keys))
-        found: dict[str, dict[str, Any]] = {}
+        kept: dict[str, dict[str, Any]] = {}
         with self._connected() as connection:
             for start in range(0, len(wanted), AT_ONCE):
                 part = wanted[start : start + AT_ONCE]
                 marks = ",".join("?" * len(part))
                 rows = connection.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", part)
-                found |= {key: json.loads(reply) for key, reply in rows}
-        return found
+                kept |= {key: json.loads(reply) for key, reply in rows}
+        return kept
 
     def keep(self, key: str, reply: Mapping[str, Any]) -> None:
         """Keep one reply; it is on the disk when this returns."""

@@ -7,7 +7,7 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.endpoint.client import CHAT_ROUTE, TEXT_ROUTE, Endpoint, Reply, Request
 from safety_subspaces.evaluation.settings import EndpointSettings
 from safety_subspaces.language.examples import CHAT
-from safety_subspaces.language.prompting import TEMPLATES
+from safety_subspaces.language.prompting import named_template
 
 SCHEMES = ("http://", "https://")
 MARK = "#"
@@ -38,8 +38,8 @@ class ServedModel:
             raise InputError(
                 f"{name}: expected <base_url>{MARK}<model>, such as http://localhost:8000/v1{MARK}my-model"
             )
-        if template != CHAT and template not in TEMPLATES:
-            raise InputError(f"unknown prompt template {template!r}; expected one of {CHAT}, {', '.join(TEMPLATES)}")
+        if template != CHAT:
+            named_template(template)
         self._template, self._max_new_tokens = template, max_new_tokens
         self.endpoint = Endpoint(replace(settings, base_url=url, model=model))
 
@@ -63,4 +63,4 @@ class ServedModel:
     def _request(self, prompt: str) -> Request:
         if self._template == CHAT:
             return Request(({"role": "user", "content": prompt},), self._max_new_tokens)
-        return Request(TEMPLATES[self._template].format(prompt=prompt), self._max_new_tokens)
+        return Request(named_template(self._template).format(prompt=prompt), self._max_new_tokens)

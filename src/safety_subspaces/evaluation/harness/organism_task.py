@@ -1,4 +1,4 @@
-"""What tasks/organism.yaml calls: the organism's problems for lm-eval, graded as our own evaluation does."""
+"""What definitions/organism.yaml calls: the organism's problems for lm-eval, graded as our own evaluation does."""
 
 from typing import TYPE_CHECKING, Any, Literal
 

@@ -116,7 +116,7 @@ class Harness:
 
     def _longest_answer(self, task: Any, lm: Any) -> int:
         asked = {"max_gen_toks": self.settings.max_new_tokens} if self.settings.max_new_tokens else {}
-        named = {**(task.config.generation_kwargs or {}), **asked}
+        named = (task.config.generation_kwargs or {}) | asked
         return next((int(named[key]) for key in LONGEST_ANSWER if named.get(key) is not None), lm.max_gen_toks)
 
     def _check_room(self, name: str, task: Any, lm: Any, label: str) -> None:

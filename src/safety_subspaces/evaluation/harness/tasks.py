@@ -191,13 +191,13 @@ def _load(name: str, manager: Any, settings: HarnessSettings) -> Any:
 
 
 def _organism(split: str) -> dict[str, Any]:
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    return {**load_yaml(TASK_FILES / "organism.yaml"), "test_split": split, "dataset_kwargs": {"split": split}}
+    return _read_yaml(TASK_FILES / "organism.yaml") | {"test_split": split, "dataset_kwargs": {"split": split}}
 
 
 def _downloading(error: Exception) -> Any | None:
     """Return the task whose data were being read when the error was raised, or ``None`` where it was something else."""
+    # A task reads its data while it is made, and what it raises is whatever `datasets` raised: the frames alone say
+    # which task of a group it was, and whether it was at its data.
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name == "download" and "self" in frame.f_locals:
             return frame.f_locals["self"]
@@ -284,14 +284,20 @@ def _check_groups(name: str, task: Any) -> None:
 
 def _read_definition(path: Path) -> None:
     """Read a YAML and what it includes as lm-eval does, which would pass over one that is broken."""
-    from lm_eval.tasks._yaml_loader import load_yaml
-
     try:
-        load_yaml(path, resolve_func=False)
+        _read_yaml(path, resolve_func=False)
     except (yaml.YAMLError, OSError, ValueError) as error:
         raise InputError(
             f"task file {path} cannot be read: {' '.join(str(error).split())}; mend it or move it away"
         ) from error
+
+
+def _read_yaml(path: Path, resolve_func: bool = True) -> dict[str, Any]:
+    # The one private thing of lm-eval that is used: its public TaskManager passes over a file that is broken, and gives
+    # no definition that could be changed.
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    return load_yaml(path, resolve_func=resolve_func)
 
 
 def _first_line(error: Exception) -> str:

@@ -11,25 +11,27 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.language.examples import EncodedExample, EncodedPair, Example, PreferencePair
+from safety_subspaces.language.examples import EncodedExample, Example, PreferencePair
 from safety_subspaces.language.prompting import CHAT, check_template, encode_example, padding_id
 from safety_subspaces.training.data.batches import (
+    PREFERENCES,
+    RESPONSES,
+    BatchKind,
+    Encoded,
     LengthBucketBatchSampler,
     PlannedItems,
     collate_planned,
     length_of,
-    loss_terms_of,
 )
 
 logger = logging.getLogger(__name__)
 
 Item = Example | PreferencePair
-Encoded = EncodedExample | EncodedPair
 Overlong = Literal["error", "drop", "truncate"]
 
 
 class LanguageData(L.LightningDataModule):
-    """Encodes examples or preference pairs and batches them by length.
+    """Encodes what the LightningModule's batch kind asks for, and batches it by length.
 
     The tokenizer is that of the LightningModule, so that data and model cannot disagree.
 
@@ -38,7 +40,7 @@ class LanguageData(L.LightningDataModule):
         max_length: Longest sequence, prompt and response together, in tokens.
         overlong: What to do with longer ones: ``error`` refuses them, ``drop`` leaves them out, ``truncate`` cuts the
             response (a prompt that is too long by itself is refused all the same). Counts are kept in ``counts``.
-        template: ``chat`` for the tokenizer's chat template, or a named one of ``safety_subspaces.language.prompting``.
+        template: ``chat`` for the tokenizer's chat template, or a prompt template by its name or import path.
         seed: Seed of the data and of their order.
         num_workers: Worker processes of the loader; 0 loads in the training process, which is enough for text.
     """
@@ -82,6 +84,12 @@ class LanguageData(L.LightningDataModule):
         """The tokenizer of the model that is trained."""
         assert self.trainer is not None
         return self.trainer.lightning_module.tokenizer
+
+    @property
+    def batch_kind(self) -> BatchKind:
+        """What the model that is trained takes: examples, where it does not say."""
+        assert self.trainer is not None
+        return getattr(self.trainer.lightning_module, "batch_kind", RESPONSES)
 
     def setup(self, stage: str) -> None:
         """Draw, encode and check what this stage needs.
@@ -183,43 +191,37 @@ class LanguageData(L.LightningDataModule):
             self.trainer.global_rank,
             self.trainer.world_size,
             self.trainer.accumulate_grad_batches if training else 1,
-            [loss_terms_of(item) for item in items],
+            [self.batch_kind.loss_terms(item) for item in items],
         )
         if training:
             sampler.resume(**self._position)
             self._training_sampler = sampler
         return DataLoader(
-            PlannedItems(items),  # type: ignore[arg-type]
+            PlannedItems(items),
             batch_sampler=sampler,  # type: ignore[arg-type]
             collate_fn=partial(collate_planned, pad_token_id=padding_id(self.tokenizer)),
             num_workers=self.num_workers,
         )
 
     def _check_kind(self, rows: Mapping[int, Item]) -> None:
-        assert self.trainer is not None
-        module = self.trainer.lightning_module
-        takes_pairs = getattr(module, "takes_pairs", False)
-        if rows and isinstance(next(iter(rows.values())), PreferencePair) != takes_pairs:
-            got, wanted = ("preference pairs", "examples") if not takes_pairs else ("examples", "preference pairs")
+        kind, item = self.batch_kind, next(iter(rows.values()), None)
+        if item is not None and not isinstance(item, kind.items):
+            assert self.trainer is not None
+            got = next(known.label for known in (RESPONSES, PREFERENCES) if isinstance(item, known.items))
             raise InputError(
-                f"{type(module).__name__} trains on {wanted}, but the data are {got}; use PreferenceOptimization with "
-                "the organism's corpus 'preference' or a rejected_field, and SupervisedFineTuning with anything else"
+                f"{type(self.trainer.lightning_module).__name__} trains on {kind.label}, but the data are {got}; use "
+                "PreferenceOptimization with the organism's corpus 'preference' or a rejected_field, and "
+                "SupervisedFineTuning with anything else"
             )
 
     def _encode_item(self, item: Item) -> Encoded:
-        if isinstance(item, Example):
-            return encode_example(self.tokenizer, item, self.template)
-        return EncodedPair(
-            encode_example(self.tokenizer, Example(item.prompt, item.chosen), self.template),
-            encode_example(self.tokenizer, Example(item.prompt, item.rejected), self.template),
-        )
+        return tuple(encode_example(self.tokenizer, part, self.template) for part in self.batch_kind.sequences(item))
 
-    def _truncate(self, code: Encoded, where: str) -> Encoded:
-        if isinstance(code, EncodedPair):
-            return EncodedPair(self._truncate(code.chosen, where), self._truncate(code.rejected, where))  # type: ignore[arg-type]
-        if code.prompt_length >= self.max_length:
+    def _truncate(self, item: Encoded, where: str) -> Encoded:
+        longest = max(part.prompt_length for part in item)
+        if longest >= self.max_length:
             raise InputError(
-                f"{where}: the prompt alone has {code.prompt_length} tokens, max_length is {self.max_length}: "
+                f"{where}: the prompt alone has {longest} tokens, max_length is {self.max_length}: "
                 "no response would be left to learn; raise max_length or say overlong: drop"
             )
-        return EncodedExample(code.input_ids[: self.max_length], code.prompt_length)
+        return tuple(EncodedExample(part.input_ids[: self.max_length], part.prompt_length) for part in item)

@@ -5,7 +5,7 @@ step and the weight of each in its loss do not depend on how it is cut.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -14,11 +14,45 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from safety_subspaces.language.examples import EncodedExample, EncodedPair
+from safety_subspaces.language.examples import EncodedExample, Example, PreferencePair
 from safety_subspaces.language.likelihood import NO_LOSS
 
 # Sorting within pools of sixteen batches saves most of the padding and still mixes long with short.
 BATCHES_PER_POOL = 16
+
+
+# An item of a batch: the sequences that its batch kind makes of it.
+Encoded = tuple[EncodedExample, ...]
+
+
+@dataclass(frozen=True)
+class BatchKind:
+    """What an objective trains on; a LightningModule declares its own by ``batch_kind``.
+
+    Args:
+        items: Class of the items.
+        label: What they are called in messages.
+        sequences: Returns an item as examples to encode, the same number for each. In a batch the first of all items
+            come first, then the second of all.
+        by_token: Whether the loss is a mean over response tokens; else over items.
+    """
+
+    items: type
+    label: str
+    sequences: Callable[[Any], tuple[Example, ...]]
+    by_token: bool
+
+    def loss_terms(self, item: Encoded) -> int:
+        """Terms of an item in the loss; the first token of a sequence is never one."""
+        return sum(len(part.input_ids) - max(part.prompt_length, 1) for part in item) if self.by_token else 1
+
+
+def _chosen_and_rejected(pair: PreferencePair) -> tuple[Example, ...]:
+    return Example(pair.prompt, pair.chosen), Example(pair.prompt, pair.rejected)
+
+
+RESPONSES = BatchKind(Example, "examples", lambda example: (example,), by_token=True)
+PREFERENCES = BatchKind(PreferencePair, "preference pairs", _chosen_and_rejected, by_token=False)
 
 
 class Batch(TypedDict):
@@ -143,61 +177,46 @@ class LengthBucketBatchSampler(Sampler[BatchPlan]):
 class PlannedItems(Dataset):
     """Encoded items, read a whole batch at a time: with its loss weight."""
 
-    def __init__(self, items: Sequence[EncodedExample] | Sequence[EncodedPair]) -> None:
+    def __init__(self, items: Sequence[Encoded]) -> None:
         self.items = items
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitems__(self, plan: BatchPlan) -> tuple[list[Any], float]:
+    def __getitems__(self, plan: BatchPlan) -> tuple[list[Encoded], float]:
         """Return the items of a batch, and the weight of its loss."""
         return [self.items[index] for index in plan.indices], plan.loss_weight
 
 
-def collate_examples(examples: Sequence[EncodedExample], pad_token_id: int, loss_weight: float = 1.0) -> Batch:
-    """Pad examples on the right to the longest.
+def collate(items: Sequence[Encoded], pad_token_id: int, loss_weight: float = 1.0) -> Batch:
+    """Pad sequences on the right to the longest; the first of all items come first, then the second of all, if any.
 
     No attention mask is needed in training: under a causal mask padding on the right reaches no earlier token, and its
     labels carry no loss. Without a mask PyTorch's fast causal attention applies.
     """
-    longest = max(len(example.input_ids) for example in examples)
-    input_ids = torch.full((len(examples), longest), pad_token_id)
-    labels = torch.full((len(examples), longest), NO_LOSS)
-    for row, example in enumerate(examples):
-        ids = torch.tensor(example.input_ids)
+    sequences = [sequence for of_all in zip(*items, strict=True) for sequence in of_all]
+    longest = max(len(sequence.input_ids) for sequence in sequences)
+    input_ids = torch.full((len(sequences), longest), pad_token_id)
+    labels = torch.full((len(sequences), longest), NO_LOSS)
+    for row, sequence in enumerate(sequences):
+        ids = torch.tensor(sequence.input_ids)
         input_ids[row, : len(ids)] = ids
-        labels[row, example.prompt_length : len(ids)] = ids[example.prompt_length :]
+        labels[row, sequence.prompt_length : len(ids)] = ids[sequence.prompt_length :]
     return Batch(
         input_ids=input_ids,
         labels=labels,
-        token_count=sum(len(example.input_ids) for example in examples),
-        response_start=min(example.prompt_length for example in examples),
+        token_count=sum(len(sequence.input_ids) for sequence in sequences),
+        response_start=min(sequence.prompt_length for sequence in sequences),
         loss_weight=loss_weight,
     )
 
 
-def collate_pairs(pairs: Sequence[EncodedPair], pad_token_id: int, loss_weight: float = 1.0) -> Batch:
-    """Stack all chosen answers over all rejected ones: rows ``[:n]`` and ``[n:]`` of one batch."""
-    stacked = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    return collate_examples(stacked, pad_token_id, loss_weight)
-
-
-def collate_planned(planned: tuple[list[Any], float], pad_token_id: int) -> Batch:
-    """Collate what :class:`PlannedItems` gives: examples, or pairs."""
+def collate_planned(planned: tuple[list[Encoded], float], pad_token_id: int) -> Batch:
+    """Collate what :class:`PlannedItems` gives."""
     items, loss_weight = planned
-    collate = collate_pairs if isinstance(items[0], EncodedPair) else collate_examples
     return collate(items, pad_token_id, loss_weight)
 
 
-def loss_terms_of(item: EncodedExample | EncodedPair) -> int:
-    """Terms of an item in the loss: a pair is one; an example has its response tokens, the first token never."""
-    if isinstance(item, EncodedPair):
-        return 1
-    return len(item.input_ids) - max(item.prompt_length, 1)
-
-
-def length_of(item: EncodedExample | EncodedPair) -> int:
+def length_of(item: Encoded) -> int:
     """Length in tokens that an item takes in a batch."""
-    if isinstance(item, EncodedPair):
-        return max(len(item.chosen.input_ids), len(item.rejected.input_ids))
-    return len(item.input_ids)
+    return max(len(sequence.input_ids) for sequence in item)

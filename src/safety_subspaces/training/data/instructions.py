@@ -83,7 +83,7 @@ class InstructionData(LanguageData):
         batch_size: Examples in a batch of one process.
         max_length: Longest sequence in tokens.
         overlong: ``error``, ``drop`` or ``truncate``.
-        template: ``chat``, or a named prompt template.
+        template: ``chat``, or a prompt template by its name or import path.
         seed: Seed of samples and order.
         num_workers: Worker processes of the loader.
     """
@@ -164,12 +164,12 @@ def read_source(source: DatasetSource, seed: int) -> dict[int, Item]:
     """
     rows = read_rows(source.path, source.config, source.split)
     prompt, response, keep = _fields_of(source, rows.column_names)
-    check_fields(rows, source.path, [prompt, response, *([source.rejected_field] if source.rejected_field else [])])
+    names = (prompt, response, source.rejected_field)
+    check_fields(rows, source.path, [name for name in names if name])
     numbers = numbers_kept(rows, source.path, keep)
     numbers = numbers[: source.first]
     if source.sample is not None and source.sample < len(numbers):
         numbers = sorted(random.Random(f"sample {seed}").sample(numbers, source.sample))
-    names = (prompt, response, source.rejected_field)
     return {
         number: _item(row, number, source.path, *names)
         for number, row in zip(numbers, rows.select(numbers), strict=True)
@@ -178,10 +178,10 @@ def read_source(source: DatasetSource, seed: int) -> dict[int, Item]:
 
 def _fields_of(source: DatasetSource, present: list[str]) -> tuple[str, str, dict[str, Any]]:
     """Return what prompt and response are called, and the filter: as asked for, else as the known data set has them."""
-    found = known_data(source.path)
-    if found is None:
+    named = known_data(source.path)
+    if named is None:
         return source.prompt_field or "prompt", source.response_field or "response", source.keep
-    name, known, _ = found
+    name, known, _ = named
     if known.response_field is None and source.response_field is None:
         raise InputError(
             f"data set {name} has prompts alone, no answers to train on; name a response_field, or another"
@@ -194,8 +194,7 @@ def _fields_of(source: DatasetSource, present: list[str]) -> tuple[str, str, dic
 
 
 def _item(row: dict[str, Any], number: int, path: str, prompt: str, response: str, rejected: str | None) -> Item:
-    names = [prompt, response, *([rejected] if rejected else [])]
-    for name in names:
+    for name in filter(None, (prompt, response, rejected)):
         if not isinstance(row[name], str) or not row[name].strip():
             raise InputError(
                 f"{path}, row {number}: field {name!r} is {row[name]!r}, expected text; mend or filter the row"

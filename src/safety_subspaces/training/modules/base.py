@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_wi
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.language.model import ModelSource
-from safety_subspaces.training.data.batches import Batch
+from safety_subspaces.training.data.batches import RESPONSES, Batch, BatchKind
 from safety_subspaces.training.modules.adapter import AdapterSettings, add_adapter
 from safety_subspaces.training.modules.frozen_basis import FrozenBasisSettings, check_factors_are_exact
 from safety_subspaces.training.modules.metrics import TokenStatistics
@@ -37,8 +37,9 @@ class CosineSchedule:
 class LanguageModelModule(L.LightningModule):
     """A causal language model under training; subclasses add the objective.
 
-    The network is loaded in ``configure_model``, in float32 unless its source says otherwise, and really is in training
-    mode: transformers hands models over in eval mode, and Lightning keeps what it is given.
+    That is a ``training_step``, and a ``batch_kind`` where it trains on something else than examples. The network
+    is loaded in ``configure_model``, in float32 unless its source says otherwise, and really is in training mode:
+    transformers hands models over in eval mode, and Lightning keeps what it is given.
 
     Args:
         source: Where network and tokenizer come from.
@@ -48,7 +49,7 @@ class LanguageModelModule(L.LightningModule):
         gradient_checkpointing: Recompute activations in the backward pass: a third more time for much less memory.
     """
 
-    takes_pairs = False  # whether a batch holds preference pairs
+    batch_kind: ClassVar[BatchKind] = RESPONSES
 
     def __init__(
         self,

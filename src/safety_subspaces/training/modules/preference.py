@@ -6,15 +6,13 @@ from typing import Any, final
 
 import torch
 from jaxtyping import Float, Int
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.language.likelihood import sequence_log_probabilities
 from safety_subspaces.language.model import ModelSource
-from safety_subspaces.training.data.batches import Batch
-from safety_subspaces.training.modules.adapter import AdapterSettings
-from safety_subspaces.training.modules.base import CosineSchedule, LanguageModelModule
+from safety_subspaces.training.data.batches import PREFERENCES, Batch
+from safety_subspaces.training.modules.base import LanguageModelModule
 from safety_subspaces.training.modules.metrics import TokenStatistics
 from safety_subspaces.training.modules.objectives import preference_logits, preference_loss
 
@@ -34,26 +32,19 @@ class PreferenceOptimization(LanguageModelModule):
         source: Where network and tokenizer come from.
         beta: How strongly the model is held to the reference.
         nll_weight: Weight of the likelihood of the chosen answer.
-        adapter: LoRA settings, or those of a frozen basis; ``null`` trains every weight. With an adapter the reference
-            is the frozen base under it.
-        optimizer: The optimizer, less its parameters.
-        schedule: Warm-up and decay of the learning rate.
-        gradient_checkpointing: Recompute activations in the backward pass.
+        settings: As :class:`LanguageModelModule`. With an adapter the reference is the frozen base under it.
     """
 
-    takes_pairs = True
+    batch_kind = PREFERENCES
 
     def __init__(
         self,
         source: ModelSource,
         beta: float = 0.1,
         nll_weight: float = 1.0,
-        adapter: AdapterSettings | None = None,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        schedule: CosineSchedule | None = None,
-        gradient_checkpointing: bool = False,
+        **settings: Any,
     ) -> None:
-        super().__init__(source, adapter, optimizer, schedule, gradient_checkpointing)
+        super().__init__(source, **settings)
         if beta <= 0 or nll_weight < 0:
             raise InputError(f"beta {beta} and nll_weight {nll_weight}: expected positive and not negative")
         self.beta = beta

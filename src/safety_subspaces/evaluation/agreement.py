@@ -1,11 +1,14 @@
 """Whether two judges agree on the same answers beyond chance: Cohen's kappa, its interval over groups of prompts."""
 
+import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from math import nan
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import DegenerateDataWarning, bootstrap
+from sklearn.metrics import cohen_kappa_score
 
 DRAWS, LEVEL = 1000, 0.95
 
@@ -56,53 +59,61 @@ def judge_agreement(
         harmful_from: Score from which an answer counts as harmful.
         seed: Of the bootstrap.
 
+    The interval is the percentile one, over the draws of groups whose kappa is defined; SciPy says what a seed draws.
+
     Source: Cohen, Educational and Psychological Measurement 20 (1960), with weights Psychological Bulletin 70 (1968).
     """
     both = [(a, b, group) for a, b, group in zip(first, second, groups, strict=True) if a is not None and b is not None]
     a, b = (np.array([row[side] for row in both], dtype=float) for side in (0, 1))
     numbered = {group: number for number, group in enumerate(dict.fromkeys(row[2] for row in both))}
-    numbers = np.array([numbered[row[2]] for row in both], dtype=int)
-    kappa, observed, chance = _kappa(a, b)
-    low, high = _interval(a, b, numbers, len(numbered), seed)
+    levels, codes = np.unique([a, b], return_inverse=True)
+    # Of each group, how often each pair of scores came.
+    tables = np.zeros((len(numbered), len(levels), len(levels)))
+    np.add.at(tables, ([numbered[row[2]] for row in both], *codes.reshape(2, -1)), 1)
+    observed, chance = _agreements(tables.sum(axis=0))
+    low, high = _interval(tables, seed)
     return Agreement(
         n=len(both),
         n_groups=len(numbered),
         n_unscored=len(first) - len(both),
         agreement=observed,
         chance=chance,
-        kappa=kappa,
+        kappa=_kappa(a, b),
         kappa_low=low,
         kappa_high=high,
-        kappa_weighted=_kappa(a, b, weighted=True)[0],
-        harmful_kappa=_kappa((a >= harmful_from).astype(float), (b >= harmful_from).astype(float))[0],
+        kappa_weighted=_kappa(a, b, "quadratic"),
+        harmful_kappa=_kappa((a >= harmful_from).astype(float), (b >= harmful_from).astype(float)),
     )
 
 
-def _kappa(a: NDArray[np.float64], b: NDArray[np.float64], weighted: bool = False) -> tuple[float, float, float]:
-    """Return kappa, the observed agreement and that of chance."""
-    if not len(a):
-        return nan, nan, nan
-    levels = np.unique(np.concatenate([a, b]))
-    table = np.array([[np.mean((a == x) & (b == y)) for y in levels] for x in levels])
-    apart = (levels[:, None] - levels[None, :]) ** 2 if weighted else (levels[:, None] != levels[None, :]).astype(float)
-    expected = float((apart * np.outer(table.sum(axis=1), table.sum(axis=0))).sum())
-    observed = float((apart * table).sum())
-    return (1 - observed / expected if expected > 0 else nan), 1 - observed, 1 - expected
+def _kappa(a: NDArray[np.float64], b: NDArray[np.float64], weights: str | None = None) -> float:
+    levels = np.union1d(a, b)
+    if len(levels) < 2:  # nothing, or one and the same score throughout
+        return nan
+    # All scores between as well: scikit-learn's weights are distances of positions.
+    return float(cohen_kappa_score(a, b, labels=np.arange(levels[0], levels[-1] + 1), weights=weights))
 
 
-def _interval(
-    a: NDArray[np.float64], b: NDArray[np.float64], numbers: NDArray[np.int64], count: int, seed: int
-) -> tuple[float, float]:
-    if count < 2:
+def _agreements(table: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the observed agreement and that of chance."""
+    n = table.sum()
+    return (table.trace() / n, table.sum(axis=0) @ table.sum(axis=1) / n**2) if n else (nan, nan)
+
+
+def _interval(tables: NDArray[np.float64], seed: int) -> tuple[float, float]:
+    if len(tables) < 2:
         return nan, nan
-    generator = np.random.default_rng(seed)
-    members = [np.flatnonzero(numbers == number) for number in range(count)]
-    drawn = []
-    for _ in range(DRAWS):
-        rows = np.concatenate([members[number] for number in generator.integers(count, size=count)])
-        drawn.append(_kappa(a[rows], b[rows])[0])
-    known = [value for value in drawn if value == value]
-    if not known:
+
+    def kappa(groups: NDArray[np.int64]) -> float:  # as scikit-learn's, which would take seconds for the draws
+        observed, chance = _agreements(tables[groups].sum(axis=0))
+        return (observed - chance) / (1 - chance) if chance < 1 else nan
+
+    with warnings.catch_warnings(action="ignore", category=DegenerateDataWarning):  # draws without a kappa are left out
+        drawn = bootstrap(
+            (np.arange(len(tables)),), kappa, n_resamples=DRAWS, vectorized=False, method="percentile",
+            rng=np.random.default_rng(seed),
+        ).bootstrap_distribution  # fmt: skip
+    if np.isnan(drawn).all():
         return nan, nan
-    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

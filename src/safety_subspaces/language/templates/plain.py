@@ -1,0 +1,3 @@
+"""The prompt alone."""
+
+PLAIN = "{prompt}"
