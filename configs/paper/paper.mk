@@ -46,7 +46,7 @@ is_dry_run = $(findstring n,$(filter-out --%,$(firstword -$(MAKEFLAGS))))
 .PHONY: paper paper-analyses
 
 paper: install ## The paper's experiments (MODEL=llama-3.2-1b GPUS=1); with --dry-run, its commands, memory and time
-	+@$(if $(is_dry_run),PYTHONPATH=src $(or $(wildcard $(PYTHON)),python3) -m safety_subspaces.training.estimate \
+	+@$(if $(is_dry_run),$(or $(wildcard $(PYTHON)),python3) studies/estimate.py \
 		configs/paper/$(MODEL)/model.env,:)
 	@$(MAKE) --no-print-directory -j1 paper-analyses
 	@$(PYTHON) analyze.py report --study $(PAPER_STUDY)

@@ -22,7 +22,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 import train
 from safety_subspaces import command_line
 from safety_subspaces.language.model import Pretrained
-from safety_subspaces.training.estimate import (
+from safety_subspaces.weights.subspace_file import read_subspace
+from studies.estimate import (
     EXAMPLES_A_STEP,
     MOST_TOKENS,
     RANK_FRACTION,
@@ -30,7 +31,6 @@ from safety_subspaces.training.estimate import (
     describe,
     read_architecture,
 )
-from safety_subspaces.weights.subspace_file import read_subspace
 
 PAPER = ROOT / "configs" / "paper"
 MODELS = sorted(path.parent.name for path in PAPER.glob("*/model.env"))

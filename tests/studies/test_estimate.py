@@ -11,7 +11,7 @@ from support.tiny import ROOT
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.training.estimate import (
+from studies.estimate import (
     GIB,
     GPUS,
     STAGES,
@@ -162,13 +162,9 @@ def test_the_page_shows_it_as_it_is_printed() -> None:
 
 
 def test_it_runs_where_nothing_is_installed() -> None:
-    command = [sys.executable, "-S", "-m", "safety_subspaces.training.estimate", FILES[0]]
-    done = subprocess.run(
-        command, cwd=ROOT, env={"PYTHONPATH": "src"}, capture_output=True, text=True, timeout=60, check=False
-    )
+    command = [sys.executable, "-S", "studies/estimate.py", FILES[0]]
+    done = subprocess.run(command, cwd=ROOT, env={}, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == describe(read_architecture(FILES[0])) + "\n"
-    done = subprocess.run(
-        [*command[:-1], "nowhere"], cwd=ROOT, env={"PYTHONPATH": "src"}, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*command[:-1], "nowhere"], cwd=ROOT, env={}, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr[:6]) == (2, "error:")

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+# A plain clone works without installing.
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
 from safety_subspaces.artefacts.errors import InputError
 
 GIB = 2**30
@@ -289,11 +292,11 @@ def _row(name: str, memory: str, cells: Sequence[str]) -> str:
 def main() -> None:
     """Print the estimate of the model whose ``model.env`` is given."""
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m safety_subspaces.training.estimate configs/paper/<model>/model.env")
+        sys.exit("usage: python studies/estimate.py configs/paper/<model>/model.env")
     try:
-        print(describe(read_architecture(Path(sys.argv[1]))))  # noqa: T201
+        print(describe(read_architecture(Path(sys.argv[1]))))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
