@@ -187,6 +187,7 @@ lint: $(VENV)/.installed-test ## ruff, mypy and the direction of the layers
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	PYTHONPATH=src $(VENV)/bin/lint-imports
+	$(PYTHON) docs/draw_wings.py --check
 
 format: $(VENV)/.installed-test ## Format the code
 	$(VENV)/bin/ruff check --fix .
