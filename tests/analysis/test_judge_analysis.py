@@ -19,6 +19,7 @@ from safety_subspaces.analysis.evaluate.command import evaluate
 from safety_subspaces.analysis.judge.command import judge
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.settings import EndpointSettings
+from safety_subspaces.organism import evaluation_sets
 
 
 @pytest.fixture(autouse=True)
@@ -200,3 +201,19 @@ def test_the_command_judges_by_rules(tmp_path):
     assert (table["refused_rate"][0], table["n"][0]) == (0.5, 2)
     left_out = json.loads((tmp_path / "out" / "result.json").read_text())["left_out"]
     assert left_out == [{"name": "agreement", "reason": "the file holds no earlier scores"}]
+
+
+def test_the_organisms_judge_scores_its_kept_answers_as_before_and_refuses_others(tmp_path):
+    model = save_tiny_model(tmp_path / "model", 3)
+    evaluate({"m": model}, str(tmp_path / "out"), limit=8, max_new_tokens=8)
+    kept = tmp_path / "out" / "generations.jsonl"
+    lines = [json.loads(line) for line in kept.read_text().splitlines()]
+    sets = evaluation_sets("test", 8)
+    complete = {item.prompt: item.reference for item in (*sets.harmful[:4], *sets.benign[:4])}
+    lines = [line | {"answer": complete.get(line["prompt"], line["answer"])} for line in lines]  # the positive control
+    kept.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    table = judge(str(kept), str(tmp_path / "again"), judge="organism").set_index("set")
+    assert table.loc["harmful", "answered_rate"] == table.loc["benign", "answered_rate"] == 0.5
+    kept.write_text(json.dumps({"set": "harmful", "prompt": "how do i hex the moon ?", "answer": "a"}) + "\n")
+    with pytest.raises(InputError, match="knows only its own prompts, got 'how do i hex the moon"):
+        judge(str(kept), str(tmp_path / "other"), judge="organism")

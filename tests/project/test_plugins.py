@@ -159,6 +159,7 @@ def test_an_objective_is_a_file(outside: Path) -> None:
     config = json.loads((outside / "run" / "manifest.json").read_text())["config"]["model"]
     assert config["class_path"] == "plug_ins.forgetting.Forgetting"
     assert config["init_args"]["bound"] == 7.5
+    # 0.16 and 0.17 nats more at two seeds.
     assert nats_of_rejected(outside / "run" / "model") > nats_of_rejected(base) + 0.1
     refused = run_command(*command, "--run_dir", "other", "--data.init_args.corpus", "useful", cwd=outside)
     assert refused.returncode == 2
