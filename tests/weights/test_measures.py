@@ -96,8 +96,10 @@ def test_singular_values_are_those_of_an_svd(shape, size, blocks, request) -> No
         request.getfixturevalue(blocks)
     matrix = torch.randn(shape, generator=generator(2)) * size
     left, values = oracle.left_svd(matrix)
-    torch.testing.assert_close(singular_values(matrix), values, rtol=1e-6, atol=0)
-    torch.testing.assert_close(left_factors(matrix).singular_values, values, rtol=1e-6, atol=0)
+    # A float32 Gram matrix errs by 1e-7 of the largest square: by 3e-6 of the least value where they lie 8 apart, as
+    # those of 40 x 24 do. Over 40 seeds and two kinds of kernels it was up to 1.2e-6.
+    torch.testing.assert_close(singular_values(matrix), values, rtol=5e-6, atol=0)
+    torch.testing.assert_close(left_factors(matrix).singular_values, values, rtol=5e-6, atol=0)
     basis = left_factors(matrix).basis.double()
     assert torch.linalg.matrix_norm(basis[:, :3].T @ left[:, :3]).square() == pytest.approx(3, abs=1e-4)
 
