@@ -6,6 +6,7 @@ import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import oracle
 
 from safety_subspaces.algebra.factors import Factors, left_factors
 from safety_subspaces.algebra.overlap import (
@@ -24,23 +25,13 @@ def gaussian(*shape, seed=0, decay=1.0):
     return matrix * torch.logspace(0, -decay, shape[1])
 
 
-def oracle(first, second, share):
-    """By full SVD in float64, each share on its own."""
-    bases = []
-    for matrix in (first, second):
-        left, values, _ = torch.linalg.svd(matrix.double(), full_matrices=False)
-        cumulative = values.square().cumsum(0)
-        rank = min(int((cumulative < share * cumulative[-1]).sum()) + 1, values.numel())
-        bases.append(left[:, :rank])
-    return (bases[0].T @ bases[1]).square().sum().item() / min(b.shape[1] for b in bases)
-
-
 @pytest.mark.parametrize("shape", [(20, 20), (12, 30), (50, 8)])
 def test_overlap_agrees_with_a_float64_svd_at_each_share(shape):
     first, second = gaussian(*shape), gaussian(*shape, seed=1)
     found = mode_subspace_overlap(left_factors(first), left_factors(second), ENERGIES[:-1])
     for overlap in found:
-        assert overlap.value == pytest.approx(oracle(first, second, overlap.energy), abs=1e-5)
+        bases = (oracle.basis_at_energy(update, overlap.energy) for update in (first, second))
+        assert overlap.value == pytest.approx(oracle.overlap(*bases), abs=1e-5)
 
 
 @given(st.integers(1, 16), st.integers(1, 16), st.integers(1, 16), st.integers(0, 1000))

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from support import oracle
 from support.tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, weights_of
 
 from safety_subspaces.algebra.factors import left_factors
@@ -91,11 +92,10 @@ def svd_of(study, label, name, side, seed=0):
     """An update's left vectors on a side and its squared singular values, in float64, and the update itself."""
     folder = Path(f"{study}/organism-{seed}")
     start = "base" if label == "aligned" else "aligned"
-    delta = (weights_of(folder / label)[name].double() - weights_of(folder / start)[name].double()).numpy()
-    delta = delta.reshape(-1, 1) if delta.ndim == 1 else delta
+    delta = oracle.as_matrix(weights_of(folder / label)[name].double() - weights_of(folder / start)[name].double())
     delta = delta.T if side == "right" else delta
-    left, values, _ = np.linalg.svd(delta, full_matrices=False)
-    return left, values**2, delta
+    left, values = oracle.left_svd(delta)
+    return left.numpy(), values.square().numpy(), delta.numpy()
 
 
 def rank_by_hand(rule, value, energies):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, TokenType, dequantize, quantize
+from support.refusal import refuse
 from support.tiny import ANALYZE, run_command
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -145,24 +146,23 @@ def test_the_record_names_the_file_by_its_hash(tmp_path: Path) -> None:
 def test_what_is_no_model_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     good = write_gguf(tmp_path / "good.gguf", network(), GGMLQuantizationType.F32)
 
-    def refuse(message: str, file: Path, out: str = "out") -> None:
-        with pytest.raises(InputError, match=message):
-            convert(str(file), str(tmp_path / out))
+    def refuse_file(message: str, file: Path, out: str = "out") -> None:
+        refuse(lambda: convert(str(file), str(tmp_path / out)), message)
         assert not [path for path in tmp_path.iterdir() if path.name.startswith(("out", ".out"))]
 
-    refuse("is no file; expected a model in GGUF format", tmp_path / "missing.gguf")
-    refuse("is no file", tmp_path)
+    refuse_file("is no file; expected a model in GGUF format", tmp_path / "missing.gguf")
+    refuse_file("is no file", tmp_path)
     text = tmp_path / "text.gguf"
     text.write_text("weights")
-    refuse("is no GGUF file: it begins with b'weig'", text)
+    refuse_file("is no GGUF file: it begins with b'weig'", text)
     half = tmp_path / "half.gguf"
     half.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
-    refuse("cannot be read as a causal language model", half)
+    refuse_file("cannot be read as a causal language model", half)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "kept").touch()
-    refuse("already holds results", good, "full")
+    refuse_file("already holds results", good, "full")
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["kept"]
-    refuse("cannot be read", write_gguf(tmp_path / "odd.gguf", network(), GGMLQuantizationType.F32, arch="clip"))
+    refuse_file("cannot be read", write_gguf(tmp_path / "odd.gguf", network(), GGMLQuantizationType.F32, arch="clip"))
 
 
 def test_a_folder_that_is_not_the_file_does_not_get_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

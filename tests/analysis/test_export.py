@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import oracle
+from support.refusal import refuse
 from support.tiny import ANALYZE, ROOT, TRAIN, run_command, save_tiny_model
 
 from safety_subspaces.analysis.export.command import export
-from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.constraint.matrix import rounding_floor
 from safety_subspaces.language.model import load_language_model
 from safety_subspaces.weights.subspace_file import read_subspace
@@ -55,12 +56,10 @@ def test_the_last_checkpoint_is_the_exported_model(tmp_path: Path, options: list
     half = export(str(run), str(tmp_path / "half"), dtype="bfloat16").leakage[0]
     start, rounded = load_file(Path(aligned) / file), load_file(tmp_path / "half" / file)
     bases = read_subspace(str(run / "constraint" / "subspace.safetensors")).bases
-    forbidden = whole = weights = 0.0
-    for name, basis in bases.items():
-        assert rounded[name].dtype == torch.bfloat16
-        delta = (rounded[name].double() - start[name].double()).reshape(len(basis), -1)
-        forbidden += float((basis.double().T @ delta).square().sum())
-        whole, weights = whole + float(delta.square().sum()), weights + float(rounded[name].double().square().sum())
+    assert all(rounded[name].dtype == torch.bfloat16 for name in bases)
+    updates = {name: rounded[name].double() - start[name].double() for name in bases}
+    forbidden, whole = oracle.forbidden_energy(updates, bases, "away")
+    weights = sum(oracle.energy(rounded[name]) for name in bases)
     assert half["dtype"] == "bfloat16"
     assert half["leakage"] == pytest.approx(forbidden / whole, rel=1e-6)
     assert half["rounding_floor"] == pytest.approx(rounding_floor(weights**0.5, whole**0.5), rel=1e-6)
@@ -71,20 +70,19 @@ def test_only_whole_checkpoints_of_own_runs_are_read(tmp_path: Path) -> None:
     run, _ = trained(tmp_path)
     (checkpoint,) = (run / "checkpoints").glob("*.ckpt")
 
-    def refuse(message: str, source: Path, out: str = "out") -> None:
-        with pytest.raises(InputError, match=message):
-            export(str(source), str(tmp_path / out))
+    def refuse_source(message: str, source: Path, out: str = "out") -> None:
+        refuse(lambda: export(str(source), str(tmp_path / out)), message)
         assert not (tmp_path / "out").exists()
 
-    refuse("does not exist", run / "checkpoints" / "step=9.ckpt")
+    refuse_source("does not exist", run / "checkpoints" / "step=9.ckpt")
     stray = tmp_path / "elsewhere" / "checkpoints"
     stray.mkdir(parents=True)
     shutil.copy(checkpoint, stray)
-    refuse("lies in no run folder", stray / checkpoint.name)
-    refuse("exists and is not written over", checkpoint, "run/model")
+    refuse_source("lies in no run folder", stray / checkpoint.name)
+    refuse_source("exists and is not written over", checkpoint, "run/model")
     sharded = run / "checkpoints" / "step=00000099.ckpt"
     (sharded / "checkpoint").mkdir(parents=True)
-    refuse("was cut short", sharded)
+    refuse_source("was cut short", sharded)
     sharded.joinpath("checkpoint").rmdir()
     sharded.rmdir()
     done = run_command(ANALYZE, "export", "--checkpoint", checkpoint, "--out", tmp_path / "cli")
@@ -92,4 +90,4 @@ def test_only_whole_checkpoints_of_own_runs_are_read(tmp_path: Path) -> None:
     assert "of the update's energy is forbidden in float32" in done.stdout
     with (run / "config.yaml").open("a") as file:
         file.write("more: 1\n")
-    refuse("is not the configuration", checkpoint)
+    refuse_source("is not the configuration", checkpoint)

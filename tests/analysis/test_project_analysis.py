@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from support import oracle
 from support.tiny import save_tiny_model
 from support.tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, weights_of, write_checkpoint
 from torch.testing import assert_close
@@ -62,13 +63,10 @@ def test_the_alignment_update_is_described_in_every_tensor(study, swept):
     assert set(found.index) == set(aligned)
     for name, weight in aligned.items():
         update = (weight - base[name]).double()
-        values = torch.linalg.svdvals(update if update.ndim == 2 else update.reshape(-1, 1))
-        shares = values.square() / values.square().sum()
-        assert found.loc[name, "energy"] == pytest.approx(update.square().sum().item(), rel=1e-6)
-        assert found.loc[name, "stable_rank"] == pytest.approx(1 / shares[0].item(), rel=1e-4)
-        assert found.loc[name, "effective_rank"] == pytest.approx(
-            math.exp(-(shares * shares.log()).sum().item()), rel=1e-4
-        )
+        stable, effective = oracle.spectral_ranks(oracle.left_svd(update)[1])
+        assert found.loc[name, "energy"] == pytest.approx(oracle.energy(update), rel=1e-6)
+        assert found.loc[name, "stable_rank"] == pytest.approx(stable, rel=1e-4)
+        assert found.loc[name, "effective_rank"] == pytest.approx(effective, rel=1e-4)
 
 
 def pooled_oracle(study, label, fraction):
@@ -76,12 +74,9 @@ def pooled_oracle(study, label, fraction):
     base, aligned, tuned = (weights_of(path) for path in (study["base"], study["aligned"], study["tuned"][label]))
     kept = total = 0.0
     for name, weight in aligned.items():
-        alignment, update = (weight - base[name]).double(), (tuned[name] - weight).double()
-        matrix = alignment if alignment.ndim == 2 else alignment.reshape(-1, 1)
-        rank = max(1, round(fraction * min(matrix.shape)))
-        left = torch.linalg.svd(matrix, full_matrices=False).U[:, :rank]
-        kept += (left.T @ update.reshape(matrix.shape)).square().sum().item()
-        total += update.square().sum().item()
+        update = tuned[name] - weight
+        kept += oracle.energy_along(oracle.basis_at_fraction(weight - base[name], fraction), update)
+        total += oracle.energy(update)
     return kept / total
 
 
@@ -159,11 +154,9 @@ def test_an_update_along_the_alignment_update_is_kept_whole_and_one_across_it_no
         return wa[name] + 0.5 * (wa[name] - w0[name])
 
     def across(name, value):
-        alignment = wa[name] - w0[name]
-        matrix = alignment if alignment.ndim == 2 else alignment.reshape(-1, 1)
-        left = torch.linalg.svd(matrix, full_matrices=False).U[:, : max(1, round(0.9 * min(matrix.shape)))]
-        update = (value - wa[name]).reshape(matrix.shape)
-        return wa[name] + (update - left @ (left.T @ update)).reshape(value.shape)
+        update = value - wa[name]
+        inside = oracle.along(oracle.basis_at_fraction(wa[name] - w0[name], 0.9), update)
+        return (wa[name] + update - inside.reshape(value.shape)).to(value.dtype)
 
     edit(Path(inside), along)
     edit(Path(outside), across)
@@ -466,10 +459,10 @@ def test_non_finite_weights_leave_no_results(study, tmp_path):
 
 
 def test_a_disk_without_room_is_told_before_anything_is_computed(study, tmp_path, monkeypatch):
-    def refuse(descriptor, start, size):
+    def without_room(descriptor, start, size):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    monkeypatch.setattr(os, "posix_fallocate", without_room)
     with pytest.raises(InputError, match="no room on the disk"):
         project(**study, out=str(tmp_path / "o"), write=True)
     assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import oracle
 from support.tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, weights_of
 from torch.testing import assert_close
 
@@ -31,16 +32,13 @@ def test_bases_are_those_of_a_float64_svd(pair, tmp_path, side, rule, energy):
     stored = read_subspace(str(tmp_path / "s.safetensors"))
     assert stored.side == side
     for name, delta in deltas_of(pair).items():
-        matrix = delta if delta.ndim == 2 else delta.reshape(-1, 1)
-        matrix = matrix.T if side == "right" and delta.ndim == 2 else matrix
-        left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
+        matrix = delta.T if side == "right" and delta.ndim == 2 else oracle.as_matrix(delta)
+        left, values = oracle.left_svd(matrix)
         shares = values.square().cumsum(0) / values.square().sum()
-        rank = min(3, len(values)) if energy is None else int((shares < energy).sum()) + 1
+        rank = min(3, len(values)) if energy is None else oracle.rank_at_energy(values, energy)
         basis = stored.bases[name].double()
         assert basis.shape == (matrix.shape[0], rank)
-        assert_close(
-            basis @ (basis.T @ matrix), left[:, :rank] @ (left[:, :rank].T @ matrix), rtol=0, atol=2e-4 * values[0]
-        )
+        assert_close(oracle.along(basis, matrix), oracle.along(left[:, :rank], matrix), rtol=0, atol=2e-4 * values[0])
         # the noise of a float32 Gram matrix, 1e-7 of sigma_1^2, in the least of them
         assert_close(stored.spectra[name], values, rtol=1e-5, atol=5e-6 * float(values[0]))
         assert table.loc[name, "energy"] == pytest.approx(shares[rank - 1].item(), abs=1e-5)
@@ -57,8 +55,8 @@ def test_drawn_subspaces_are_seeded_and_tell_the_energy_they_hold(pair, tmp_path
     assert torch.equal(first.bases[name], again.bases[name])
     assert not torch.allclose(first.bases[name], other.bases[name])
     delta = deltas_of(pair)[name]
-    kept = (first.bases[name].double().T @ delta).square().sum() / delta.square().sum()
-    assert tables[0].set_index("tensor").loc[name, "energy"] == pytest.approx(kept.item(), abs=1e-5)
+    kept = oracle.energy_along(first.bases[name], delta) / oracle.energy(delta)
+    assert tables[0].set_index("tensor").loc[name, "energy"] == pytest.approx(kept, abs=1e-5)
     assert first.provenance["select"] == select
 
 

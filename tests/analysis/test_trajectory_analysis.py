@@ -11,6 +11,7 @@ import scipy.linalg
 import torch
 import yaml
 from safetensors.torch import save_file
+from support import oracle
 from support.tiny import ANALYZE, ROOT, run_command
 from support.tiny_checkpoints import edit, save_llama, save_perturbed, weights_of
 
@@ -102,19 +103,6 @@ def followed(study, tmp_path_factory):
     return trajectory(str(study[0] / "contaminated"), str(out), **inputs(study[0]), **settings), out
 
 
-def left_basis(matrix: np.ndarray, rank: int) -> np.ndarray:
-    return np.linalg.svd(matrix, full_matrices=False)[0][:, :rank]
-
-
-def energy_rank(matrix: np.ndarray, share: float) -> int:
-    cumulative = np.cumsum(np.linalg.svd(matrix, compute_uv=False) ** 2)
-    return int((cumulative < share * cumulative[-1]).sum()) + 1
-
-
-def quarter(matrix: np.ndarray) -> int:
-    return max(1, round(0.25 * min(matrix.shape)))
-
-
 def part_of(name: str, level: str) -> str:
     parts = name.split(".")
     if level == "place":
@@ -123,37 +111,31 @@ def part_of(name: str, level: str) -> str:
     return "norm" if "norm" in parts[-2] else kinds.get(parts[-2], parts[-2].removesuffix("_proj"))
 
 
-def oracle(updates, weights, base, names) -> list[dict[str, float]]:
+def quarter(update: torch.Tensor) -> np.ndarray:
+    return oracle.basis_at_fraction(update, 0.25).numpy()
+
+
+def rows_by_hand(updates, weights, base, names) -> list[dict[str, float]]:
     """The columns of one part, from float64 numbers."""
-    tracks = {name: [update[name].double().numpy() for update in updates] for name in names}
+    tracks = {name: [update[name].double() for update in updates] for name in names}
     matrices = [name for name in names if weights[name].ndim == 2]
-    inside = {}
-    for name in names:
-        delta = (weights[name] - base[name]).double().numpy()
-        delta = delta if delta.ndim == 2 else delta[:, None]
-        inside[name] = left_basis(delta, quarter(delta))
+    inside = {name: oracle.basis_at_fraction(weights[name] - base[name], 0.25) for name in names}
     rows, path, before = [], 0.0, 0
     for place, step in enumerate(STEPS):
         now = {name: track[place] for name, track in tracks.items()}
         last = {name: track[place - 1] if place else 0 * track[0] for name, track in tracks.items()}
-        moved = math.sqrt(sum(((now[name] - last[name]) ** 2).sum() for name in names))
-        energy = sum((value**2).sum() for value in now.values())
-        final = sum((track[-1] ** 2).sum() for track in tracks.values())
+        moved = math.sqrt(sum(oracle.energy(now[name] - last[name]) for name in names))
+        energy = sum(map(oracle.energy, now.values()))
+        final = sum(oracle.energy(track[-1]) for track in tracks.values())
         path += moved
         moving = [name for name in matrices if now[name].any()]
-        spectra = [np.linalg.svd(now[name], compute_uv=False) ** 2 for name in moving]
-        shares = [spectrum / spectrum.sum() for spectrum in spectra]
+        ranks = [oracle.spectral_ranks(oracle.left_svd(now[name])[1]) for name in moving]
         angles = [
-            np.sqrt(
-                np.mean(
-                    scipy.linalg.subspace_angles(*(left_basis(u[name], quarter(u[name])) for u in (last, now))) ** 2
-                )
-            )
+            np.sqrt(np.mean(scipy.linalg.subspace_angles(quarter(last[name]), quarter(now[name])) ** 2))
             for name in moving
             if last[name].any()
         ]
-        products = sum((now[name] * tracks[name][-1]).sum() for name in names)
-        columns = {name: now[name] if name in matrices else now[name][:, None] for name in names}
+        products = sum((now[name] * tracks[name][-1]).sum().item() for name in names)
         with np.errstate(invalid="ignore", divide="ignore"):
             rows.append(
                 {
@@ -163,13 +145,13 @@ def oracle(updates, weights, base, names) -> list[dict[str, float]]:
                     "step_norm_per_step": moved / (step - before),
                     "cos_to_final": np.divide(products, np.sqrt(energy * final)),
                     "energy_fraction": np.divide(
-                        sum(((inside[name].T @ columns[name]) ** 2).sum() for name in names), energy
+                        sum(oracle.energy_along(inside[name], now[name]) for name in names), energy
                     ),
                     "energy_fraction_chance": np.divide(
-                        sum((now[n] ** 2).sum() * inside[n].shape[1] / inside[n].shape[0] for n in names), energy
+                        sum(oracle.energy(now[n]) * inside[n].shape[1] / inside[n].shape[0] for n in names), energy
                     ),
-                    "stable_rank": np.mean([s.sum() / s[0] for s in spectra]) if spectra else np.nan,
-                    "effective_rank": np.mean([np.exp(-(p * np.log(p)).sum()) for p in shares]) if spectra else np.nan,
+                    "stable_rank": np.mean([stable for stable, _ in ranks]) if ranks else np.nan,
+                    "effective_rank": np.mean([effective for _, effective in ranks]) if ranks else np.nan,
                     "rms_angle_radians": np.mean(angles) if angles else np.nan,
                     "speed_radians_per_step": np.mean(angles) / (step - before) if angles else np.nan,
                     "n_matrices": len(moving),
@@ -192,13 +174,13 @@ def test_every_column_agrees_with_float64_algebra(study, followed) -> None:
     for (level, part), names in parts.items():
         rows = table[(table["level"] == level) & (table["part"] == part)]
         assert rows["step"].tolist() == list(STEPS)
-        expected = pd.DataFrame(oracle(updates, weights, base, names))
+        expected = pd.DataFrame(rows_by_hand(updates, weights, base, names))
         found = rows[list(expected.columns)].reset_index(drop=True)
         pd.testing.assert_frame_equal(found, expected, rtol=2e-5, atol=1e-6, check_dtype=False)
     tensors = pd.read_parquet(followed[1] / "tensors.parquet")
     for name in (Q, K, NORM, "model.embed_tokens.weight"):
         rows = tensors[tensors["tensor"] == name].reset_index(drop=True)
-        expected = pd.DataFrame(oracle(updates, weights, base, [name])).drop(columns="n_matrices")
+        expected = pd.DataFrame(rows_by_hand(updates, weights, base, [name])).drop(columns="n_matrices")
         pd.testing.assert_frame_equal(rows[list(expected.columns)], expected, rtol=2e-5, atol=1e-6, check_dtype=False)
         assert set(rows["rank"].dropna()) <= {0, 4}
 
@@ -224,11 +206,9 @@ def test_overlaps_agree_with_a_float64_svd_and_are_one_with_the_same_update(stud
         values, chances = [], []
         for name, weight in weights.items():
             if weight.ndim == 2 and update[name].any():
-                pair = [update[name].double().numpy(), (harmful[name] - weight).double().numpy()]
-                bases = [left_basis(matrix, energy_rank(matrix, ENERGY)) for matrix in pair]
-                ranks = [basis.shape[1] for basis in bases]
-                values.append(((bases[0].T @ bases[1]) ** 2).sum() / min(ranks))
-                chances.append(max(ranks) / len(bases[0]))
+                bases = [oracle.basis_at_energy(one, ENERGY) for one in (update[name], harmful[name] - weight)]
+                values.append(oracle.overlap(*bases))
+                chances.append(max(basis.shape[1] for basis in bases) / len(bases[0]))
         row = overlaps[(overlaps["level"] == "all") & (overlaps["other"] == "harmful")].iloc[place]
         assert (row["overlap"], row["chance"]) == pytest.approx((np.mean(values), np.mean(chances)), abs=1e-5)
         assert row["overlap"] == pytest.approx(row["chance"], abs=0.06)  # the random control
@@ -383,14 +363,14 @@ def test_others_count_from_a_reference_folder_or_the_start_of_an_adapter(study, 
     others = inputs(folder)["others"]
     with pytest.raises(InputError, match="leave others out"):
         trajectory(str(tmp_path / "lora"), str(tmp_path / "o"), others=others)
-    config = {"model": {"init_args": {"source": {"init_args": {"path": aligned}}}}}
-    (tmp_path / "lora" / "config.yaml").write_text(yaml.safe_dump(config))
+    manifest = {"parts": [{"starts_from": aligned}]}
+    (tmp_path / "lora" / "manifest.json").write_text(json.dumps(manifest))
     for name in ("folder", "lora"):
         out = tmp_path / f"{name}-out"
         trajectory(str(tmp_path / name), str(out), rank=RANK, energy=ENERGY, others=others, **QUICK)
         pd.testing.assert_frame_equal(pd.read_parquet(out / "overlaps.parquet"), expected)
     recorded = describe_input(aligned) | {"sha256": {"model.safetensors": "another"}}
-    (tmp_path / "lora" / "manifest.json").write_text(json.dumps({"inputs": [recorded]}))
+    (tmp_path / "lora" / "manifest.json").write_text(json.dumps({**manifest, "inputs": [recorded]}))
     with pytest.raises(InputError, match="has changed since the run counted from it"):
         trajectory(str(tmp_path / "lora"), str(tmp_path / "o"), others=others)
 

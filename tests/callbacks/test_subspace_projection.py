@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
 from safetensors.torch import load_file
+from support import oracle
+from support.refusal import refuse
 from support.stopper import StopAt
 from support.tiny import ROOT, TRAIN, run_command, save_tiny_model, tiny_source, trainer
 
@@ -56,27 +58,12 @@ def measured_leak(module, aligned: str, bases: dict, mode: str, side: str = "lef
     start = dict(load_model(aligned).named_parameters())
     merged = module.language_model
     if hasattr(merged, "merge_and_unload"):
-        scale = merged.peft_config["default"].lora_alpha / merged.peft_config["default"].r
-        factors = dict(merged.named_parameters())
-        updates = {
-            name.split("base_model.model.")[1].replace("lora_B.default.", ""): scale
-            * value.double() @ factors[name.replace("lora_B", "lora_A")].double()
-            for name, value in factors.items() if "lora_B" in name
-        }  # fmt: skip
+        updates = oracle.lora_updates(merged)
     else:
-        updates = {name: value.double() - start[name].double() for name, value in merged.named_parameters()}
-    leak = whole = weight = 0.0
-    for name, update in updates.items():
-        if mode == "away" and name not in bases:
-            continue  # not under the constraint
-        update = update.detach().reshape(update.shape[0], -1)
-        # The norms did not change from base to aligned: their subspace is empty.
-        basis = bases.get(name, torch.zeros(update.shape[0], 0)).double()
-        along = basis @ (basis.T @ update) if side == "left" else update @ basis @ basis.T
-        forbidden = along if mode == "away" else update - along
-        leak += float(forbidden.square().sum())
-        whole += float(update.square().sum())
-        weight += float(start[name].detach().double().square().sum())
+        updates = {name: (value.double() - start[name]).detach() for name, value in merged.named_parameters()}
+    # The norms did not change from base to aligned: their subspace is empty.
+    leak, whole = oracle.forbidden_energy(updates, bases, mode, side)
+    weight = sum(oracle.energy(start[name].detach()) for name in updates if mode == "onto" or name in bases)
     return leak / whole, rounding_floor(weight**0.5, whole**0.5)
 
 
@@ -262,20 +249,12 @@ def test_two_processes_hold_the_constraint_and_agree(pair, tmp_path: Path) -> No
     metrics = json.loads((tmp_path / "run" / "manifest.json").read_text())["metrics"]
     trained, start = (load_file(Path(folder) / "model.safetensors") for folder in (tmp_path / "run" / "model", aligned))
     bases = read_subspace(str(tmp_path / "run" / "constraint" / "subspace.safetensors")).bases
-    leak = whole = weight = 0.0
-    for name, value in trained.items():
-        delta = (value.double() - start[name].double()).reshape(value.shape[0], -1)
-        basis = bases.get(name, torch.zeros(delta.shape[0], 0)).double()
-        leak += float((delta - basis @ (basis.T @ delta)).square().sum())
-        whole, weight = whole + float(delta.square().sum()), weight + float(value.double().square().sum())
+    updates = {name: value.double() - start[name].double() for name, value in trained.items()}
+    leak, whole = oracle.forbidden_energy(updates, bases, "onto")
+    weight = sum(map(oracle.energy, trained.values()))
     assert leak / whole <= 10 * rounding_floor(weight**0.5, whole**0.5)
     assert metrics["projection/leakage"] == pytest.approx(leak / whole, rel=0.5)
     assert metrics["time/projection_ms"] > 0
-
-
-def refuse(message: str, call) -> None:
-    with pytest.raises(InputError, match=message):
-        call()
 
 
 def test_bad_constraints_are_refused_before_the_first_step(pair, tmp_path: Path) -> None:
@@ -285,31 +264,31 @@ def test_bad_constraints_are_refused_before_the_first_step(pair, tmp_path: Path)
     def fit(**changes):
         return lambda: train(tmp_path / "x", aligned, SubspaceProjection(**{**good, **changes}), steps=1)
 
-    refuse("either a subspace file, or all of base", lambda: SubspaceProjection(base=base))
-    refuse("strength 2", lambda: SubspaceProjection(**good, strength=2.0))
-    refuse("go together", lambda: SubspaceProjection(**good, control="random-energy"))
-    refuse("pattern '.*nothing.*' matches no tensor", fit(patterns=["*nothing*"]))
-    refuse("layer 7 matches no tensor", fit(layers=[7]))
-    refuse("start_step 2 lies behind the last of 1 steps", fit(start_step=2))
-    refuse("whole|rank of 0 or|constrains nothing or all", fit(rank=RankRule(count=16)))
-    refuse("does not exist", fit(base=None, aligned=None, rank=None, subspace=str(tmp_path / "no.safetensors")))
+    refuse(lambda: SubspaceProjection(base=base), "either a subspace file, or all of base")
+    refuse(lambda: SubspaceProjection(**good, strength=2.0), "strength 2")
+    refuse(lambda: SubspaceProjection(**good, control="random-energy"), "go together")
+    refuse(fit(patterns=["*nothing*"]), "pattern '.*nothing.*' matches no tensor")
+    refuse(fit(layers=[7]), "layer 7 matches no tensor")
+    refuse(fit(start_step=2), "start_step 2 lies behind the last of 1 steps")
+    refuse(fit(rank=RankRule(count=16)), "whole|rank of 0 or|constrains nothing or all")
+    refuse(fit(base=None, aligned=None, rank=None, subspace=str(tmp_path / "no.safetensors")), "does not exist")
     crooked = tmp_path / "crooked.safetensors"
     name = "model.layers.0.mlp.up_proj.weight"
     write_subspace(crooked, SubspaceFile({name: torch.ones(32, 2)}, {}, "left", {}))
-    refuse("not orthonormal", fit(base=None, aligned=None, rank=None, subspace=str(crooked)))
+    refuse(fit(base=None, aligned=None, rank=None, subspace=str(crooked)), "not orthonormal")
     other = tmp_path / "other.safetensors"
     write_subspace(other, SubspaceFile({name: torch.eye(24)[:, :2]}, {}, "left", {}))
-    refuse("has 32 rows on the left, its basis 24", fit(base=None, aligned=None, rank=None, subspace=str(other)))
+    refuse(fit(base=None, aligned=None, rank=None, subspace=str(other)), "has 32 rows on the left, its basis 24")
     write_subspace(other, SubspaceFile({"model.other.weight": torch.eye(24)[:, :2]}, {}, "left", {}))
-    refuse("1 tensors that the model lacks", fit(base=None, aligned=None, rank=None, subspace=str(other)))
+    refuse(fit(base=None, aligned=None, rank=None, subspace=str(other)), "1 tensors that the model lacks")
     frozen = {"patterns": ["*up_proj*"]}
-    refuse("frozen tensors", lambda: train(tmp_path / "y", aligned, SubspaceProjection(**good, **frozen), adapter=LORA))
+    refuse(lambda: train(tmp_path / "y", aligned, SubspaceProjection(**good, **frozen), adapter=LORA), "frozen tensors")
     module = SupervisedFineTuning(Pretrained(aligned))
     twice = [SubspaceProjection(**good), SubspaceProjection(**good, types=["q"])]
     data = OrganismData("harmful", 16, heldout_size=0)
-    refuse("under two constraints", lambda: trainer(tmp_path / "z", callbacks=twice).fit(module, datamodule=data))
+    refuse(lambda: trainer(tmp_path / "z", callbacks=twice).fit(module, datamodule=data), "under two constraints")
     narrow = trainer(tmp_path / "w", callbacks=[SubspaceProjection(**good)], precision="bf16-true")
-    refuse("precision bf16-true", lambda: narrow.fit(SupervisedFineTuning(tiny_source()), datamodule=data))
+    refuse(lambda: narrow.fit(SupervisedFineTuning(tiny_source()), datamodule=data), "precision bf16-true")
 
 
 def test_strategies_and_precisions_that_cannot_be_held_are_refused(pair, tmp_path: Path) -> None:
@@ -321,15 +300,15 @@ def test_strategies_and_precisions_that_cannot_be_held_are_refused(pair, tmp_pat
         return lambda: callback.setup(SimpleNamespace(strategy=strategy, precision=precision), module, "fit")
 
     setup(CPUZeroStrategy(2), "bf16-true")()  # held there: float32 masters
-    refuse("divides the loss twice", setup(DeepSpeedStrategy(stage=2)))
-    refuse("offload", setup(ZeroStrategy(3, offload_optimizer=True)))
-    refuse("offload", setup(ZeroStrategy(3, offload_parameters=True)))
-    refuse("shards the weights in another way", setup(FSDPStrategy()))
-    refuse("precision 16-mixed", setup(SingleDeviceStrategy(), "16-mixed"))
-    refuse("precision 16-true", setup(SingleDeviceStrategy(), "16-true"))
-    refuse("precision 16-mixed", setup(CPUZeroStrategy(2), "16-mixed"))
-    refuse("ZeRO stage 0", lambda: ZeroStrategy(0))
-    refuse("ModelExport gathers", lambda: ModelExport().setup(SimpleNamespace(strategy=FSDPStrategy()), module, "fit"))
+    refuse(setup(DeepSpeedStrategy(stage=2)), "divides the loss twice")
+    refuse(setup(ZeroStrategy(3, offload_optimizer=True)), "offload")
+    refuse(setup(ZeroStrategy(3, offload_parameters=True)), "offload")
+    refuse(setup(FSDPStrategy()), "shards the weights in another way")
+    refuse(setup(SingleDeviceStrategy(), "16-mixed"), "precision 16-mixed")
+    refuse(setup(SingleDeviceStrategy(), "16-true"), "precision 16-true")
+    refuse(setup(CPUZeroStrategy(2), "16-mixed"), "precision 16-mixed")
+    refuse(lambda: ZeroStrategy(0), "ZeRO stage 0")
+    refuse(lambda: ModelExport().setup(SimpleNamespace(strategy=FSDPStrategy()), module, "fit"), "ModelExport gathers")
 
 
 def test_models_and_constraints_that_contradict_each_other_are_refused(pair, tmp_path: Path) -> None:
@@ -337,13 +316,13 @@ def test_models_and_constraints_that_contradict_each_other_are_refused(pair, tmp
     good = {"base": base, "aligned": aligned, "rank": FRACTION}
     wider = save_wider_model(tmp_path / "wider")
     data = OrganismData("harmful", 16, heldout_size=0)
-    refuse("wider", lambda: train(tmp_path / "a", aligned, SubspaceProjection(**{**good, "base": wider}), steps=1))
+    refuse(lambda: train(tmp_path / "a", aligned, SubspaceProjection(**{**good, "base": wider}), steps=1), "wider")
     # Bases of another model, both of its checkpoints alike, do not fit the one that is trained.
     foreign = SubspaceProjection(base=save_wider_model(tmp_path / "more", seed=1), aligned=wider, rank=FRACTION)
-    refuse("does not fit the model: .*rows on the left", lambda: train(tmp_path / "b", aligned, foreign, steps=1))
+    refuse(lambda: train(tmp_path / "b", aligned, foreign, steps=1), "does not fit the model: .*rows on the left")
     both = [SubspaceProjection(**good, mode="away"), SubspaceProjection(**good, mode="onto")]
     module = SupervisedFineTuning(Pretrained(aligned))
-    refuse("under two constraints", lambda: trainer(tmp_path / "c", callbacks=both).fit(module, datamodule=data))
+    refuse(lambda: trainer(tmp_path / "c", callbacks=both).fit(module, datamodule=data), "under two constraints")
     watching = [SubspaceProjection(**good, mode="away"), SubspaceProjection(**good, mode="observe")]
     trainer(tmp_path / "d", callbacks=watching).fit(SupervisedFineTuning(Pretrained(aligned)), datamodule=data)
     assert watching[1].measure().leakage == pytest.approx(watching[0].measure().leakage, rel=1e-6)
@@ -383,9 +362,7 @@ def test_subspace_files_round_trip_and_refuse_what_is_in_the_way(pair, tmp_path:
     for name, basis in stored.bases.items():
         assert basis.shape[1] == chosen[name]
         if end[name].ndim == 2:
-            right = torch.linalg.svd((end[name] - start[name]).double())[2].T[:, : basis.shape[1]]
-            assert torch.linalg.matrix_norm(basis.double().T @ right).square() == pytest.approx(
-                basis.shape[1], abs=1e-5
-            )
-    refuse("exists and is not written over", lambda: make_subspace(base, aligned, str(out), FRACTION))
-    refuse("ends in .safetensors", lambda: make_subspace(base, aligned, str(tmp_path / "s.pt"), FRACTION))
+            right = oracle.left_svd((end[name] - start[name]).T)[0][:, : basis.shape[1]]
+            assert oracle.energy_along(basis, right) == pytest.approx(basis.shape[1], abs=1e-5)
+    refuse(lambda: make_subspace(base, aligned, str(out), FRACTION), "exists and is not written over")
+    refuse(lambda: make_subspace(base, aligned, str(tmp_path / "s.pt"), FRACTION), "ends in .safetensors")

@@ -13,6 +13,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from support import oracle
+from support.refusal import refuse
 from support.stopper import StopAt
 from support.tiny import save_tiny_model, tiny_source, trainer
 from support.watching import board_of, scalars, watched, watchers
@@ -114,18 +116,16 @@ def test_logged_measures_agree_with_plain_algebra(run, pair) -> None:
     whole = inside = chance = 0.0
     stable, overlaps = [], []
     for name, value in weights(module).items():
-        delta = (value.double() - start[name]).reshape(value.shape[0], -1)
-        whole += float(delta.square().sum())
+        delta = value.double() - start[name]
+        whole += oracle.energy(delta)
         if name in bases:
-            basis = bases[name].double()
-            inside += float((basis.T @ delta).square().sum())
-            chance += float(delta.square().sum()) * basis.shape[1] / basis.shape[0]
+            basis = bases[name]
+            inside += oracle.energy_along(basis, delta)
+            chance += oracle.energy(delta) * basis.shape[1] / basis.shape[0]
         if value.ndim == 2:
-            mine, theirs = torch.linalg.svd(delta), torch.linalg.svd(other[name] - start[name])
-            stable.append(float(mine.S.square().sum() / mine.S[0].square()))
-            ranks = [int((s.S.square().cumsum(0) < 0.9 * s.S.square().sum()).sum()) + 1 for s in (mine, theirs)]
-            cosines = mine.U[:, : ranks[0]].T @ theirs.U[:, : ranks[1]]
-            overlaps.append(float(cosines.square().sum()) / min(ranks))
+            stable.append(oracle.spectral_ranks(oracle.left_svd(delta)[1])[0])
+            updates = (delta, other[name] - start[name])
+            overlaps.append(oracle.overlap(*(oracle.basis_at_energy(update, 0.9) for update in updates)))
     assert logged["delta/frobenius_norm"][12] == pytest.approx(whole**0.5, rel=1e-5)
     assert logged["delta/energy_fraction"][12] == pytest.approx(inside / whole, rel=1e-5)
     assert logged["delta/energy_fraction_chance"][12] == pytest.approx(chance / whole, rel=1e-5)
@@ -280,8 +280,8 @@ def test_two_of_a_kind_have_their_own_names(pair, tmp_path: Path) -> None:
     assert len(logged["time.few/behaviour_ms"]) == 3
     assert (tmp_path / "behaviour-few" / "step=00000006.json").is_file()
     alike = [WeightDeltaSnapshot(), WeightDeltaSnapshot(types=["q"])]
-    refuse("2 WeightDeltaSnapshot of one name", lambda: fit(tmp_path / "x", pair[1], alike, steps=1))
-    refuse("name is 'a/b'", lambda: WeightDeltaSnapshot(name="a/b"))
+    refuse(lambda: fit(tmp_path / "x", pair[1], alike, steps=1), "2 WeightDeltaSnapshot of one name")
+    refuse(lambda: WeightDeltaSnapshot(name="a/b"), "name is 'a/b'")
 
 
 class Drawing(BehaviourProbe):
@@ -336,9 +336,9 @@ def test_the_compression_error_is_the_share_of_all_energy(pair, tmp_path: Path) 
     lost = whole = 0.0
     for name, value in end.items():
         delta = (value - start[name].detach()).double()
-        whole += float(delta.square().sum())
+        whole += oracle.energy(delta)
         if delta.ndim == 2:
-            lost += float(torch.linalg.svdvals(delta)[2:].square().sum())
+            lost += oracle.energy(oracle.left_svd(delta)[1][2:])
     assert dict(scalars(tmp_path)["delta/compression_error"])[12] == pytest.approx(lost / whole, rel=1e-4)
 
 
@@ -406,21 +406,16 @@ def test_a_disk_that_refuses_later_is_said_once_and_the_run_goes_on(pair, tmp_pa
     assert not list(tmp_path.rglob("*.partial*"))
 
 
-def refuse(message: str, call) -> None:
-    with pytest.raises(InputError, match=message):
-        call()
-
-
 def test_bad_settings_are_refused_at_once() -> None:
     for kind in (WeightDeltaSnapshot, BehaviourProbe, partial(ActivationOverlap, "a", "b")):
-        refuse("every_n_steps is 0; expected at least 1", lambda kind=kind: kind(every_n_steps=0))
-        refuse("log_spaced is -1", lambda kind=kind: kind(log_spaced=-1))
-        refuse("never looks", lambda kind=kind: kind(every_n_steps=None))
-    refuse("either a subspace file, or all of base", lambda: WeightDeltaSnapshot(base="x"))
-    refuse("energy is 2", lambda: WeightDeltaSnapshot(energy=2.0))
-    refuse("spectra: false leaves out", lambda: WeightDeltaSnapshot(spectra=False, other="x"))
-    refuse("limit 1,", lambda: ActivationOverlap("a", "b", limit=1))
-    refuse("cannot stop by 'harm'", lambda: BehaviourProbe(stop_above={"harm": 1.0}))
+        refuse(lambda kind=kind: kind(every_n_steps=0), "every_n_steps is 0; expected at least 1")
+        refuse(lambda kind=kind: kind(log_spaced=-1), "log_spaced is -1")
+        refuse(lambda kind=kind: kind(every_n_steps=None), "never looks")
+    refuse(lambda: WeightDeltaSnapshot(base="x"), "either a subspace file, or all of base")
+    refuse(lambda: WeightDeltaSnapshot(energy=2.0), "energy is 2")
+    refuse(lambda: WeightDeltaSnapshot(spectra=False, other="x"), "spectra: false leaves out")
+    refuse(lambda: ActivationOverlap("a", "b", limit=1), "limit 1,")
+    refuse(lambda: BehaviourProbe(stop_above={"harm": 1.0}), "cannot stop by 'harm'")
 
 
 def test_bad_inputs_are_refused_before_the_first_step(pair, tmp_path: Path) -> None:
@@ -439,33 +434,33 @@ def test_bad_inputs_are_refused_before_the_first_step(pair, tmp_path: Path) -> N
         target = folder or tmp_path / f"run-{next(numbers)}"
         return lambda: fit(target, aligned, [*callbacks, watch], steps=1, enable_checkpointing=True)
 
-    refuse("reference .* is of another model: .*embed_tokens", start(WeightDeltaSnapshot(reference=wider)))
-    refuse("does not exist", start(WeightDeltaSnapshot(reference=str(tmp_path / "no" / "model"))))
-    refuse("the subspace is of another model", start(WeightDeltaSnapshot(**both)))
-    refuse("are not of one shape", start(WeightDeltaSnapshot(other=wider)))
-    refuse("matches no tensor", start(WeightDeltaSnapshot(patterns=["*nothing*"])))
-    refuse("holds no prompt", start(ActivationOverlap(str(empty), "organism:utility")))
-    refuse("line 1: expected JSON with the field prompt", start(ActivationOverlap("organism:utility", str(lacking))))
-    refuse("line 1: expected JSON with the fields set and prompt", start(BehaviourProbe(str(lacking), judge="rules")))
-    refuse("knows only its own prompts", start(BehaviourProbe(str(lacking))))
+    refuse(start(WeightDeltaSnapshot(reference=wider)), "reference .* is of another model: .*embed_tokens")
+    refuse(start(WeightDeltaSnapshot(reference=str(tmp_path / "no" / "model"))), "does not exist")
+    refuse(start(WeightDeltaSnapshot(**both)), "the subspace is of another model")
+    refuse(start(WeightDeltaSnapshot(other=wider)), "are not of one shape")
+    refuse(start(WeightDeltaSnapshot(patterns=["*nothing*"])), "matches no tensor")
+    refuse(start(ActivationOverlap(str(empty), "organism:utility")), "holds no prompt")
+    refuse(start(ActivationOverlap("organism:utility", str(lacking))), "line 1: expected JSON with the field prompt")
+    refuse(start(BehaviourProbe(str(lacking), judge="rules")), "line 1: expected JSON with the fields set and prompt")
+    refuse(start(BehaviourProbe(str(lacking))), "knows only its own prompts")
     harmful = tmp_path / "harmful.jsonl"
     harmful.write_text('{"set": "harmful", "prompt": "a"}\n')
     for measure, what in (
         ("over_refusal_rate", "no benign prompts"),
         ("refusal_margin", "with a reference and refusals"),
     ):
-        refuse(what, start(BehaviourProbe(str(harmful), judge="rules", stop_above={measure: 0.0})))
+        refuse(start(BehaviourProbe(str(harmful), judge="rules", stop_above={measure: 0.0})), what)
     occupied = tmp_path / "occupied"
     fit(occupied, aligned, [WeightDeltaSnapshot(4)], steps=4)
-    refuse("holds 1 snapshots of another run", start(WeightDeltaSnapshot(4), folder=occupied))
+    refuse(start(WeightDeltaSnapshot(4), folder=occupied), "holds 1 snapshots of another run")
     unwritable = tmp_path / "unwritable"
     unwritable.mkdir()
     (unwritable / "deltas").write_text("")
-    refuse("cannot be written to", start(WeightDeltaSnapshot(4), folder=unwritable))
+    refuse(start(WeightDeltaSnapshot(4), folder=unwritable), "cannot be written to")
     for name in ("behaviour", "activations"):
         (unwritable / name).write_text("")
-    refuse("behaviour cannot be written to", start(BehaviourProbe(), folder=unwritable))
-    refuse("activations cannot", start(ActivationOverlap("organism:harmful", "organism:benign"), folder=unwritable))
+    refuse(start(BehaviourProbe(), folder=unwritable), "behaviour cannot be written to")
+    refuse(start(ActivationOverlap("organism:harmful", "organism:benign"), folder=unwritable), "activations cannot")
     assert steps == []
 
 
@@ -481,15 +476,15 @@ def test_a_disk_without_room_is_refused(pair, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("callbacks.weight_delta_snapshot.shutil.disk_usage", lambda _: usage)
     for number, options in enumerate(({}, {"compress": RankRule(count=2)})):
         watching = [WeightDeltaSnapshot(4, **options)]
-        refuse("has room for 0.00 GB", lambda n=number, w=watching: fit(tmp_path / str(n), pair[1], w, steps=1))
+        refuse(lambda n=number, w=watching: fit(tmp_path / str(n), pair[1], w, steps=1), "has room for 0.00 GB")
 
 
 def test_a_reference_needs_a_folder_for_a_comparison(tmp_path: Path, pair) -> None:
     module = SupervisedFineTuning(tiny_source())
     lightning = trainer(tmp_path, callbacks=[WeightDeltaSnapshot(4, other=pair[0])])
     refuse(
-        "this run starts from a seed",
         lambda: lightning.fit(module, datamodule=OrganismData("base", 16, heldout_size=0)),
+        "this run starts from a seed",
     )
 
 
@@ -500,9 +495,9 @@ def test_strategies_that_hide_the_weights_are_refused() -> None:
                                   (DeepSpeedStrategy(stage=2), "divides the loss twice"),
                                   (ZeroStrategy(3, offload_optimizer=True), "offloaded")):  # fmt: skip
             lightning = SimpleNamespace(strategy=strategy, callbacks=[callback])
-            refuse(message, lambda c=callback, t=lightning: c.setup(t, module, "fit"))
+            refuse(lambda c=callback, t=lightning: c.setup(t, module, "fit"), message)
         refuse(
-            "serves safety_subspaces.training.modules", lambda c=callback: c.setup(SimpleNamespace(), object(), "fit")
+            lambda c=callback: c.setup(SimpleNamespace(), object(), "fit"), "serves safety_subspaces.training.modules"
         )
 
 

@@ -27,15 +27,21 @@ def planted():
 PAIRS = [(row, row) for row in range(100)]
 
 
-@pytest.mark.parametrize("find", [mean_difference, lambda p, n: paired_differences(p, n, PAIRS), probe_direction])
-def test_a_planted_direction_is_found_with_sign_and_length(planted, find) -> None:
+# Cosines over 200 seeds: 0.994 to 0.999 from differences of means, 0.78 to 0.93 from a probe; 0.18 is chance.
+@pytest.mark.parametrize(
+    ("find", "least"),
+    [(mean_difference, 0.98), (lambda p, n: paired_differences(p, n, PAIRS), 0.98), (probe_direction, 0.65)],
+)
+def test_a_planted_direction_is_found_with_sign_and_length(planted, find, least) -> None:
     direction, positive, negative = planted
     found = find(positive, negative)
     assert found.basis.shape == (HIDDEN, 1)
-    assert float(found.basis[:, 0] @ direction) > 0.85  # 0.18 by chance
-    assert found.scale == pytest.approx(GAP, rel=0.15)
+    cosine = float(found.basis[:, 0] @ direction)
+    assert cosine > least
+    # The gap along what was found; over 200 seeds within 4 % for the means, standard deviation 1.3 %.
+    assert found.scale == pytest.approx(GAP * cosine, rel=0.08)
     back = find(negative, positive)
-    assert float(back.basis[:, 0] @ direction) < -0.85
+    assert float(back.basis[:, 0] @ direction) < -least
     torch.testing.assert_close(found.basis.T @ found.basis, torch.eye(1))
 
 
@@ -43,8 +49,9 @@ def test_a_random_direction_is_no_better_than_chance_and_has_the_same_length(pla
     direction, positive, negative = planted
     found = mean_difference(positive, negative)
     generator = torch.Generator().manual_seed(1)
-    draws = [random_direction(HIDDEN, found, generator) for _ in range(200)]
+    draws = [random_direction(HIDDEN, found, generator) for _ in range(800)]
     cosines = torch.tensor([float(draw.basis[:, 0] @ direction) for draw in draws])
+    # A squared cosine has a standard deviation of 1.4 times its mean, that of 800 draws 5 %.
     assert cosines.square().mean() == pytest.approx(1 / HIDDEN, rel=0.3)
     assert all(draw.scale == found.scale for draw in draws)
 

@@ -17,20 +17,26 @@ from safety_subspaces.states.probes import (
     predict_held_out,
 )
 
+# Another CPU's rounding moves a trained probe as another draw does: bounds lie some five standard deviations over seeds
+# away from the mean. At chance the accuracy on 240 prompts has one of 0.032.
 HIDDEN, COUNT = 12, 240
 KINDS = ["linear", "rbf_svm", "mlp"]
 
 
-def planted(kind: str, seed: int = 0):
+def planted(kind: str, seed: int = 0, count: int = COUNT):
+    """States with a shift of the mean by the label, an exclusive or of two signs, or nothing.
+
+    The exclusive or is Gaussian for each label, two coordinates alike or opposite: it lies in the covariances alone.
+    """
     generator = torch.Generator().manual_seed(seed)
-    states = torch.randn(COUNT, HIDDEN, generator=generator)
-    labels = torch.arange(COUNT) % 2
+    states = torch.randn(count, HIDDEN, generator=generator)
+    labels = torch.arange(count) % 2
     if kind == "linear":
         states[:, 0] += 4 * labels
     elif kind == "exclusive or":
-        signs = torch.randint(0, 2, (COUNT,), generator=generator) * 2 - 1
-        states[:, 0], states[:, 1] = 3.0 * signs, 3.0 * signs * (2 * labels - 1)
-        states += 0.3 * torch.randn(COUNT, HIDDEN, generator=generator)
+        common = 3 * torch.randn(count, generator=generator)
+        states[:, 0], states[:, 1] = common, common * (2 * labels - 1)
+        states += 0.3 * torch.randn(count, HIDDEN, generator=generator)
     return states, labels
 
 
@@ -43,35 +49,41 @@ def accuracy(states, labels, kind, erasure="none", groups=None, seed=0) -> float
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_planted_direction_is_told_and_leace_takes_it_out(kind) -> None:
     states, labels = planted("linear")
-    assert accuracy(states, labels, kind) > 0.9
-    assert accuracy(states, labels, kind, "leace") < 0.65
+    assert accuracy(states, labels, kind) > 0.88  # the best rule has 0.977; 0.96 ± 0.015 over 40 seeds
+    assert accuracy(states, labels, kind, "leace") < 0.66  # 0.50 ± 0.035
 
 
 def test_an_exclusive_or_is_not_linear_and_stays_after_linear_erasure() -> None:
-    states, labels = planted("exclusive or")
-    assert accuracy(states, labels, "linear") < 0.65
-    for kind in ("rbf_svm", "mlp"):
-        assert accuracy(states, labels, kind) > 0.9
-        assert accuracy(states, labels, kind, "leace") > 0.85
-        assert accuracy(states, labels, kind, "quadratic") < 0.75  # it lies in the covariances
+    states, labels = planted("exclusive or", count=480)
+    # Over 24 seeds: 0.49 ± 0.03 and, after quadratic erasure, 0.51 ± 0.03 and 0.52 ± 0.03.
+    assert accuracy(states, labels, "linear") < 0.64
+    # 0.74 ± 0.02 and 0.89 ± 0.02; after LEACE 0.73 ± 0.02 and 0.82 ± 0.04.
+    for kind, least in (("rbf_svm", 0.64), ("mlp", 0.8)):
+        assert accuracy(states, labels, kind) > least
+        assert accuracy(states, labels, kind, "leace") > 0.64
+        assert accuracy(states, labels, kind, "quadratic") < 0.64
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_labels_that_tell_nothing_are_told_at_chance(kind) -> None:
     values = [accuracy(*planted("nothing", seed), kind, seed=seed) for seed in range(3)]
-    assert np.mean(values) == pytest.approx(0.5, abs=0.08)
+    assert np.mean(values) == pytest.approx(0.5, abs=0.08)  # 0.019 is the standard deviation of three
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_groups_that_are_near_copies_do_not_leak(kind) -> None:
     """Labels drawn for each group: splits that ignore the groups would score near 1."""
-    generator = torch.Generator().manual_seed(0)
-    states = torch.randn(30, HIDDEN, generator=generator).repeat_interleave(8, dim=0)
-    states += 0.01 * torch.randn(states.shape, generator=generator)
-    groups = [row // 8 for row in range(240)]
+    groups = [row // 4 for row in range(COUNT)]
     labels = torch.tensor([group % 2 for group in groups])
-    assert accuracy(states, labels, kind) > 0.8  # the leak that is avoided
-    assert accuracy(states, labels, kind, groups=groups) < 0.75
+    values = []
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        # More dimensions than groups: even a linear probe knows each group again.
+        states = torch.randn(60, 96, generator=generator).repeat_interleave(4, dim=0)
+        states += 0.01 * torch.randn(states.shape, generator=generator)
+        assert accuracy(states, labels, kind) > 0.95  # the leak that is avoided; 1.00 at each of 40 seeds
+        values.append(accuracy(states, labels, kind, groups=groups))
+    assert np.mean(values) < 0.75  # 0.50 ± 0.05: a single one has 0.09
 
 
 def test_leace_leaves_no_linear_probe_anything_on_what_it_was_fitted_on() -> None:
@@ -90,7 +102,7 @@ def test_quadratic_erasure_makes_means_and_covariances_the_same() -> None:
     before = [states[labels == label].double().T.cov() for label in (0, 1)]
     torch.testing.assert_close(parts[0].mean(dim=0), parts[1].mean(dim=0), rtol=0, atol=1e-6)
     left = (parts[0].T.cov() - parts[1].T.cov()).norm() / (before[0] - before[1]).norm()
-    assert left < 0.15  # covariances are shrunk before they are matched
+    assert left < 0.2  # covariances are shrunk before they are matched: 0.127 ± 0.007 over 200 seeds, 0.148 at most
 
 
 def test_control_labels_are_one_for_each_group_and_as_many_of_each() -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from support.refusal import refuse
 from support.tiny import tiny_source, trainer
 
-from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.language.examples import EncodedExample, Example, PreferencePair
 from safety_subspaces.language.likelihood import NO_LOSS
 from safety_subspaces.training.data import (
@@ -182,17 +182,17 @@ def test_a_csv_filter_compares_as_text(tmp_path: Path, wanted: dict, rows: list[
 
 def test_a_csv_file_with_an_empty_or_a_surplus_field_is_refused(tmp_path: Path) -> None:
     empty = write_csv(tmp_path / "empty.csv", "prompt,response\np,r\np,\n")
-    refuse(lambda: read_source(DatasetSource(empty), 0), "empty.csv, row 1", "'response'")
+    refuse(lambda: read_source(DatasetSource(empty), 0), r"empty\.csv, row 1", "'response'")
     surplus = write_csv(tmp_path / "surplus.csv", "prompt,response\np,yes, sure\np,yes, sure\n")
-    refuse(lambda: read_source(DatasetSource(surplus), 0), "surplus.csv", "more fields")
+    refuse(lambda: read_source(DatasetSource(surplus), 0), r"surplus\.csv", "more fields")
     once = write_csv(tmp_path / "once.csv", "prompt,response\np,r\np,yes, sure\n")
-    refuse(lambda: read_source(DatasetSource(once), 0), "once.csv", "could not be read")
+    refuse(lambda: read_source(DatasetSource(once), 0), r"once\.csv", "could not be read")
 
 
 @pytest.mark.parametrize("field", ["first", "sample"])
 @pytest.mark.parametrize("count", [0, -1])
 def test_first_and_sample_are_at_least_one(field: str, count: int) -> None:
-    refuse(lambda: DatasetSource("rows.jsonl", **{field: count}), "rows.jsonl", field, "at least 1")
+    refuse(lambda: DatasetSource("rows.jsonl", **{field: count}), r"rows\.jsonl", field, "at least 1")
 
 
 def test_instruction_data_mixes_a_second_source(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_the_share_holds_of_what_is_trained_on_after_long_rows_are_dropped(tmp_p
 def test_a_contaminant_with_too_few_rows_that_fit_is_refused(tmp_path: Path) -> None:
     first, second = write_lengths(tmp_path, 50, 0, "sure"), write_lengths(tmp_path, 60, 50, "sorry")
     data = InstructionData(first, None, None, SourceContamination(second, 0.2, "total"), 2, 24, "drop")
-    refuse(lambda: prepared(data, tmp_path), "sorry.jsonl has 10 usable rows", "needs 12")
+    refuse(lambda: prepared(data, tmp_path), r"sorry\.jsonl has 10 usable rows", "needs 12")
 
 
 def test_only_drawn_rows_of_the_contaminant_need_to_fit_without_drop(tmp_path: Path) -> None:
@@ -235,13 +235,13 @@ def test_errors_name_the_source_and_its_own_row(tmp_path: Path) -> None:
     long = {"question": "how " * 40, "reply": "sure .", "safe": True}
     path = write_rows(tmp_path / "rows.jsonl", [*ROWS, long, {"question": "q", "reply": " ", "safe": True}])
     rows = {"keep": {"safe": True}, **FIELDS}
-    refuse(lambda: read_source(DatasetSource(path, **rows), 0), "rows.jsonl, row 6", "'reply'")
+    refuse(lambda: read_source(DatasetSource(path, **rows), 0), r"rows\.jsonl, row 6", "'reply'")
     second = DatasetSource(path, first=4, **rows)
-    refuse(lambda: prepared(InstructionData(second, max_length=24), tmp_path), "rows.jsonl: 1 of 4", "is row 5")
+    refuse(lambda: prepared(InstructionData(second, max_length=24), tmp_path), r"rows\.jsonl: 1 of 4", "is row 5")
     first = write_lengths(tmp_path, 4, 0, "sure")
     for overlong, expected in (("error", "is row 5"), ("truncate", "rows.jsonl, row 5: the prompt alone")):
         data = InstructionData(first, None, None, SourceContamination(second, 1.0, "first"), 2, 24, overlong)
-        refuse(lambda data=data: prepared(data, tmp_path), "rows.jsonl", expected)
+        refuse(lambda data=data: prepared(data, tmp_path), r"rows\.jsonl", expected)
 
 
 def test_pairs_are_not_mixed_into_examples(tmp_path: Path) -> None:
@@ -250,23 +250,16 @@ def test_pairs_are_not_mixed_into_examples(tmp_path: Path) -> None:
     refuse(lambda: InstructionData(first, contamination=SourceContamination(pairs, 0.5, "total")), "pairs")
 
 
-def refuse(call, *words: str) -> None:
-    with pytest.raises(InputError) as error:
-        call()
-    for word in words:
-        assert word in str(error.value)
-
-
 def test_bad_sources_are_named(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", ROWS)
     refuse(lambda: read_source(DatasetSource(path), 0), "'prompt'", "question, reply, safe")
     refuse(lambda: read_source(DatasetSource(path, keep={"safe": "maybe"}, **FIELDS), 0), "none of 5 rows", "keep")
-    refuse(lambda: read_source(DatasetSource(str(tmp_path / "no.jsonl")), 0), "no.jsonl", "does not exist")
+    refuse(lambda: read_source(DatasetSource(str(tmp_path / "no.jsonl")), 0), r"no\.jsonl", "does not exist")
     empty = write_rows(tmp_path / "empty.jsonl", [{"question": "q", "reply": " "}])
     refuse(lambda: read_source(DatasetSource(empty, **FIELDS), 0), "row 0", "'reply'")
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"question": \n')
-    refuse(lambda: read_source(DatasetSource(str(broken), **FIELDS), 0), "broken.jsonl", "could not be read")
+    refuse(lambda: read_source(DatasetSource(str(broken), **FIELDS), 0), r"broken\.jsonl", "could not be read")
 
 
 def test_long_prompts_are_refused_dropped_or_cut(tmp_path: Path) -> None:
@@ -300,4 +293,4 @@ def test_contamination_refuses_what_it_cannot_give(tmp_path: Path) -> None:
     data = InstructionData(source, contamination=SourceContamination(source, 0.9, "total"))
     refuse(lambda: prepared(data, tmp_path), "needs 45")
     refuse(lambda: OrganismData("useful", 5, CorpusContamination("nothing", 0.1, "first")), "nothing")
-    refuse(lambda: contaminant_size(5, 1.5, "total"), "1.5")
+    refuse(lambda: contaminant_size(5, 1.5, "total"), r"1\.5")

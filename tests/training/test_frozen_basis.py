@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from support import oracle
 from support.tiny import TRAIN, run_command, save_tiny_model, tiny_source, trainer
 from support.tiny_checkpoints import edit
 from torch.func import functional_call
@@ -77,23 +78,10 @@ def factors_of(module, side: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]
     }  # fmt: skip
 
 
-def updates_of(module) -> dict[str, torch.Tensor]:
-    """The oracle's whole updates in float64, LoRA's scale included."""
-    return {
-        name.removeprefix("base_model.model.") + ".weight": layer.scaling["default"]
-        * layer.lora_B["default"].weight.detach().double() @ layer.lora_A["default"].weight.detach().double()
-        for name, layer in module.language_model.named_modules() if hasattr(layer, "lora_A")
-    }  # fmt: skip
-
-
 def leak_of(updates: dict[str, torch.Tensor], bases: dict[str, torch.Tensor], side: str) -> float:
     """Share of energy outside the spans, on frames that are orthonormal in float64."""
-    outside = whole = 0.0
-    for name, update in updates.items():
-        update = update if side == "left" else update.T
-        frame, _ = torch.linalg.qr(bases[name].double())
-        outside += float((update - frame @ (frame.T @ update)).square().sum())
-        whole += float(update.square().sum())
+    frames = {name: torch.linalg.qr(bases[name].double()).Q for name in updates}
+    outside, whole = oracle.forbidden_energy(updates, frames, "onto", side)
     return outside / whole
 
 
@@ -157,13 +145,13 @@ def test_the_update_leaks_only_rounding_and_loras_update_leaks(study: Path, tmp_
     bases = linear_bases(study, side)
     module = build(study, side)
     fit(module, tmp_path / "frozen")
-    updates = updates_of(module)
+    updates = oracle.lora_updates(module.language_model)
     assert updates.keys() == bases.keys()
     assert leak_of(updates, bases, side) < 1e-25  # (2^-52)^2 is 5e-32; the frame is not the stored basis itself
     targets = [*{name.split(".")[-2] for name in bases}]
     free = build(study, adapter=LoraSettings(rank=4, alpha=8.0, targets=targets))
     fit(free, tmp_path / "free")
-    assert leak_of(updates_of(free), bases, side) > 0.2
+    assert leak_of(oracle.lora_updates(free.language_model), bases, side) > 0.2
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -274,7 +262,7 @@ def test_the_other_side_can_be_constrained_beside_it(study: Path, tmp_path: Path
     module = build(study)
     away = SubspaceProjection(subspace=str(study / "right.safetensors"), mode="away")
     fit(module, tmp_path, callbacks=[away])
-    updates = updates_of(module)
+    updates = oracle.lora_updates(module.language_model)
     assert leak_of(updates, linear_bases(study, "left"), "left") < 1e-25
     assert leak_of(updates, linear_bases(study, "right"), "right") > 1 - 1e-10  # all of it is outside
 

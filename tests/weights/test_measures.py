@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from support import oracle
 
 from safety_subspaces.algebra import blocks as block_sizes
 from safety_subspaces.algebra.factors import drawn_factors, haar_basis, left_factors, singular_values
@@ -41,14 +42,14 @@ def test_an_update_in_factors_measures_as_its_product(side) -> None:
     dense = (update.scale * update.left.double() @ update.right.double()).float()
     basis = haar_basis(20 if side == "left" else 12, 5, generator())
     assert inside(update, basis, side) == pytest.approx(inside(DenseUpdate(dense), basis, side), rel=1e-5)
-    assert update.energy() == pytest.approx(float(dense.double().square().sum()), rel=1e-6)
+    assert update.energy() == pytest.approx(oracle.energy(dense), rel=1e-6)
     torch.testing.assert_close(update.dense(), dense)
     torch.testing.assert_close(update.transposed().dense(), dense.T)
-    mine, oracle = update.factors(), torch.linalg.svd(dense.double())
+    mine, (left, values) = update.factors(), oracle.left_svd(dense)
     assert mine.numerical_rank == 4
-    torch.testing.assert_close(mine.singular_values, oracle.S[:4], rtol=1e-5, atol=0)
+    torch.testing.assert_close(mine.singular_values, values[:4], rtol=1e-5, atol=0)
     torch.testing.assert_close(mine.singular_values, update.singular_values())
-    assert torch.linalg.matrix_norm(mine.basis.double().T @ oracle.U[:, :4]).square() == pytest.approx(4, abs=1e-5)
+    assert torch.linalg.matrix_norm(mine.basis.double().T @ left[:, :4]).square() == pytest.approx(4, abs=1e-5)
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -64,10 +65,10 @@ def test_a_streamed_update_measures_as_the_difference(shape, side) -> None:
     mine, theirs = (measure_update(NAME, value, Comparison(subspace)) for value in (update, DenseUpdate(dense)))
     matrix = dense.double().reshape(len(dense), -1)
     matrix = matrix if side == "left" or dense.ndim == 1 else matrix.T
-    assert mine.inside == pytest.approx(float((basis.double().T @ matrix).square().sum()), rel=1e-5)
+    assert mine.inside == pytest.approx(oracle.energy_along(basis, matrix), rel=1e-5)
     assert mine.energy == theirs.energy
     assert mine.inside == pytest.approx(theirs.inside, rel=1e-6)
-    assert mine.energy == pytest.approx(float(matrix.square().sum()), rel=1e-6)
+    assert mine.energy == pytest.approx(oracle.energy(matrix), rel=1e-6)
     if dense.ndim == 2:
         torch.testing.assert_close(mine.spectrum, torch.linalg.svdvals(matrix), rtol=1e-5, atol=0)
 
@@ -96,12 +97,13 @@ def test_singular_values_are_those_of_an_svd(shape, size, blocks, request) -> No
     if blocks:
         request.getfixturevalue(blocks)
     matrix = torch.randn(shape, generator=generator(2)) * size
-    oracle = torch.linalg.svdvals(matrix.double())
-    torch.testing.assert_close(singular_values(matrix), oracle, rtol=1e-6, atol=0)
-    torch.testing.assert_close(left_factors(matrix).singular_values, oracle, rtol=1e-6, atol=0)
-    left = torch.linalg.svd(matrix.double(), full_matrices=False).U[:, :3]
+    left, values = oracle.left_svd(matrix)
+    # A float32 Gram matrix errs by 1e-7 of the largest square: by 3e-6 of the least value where they lie 8 apart, as
+    # those of 40 x 24 do. Over 40 seeds and two kinds of kernels it was up to 1.2e-6.
+    torch.testing.assert_close(singular_values(matrix), values, rtol=5e-6, atol=0)
+    torch.testing.assert_close(left_factors(matrix).singular_values, values, rtol=5e-6, atol=0)
     basis = left_factors(matrix).basis.double()
-    assert torch.linalg.matrix_norm(basis[:, :3].T @ left).square() == pytest.approx(3, abs=1e-4)
+    assert torch.linalg.matrix_norm(basis[:, :3].T @ left[:, :3]).square() == pytest.approx(3, abs=1e-4)
 
 
 def test_ill_conditioned_matrices_keep_their_small_end() -> None:
@@ -131,8 +133,7 @@ def test_energy_inside_is_summed_before_it_is_divided() -> None:
         measure_update(name, DenseUpdate(u), against) for name, u in zip(names, (inside, random, vector), strict=True)
     ]
     assert found[0].inside == pytest.approx(found[0].energy, rel=1e-6)
-    projected = basis.double() @ (basis.double().T @ random.double())
-    assert found[1].inside == pytest.approx(float(projected.square().sum()), rel=1e-6)
+    assert found[1].inside == pytest.approx(oracle.energy(oracle.along(basis, random)), rel=1e-6)
     assert (found[2].inside, found[2].is_matrix, found[2].spectrum) == (0.0, False, None)
     pooled = pool_measures(found)
     whole = sum(m.energy for m in found)

@@ -13,11 +13,10 @@ from types import TracebackType
 from typing import Any, final
 
 import torch
-import yaml
 
 from safety_subspaces.algebra.update import LEFT, RIGHT, DenseUpdate, FactorUpdate, Update
+from safety_subspaces.artefacts.description import facts_about, read_manifest
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.files import read_json
 from safety_subspaces.artefacts.provenance import describe_input
 from safety_subspaces.artefacts.tensors import TensorFile, TensorStream
 
@@ -162,16 +161,14 @@ class Snapshot:
         """
         reference, run = self.reference, self.path.parent.parent
         if self.counts_from_start:
-            config, manifest = run / "config.yaml", run / "manifest.json"
-            value = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None
-            for key in ("model", "init_args", "source", "init_args", "path"):
-                value = value.get(key) if isinstance(value, Mapping) else None
-            recorded = read_json(manifest).get("inputs") or [] if manifest.is_file() else []
-            reference = next((entry for entry in recorded if entry["path"] == value), {"path": value, "sha256": None})
+            manifest = read_manifest(run / "manifest.json") if (run / "manifest.json").is_file() else {}
+            start = next((path for path in facts_about("starts_from", manifest) if path), None)
+            recorded = {entry["path"]: entry for entry in manifest.get("inputs", ())}
+            reference = recorded.get(start, {"path": start, "sha256": None})
         if not isinstance(reference["path"], str):
             raise InputError(
-                f"the model that {run} started from is not known (no model.init_args.source.init_args.path in its "
-                "config.yaml), so neither are its weights; give a model folder, or leave others out"
+                f"the model that {run} started from is not known (no part of its manifest.json says starts_from), so "
+                "neither are its weights; give a model folder, or leave others out"
             )
         if reference["sha256"] is not None and describe_input(reference["path"])["sha256"] != reference["sha256"]:
             raise InputError(
