@@ -9,7 +9,6 @@ import torch
 
 from safety_subspaces.algebra.streamed import BLOCK
 from safety_subspaces.algebra.update import matrix_of, row_blocks
-from safety_subspaces.analysis.project.kinds import Projection
 from safety_subspaces.analysis.project.tables import KEYS, Sweep, energy_share
 from safety_subspaces.analysis.project.tensors import ModelRow, write_rows
 from safety_subspaces.analysis.work import Record, opened
@@ -54,14 +53,6 @@ def scale_of(sweep: Sweep, row: ModelRow) -> float:
     share = energy_share(sweep.top_share(row.tuned, row.projection.fraction), row.method)
     # Of an update that is zero everywhere there is no share, and the factor does not matter.
     return share**0.5 if share == share else 0.0
-
-
-def model_rows(table: pd.DataFrame) -> list[ModelRow]:
-    """Return the model of each row of a pooled table."""
-    return [
-        ModelRow(tuned, Projection(subspace, fraction, None if pd.isna(draw) else int(draw)), method)
-        for tuned, subspace, method, fraction, draw in table[KEYS].itertuples(index=False)
-    ]
 
 
 def create_models(rows: Sequence[ModelRow], aligned: str, folder: Path) -> None:
