@@ -16,9 +16,10 @@ from safety_subspaces.findings.activations import (
 )
 from safety_subspaces.findings.intervals import Finding, Interval, interval_of, over_seeds
 from safety_subspaces.report.parts.chart import curve_style, error_bar, finished_panels, layer_axis, panels_of
+from safety_subspaces.report.parts.columns import Cell, compared, numbers, table_of, text
 from safety_subspaces.report.parts.page import make_chart
 from safety_subspaces.report.parts.section import Section
-from safety_subspaces.report.parts.table import NOTHING, Table, count, once
+from safety_subspaces.report.parts.table import Table, count, seeds_of
 
 MEASURES: Final = ("above", "floor_above", "from_margin")
 VERDICTS: Final = {1: "overlapping", -1: "distinct", 0: "undecided"}
@@ -50,26 +51,29 @@ def seeds_verdict(row: pd.Series) -> str:
 def space_across_table(activations: Activations) -> Table:
     """Each pair in each model over seeds, at every position."""
     rows = [
-        (
-            *(f"{row['first']} - {row['second']}", str(row["model"]), view.analysis, view.position, f"{view.energy:g}"),
-            *(_cell(row, measure) for measure in MEASURES),
-            seeds_verdict(row),
-            once([count(row[f"{measure}_seeds"]) for measure in MEASURES]),
-        )
+        row.to_dict() | {"view": view}
         for view in activations.views
         for _, row in _in_order(space_over_seeds(activations, view), view).iterrows()
     ]
-    columns = (
-        *("pair", "model", "analysis", "position", "energy", "above matched", "floor above", "minus margin", "judged"),
-        "seeds",
-    )
+    columns: dict[str, Cell] = {
+        "pair": compared,
+        "model": text("model"),
+        "analysis": lambda row: row["view"].analysis,
+        "position": lambda row: row["view"].position,
+        "energy": lambda row: f"{row['view'].energy:g}",
+        "above matched": numbers("above", 3, "above_reach", "+"),
+        "floor above": numbers("floor_above", 3, "floor_above_reach", "+"),
+        "minus margin": numbers("from_margin", 3, "from_margin_reach", "+"),
+        "judged": seeds_verdict,
+        "seeds": lambda row: seeds_of(row, MEASURES),
+    }
     note = (
         "Means over seeds of the mean over a seed's layers, ± half the 95 % t interval over seeds; none with one "
         "seed. Above matched: overlap minus matched chance (chance, where no control was run). Floor above: the same "
         "of two halves of one set. Minus margin: of halves, from half-way between chance and floor; judged by its "
         "interval."
     )
-    return Table(columns, tuple(rows), text_columns=4, note=note)
+    return table_of(rows, columns, 4, note)
 
 
 def space_across_figure(activations: Activations, view: View) -> go.Figure | None:
@@ -174,17 +178,6 @@ def words_of(interval: Interval, digits: int = 3) -> str:
     return (
         f"{mean} (one seed, no interval)" if interval.n == 1 else f"{mean} (95 % {low} to {high}, {interval.n} seeds)"
     )
-
-
-def reach_cell(mean: float, reach: float, digits: int = 3) -> str:
-    """Return a mean and half its interval as a cell of a table."""
-    if pd.isna(mean):
-        return NOTHING
-    return f"{mean:+z.{digits}f}" + ("" if pd.isna(reach) else f"±{reach:.{digits}f}")
-
-
-def _cell(row: pd.Series, measure: str) -> str:
-    return reach_cell(float(row[measure]), float(row[f"{measure}_reach"]))
 
 
 def _in_order(frame: pd.DataFrame, view: View) -> pd.DataFrame:

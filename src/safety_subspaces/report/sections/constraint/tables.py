@@ -5,16 +5,14 @@ import pandas as pd
 from safety_subspaces.artefacts.study import Study
 from safety_subspaces.findings.comparisons import COMPARED
 from safety_subspaces.findings.constrained import compare_runs, constrained_runs
-from safety_subspaces.report.parts.table import NOTHING, Table, count, number, with_error
+from safety_subspaces.findings.models import MEASURED
+from safety_subspaces.report.parts.columns import Cell, counts, differences, numbers, outcomes, table_of, text
+from safety_subspaces.report.parts.table import NOTHING, Table
 
-SUBSPACE_NAMES = {
+# What a run is held to, or compared with.
+NAMES = {
     "": NOTHING,
     "top": "alignment",
-    "random": "random (rank)",
-    "random-energy": "random (energy)",
-}
-OTHER_NAMES = {
-    "aligned": "aligned",
     "none": "no constraint",
     "random": "random (rank)",
     "random-energy": "random (energy)",
@@ -29,61 +27,49 @@ INSIDE_NOTE = (
 def constrained_table(study: Study) -> Table:
     """Every run under a constraint, and the same training without one."""
     runs = constrained_runs(study)
-    rows = [
-        (
-            named(row, several=runs["fine_tune"].nunique() > 1),
-            SUBSPACE_NAMES.get(str(row["subspace"]), str(row["subspace"])),
-            str(row["rank"]),
-            number(row["energy_inside"], 2),
-            leakage(row["leakage"]),
-            with_error(row, "utility"),
-            with_error(row, "harm_score"),
-            with_error(row, "over_refusal_rate"),
-            with_error(row, "refusal_margin"),
-            "/".join(count(row[column]) for column in ("n_utility", "n_harmful", "n_benign")),
-        )
-        for _, row in runs.iterrows()
-    ]
-    columns = (
-        *("constraint", "subspace", "fraction", "inside", "leakage", "utility", "harm 1-5", "over-refusal", "margin"),
-        "n",
-    )
+    columns = {**held_columns(runs), **outcomes(MEASURED), "n": counts("n_utility", "n_harmful", "n_benign")}
     note = f"± one standard error over prompts. {INSIDE_NOTE} n: utility/harmful/benign prompts."
-    return Table(columns, tuple(rows), text_columns=2, note=note)
+    return table_of(runs, columns, 2, note)
 
 
 def comparison_table(study: Study) -> Table:
     """Each run held by the alignment subspace, minus the runs beside it."""
     compared = compare_runs(study)
     compared = compared[compared["other"] != "aligned"]
-    rows = [
-        (
-            named(row, several=compared["fine_tune"].nunique() > 1),
-            OTHER_NAMES[str(row["other"])],
-            str(row["rank"]),
-            *(signed(row[f"{m}_difference"], row[f"{m}_error"]) for m in COMPARED),
-        )
-        for _, row in compared.iterrows()
-    ]
-    columns = ("held by alignment", "minus", "fraction", "utility", "harm 1-5", "margin")
     note = (
         "± one standard error over prompts, which takes the answers of two models for independent; one run each, so no "
         "error bar covers another training run or another random subspace."
     )
-    return Table(columns, tuple(rows), text_columns=2, note=note)
+    return table_of(compared, {**compared_columns(compared), **differences(COMPARED, "_error")}, 2, note)
 
 
-def named(row: pd.Series, several: bool) -> str:
-    """Return what a run was held to, with the fine-tune where there are several."""
-    parts = [str(row["fine_tune"])] if several and row["fine_tune"] else []
-    return ", ".join([*parts, str(row["constraint"]), *([str(row["details"])] if row["details"] else [])])
+def held_columns(runs: pd.DataFrame) -> dict[str, Cell]:
+    """Return the columns of what each run was held to, and of where its update lies."""
+    return {
+        "constraint": _constraint_in(runs),
+        "subspace": lambda row: NAMES.get(str(row["subspace"]), str(row["subspace"])),
+        "fraction": text("rank"),
+        "inside": numbers("energy_inside", 2),
+        # Near zero: in powers of ten.
+        "leakage": lambda row: NOTHING if pd.isna(row["leakage"]) else f"{row['leakage']:.0e}",
+    }
 
 
-def leakage(share: float | None) -> str:
-    """Return a share near zero in powers of ten."""
-    return NOTHING if share is None or pd.isna(share) else f"{share:.0e}"
+def compared_columns(compared: pd.DataFrame) -> dict[str, Cell]:
+    """Return the columns of what is compared."""
+    return {
+        "held by alignment": _constraint_in(compared),
+        "minus": lambda row: NAMES[str(row["other"])],
+        "fraction": text("rank"),
+    }
 
 
-def signed(difference: float, reach: float) -> str:
-    """Return a difference with its sign, and how far its error reaches."""
-    return NOTHING if pd.isna(difference) else f"{difference:+z.2f}" + ("" if pd.isna(reach) else f"±{reach:.2f}")
+def _constraint_in(runs: pd.DataFrame) -> Cell:
+    """Return the cell of what a run was held to, with the fine-tune where there are several."""
+    several = runs["fine_tune"].nunique() > 1
+
+    def cell(row: pd.Series) -> str:
+        fine_tune = str(row["fine_tune"]) if several else ""
+        return ", ".join(part for part in (fine_tune, str(row["constraint"]), str(row["details"])) if part)
+
+    return cell

@@ -1,14 +1,9 @@
 """The tables of projected models, and of their selectivity."""
 
-import pandas as pd
-
 from safety_subspaces.artefacts.study import Study
-from safety_subspaces.findings.comparisons import (
-    COMPARED,
-    pool_draws,
-    selectivity,
-)
-from safety_subspaces.report.parts.table import NOTHING, Table, count, number, with_error
+from safety_subspaces.findings.comparisons import COMPARED, pool_draws, selectivity
+from safety_subspaces.report.parts.columns import counts, differences, numbers, outcomes, short, table_of, text, texts
+from safety_subspaces.report.parts.table import Table
 
 COMPARED_SUBSPACES = ("top", "random-energy")
 
@@ -16,81 +11,38 @@ COMPARED_SUBSPACES = ("top", "random-energy")
 def projection_table(study: Study, subspaces: tuple[str, ...] | None = None) -> Table:
     """Every projected configuration, its draws pooled; of the named subspaces only, if any are named."""
     pooled = pool_draws(study.projections)
-    if subspaces is not None:
-        pooled = pooled[pooled["subspace"].isin(subspaces)]
-    rows = []
-    for _, row in pooled.iterrows():
-        measures = (f"{m}_error" for m in ("utility", "harmful_rate", "harm_score", "refusal_margin"))
-        rows.append(
-            (
-                str(row["group"]),
-                str(row["subspace"]),
-                str(row["method"]),
-                f"{row['fraction']:g}",
-                count(row["n_draws"]),
-                number(row["energy_kept"], 3),
-                number(row["chance_energy"], 3),
-                *(with_error(row, name.removesuffix("_error"), "_error") for name in measures),
-                count(row["n_unscored"]),
-            )
-        )
-    columns = (
-        "tuned",
-        "subspace",
-        "method",
-        "fraction",
-        "draws",
-        "energy",
-        "chance",
-        "utility",
-        "harmful",
-        "harm 1-5",
-        "margin",
-        "unscored",
-    )
+    columns = {
+        "tuned": text("group"),
+        **texts("subspace", "method"),
+        "fraction": short("fraction"),
+        "draws": counts("n_draws"),
+        "energy": numbers("energy_kept", 3),
+        "chance": numbers("chance_energy", 3),
+        **outcomes(("utility", "harmful_rate", "harm_score", "refusal_margin"), "_error"),
+        "unscored": counts("n_unscored"),
+    }
     note = (
-        "Energy: the share of the update's squared norm that is kept. Means over draws; ± the standard "
-        "error over draws "
-        "where there are two or more, else of the evaluation."
+        "Energy: the share of the update's squared norm that is kept. Means over draws; ± the standard error over "
+        "draws where there are two or more, else of the evaluation."
     )
-    return Table(columns, tuple(rows), text_columns=3, note=note)
+    rows = pooled if subspaces is None else pooled[pooled["subspace"].isin(subspaces)]
+    return table_of(rows, columns, 3, note)
 
 
 def selectivity_table(study: Study) -> Table:
     """Top-k minus random subspaces of equal energy, with the error that the draws leave."""
-    rows = [
-        (
-            str(row["group"]),
-            str(row["method"]),
-            f"{row['fraction']:g}",
-            count(row["refusal_margin_draws"]),
-            number(row["energy_top"], 3),
-            number(row["energy_random"], 3),
-            *(_difference(row, measure) for measure in COMPARED),
-        )
-        for _, row in selectivity(study.projections).iterrows()
-    ]
-    columns = (
-        "tuned",
-        "method",
-        "fraction",
-        "draws",
-        "energy top",
-        "energy random",
-        "utility",
-        "harm 1-5",
-        "margin",
-    )
+    columns = {
+        "tuned": text("group"),
+        "method": text("method"),
+        "fraction": short("fraction"),
+        "draws": counts("refusal_margin_draws"),
+        "energy top": numbers("energy_top", 3),
+        "energy random": numbers("energy_random", 3),
+        **differences(COMPARED, "_error"),
+    }
     note = (
         "Top minus the mean of the random draws ± the error that the draws leave (their standard deviation / "
-        "sqrt(draws); none with one draw). A selective subspace "
-        "spares the margin when it is projected away (positive) and spends it when projected onto (negative)."
+        "sqrt(draws); none with one draw). A selective subspace spares the margin when it is projected away (positive) "
+        "and spends it when projected onto (negative)."
     )
-    return Table(columns, tuple(rows), text_columns=2, note=note)
-
-
-def _difference(row: pd.Series, measure: str) -> str:
-    difference, error = row[f"{measure}_difference"], row[f"{measure}_error"]
-    if pd.isna(difference):
-        return NOTHING
-    return f"{difference:+z.2f}" + ("" if pd.isna(error) else f"±{error:.2f}")
+    return table_of(selectivity(study.projections), columns, 2, note)
