@@ -8,7 +8,7 @@ the whole procedure, erasure included, gives to labels of no meaning.
 import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from math import nan, sqrt
+from math import nan
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from safety_subspaces.algebra.statistics import jackknife_error, number_groups
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.states.erasure import Erasure, fit_erasure
 
@@ -102,7 +103,7 @@ def group_folds(
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    numbers = _numbered(groups)
+    numbers = number_groups(groups).numpy()
     for label in (0, 1):
         count = len(set(numbers[labels.numpy() == label].tolist()))
         if count < folds:
@@ -118,7 +119,7 @@ def control_labels(
 
     Source: Hewitt and Liang, arXiv 1909.03368.
     """
-    numbers = torch.from_numpy(_numbered(groups))
+    numbers = number_groups(groups)
     count = int(numbers.max()) + 1
     own = torch.zeros(count, dtype=labels.dtype).scatter_(0, numbers, labels)
     return own[torch.randperm(count, generator=generator)][numbers]
@@ -142,7 +143,7 @@ def auc_with_error(
     All areas without one group come from sums over the pairs of prompts.
     """
     known = ~np.isnan(predictions.score)
-    score, truth, numbers = predictions.score[known], labels.numpy()[known], _numbered(groups)[known]
+    score, truth, numbers = predictions.score[known], labels.numpy()[known], number_groups(groups).numpy()[known]
     sides = [truth == 1, truth == 0]
     wins = np.sign(score[sides[0]][:, None] - score[sides[1]][None, :]) / 2 + 0.5
     members = [np.eye(numbers.max() + 1)[numbers[side]] for side in sides]  # (prompt, group)
@@ -151,11 +152,4 @@ def auc_with_error(
     pairs = np.prod([len(part) - part.sum(axis=0) for part in members], axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         left_out = total / pairs
-    count = len(left_out)
-    spread = float(((left_out - left_out.mean()) ** 2).sum())
-    return (float(wins.mean()) if wins.size else nan), sqrt((count - 1) / count * spread) if spread == spread else nan
-
-
-def _numbered(groups: Sequence[Hashable]) -> NDArray[np.int64]:
-    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    return np.array([numbers[group] for group in groups], dtype=np.int64)
+    return (float(wins.mean()) if wins.size else nan), jackknife_error(left_out)

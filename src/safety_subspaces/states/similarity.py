@@ -7,12 +7,13 @@ independent has a mean of 0.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from math import nan, sqrt
+from math import nan
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64
 from torch import Tensor
 
+from safety_subspaces.algebra.statistics import jackknife_error, number_groups
 from safety_subspaces.artefacts.errors import InputError
 
 # HSIC_1 divides by n (n - 3).
@@ -117,10 +118,7 @@ def cka_with_error(
         return Similarity(nan, nan, count)
     numbers = number_groups(range(count) if groups is None else groups).to(first.device)
     left_out = _left_out(*centred, numbers)
-    folds = len(left_out)
-    spread = float((left_out - left_out.mean()).square().sum())
-    stderr = sqrt((folds - 1) / folds * spread) if folds > 1 and spread == spread else nan
-    return Similarity(_alignment(*centred), stderr, count)
+    return Similarity(_alignment(*centred), jackknife_error(left_out), count)
 
 
 def centred_gram(states: Float[Tensor, "prompt dim"]) -> Float64[Tensor, "prompt prompt"]:
@@ -160,12 +158,6 @@ def median_distance(squared: Float64[Tensor, "prompt prompt"]) -> float:
 def rbf_kernel(squared: Float64[Tensor, "prompt prompt"], bandwidth: float) -> Float64[Tensor, "prompt prompt"]:
     """Return ``exp(-d^2 / (2 s^2))``; NaN without a positive bandwidth ``s``."""
     return torch.exp(squared / (-2 * bandwidth**2)) if bandwidth > 0 else torch.full_like(squared, nan)
-
-
-def number_groups(groups: Sequence[Hashable]) -> Int[Tensor, " prompt"]:
-    """Return the number of each prompt's group, in the order of their first prompts."""
-    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    return torch.tensor([numbers[group] for group in groups], dtype=torch.long)
 
 
 def _centred_kernels(first: Tensor, second: Tensor, bandwidth_factor: float | None) -> tuple[Tensor, Tensor] | None:
