@@ -14,16 +14,14 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm
 
-from safety_subspaces.analysis.activations.command import check_models, read_sets
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
-from safety_subspaces.evaluation.prompt_sets import files_of
+from safety_subspaces.evaluation.prompt_sets import files_of, read_sets
 from safety_subspaces.evaluation.rates import estimate
-from safety_subspaces.language.examples import PromptItem
+from safety_subspaces.language.examples import PromptItem, groups_of
 from safety_subspaces.language.model import load_language_model
 from safety_subspaces.language.prompting import CHAT
-from safety_subspaces.states.capture import Position, Site, check_layers, prompt_states
-from safety_subspaces.states.captured import groups_of
+from safety_subspaces.states.capture import Position, Site, check_layers, check_models, prompt_states
 from safety_subspaces.states.erasure import Erasure
 from safety_subspaces.states.probes import (
     Predictions,
