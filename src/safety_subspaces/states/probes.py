@@ -6,10 +6,10 @@ the whole procedure, erasure included, gives to labels of no meaning.
 """
 
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from math import nan
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,9 +19,10 @@ from torch import Tensor
 
 from safety_subspaces.algebra.statistics import jackknife_error, number_groups
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.states.erasure import Erasure, fit_erasure
 
 ProbeKind = Literal["linear", "rbf_svm", "mlp"]
+Erasure = Literal["none", "leace", "quadratic"]
+Eraser = Callable[[Tensor, Tensor], Tensor]
 # Units of the hidden layer, and passes: enough to learn an exclusive or of two of 32 directions from 200 prompts.
 MLP_UNITS, MLP_PASSES = 64, 200
 
@@ -55,6 +56,43 @@ def make_probe(kind: ProbeKind, seed: int) -> Any:
         ),
     }
     return make_pipeline(StandardScaler(), probes[kind])
+
+
+def fit_erasure(kind: Erasure, states: Float[Tensor, "prompt hidden"], labels: Int[Tensor, " prompt"]) -> Eraser:
+    """Fit on training prompts what takes a label out of states, in float64, by the package concept-erasure.
+
+    LEACE leaves no linear probe better than chance on them, however it is trained; what it leaves for a probe that is
+    not linear is the point of measuring. Quadratic erasure makes the classes' means and covariances the same, and moves
+    each prompt by a map that its own label picks. Where states are not Gaussian the maps themselves tell the label,
+    also one that the states say nothing of: read a probe after it against control labels that went through it as well,
+    never against one half.
+
+    Args:
+        kind: ``none``, ``leace`` (linear) or ``quadratic`` (mean and covariance).
+        states: Of the training prompts; covariances of few are shrunk as the package does.
+        labels: 0 or 1.
+
+    Returns:
+        A function of states and labels; only the quadratic one looks at the labels.
+
+    Raises:
+        InputError: Another kind.
+
+    Source: Belrose et al., arXiv 2306.03819 (LEACE); quadratic erasure by optimal transport to the barycentre, ibid.
+    """
+    if kind not in get_args(Erasure):
+        raise InputError(f"erasure {kind!r}; expected one of {', '.join(get_args(Erasure))}")
+    if kind == "none":
+        return lambda values, _: values
+    # A second's import that plain probes need not pay.
+    from concept_erasure import LeaceFitter, QuadraticFitter
+
+    values = states.double()
+    if kind == "leace":
+        linear = LeaceFitter.fit(values, labels.double()[:, None]).eraser
+        return lambda given, _: linear(given.double())
+    transport = QuadraticFitter.fit(values, labels).eraser
+    return lambda given, own: transport(given.double(), own)
 
 
 def predict_held_out(

@@ -14,12 +14,7 @@ from torch import Tensor
 
 from safety_subspaces.algebra.statistics import number_groups, permutation_p_value
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.states.similarity import (
-    centred_gram,
-    median_distance,
-    rbf_kernel,
-    squared_distances,
-)
+from safety_subspaces.states.similarity import centred_gram, median_distance, rbf_kernel, squared_distances
 
 # Statistics of two arrangements that differ by less, as a share of their full scale, are ties: sums of float64 over
 # thousands of prompts in another order.
