@@ -17,7 +17,7 @@ from scipy import stats
 
 from safety_subspaces.artefacts.study import REPEAT_SUFFIX
 from safety_subspaces.findings.comparisons import PAIR, in_blocks, nearest_energy
-from safety_subspaces.findings.intervals import CONFIDENCE, Interval, t_interval
+from safety_subspaces.findings.intervals import Interval, t_interval, t_quantile
 
 By = Literal["part", "layer", "type"]
 PARTS: Final = ("blocks", "head", "embeddings")
@@ -132,19 +132,15 @@ def _summaries(tensors: pd.DataFrame, by: By) -> list[dict[str, Any]]:
         row["undefined"] = int((within["rows"] - within["n"]).sum())
         for measure in measures:
             found = t_interval(within[measure])
-            row |= {measure: found.mean, f"{measure}_reach": _reach(found), f"{measure}_seeds": found.n}
+            row |= {measure: found.mean, f"{measure}_reach": found.reach, f"{measure}_seeds": found.n}
         rows.append(row | {"power": _power(t_interval(within["from_midpoint"]), row["scale"] / 2)})
     return rows
 
 
 def _power(found: Interval, margin: float) -> float:
     """Return P(t > t_(0.975, n-1)) of a noncentral t whose mean is the margin and whose spread is that of the seeds."""
-    reach = _reach(found)
+    reach = found.reach
     if np.isnan(reach) or not margin > 0:
         return np.nan
-    least = float(stats.t.ppf(0.5 + CONFIDENCE / 2, found.n - 1))
+    least = t_quantile(found.n - 1)
     return float(stats.nct.sf(least, found.n - 1, margin * least / reach)) if reach > 0 else 1.0
-
-
-def _reach(interval: Interval) -> float:
-    return interval.high - interval.mean
