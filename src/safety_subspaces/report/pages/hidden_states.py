@@ -71,11 +71,7 @@ def state_findings(states: HiddenStates) -> list[Finding]:
 
 def state_sections(states: HiddenStates) -> list[Section]:
     """Return the sections of one study's page, those whose analysis was run."""
-    found = (
-        activations_section(states.activations),
-        probes_section(states.probes),
-        steering_section(states.steering),
-    )
+    found = (activations_section(states.activations), probes_section(states.probes), steering_section(states.steering))
     return [section for section in found if section is not None]
 
 

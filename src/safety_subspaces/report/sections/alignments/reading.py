@@ -20,8 +20,8 @@ from safety_subspaces.findings.alignments import (
 from safety_subspaces.findings.intervals import Finding
 from safety_subspaces.findings.organisms import Organism
 from safety_subspaces.report.parts.columns import Cell, counts, numbers, table_of, text
+from safety_subspaces.report.parts.sentence import interval_words, many
 from safety_subspaces.report.parts.table import Table, count, sample_words
-from safety_subspaces.report.sections.constraint.reading import interval_words
 
 TRAIT_WORDS: Final = {
     "norm": "size of the alignment update",
@@ -104,8 +104,7 @@ def _read_gap(organisms: Sequence[Organism], by_seed: pd.DataFrame) -> list[Find
         f"{said} Difference, seed by seed, as a share of the margin that the fine-tune took away: "
         f"{interval_words(between)}; in nats {interval_words(nats)}; in the judged harm score {interval_words(harm)}."
     )
-    seeds = "1 seed" if between.n == 1 else f"{between.n} seeds"
-    headline = f"{said[:-1]}: {interval_words(between)} of the margin that was lost, {seeds}."
+    headline = f"{said[:-1]}: {interval_words(between)} of the margin that was lost, {many(between.n, 'seed')}."
     return [Finding("alignments", verdict, headline, text)]
 
 

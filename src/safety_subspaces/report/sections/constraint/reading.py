@@ -12,7 +12,7 @@ import pandas as pd
 from safety_subspaces.artefacts.study import Study
 from safety_subspaces.findings.constrained import compare_runs, constrained_runs
 from safety_subspaces.findings.intervals import Finding, Interval, Z
-from safety_subspaces.report.parts.sentence import value_words
+from safety_subspaces.report.parts.sentence import interval_words, value_words
 
 # One whole step of the judge's scale: an unconstrained run that regained less harm left nothing to keep.
 LEAST_LOSS: Final = 1.0
@@ -24,10 +24,7 @@ LEAST_GAIN: Final = 0.05
 # Five of 256 prompts, and a tenth more or less in the odds of refusing: less is no change that a reader would name.
 LEAST_CHANGE: Final = {"utility": 0.02, "refusal_margin": 0.1}
 HELD: Final = {"away": "Held away from the alignment subspace", "onto": "Held inside the alignment subspace"}
-CONTROLS: Final = {
-    "random": "a random subspace of equal rank",
-    "random-energy": "a random subspace of equal energy",
-}
+CONTROLS: Final = {"random": "a random subspace of equal rank", "random-energy": "a random subspace of equal energy"}
 MEASURED: Final = {"harm_score": "harm score", "refusal_margin": "refusal margin", "utility": "utility"}
 SAFETY: Final = {
     "kept": "kept safety",
@@ -128,15 +125,6 @@ def control_headline(other: str, verdicts: list[str]) -> str:
     if len(set(verdicts)) == 1 and verdicts[0] in ("more selective", "less selective"):
         return f"Alignment's subspace is {verdicts[0]} than {control}"
     return f"Between alignment's subspace and {control}: {counted(verdicts, JUDGED)}"
-
-
-def interval_words(interval: Interval) -> str:
-    """Return a difference with its interval."""
-    if np.isnan(interval.mean):
-        return "not known"
-    if np.isnan(interval.low):
-        return f"{interval.mean:+z.2f} (no interval)"
-    return f"{interval.mean:+z.2f} (95 % {interval.low:+z.2f} to {interval.high:+z.2f})"
 
 
 def has_more_directions(runs: pd.DataFrame) -> bool:

@@ -6,14 +6,13 @@ from plotly.subplots import make_subplots
 
 from safety_subspaces.artefacts.palette import ORANGE, PURPLE
 from safety_subspaces.artefacts.study import Study
-from safety_subspaces.findings.comparisons import (
-    pool_draws,
-)
+from safety_subspaces.findings.comparisons import pool_draws
 from safety_subspaces.report.parts.chart import (
     FIXED_RANGES,
     PANEL_UNITS,
     PANELS,
     bounds_of,
+    draw_levels,
     draw_projection_keys,
     error_bar,
     finished,
@@ -82,7 +81,8 @@ def _energy_figure(study: Study, group: str, rows: pd.DataFrame) -> go.Figure:
                 row=place,
                 col=1,
             )
-        levels = _draw_levels(figure, study, measure, place, str(source["aligned_model"]), str(source["tuned_model"]))
+        ends = ((str(source["aligned_model"]), ORANGE), (str(source["tuned_model"]), PURPLE))
+        levels = draw_levels(figure, place, [(*end, _level(study, end[0], measure)) for end in ends])
         bounds = FIXED_RANGES.get(measure) or bounds_of([*rows[measure].dropna().astype(float), *levels])
         figure.update_yaxes(title=PANELS[measure], range=bounds, row=place, col=1)
     figure.update_xaxes(range=[-0.03, 1.03])
@@ -90,20 +90,6 @@ def _energy_figure(study: Study, group: str, rows: pd.DataFrame) -> go.Figure:
     return finished(figure, height=110 + 210 * len(panels))
 
 
-def _draw_levels(figure: go.Figure, study: Study, measure: str, place: int, aligned: str, tuned: str) -> list[float]:
-    """Draw dashed lines at what the models without a projection do; return their levels."""
-    levels = []
-    for label, colour, position in ((aligned, ORANGE, "top left"), (tuned, PURPLE, "top right")):
-        model = study.model(label)
-        if model is None or pd.isna(model[measure]):
-            continue
-        levels.append(float(model[measure]))
-        figure.add_hline(
-            y=levels[-1],
-            line={"dash": "dash", "width": 1.4, "color": colour},
-            annotation={"text": label, "font": {"size": 11, "color": colour}},
-            annotation_position=position,
-            row=place,
-            col=1,
-        )
-    return levels
+def _level(study: Study, label: str, measure: str) -> float:
+    model = study.model(label)
+    return float("nan") if model is None else float(model[measure])

@@ -2,7 +2,6 @@
 
 from typing import Any, Final
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -14,12 +13,14 @@ from safety_subspaces.report.parts.chart import (
     PANEL_UNITS,
     PANELS,
     bounds_of,
+    draw_levels,
     draw_projection_keys,
     error_bar,
     finished,
     projection_style,
     subspace_colour,
 )
+from safety_subspaces.report.parts.sentence import many
 from safety_subspaces.report.parts.table import sample_words
 
 ENERGY, UTILITY = "energy_kept", "utility"
@@ -47,7 +48,11 @@ def sweep_figure(projections: pd.DataFrame, models: pd.DataFrame, tuned: str) ->
         for (subspace, method), cell in frame.groupby(["subspace", "method"], sort=False):
             line = cell[cell[x].notna() & cell[y].notna()].sort_values(ENERGY)
             figure.add_trace(go.Scatter(_points(line, str(subspace), str(method), x, y)), row=place, col=1)
-        levels = _draw_levels(figure, models, _labels(own, tuned), y, place)
+        ends = [
+            (label, colour, float(models[models["model"] == label][y].astype(float).mean()))
+            for label, colour in _labels(own, tuned).items()
+        ]
+        levels = draw_levels(figure, place, ends, width=1.2, opacity=0.6)
         # Of the means alone: the interval of few seeds can be many times as wide as all that the means say.
         means = [*frame[y].dropna(), *levels]
         bounds = FIXED_RANGES.get(y) or (bounds_of(means) if means else (-1.0, 1.0))
@@ -75,7 +80,7 @@ def caption(projections: pd.DataFrame, tuned: str) -> str:
     )
     lost = int(own["n_unscored"].fillna(0).sum())
     return (
-        f"{tuned} projected: each point is the mean over {len(seeds)} seed{'' if len(seeds) == 1 else 's'} "
+        f"{tuned} projected: each point is the mean over {many(len(seeds), 'seed')} "
         f"({', '.join(seeds)}) of one subspace, method and fraction of directions, "
         f"{of_draws if draws else 'without random subspaces'}; {bars}. Colour says what subspace, a filled circle onto "
         f"it, an open diamond away from it; lines follow the energy kept. Dashed: aligned and {tuned} themselves, "
@@ -114,25 +119,3 @@ def _labels(own: pd.DataFrame, tuned: str) -> dict[str, str]:
     aligned = own["aligned_model"].iloc[0] if "aligned_model" in own and len(own) else "aligned"
     whole = own["tuned_model"].iloc[0] if "tuned_model" in own and len(own) else tuned
     return {str(aligned): ORANGE, str(whole): PURPLE}
-
-
-def _draw_levels(
-    figure: go.Figure, models: pd.DataFrame, labels: dict[str, str], measure: str, place: int
-) -> list[float]:
-    """Draw faint dashed lines at the means over seeds of the models without a projection; return their levels."""
-    levels = []
-    for (label, colour), position in zip(labels.items(), ("top left", "top right"), strict=False):
-        level = float(models[models["model"] == label][measure].astype(float).mean())
-        if np.isnan(level):
-            continue
-        levels.append(level)
-        figure.add_hline(
-            y=level,
-            opacity=0.6,
-            line={"dash": "dash", "width": 1.2, "color": colour},
-            annotation={"text": label, "font": {"size": 11, "color": colour}},
-            annotation_position=position,
-            row=place,
-            col=1,
-        )
-    return levels

@@ -5,6 +5,7 @@ import pandas as pd
 
 from safety_subspaces.findings.intervals import Finding, Interval, t_interval
 from safety_subspaces.findings.models import ALL_RANKS, Seeds
+from safety_subspaces.report.parts.sentence import interval_words, many
 from safety_subspaces.report.sections.constraint.reading import (
     CONTROLS,
     HELD,
@@ -16,7 +17,6 @@ from safety_subspaces.report.sections.constraint.reading import (
     cost_words,
     gain_share,
     has_more_directions,
-    interval_words,
     rank_words,
     safety_verdict,
 )
@@ -78,22 +78,22 @@ def _read_control(seeds: Seeds, other: str, rows: pd.DataFrame) -> Finding:
     averaged = ", mean over ranks" if len(each) > 1 else ""
     text = (
         f"Held away from alignment's subspace, minus held away from {CONTROLS[other]} of the same seed "
-        f"({rank_words(ranks)}{averaged}): {JUDGED[verdict]}, over {_seeds(n)}. {values[0].upper()}{values[1:]}."
+        f"({rank_words(ranks)}{averaged}): {JUDGED[verdict]}, over {many(n, 'seed')}. {values[0].upper()}{values[1:]}."
     )
     if len(each) > 1:
         counts = ", ".join(f"{JUDGED[v]} at {each.count(v)}" for v in dict.fromkeys(each))
         text += f" Rank by rank: {counts} of {len(each)}."
     text += f" {MORE_DIRECTIONS}" if other == "random-energy" and has_more_directions(seeds.runs) else ""
-    headline = f"{control_headline(other, [verdict])} ({_seeds(n)}{by})."
+    headline = f"{control_headline(other, [verdict])} ({many(n, 'seed')}{by})."
     return Finding("constraint controls", verdict, headline, text)
 
 
 def _read_limits(seeds: Seeds) -> Finding:
     n = len(seeds.studies)
     text = (
-        f"{_seeds(n)}: each seed trains every stage anew and draws its own random subspaces, so an interval over seeds "
-        f"covers both; it has {max(n - 1, 0)} degrees of freedom, and a difference that it takes in is not shown to be "
-        "absent. All seeds answer the same prompts."
+        f"{many(n, 'seed')}: each seed trains every stage anew and draws its own random subspaces, so an interval over "
+        f"seeds covers both; it has {max(n - 1, 0)} degrees of freedom, and a difference that it takes in is not shown "
+        "to be absent. All seeds answer the same prompts."
     )
     return Finding("limits", "seeds", "", text)
 
@@ -118,7 +118,3 @@ def _by_rank(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 def _over(rows: pd.DataFrame, measure: str) -> Interval:
     return t_interval(rows[f"{measure}_difference"])
-
-
-def _seeds(n: int) -> str:
-    return f"{n} seed{'s' if n != 1 else ''}"

@@ -1,13 +1,7 @@
 """The tables over seeds: means and differences with half their 95 % t interval."""
 
 from safety_subspaces.findings.comparisons import COMPARED
-from safety_subspaces.findings.models import (
-    MEASURED,
-    Seeds,
-    differences_over_seeds,
-    models_over_seeds,
-    runs_over_seeds,
-)
+from safety_subspaces.findings.models import MEASURED, Seeds, differences_over_seeds, models_over_seeds, runs_over_seeds
 from safety_subspaces.report.parts.columns import Cell, differences, outcomes, table_of, text
 from safety_subspaces.report.parts.table import Table, sample_words, seeds_of
 from safety_subspaces.report.sections.constraint.tables import INSIDE_NOTE, compared_columns, held_columns

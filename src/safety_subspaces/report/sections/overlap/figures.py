@@ -8,16 +8,8 @@ import plotly.graph_objects as go
 
 from safety_subspaces.artefacts.palette import GREY, PALETTE
 from safety_subspaces.artefacts.study import Study
-from safety_subspaces.findings.comparisons import (
-    PAIR,
-    in_blocks,
-    nearest_energy,
-    overlap_by,
-)
-from safety_subspaces.report.parts.chart import (
-    error_bar,
-    finished,
-)
+from safety_subspaces.findings.comparisons import PAIR, in_blocks, nearest_energy, overlap_by
+from safety_subspaces.report.parts.chart import draw_key, error_bar, finished
 
 
 def overlap_figure(study: Study) -> go.Figure:
@@ -51,19 +43,18 @@ def overlap_figure(study: Study) -> go.Figure:
             continue
         for column, dash in (("chance", "dot"), ("matched_chance", "dashdot")):
             if rows[column].notna().any():
+                line = {"color": colour, "dash": dash, "width": 1.2}
                 figure.add_scatter(
                     x=rows["layer"],
                     y=rows[column],
                     mode="lines",
                     showlegend=False,
                     hoverinfo="skip",
-                    line={"color": colour, "dash": dash, "width": 1.2},
+                    line=line,
                     **shared,
                 )
     for title, dash in (("chance", "dot"), ("matched chance", "dashdot")):
-        figure.add_scatter(
-            x=[None], y=[None], mode="lines", name=title, line={"color": GREY, "dash": dash, "width": 1.2}
-        )
+        draw_key(figure, title, line={"color": GREY, "dash": dash, "width": 1.2})
     figure.update_xaxes(title="layer", dtick=_whole_ticks(by_layer["layer"]))
     figure.update_yaxes(title="overlap of weights", range=[0, None], rangemode="tozero")
     return finished(figure, height=430)

@@ -8,7 +8,7 @@ from plotly.subplots import make_subplots
 
 from safety_subspaces.artefacts.palette import GREY, PALETTE
 from safety_subspaces.findings.overlaps import AS_NAMED, distances_over_seeds
-from safety_subspaces.report.parts.chart import error_bar, finished
+from safety_subspaces.report.parts.chart import draw_key, draw_silent, error_bar, finished
 
 PANELS: Final = {"layer": "layer", "type": "type of tensor"}
 # Level, dash and how its line is told in the legend; lines are drawn across the place that they belong to.
@@ -37,8 +37,7 @@ def overlap_across_figure(overlaps: pd.DataFrame, analysis: str) -> go.Figure:
         ticks = {"tickvals": list(range(len(cells))), "ticktext": cells, "range": [-0.6, len(cells) - 0.4]}
         figure.update_xaxes(title=title, **ticks, row=panel, col=1)
     for _, dash, title in LINES:
-        line = {"color": GREY, "dash": dash, "width": 1.6}
-        figure.add_scatter(x=[None], y=[None], mode="lines", name=title, line=line)
+        draw_key(figure, title, line={"color": GREY, "dash": dash, "width": 1.6})
     figure.update_yaxes(title="overlap of weights", rangemode="tozero")
     return finished(figure, height=620)
 
@@ -82,13 +81,13 @@ def _draw(
     figure: go.Figure, panel: int, rows: pd.DataFrame, centres: list[float], width: float, name: str, colour: str
 ) -> None:
     """Draw one pair in one panel: lines across each place at its levels, then floor and pair with their intervals."""
-    at: dict[str, Any] = {"row": panel, "col": 1}
+    # One line across each place, with a gap between places.
+    ends = [end for centre in centres for end in (centre - width / 2, centre + width / 2, None)]
     for level, dash, _ in LINES:
-        line = {"color": GREY, "dash": dash, "width": 1.6}
-        figure.add_scatter(**_across(rows[level], centres, width), line=line, **_silent(), **at)
+        draw_silent(figure, panel, ends, _twice(rows[level]), {"color": GREY, "dash": dash, "width": 1.6})
     if rows["floor"].notna().any():
         line = {"color": colour, "dash": "dash", "width": 1.4}
-        figure.add_scatter(**_across(rows["floor"], centres, width), line=line, **_silent(), legendgroup="floor", **at)
+        draw_silent(figure, panel, ends, _twice(rows["floor"]), line, "floor")
         shift, symbol = width * 0.12, "diamond-open"
         figure.add_scatter(**_points(rows, "floor", centres, shift, f"{name}: two of one kind", colour, symbol, panel))
     figure.add_scatter(**_points(rows, "overlap", centres, -width * 0.12, name, colour, "circle", panel))
@@ -124,11 +123,6 @@ def _points(
     }
 
 
-def _across(levels: pd.Series, centres: list[float], width: float) -> dict[str, Any]:
-    """Return one line across each place, with a gap between places."""
-    x = [end for centre in centres for end in (centre - width / 2, centre + width / 2, None)]
-    return {"x": x, "y": [value for level in levels for value in (level, level, None)]}
-
-
-def _silent() -> dict[str, Any]:
-    return {"mode": "lines", "showlegend": False, "hoverinfo": "skip"}
+def _twice(levels: pd.Series) -> list[float | None]:
+    """Return each level at both ends of its line."""
+    return [value for level in levels for value in (level, level, None)]

@@ -7,6 +7,7 @@ import pandas as pd
 
 from safety_subspaces.findings.comparisons import in_blocks, nearest_energy
 from safety_subspaces.findings.intervals import Finding, t_interval
+from safety_subspaces.report.parts.sentence import first_headline
 
 
 def read_overlap(overlaps: pd.DataFrame) -> list[Finding]:
@@ -48,7 +49,7 @@ def read_overlap(overlaps: pd.DataFrame) -> list[Finding]:
     # headline.
     asked = {"useful and harmful", "harmful and useful"}
     findings.sort(key=lambda finding: finding.sentence.split(":")[0] not in asked)
-    return [f if place == 0 else Finding(f.topic, f.verdict, "", f.sentence) for place, f in enumerate(findings)]
+    return first_headline(findings)
 
 
 def _floors_of(floors: pd.DataFrame, pair: tuple[str, str]) -> pd.Series:
@@ -71,10 +72,7 @@ def _read_pair(name: str, cell: pd.DataFrame, floor: pd.Series, of_head: float, 
     half_way = (level + floor) / 2
     from_half = t_interval(by_tensor["overlap"] - half_way)
     if floor.notna().sum() == 0:
-        verdict, ending = (
-            "no floor",
-            "no floor (two fine-tunes of one kind) was measured, so a scale is missing",
-        )
+        verdict, ending = ("no floor", "no floor (two fine-tunes of one kind) was measured, so a scale is missing")
     else:
         verdict = {-1: "distinct", 1: "shared", 0: "undecided"}[from_half.sign if from_half.n > 1 else 0]
         ending = {

@@ -7,13 +7,8 @@ import pandas as pd
 
 from safety_subspaces.artefacts.study import REPEAT_SUFFIX
 from safety_subspaces.findings.intervals import Finding, interval_of
-from safety_subspaces.findings.overlaps import (
-    AS_NAMED,
-    ONE_REPEATED,
-    PARTS,
-    cross_pairs,
-    distances_over_seeds,
-)
+from safety_subspaces.findings.overlaps import AS_NAMED, ONE_REPEATED, PARTS, cross_pairs, distances_over_seeds
+from safety_subspaces.report.parts.sentence import first_headline, interval_words, many
 
 PLACES: Final = {"blocks": "matrices in the blocks", "head": "output head", "embeddings": "embeddings"}
 CELLS: Final = {"layer": "layers of the blocks", "type": "types of tensor"}
@@ -50,7 +45,7 @@ def read_overlaps_across(overlaps: pd.DataFrame, organism: str) -> list[Finding]
     if not findings:
         text = f"{organism}: no overlap of two kinds of fine-tune was measured."
         return [Finding("overlap", "unknown", text, text)]
-    return [f if place == 0 else Finding(f.topic, f.verdict, "", f.sentence) for place, f in enumerate(findings)]
+    return first_headline(findings)
 
 
 def place_verdict(row: pd.Series) -> str:
@@ -85,7 +80,7 @@ def _unplaced(row: pd.Series) -> str:
 def _read_part(organism: str, row: pd.Series, repeated: pd.Series | None) -> Finding:
     """Say where a pair lies in one part; beside it, the pairs that differ in their seed as the floors do."""
     part, pair = PLACES[str(row["cell"])], f"{row['first']} and {row['second']}"
-    verdict, seeds = place_verdict(row), _seeds(int(row["overlap_seeds"]))
+    verdict, seeds = place_verdict(row), many(int(row["overlap_seeds"]), "seed")
     if row["overlap_seeds"] == 0:
         text = (
             f"{organism}, {row['analysis']}, {part}: {pair} have no overlap in any of {row['undefined']:.0f} tensors, "
@@ -135,7 +130,7 @@ def _count_cells(organism: str, named: pd.DataFrame) -> Finding:
         )
     text = (
         f"{organism}, {first['analysis']}, {first['first']} and {first['second']} place by place "
-        f"({_seeds(int(named['overlap_seeds'].max()))}, energy {first['energy']:g}): {'; '.join(said)}. "
+        f"({many(int(named['overlap_seeds'].max()), 'seed')}, energy {first['energy']:g}): {'; '.join(said)}. "
         "Each by its own 95 % interval: of places at chance, one in forty stands above it by luck."
     )
     return Finding("overlap", "counted", "", text)
@@ -160,17 +155,8 @@ def _level(row: pd.Series, measure: str, reach: bool = True) -> str:
 def _words(row: pd.Series, measure: str) -> str:
     """Return a difference with its interval, to the third decimal: an overlap just above chance differs there."""
     interval = interval_of(row, measure)
-    if np.isnan(interval.mean):
-        return "not known"
-    fewer = "" if interval.n == row["overlap_seeds"] else f", {_seeds(interval.n)}"
-    if np.isnan(interval.low):
-        return f"{interval.mean:+z.3f} (no interval{fewer})"
-    return f"{interval.mean:+z.3f} (95 % {interval.low:+z.3f} to {interval.high:+z.3f}{fewer})"
+    return interval_words(interval, 3, "" if interval.n == row["overlap_seeds"] else f", {many(interval.n, 'seed')}")
 
 
 def _power(row: pd.Series) -> str:
     return "" if _unplaced(row) else f" (one at the floor would be told with probability {row['power']:.2f})"
-
-
-def _seeds(n: int) -> str:
-    return f"{n} seed{'' if n == 1 else 's'}"

@@ -19,8 +19,8 @@ from safety_subspaces.findings.probes import (
 from safety_subspaces.report.parts.columns import Cell, counts, numbers, table_of, texts
 from safety_subspaces.report.parts.page import make_chart
 from safety_subspaces.report.parts.section import Section
+from safety_subspaces.report.parts.sentence import many, seeds_interval_words
 from safety_subspaces.report.parts.table import Table, count, number, once
-from safety_subspaces.report.sections.activations.across import words_of
 from safety_subspaces.report.sections.probes.figures import left_figure
 from safety_subspaces.report.sections.probes.reading import AFTER
 from safety_subspaces.report.sections.probes.tables import PLACE, paired
@@ -92,7 +92,7 @@ def probes_across_section(probes: Probes, anchor: str) -> Section | None:
         half = "half the 95 % t interval over" if seeds > 1 else "none, with"
         caption = (
             "AUC minus 0.5 (accuracy minus chance where there is no AUC): the mean over seeds of the mean over "
-            f"layers. Bars: {half} {seeds} seed{'' if seeds == 1 else 's'}. Dashed: chance. n: at most "
+            f"layers. Bars: {half} {many(seeds, 'seed')}. Dashed: chance. n: at most "
             f"{count(n['n_positive'])} and {count(n['n_negative'])} prompts in each seed."
         )
         figure = left_figure(of_view(every, view), "left_reach")
@@ -115,7 +115,7 @@ def read_probes_across(probes: Probes, organism: str) -> list[Finding]:
         names = {str(verdict): list(cell["probe"]) for verdict, cell in own.groupby("judged", sort=False)}
         words = "; ".join(f"{', '.join(kinds)} {verdict}" for verdict, kinds in names.items())
         counted.append(f"{AFTER.get(erasure, erasure)}: {words}")
-        said = [f"{row['probe']} {words_of(interval_of(row, 'left'))}" for _, row in own.iterrows()]
+        said = [f"{row['probe']} {seeds_interval_words(interval_of(row, 'left'))}" for _, row in own.iterrows()]
         values.append(f"{AFTER.get(erasure, erasure)} {', '.join(said)}")
     headline = f"{organism}, probes of {model} ({view.words}): {'. '.join(_upper(text) for text in counted)}."
     text = f"{headline} Above chance, mean over layers: {'; '.join(values)}."

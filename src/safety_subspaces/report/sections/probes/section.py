@@ -55,8 +55,5 @@ def _charts(probes: Probes, view: ProbeView, place: int) -> list[tuple[Chart, st
             ),
             by_layer,
         ),
-        (
-            make_chart(f"probes-{place}-models", titles[1], titles[1], left_figure(left_of_view(probes, view))),
-            by_model,
-        ),
+        (make_chart(f"probes-{place}-models", titles[1], titles[1], left_figure(left_of_view(probes, view))), by_model),
     ]

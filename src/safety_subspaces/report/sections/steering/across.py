@@ -8,8 +8,8 @@ from safety_subspaces.findings.steering import COMPARISON, Steering, is_reserved
 from safety_subspaces.report.parts.columns import counts, numbers, table_of, text, texts
 from safety_subspaces.report.parts.page import make_chart
 from safety_subspaces.report.parts.section import Section
+from safety_subspaces.report.parts.sentence import many, seeds_interval_words
 from safety_subspaces.report.parts.table import NOTHING, Table, count
-from safety_subspaces.report.sections.activations.across import words_of
 from safety_subspaces.report.sections.steering.figures import selectivity_figure
 from safety_subspaces.report.sections.steering.reading import by_measure, counted_verdict, spoken
 from safety_subspaces.report.sections.steering.tables import SENSE, selectivity_by_intervention
@@ -72,8 +72,8 @@ def steering_across_section(steering: Steering, anchor: str) -> Section | None:
         n, draws = (steering.selectivity[name].astype(float).max() for name in ("n", "n_draws"))
         half = "the 95 % t interval over" if seeds > 1 else "none, with"
         caption = (
-            f"Points: the mean over seeds of the mean over layers; bars: {half} {seeds} "
-            f"seed{'' if seeds == 1 else 's'}. Dotted: 0, as much as along random directions at equal cost. n: at most "
+            f"Points: the mean over seeds of the mean over layers; bars: {half} "
+            f"{many(seeds, 'seed')}. Dotted: 0, as much as along random directions at equal cost. n: at most "
             f"{count(n)} prompts and {count(draws)} random directions in each seed."
         )
         shown = frame[frame["selectivity"].notna()]
@@ -96,7 +96,8 @@ def read_steering_across(steering: Steering, organism: str) -> list[Finding]:
         f"{by_measure(own, own['judged'])}."
     )
     values = "; ".join(
-        f"{row['row']}, {spoken(row['measure'])} {words_of(interval_of(row, 'selectivity'), 2)}: {row['judged']}"
+        f"{row['row']}, {spoken(row['measure'])} {seeds_interval_words(interval_of(row, 'selectivity'), 2)}: "
+        f"{row['judged']}"
         for _, row in own.iterrows()
     )
     reserved = int(own["reserved"].sum())
