@@ -23,6 +23,7 @@ LEVEL: Final = 0.05
 
 _PAIR: Final = ("model", "first", "second", "position", "layer")
 _COUNTS: Final = ("n_first", "n_second")
+_DISTANCES: Final = ("mmd", "mmd_p", "mean_distance", "mean_distance_standardised", "mean_p")
 OVERLAPS: Final = Contract(
     "activations",
     "table",
@@ -40,10 +41,7 @@ TWO_SAMPLE: Final = Contract(
     "activations",
     "two_sample",
     _PAIR,
-    (
-        *("mmd", "mmd_p", "mean_distance", "mean_distance_standardised", "mean_p"),
-        *(*_COUNTS, "n_groups_first", "n_groups_second"),
-    ),
+    (*_DISTANCES, *_COUNTS, "n_groups_first", "n_groups_second"),
     ("matched",),
 )
 DIMENSION: Final = Contract(

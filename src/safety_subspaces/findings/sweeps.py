@@ -74,8 +74,13 @@ def energy_correlations(projections: pd.DataFrame) -> pd.DataFrame:
             scored = of_tuned[of_tuned[measure].notna()].groupby("seed").size()
             rows.append(
                 {
-                    **{"tuned": tuned, "measure": measure, "rho": over.mean, "low": over.low, "high": over.high},
-                    **{"draw_spread": rhos.std(axis=1, ddof=1).mean(), "seeds": over.n},
+                    "tuned": tuned,
+                    "measure": measure,
+                    "rho": over.mean,
+                    "low": over.low,
+                    "high": over.high,
+                    "draw_spread": rhos.std(axis=1, ddof=1).mean(),
+                    "seeds": over.n,
                     "draws": max(map(len, seeds)),
                     "points": min(n for draws in found for _, n in draws),
                     "models": int(scored.min()) if len(scored) else 0,

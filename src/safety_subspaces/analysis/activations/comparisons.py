@@ -149,10 +149,14 @@ def two_sample_rows(states: ModelStates, how: Comparing) -> Iterator[dict[str, A
                 named = _named(states, first, second, [len(rows), len(others)])
                 counts = {"n_groups_first": len(set(groups)), "n_groups_second": len(set(other_groups))}
                 values = {
-                    **{"mmd": found.mmd.value, "mmd_chance": found.mmd.null_mean, "mmd_p": found.mmd.p_value},
-                    **{"mean_distance": found.mean_distance.value, "mean_p": found.mean_distance.p_value},
+                    "mmd": found.mmd.value,
+                    "mmd_chance": found.mmd.null_mean,
+                    "mmd_p": found.mmd.p_value,
+                    "mean_distance": found.mean_distance.value,
+                    "mean_p": found.mean_distance.p_value,
                     "mean_distance_standardised": found.standardised,
-                    **{"standardised_chance": found.standardised_chance, "least_p": found.mean_distance.least_p},
+                    "standardised_chance": found.standardised_chance,
+                    "least_p": found.mean_distance.least_p,
                 }
                 yield {**named, "position": position, "layer": layer, **values, **counts, "matched": matched}
 
@@ -168,9 +172,16 @@ def dimension_rows(states: ModelStates) -> Iterator[dict[str, Any]]:
             points = found.sample[position][firsts[label], place]
             nearest, likelihood = two_nn(points), mle_dimension(points)
             yield {
-                **{"model": states.label, "set": label, "position": position, "layer": layer},
-                **{"two_nn": nearest.value, "two_nn_stderr": nearest.stderr, "mle": likelihood.value},
-                **{"mle_stderr": likelihood.stderr, "n": nearest.n, "n_duplicates": nearest.duplicates},
+                "model": states.label,
+                "set": label,
+                "position": position,
+                "layer": layer,
+                "two_nn": nearest.value,
+                "two_nn_stderr": nearest.stderr,
+                "mle": likelihood.value,
+                "mle_stderr": likelihood.stderr,
+                "n": nearest.n,
+                "n_duplicates": nearest.duplicates,
             }
 
 
@@ -186,9 +197,16 @@ def cka_rows(models: Sequence[ModelStates]) -> Iterator[dict[str, Any]]:
                 linear = cka_with_error(*pair, groups=first.groups[label])
                 kernel = cka_with_error(*pair, bandwidth_factor=1.0, groups=first.groups[label])
                 yield {
-                    **{"first_model": first.label, "second_model": second.label, "set": label},
-                    **{"position": position, "layer": layer, "linear": linear.value, "linear_stderr": linear.stderr},
-                    **{"rbf": kernel.value, "rbf_stderr": kernel.stderr, "n": linear.n},
+                    "first_model": first.label,
+                    "second_model": second.label,
+                    "set": label,
+                    "position": position,
+                    "layer": layer,
+                    "linear": linear.value,
+                    "linear_stderr": linear.stderr,
+                    "rbf": kernel.value,
+                    "rbf_stderr": kernel.stderr,
+                    "n": linear.n,
                 }
 
 
@@ -219,11 +237,16 @@ def _overlaps(
         pair = (overlap.rank_first, overlap.rank_second)
         rows.append(
             {
-                **{"energy": overlap.energy, "rank_first": pair[0], "rank_second": pair[1], "overlap": overlap.value},
+                "energy": overlap.energy,
+                "rank_first": pair[0],
+                "rank_second": pair[1],
+                "overlap": overlap.value,
                 "chance": overlap_moments(first.rows, *pair).mean,
                 "p_haar": overlap_p_value(overlap.value, first.rows, *pair),
-                **{"matched_chance": control.mean, "p_matched": control.p_value},
-                **{"smallest_angle_radians": angle.smallest, "mean_angle_radians": angle.mean},
+                "matched_chance": control.mean,
+                "p_matched": control.p_value,
+                "smallest_angle_radians": angle.smallest,
+                "mean_angle_radians": angle.mean,
                 "largest_angle_radians": angle.largest,
             }
         )

@@ -249,12 +249,20 @@ def _probed(
             auc, auc_stderr = auc_with_error(found, task.labels, task.groups)
             sides = [float(np.nanmean(found.correct[(task.labels == label).numpy()])) for label in (0, 1)]
             yield {
-                **{"probe": kind, "erasure": erasure, "accuracy": told.mean, "accuracy_stderr": told.stderr},
-                **{"balanced_accuracy": sum(sides) / 2, "auc": auc, "auc_stderr": auc_stderr},
-                **{"control_accuracy": control, "selectivity": told.mean - control},
+                "probe": kind,
+                "erasure": erasure,
+                "accuracy": told.mean,
+                "accuracy_stderr": told.stderr,
+                "balanced_accuracy": sum(sides) / 2,
+                "auc": auc,
+                "auc_stderr": auc_stderr,
+                "control_accuracy": control,
+                "selectivity": told.mean - control,
                 "selectivity_stderr": sqrt(told.stderr**2 + spread),
-                **{"control_auc": area, "control_auc_sd": float(np.std(areas, ddof=1)) if controls > 1 else nan},
-                **{"chance": chance, "n_controls": controls},
+                "control_auc": area,
+                "control_auc_sd": float(np.std(areas, ddof=1)) if controls > 1 else nan,
+                "chance": chance,
+                "n_controls": controls,
                 **counts,
             }
 
@@ -284,8 +292,13 @@ def _learning(
             found = predict_held_out(rows, task.labels, fewer, kind, seed)
             told = estimate([None if np.isnan(c) else c for c in found.correct.tolist()], task.groups)
             yield {
-                **{"probe": kind, "share": share, "n_train": float(np.mean(sizes)), "accuracy": told.mean},
-                **{"accuracy_stderr": told.stderr, "auc": area_under_curve(found, task.labels), "n_test": told.n},
+                "probe": kind,
+                "share": share,
+                "n_train": float(np.mean(sizes)),
+                "accuracy": told.mean,
+                "accuracy_stderr": told.stderr,
+                "auc": area_under_curve(found, task.labels),
+                "n_test": told.n,
             }
 
 
@@ -310,10 +323,14 @@ def _transfer(rows: Tensor, task: _Task, probes: Sequence[ProbeKind], seed: int)
                 part = Predictions(found.score[chosen], found.correct[chosen])
                 told = estimate(part.correct.tolist(), [task.groups[row] for row in chosen])
                 yield {
-                    **{"probe": kind, "train_source": source, "test_source": other or "all others"},
-                    **{"accuracy": told.mean, "accuracy_stderr": told.stderr},
+                    "probe": kind,
+                    "train_source": source,
+                    "test_source": other or "all others",
+                    "accuracy": told.mean,
+                    "accuracy_stderr": told.stderr,
                     "auc": area_under_curve(part, task.labels[chosen]),
-                    **{"n_train": len(train), "n_test": told.n},
+                    "n_train": len(train),
+                    "n_test": told.n,
                 }
 
 
