@@ -22,9 +22,9 @@ from safety_subspaces.findings.overlaps import (
     PARTS,
     distances_over_seeds,
 )
-from safety_subspaces.report.sections.overlap.figures_seeds import caption, overlap_across_figure
-from safety_subspaces.report.sections.overlap.reading_seeds import read_overlaps_across
-from safety_subspaces.report.sections.overlap.tables_seeds import overlaps_across_table, overlaps_by_place_table
+from safety_subspaces.report.sections.overlap.figures import overlap_across_figure, overlap_caption
+from safety_subspaces.report.sections.overlap.reading import read_overlaps_across
+from safety_subspaces.report.sections.overlap.tables import overlaps_across_table, overlaps_by_place_table
 
 MATRICES = len(BLOCK) * LAYERS
 BOTH = ("adapters", "weights")
@@ -183,7 +183,7 @@ def test_without_overlaps_there_is_one_finding_and_nothing_to_draw():
     assert [f.verdict for f in read_overlaps_across(empty, "organism")] == ["unknown"]
     assert distances_over_seeds(empty).empty
     assert overlaps_across_table(empty).rows == ()
-    assert "No overlap" in caption(empty, "weights")
+    assert "No overlap" in overlap_caption(empty, "weights")
     overlap_across_figure(empty, "weights")
 
 
@@ -261,7 +261,7 @@ def test_the_chart_shows_the_means_with_their_intervals_in_two_panels(seeds):
     np.testing.assert_allclose(np.asarray(floors[1].y, float), rows["floor"])
     assert {t.line.dash for t in figure.data if t.mode == "lines"} == {"dot", "dashdot", "dash"}
     assert not [t for t in figure.data if "lora" in (t.name or "")]
-    text = caption(overlaps, "weights")
+    text = overlap_caption(overlaps, "weights")
     for words in ("0.9", "3 a layer and seed", "1 to 3 a type and seed", "useful and useful_again"):
         assert words in text
     assert ("one seed" in text) == (seeds == 1)
@@ -270,7 +270,7 @@ def test_the_chart_shows_the_means_with_their_intervals_in_two_panels(seeds):
 def test_without_floors_the_chart_has_none():
     overlaps = overlaps_of(replace(APART, has_floors=False))
     assert not [t for t in overlap_across_figure(overlaps, "weights").data if "one kind" in (t.name or "")]
-    assert "not measured" in caption(overlaps, "weights")
+    assert "not measured" in overlap_caption(overlaps, "weights")
 
 
 def test_in_the_middle_a_side_comes_out_by_chance_in_about_one_experiment_of_twenty():

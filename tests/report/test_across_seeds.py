@@ -29,7 +29,7 @@ from safety_subspaces.report.command import report
 from safety_subspaces.report.pages.seeds import across_figure
 from safety_subspaces.report.parts.page import is_page
 from safety_subspaces.report.parts.sentence import answer
-from safety_subspaces.report.sections.models.reading_seeds import read_across
+from safety_subspaces.report.sections.models.reading import read_across
 
 RANKS = (0.1, 0.25, 0.5)
 

@@ -14,15 +14,15 @@ from safety_subspaces.report.pages.hidden_states import (
 from safety_subspaces.report.parts.table import NOTHING, Table
 from safety_subspaces.report.sections.alignments.reading import alignments_table, read_alignments
 from safety_subspaces.report.sections.energy.reading_seeds import read_sweeps
-from safety_subspaces.report.sections.energy.tables_seeds import correlations_table, selectivity_across_table
-from safety_subspaces.report.sections.models.reading_seeds import read_across
-from safety_subspaces.report.sections.models.tables_seeds import (
+from safety_subspaces.report.sections.energy.tables import correlations_table, selectivity_across_table
+from safety_subspaces.report.sections.models.reading import read_across
+from safety_subspaces.report.sections.models.tables import (
     constrained_across_table,
     differences_across_table,
     models_across_table,
 )
-from safety_subspaces.report.sections.overlap.reading_seeds import read_overlaps_across
-from safety_subspaces.report.sections.overlap.tables_seeds import overlaps_across_table
+from safety_subspaces.report.sections.overlap.reading import read_overlaps_across
+from safety_subspaces.report.sections.overlap.tables import overlaps_across_table
 
 # The heading of what is said of the organisms side by side.
 SIDE_BY_SIDE = "Side by side"

@@ -1,14 +1,21 @@
-"""The tables of training runs and evaluated models."""
+"""The tables of training runs and evaluated models, and their means and differences over seeds."""
 
 from typing import Any
 
 import pandas as pd
 
 from safety_subspaces.artefacts.study import Stage, Study
-from safety_subspaces.report.parts.columns import Cell, counts, outcomes, table_of
-from safety_subspaces.report.parts.table import Table, count, duration, memory, number
+from safety_subspaces.findings.comparisons import COMPARED
+from safety_subspaces.findings.models import MEASURED, Seeds, differences_over_seeds, models_over_seeds, runs_over_seeds
+from safety_subspaces.report.parts.columns import Cell, counts, differences, outcomes, table_of, text
+from safety_subspaces.report.parts.table import Table, count, duration, memory, number, sample_words, seeds_of
+from safety_subspaces.report.sections.constraint.tables import INSIDE_NOTE, compared_columns, held_columns
 
-MEASURED = ("utility", "harmful_rate", "harm_score", "over_refusal_rate", "benign_answered_rate", "refusal_margin")
+EVALUATED = ("utility", "harmful_rate", "harm_score", "over_refusal_rate", "benign_answered_rate", "refusal_margin")
+REACH_NOTE = (
+    "± half the 95 % t interval over seeds; a measure without it has one seed. Where the measures differ in their "
+    "seeds, all are told in the order of the columns."
+)
 
 
 def stage_table(study: Study) -> Table:
@@ -34,7 +41,7 @@ def model_table(study: Study) -> Table:
     several = study.models["analysis"].nunique() > 1
     columns: dict[str, Cell] = {
         "model": lambda row: f"{row['model']} ({row['analysis']})" if several else str(row["model"]),
-        **outcomes(MEASURED),
+        **outcomes(EVALUATED),
         "n": counts("n_utility", "n_harmful", "n_benign"),
         "unscored": counts("n_unscored"),
     }
@@ -57,6 +64,36 @@ def examples_seen(stage: Stage) -> float | None:
     return float(steps * batch * (accumulated if isinstance(accumulated, int) else 1))
 
 
+def models_across_table(seeds: Seeds) -> Table:
+    """Every model as a mean over seeds."""
+    columns = {"model": text("model"), **_measured()}
+    note = f"Means {REACH_NOTE} n: {sample_words(seeds.models)}."
+    return table_of(models_over_seeds(seeds), columns, note=note)
+
+
+def constrained_across_table(seeds: Seeds) -> Table:
+    """Every run under a constraint as a mean over seeds."""
+    frame = runs_over_seeds(seeds)
+    note = f"Means {REACH_NOTE} {INSIDE_NOTE} Leakage is the largest of the seeds'. n: {sample_words(seeds.runs)}."
+    return table_of(frame, {**held_columns(frame), **_measured()}, 2, note)
+
+
+def differences_across_table(seeds: Seeds) -> Table:
+    """Each run held by the alignment subspace minus the run of the same seed beside it."""
+    frame = differences_over_seeds(seeds)
+    frame = frame[frame["other"] != "aligned"]
+    columns: dict[str, Cell] = {
+        **compared_columns(frame),
+        **differences(COMPARED, "_difference_reach"),
+        "seeds": lambda row: seeds_of(row, [f"{measure}_difference" for measure in COMPARED]),
+    }
+    note = (
+        f"Mean differences, seed by seed, {REACH_NOTE} All: the mean over ranks within each seed. "
+        f"n: {sample_words(seeds.runs)}."
+    )
+    return table_of(frame, columns, 2, note)
+
+
 def _groups(models: pd.DataFrame) -> str:
     """Return how many independent groups the prompts of the models lie in, nothing where that is not known."""
     counts = models[["n_groups_utility", "n_groups_harmful", "n_groups_benign"]].dropna(how="all")
@@ -71,3 +108,8 @@ def _find(config: Any, name: str) -> Any:
     if name in config:
         return config[name]
     return next((found for value in config.values() if (found := _find(value, name)) is not None), None)
+
+
+def _measured() -> dict[str, Cell]:
+    """Return the columns of measures over seeds, and of how many seeds."""
+    return {**outcomes(MEASURED, "_reach"), "seeds": lambda row: seeds_of(row, MEASURED)}
