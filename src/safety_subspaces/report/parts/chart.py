@@ -116,11 +116,9 @@ def finished_by_layer(
     figure: go.Figure, panels: int, layers: Iterable[Any], title: str | None = None, **options: Any
 ) -> go.Figure:
     """Give a chart of :func:`panels_of` over layers its axes and its height; ticks at whole layers, about ten."""
-    known = sorted({int(layer) for layer in layers})
-    step = max(1, round((known[-1] - known[0] + 1) / 10)) if known else 1
     if title is not None:
         figure.update_yaxes(title=title)
-    figure.update_xaxes(dtick=step, tick0=0, tickformat="d")
+    figure.update_xaxes(dtick=layer_step(layers), tick0=0, tickformat="d")
     figure.update_xaxes(title="layer", row=panels, col=1)
     return finished_panels(figure, panels, **options)
 
@@ -133,6 +131,12 @@ def curve_style(place: int) -> dict[str, Any]:
         "line": {"color": colour, "width": 1.4},
         "marker": {"color": colour, "size": 8, "symbol": SYMBOLS[place % len(SYMBOLS)]},
     }
+
+
+def layer_step(layers: Iterable[Any]) -> int:
+    """Return a step that puts at most about ten ticks on the layers, each at a whole one."""
+    known = [int(layer) for layer in layers]
+    return max(1, round((max(known) - min(known) + 1) / 10)) if known else 1
 
 
 def draw_curve(
@@ -162,19 +166,14 @@ def draw_curve(
         style: What is drawn otherwise than :func:`curve_style` says.
     """
     look = curve_style(number)
-    figure.add_scatter(
-        x=x,
-        y=y,
-        error_y=None if errors is None else error_bar(errors, look["marker"]["color"]),
-        name=name,
-        legendgroup=name,
-        showlegend=panel == 1,
-        customdata=None if seen is None else seen.astype(float).to_numpy(),
-        hovertemplate=f"{hover}<extra>{name}</extra>",
-        row=panel,
-        col=1,
-        **(look | style),
-    )
+    options = {
+        "error_y": None if errors is None else error_bar(errors, look["marker"]["color"]),
+        "legendgroup": name,
+        "showlegend": panel == 1,
+        "customdata": None if seen is None else seen.astype(float).to_numpy(),
+        "hovertemplate": f"{hover}<extra>{name}</extra>",
+    }
+    figure.add_scatter(x=x, y=y, name=name, row=panel, col=1, **(options | look | style))
 
 
 def draw_silent(figure: go.Figure, panel: int, x: Any, y: Any, line: dict[str, Any], group: str | None = None) -> None:

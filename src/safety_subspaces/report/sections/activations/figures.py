@@ -25,7 +25,6 @@ from safety_subspaces.report.parts.chart import (
     curve_style,
     draw_curve,
     draw_key,
-    error_bar,
     finished_by_layer,
     panels_of,
 )
@@ -76,29 +75,23 @@ def margin_figure(activations: Activations, view: View) -> go.Figure | None:
     for place, pair in enumerate(pairs, start=1):
         for number, model, line in lines_of(view, of_pair(cells, pair)):
             colour = PALETTE[number % len(PALETTE)]
-            known = line[["stderr", "power", "p_overlapping", "margin", "floor_overlap", "matched_chance"]]
-            figure.add_scatter(
-                x=line["layer"],
-                y=line["from_margin"],
-                error_y=error_bar(line["stderr"], colour),
-                mode="lines+markers",
-                name=model,
-                legendgroup=model,
+            symbols = [VERDICT_SYMBOLS.get(str(verdict), "circle-open") for verdict in line["verdict"]]
+            draw_curve(
+                figure,
+                place,
+                number,
+                model,
+                line["layer"],
+                line["from_margin"],
+                errors=line["stderr"],
+                seen=line[["stderr", "power", "p_overlapping", "margin", "floor_overlap", "matched_chance"]],
+                hover="layer %{x}: %{y:+.3f} ± %{customdata[0]:.3f}, %{text}<br>p %{customdata[2]:.3f}, power "
+                "%{customdata[1]:.2f}<br>margin %{customdata[3]:.3f}, floor %{customdata[4]:.3f}, matched "
+                "%{customdata[5]:.3f}",
+                text=line["verdict"].astype(str),
                 showlegend=False,
                 line={"color": colour, "width": 1.2},
-                marker={
-                    "color": colour,
-                    "size": 9,
-                    "symbol": [VERDICT_SYMBOLS.get(str(v), "circle-open") for v in line["verdict"]],
-                    "line": {"width": 2, "color": colour},
-                },
-                customdata=known.astype(float).to_numpy(),
-                text=line["verdict"].astype(str),
-                hovertemplate="layer %{x}: %{y:+.3f} ± %{customdata[0]:.3f}, %{text}<br>p %{customdata[2]:.3f}, power "
-                "%{customdata[1]:.2f}<br>margin %{customdata[3]:.3f}, floor %{customdata[4]:.3f}, matched "
-                f"%{{customdata[5]:.3f}}<extra>{model}</extra>",
-                row=place,
-                col=1,
+                marker={"color": colour, "size": 9, "symbol": symbols, "line": {"width": 2, "color": colour}},
             )
         figure.add_hline(y=0, line={"dash": "dot", "width": 1.2, "color": GREY}, row=place, col=1)
     for number, model in enumerate(view.models):

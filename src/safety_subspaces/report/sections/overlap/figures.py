@@ -11,7 +11,7 @@ from safety_subspaces.artefacts.palette import GREY, PALETTE
 from safety_subspaces.artefacts.study import Study
 from safety_subspaces.findings.comparisons import PAIR, in_blocks, nearest_energy, overlap_by
 from safety_subspaces.findings.overlaps import AS_NAMED, distances_over_seeds
-from safety_subspaces.report.parts.chart import draw_key, draw_silent, error_bar, finished
+from safety_subspaces.report.parts.chart import draw_key, draw_silent, error_bar, finished, layer_step
 
 PANELS: Final = {"layer": "layer", "type": "type of tensor"}
 # Level, dash and how its line is told in the legend; lines are drawn across the place that they belong to.
@@ -63,7 +63,7 @@ def overlap_figure(study: Study) -> go.Figure:
                 )
     for title, dash in (("chance", "dot"), ("matched chance", "dashdot")):
         draw_key(figure, title, line={"color": GREY, "dash": dash, "width": 1.2})
-    figure.update_xaxes(title="layer", dtick=_whole_ticks(by_layer["layer"]))
+    figure.update_xaxes(title="layer", dtick=layer_step(by_layer["layer"]))
     figure.update_yaxes(title="overlap of weights", range=[0, None], rangemode="tozero")
     return finished(figure, height=430)
 
@@ -180,11 +180,6 @@ def overlap_caption(overlaps: pd.DataFrame, analysis: str) -> str:
 def _pair_name(pair: Iterable[Any], rows: pd.DataFrame) -> str:
     analysis, first, second = pair
     return f"{first} - {second}" + (f" ({analysis})" if rows["analysis"].nunique() > 1 else "")
-
-
-def _whole_ticks(layers: pd.Series) -> int:
-    """Return a step that puts at most about ten ticks on the layers, each at a whole one."""
-    return max(1, round(float(layers.max() - layers.min() + 1) / 10)) if len(layers) else 1
 
 
 def _shown(overlaps: pd.DataFrame, analysis: str) -> pd.DataFrame:

@@ -16,7 +16,6 @@ from safety_subspaces.findings.probes import (
     ProbeView,
     in_order,
     of_view,
-    over_layers,
 )
 from safety_subspaces.report.parts.chart import (
     bounds_of,
@@ -91,11 +90,6 @@ def left_figure(frame: pd.DataFrame, reach: str = "left_stderr") -> go.Figure:
     ends = [value for value in (0.0, *low, *high) if not pd.isna(value)]
     figure.update_yaxes(title="above chance", range=bounds_of(ends))
     return finished_panels(figure, len(erasures))
-
-
-def left_of_view(probes: Probes, view: ProbeView) -> pd.DataFrame:
-    """Return the means over layers of a view."""
-    return over_layers(of_view(probes.table, view))
 
 
 def _draw_probe(

@@ -102,18 +102,17 @@ def _draw_band(figure: go.Figure, line: pd.DataFrame, name: str, place: int) -> 
     edge = {"mode": "lines", "line": {"width": 0}, "showlegend": False, "hoverinfo": "skip", "legendgroup": name}
     figure.add_scatter(x=known["strength"], y=known["low"], **edge, **at)
     figure.add_scatter(x=known["strength"], y=known["high"], fill="tonexty", fillcolor=BAND, **edge, **at)
-    figure.add_scatter(
-        x=known["strength"],
-        y=known["value"],
+    draw_curve(
+        figure,
+        place,
+        0,
+        name,
+        known["strength"],
+        known["value"],
+        seen=known[["low", "high", "draws"]],
+        hover="strength %{x:g}: %{y:.3f}<br>%{customdata[0]:.3f} to %{customdata[1]:.3f} over "
+        "%{customdata[2]:.0f} draws",
         error_y=error_bar(known["error"], GREY),
-        mode="lines+markers",
-        name=name,
-        legendgroup=name,
-        showlegend=place == 1,
         line={"color": GREY, "width": 1.2, "dash": "dash"},
         marker={"color": GREY, "size": 6},
-        customdata=known[["low", "high", "draws"]].astype(float).to_numpy(),
-        hovertemplate="strength %{x:g}: %{y:.3f}<br>%{customdata[0]:.3f} to %{customdata[1]:.3f} over "
-        f"%{{customdata[2]:.0f}} draws<extra>{name}</extra>",
-        **at,
     )
