@@ -5,9 +5,18 @@ import pandas as pd
 from safety_subspaces.artefacts.study import Study
 from safety_subspaces.findings.comparisons import COMPARED
 from safety_subspaces.findings.constrained import compare_runs, constrained_runs
-from safety_subspaces.findings.models import MEASURED
-from safety_subspaces.report.parts.columns import Cell, counts, differences, numbers, outcomes, table_of, text
-from safety_subspaces.report.parts.table import NOTHING, Table
+from safety_subspaces.findings.models import MEASURED, Seeds, differences_over_seeds, runs_over_seeds
+from safety_subspaces.report.parts.columns import (
+    Cell,
+    counts,
+    differences,
+    means_over_seeds,
+    numbers,
+    outcomes,
+    table_of,
+    text,
+)
+from safety_subspaces.report.parts.table import NOTHING, Table, sample_words, seeds_of
 
 # What a run is held to, or compared with.
 NAMES = {
@@ -22,12 +31,16 @@ INSIDE_NOTE = (
     "the constraint forbids it. Random subspaces have equal rank, or in each tensor the rank that would have kept "
     "equal energy of the unconstrained run's update."
 )
+REACH_NOTE = (
+    "± half the 95 % t interval over seeds; a measure without it has one seed. Where the measures differ in their "
+    "seeds, all are told in the order of the columns."
+)
 
 
 def constrained_table(study: Study) -> Table:
     """Every run under a constraint, and the same training without one."""
     runs = constrained_runs(study)
-    columns = {**held_columns(runs), **outcomes(MEASURED), "n": counts("n_utility", "n_harmful", "n_benign")}
+    columns = {**_held_columns(runs), **outcomes(MEASURED), "n": counts("n_utility", "n_harmful", "n_benign")}
     note = f"± one standard error over prompts. {INSIDE_NOTE} n: utility/harmful/benign prompts."
     return table_of(runs, columns, 2, note)
 
@@ -40,10 +53,33 @@ def comparison_table(study: Study) -> Table:
         "± one standard error over prompts, which takes the answers of two models for independent; one run each, so no "
         "error bar covers another training run or another random subspace."
     )
-    return table_of(compared, {**compared_columns(compared), **differences(COMPARED, "_error")}, 2, note)
+    return table_of(compared, {**_compared_columns(compared), **differences(COMPARED, "_error")}, 2, note)
 
 
-def held_columns(runs: pd.DataFrame) -> dict[str, Cell]:
+def constrained_across_table(seeds: Seeds) -> Table:
+    """Every run under a constraint as a mean over seeds."""
+    frame = runs_over_seeds(seeds)
+    note = f"Means {REACH_NOTE} {INSIDE_NOTE} Leakage is the largest of the seeds'. n: {sample_words(seeds.runs)}."
+    return table_of(frame, {**_held_columns(frame), **means_over_seeds(MEASURED)}, 2, note)
+
+
+def differences_across_table(seeds: Seeds) -> Table:
+    """Each run held by the alignment subspace minus the run of the same seed beside it."""
+    frame = differences_over_seeds(seeds)
+    frame = frame[frame["other"] != "aligned"]
+    columns: dict[str, Cell] = {
+        **_compared_columns(frame),
+        **differences(COMPARED, "_difference_reach"),
+        "seeds": lambda row: seeds_of(row, [f"{measure}_difference" for measure in COMPARED]),
+    }
+    note = (
+        f"Mean differences, seed by seed, {REACH_NOTE} All: the mean over ranks within each seed. "
+        f"n: {sample_words(seeds.runs)}."
+    )
+    return table_of(frame, columns, 2, note)
+
+
+def _held_columns(runs: pd.DataFrame) -> dict[str, Cell]:
     """Return the columns of what each run was held to, and of where its update lies."""
     return {
         "constraint": _constraint_in(runs),
@@ -55,7 +91,7 @@ def held_columns(runs: pd.DataFrame) -> dict[str, Cell]:
     }
 
 
-def compared_columns(compared: pd.DataFrame) -> dict[str, Cell]:
+def _compared_columns(compared: pd.DataFrame) -> dict[str, Cell]:
     """Return the columns of what is compared."""
     return {
         "held by alignment": _constraint_in(compared),
