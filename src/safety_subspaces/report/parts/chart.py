@@ -210,10 +210,14 @@ def draw_level(
 
 
 def draw_levels(
-    figure: go.Figure, panel: int, levels: Sequence[tuple[str, str, float]], width: float = 1.4, opacity: float = 1
+    figure: go.Figure,
+    panel: int,
+    levels: Sequence[tuple[str, str, float]],
+    width: float = 1.4,
+    opacity: float | None = None,
 ) -> list[float]:
     """Draw where the two models that projections lie between stand: label, colour and level; return those known."""
     for (label, colour, level), position in zip(levels, ("top left", "top right"), strict=False):
         if not np.isnan(level):
-            draw_level(figure, panel, level, label, colour, position, width, None if opacity == 1 else opacity)
+            draw_level(figure, panel, level, label, colour, position, width, opacity)
     return [level for _, _, level in levels if not np.isnan(level)]

@@ -181,7 +181,7 @@ def _keys(figure: go.Figure, runs: pd.DataFrame, sizes: dict[float, float]) -> N
 
 
 def _key(
-    figure: go.Figure, name: str, symbol: str, colour: str = GREY, size: float = 10, group: str | None = None
+    figure: go.Figure, name: str, symbol: str, colour: str = GREY, size: float | int = 10, group: str | None = None
 ) -> None:
     line = {"width": 2 if symbol.endswith("-open") else 0, "color": colour}
     marker = {"symbol": symbol, "color": colour, "size": size, "line": line}
