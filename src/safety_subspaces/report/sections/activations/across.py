@@ -16,7 +16,7 @@ from safety_subspaces.findings.activations import (
 )
 from safety_subspaces.findings.intervals import Finding, interval_of, over_seeds
 from safety_subspaces.report.parts.chart import curve_style, draw_curve, draw_silent, finished_by_layer, panels_of
-from safety_subspaces.report.parts.columns import Cell, compared, numbers, table_of, text
+from safety_subspaces.report.parts.columns import Cell, compared, numbers, short, table_of, texts
 from safety_subspaces.report.parts.page import make_chart
 from safety_subspaces.report.parts.section import Section
 from safety_subspaces.report.parts.sentence import many, seeds_interval_words
@@ -52,17 +52,17 @@ def seeds_verdict(row: pd.Series) -> str:
 
 def space_across_table(activations: Activations) -> Table:
     """Each pair in each model over seeds, at every position."""
-    rows = [
-        row.to_dict() | {"view": view}
+    frames = [
+        _in_order(space_over_seeds(activations, view), view).assign(
+            analysis=view.analysis, position=view.position, energy=view.energy
+        )
         for view in activations.views
-        for _, row in _in_order(space_over_seeds(activations, view), view).iterrows()
     ]
+    rows = [row for frame in frames for _, row in frame.iterrows()]
     columns: dict[str, Cell] = {
         "pair": compared,
-        "model": text("model"),
-        "analysis": lambda row: row["view"].analysis,
-        "position": lambda row: row["view"].position,
-        "energy": lambda row: f"{row['view'].energy:g}",
+        **texts("model", "analysis", "position"),
+        "energy": short("energy"),
         "above matched": numbers("above", 3, "above_reach", "+"),
         "floor above": numbers("floor_above", 3, "floor_above_reach", "+"),
         "minus margin": numbers("from_margin", 3, "from_margin_reach", "+"),
