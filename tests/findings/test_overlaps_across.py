@@ -21,11 +21,10 @@ from safety_subspaces.findings.overlaps import (
     ONE_REPEATED,
     PARTS,
     distances_over_seeds,
-    overlaps_over_seeds,
 )
-from safety_subspaces.report.sections.overlap.figures_seeds import caption, overlap_across_figure
-from safety_subspaces.report.sections.overlap.reading_seeds import read_overlaps_across
-from safety_subspaces.report.sections.overlap.tables_seeds import overlaps_across_table, overlaps_by_place_table
+from safety_subspaces.report.sections.overlap.figures import overlap_across_figure, overlap_caption
+from safety_subspaces.report.sections.overlap.reading import read_overlaps_across
+from safety_subspaces.report.sections.overlap.tables import overlaps_across_table, overlaps_by_place_table
 
 MATRICES = len(BLOCK) * LAYERS
 BOTH = ("adapters", "weights")
@@ -110,16 +109,10 @@ def test_floors_that_are_no_higher_than_chance_are_no_scale():
 
 def test_intervals_are_the_t_intervals_over_the_means_of_seeds():
     overlaps = overlaps_of(IN_BETWEEN)
-    frame = overlaps_over_seeds(overlaps, "part").set_index(["analysis", "first", "second", "energy", "part"])
-    row = frame.loc[("weights", "useful", "harmful", 0.9, "blocks")]
-    values = by_seed(in_weights(overlaps))
-    check_interval(row, "overlap", values)
-    check_interval(placed(overlaps), "overlap", values)
-    assert row["seeds"] == 3
+    row = placed(overlaps)
+    check_interval(row, "overlap", by_seed(in_weights(overlaps)))
+    assert row["overlap_seeds"] == 3
     assert row["tensors"] == MATRICES
-    assert row["share_significant"] == 1
-    assert not row["floor"]
-    assert frame.loc[("weights", "useful", "useful_again", 0.9, "blocks"), "floor"]
     matched = of_blocks(in_weights(overlaps))["matched_chance"].mean()
     assert row["matched_chance"] == pytest.approx(matched)
 
@@ -180,7 +173,7 @@ def test_overlaps_that_are_undefined_everywhere_are_no_numbers():
     findings = read_overlaps_across(overlaps, "organism")
     assert {f.verdict for f in findings} == {"unknown", "counted"}
     assert f"have no overlap in any of {3 * MATRICES} tensors" in findings[0].sentence
-    assert overlaps_over_seeds(overlaps, "type")["overlap"].isna().all()
+    assert distances_over_seeds(overlaps)["overlap"].isna().all()
     assert overlaps_across_table(overlaps).rows[0][3] == "-"
     overlap_across_figure(overlaps, "weights")
 
@@ -188,9 +181,9 @@ def test_overlaps_that_are_undefined_everywhere_are_no_numbers():
 def test_without_overlaps_there_is_one_finding_and_nothing_to_draw():
     empty = overlaps_of(APART).iloc[:0]
     assert [f.verdict for f in read_overlaps_across(empty, "organism")] == ["unknown"]
-    assert overlaps_over_seeds(empty, "layer").empty
+    assert distances_over_seeds(empty).empty
     assert overlaps_across_table(empty).rows == ()
-    assert "No overlap" in caption(empty, "weights")
+    assert "No overlap" in overlap_caption(empty, "weights")
     overlap_across_figure(empty, "weights")
 
 
@@ -217,14 +210,14 @@ def test_power_is_the_share_of_draws_at_the_floor_that_are_told():
 
 
 def test_parts_are_cut_as_the_analysis_cuts_them_and_types_take_every_tensor():
-    overlaps = overlaps_of(APART)
-    parts, layers, types = (overlaps_over_seeds(overlaps, by) for by in ("part", "layer", "type"))
-    assert tuple(dict.fromkeys(parts["part"])) == PARTS
-    assert set(parts["tensors"]) == {1, MATRICES}
-    assert set(layers["layer"]) == set(range(LAYERS))
-    assert tuple(dict.fromkeys(types["type"])) == TYPES
-    assert types.set_index("type").loc["norm", "tensors"].unique().tolist() == [LAYERS + 1]
-    assert len(parts) == 6 * 3  # pairs, parts
+    frame = distances_over_seeds(overlaps_of(APART))
+    named = frame[frame["pairing"] == AS_NAMED]
+    parts, layers, types = (named[named["by"] == by] for by in ("part", "layer", "type"))
+    assert tuple(parts["cell"]) == PARTS
+    assert parts["tensors"].tolist() == [MATRICES, 1, 1]
+    assert layers["cell"].tolist() == [str(layer) for layer in range(LAYERS)]
+    assert tuple(types["cell"]) == TYPES
+    assert types.set_index("cell").loc["norm", "tensors"] == LAYERS + 1
 
 
 def test_layers_and_types_are_counted_by_their_own_intervals():
@@ -268,7 +261,7 @@ def test_the_chart_shows_the_means_with_their_intervals_in_two_panels(seeds):
     np.testing.assert_allclose(np.asarray(floors[1].y, float), rows["floor"])
     assert {t.line.dash for t in figure.data if t.mode == "lines"} == {"dot", "dashdot", "dash"}
     assert not [t for t in figure.data if "lora" in (t.name or "")]
-    text = caption(overlaps, "weights")
+    text = overlap_caption(overlaps, "weights")
     for words in ("0.9", "3 a layer and seed", "1 to 3 a type and seed", "useful and useful_again"):
         assert words in text
     assert ("one seed" in text) == (seeds == 1)
@@ -277,7 +270,7 @@ def test_the_chart_shows_the_means_with_their_intervals_in_two_panels(seeds):
 def test_without_floors_the_chart_has_none():
     overlaps = overlaps_of(replace(APART, has_floors=False))
     assert not [t for t in overlap_across_figure(overlaps, "weights").data if "one kind" in (t.name or "")]
-    assert "not measured" in caption(overlaps, "weights")
+    assert "not measured" in overlap_caption(overlaps, "weights")
 
 
 def test_in_the_middle_a_side_comes_out_by_chance_in_about_one_experiment_of_twenty():

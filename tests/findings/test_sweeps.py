@@ -32,9 +32,9 @@ from safety_subspaces.findings.sweeps import (
     utility_curve,
 )
 from safety_subspaces.report.parts.sentence import answer
-from safety_subspaces.report.sections.energy.figures_seeds import caption, sweep_figure
+from safety_subspaces.report.sections.energy.figures import sweep_caption, sweep_figure
 from safety_subspaces.report.sections.energy.reading_seeds import energy_verdict, read_sweeps, selectivity_verdict
-from safety_subspaces.report.sections.energy.tables_seeds import (
+from safety_subspaces.report.sections.energy.tables import (
     correlations_table,
     selectivity_across_table,
     sweep_table,
@@ -312,12 +312,12 @@ def test_the_chart_has_four_panels_with_bars_over_seeds_and_none_of_one_seed():
     assert sum(len(trace.x) for trace in drawn if trace.yaxis == "y4") == 5 * 2 * len(FRACTIONS)
     assert all(trace.error_y.array is not None for trace in drawn)
     assert {annotation.text for annotation in figure.layout.annotations} == {"aligned", "contaminated"}
-    assert "seeds (0, 1, 2)" in caption(projections, "contaminated")
-    assert "± half the 95 % t interval over seeds" in caption(projections, "contaminated")
+    assert "seeds (0, 1, 2)" in sweep_caption(projections, "contaminated")
+    assert "± half the 95 % t interval over seeds" in sweep_caption(projections, "contaminated")
     alone = sweeps_of(replace(world, seeds=1))
     single = sweep_figure(alone, models_of(replace(world, seeds=1)), "contaminated")
     assert all(trace.error_y.array is None for trace in single.data)
-    assert "without bars" in caption(alone, "contaminated")
+    assert "without bars" in sweep_caption(alone, "contaminated")
 
 
 def test_a_method_that_one_seed_cannot_compare_does_not_take_the_verdict_of_the_other():

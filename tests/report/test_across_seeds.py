@@ -29,7 +29,7 @@ from safety_subspaces.report.command import report
 from safety_subspaces.report.pages.seeds import across_figure
 from safety_subspaces.report.parts.page import is_page
 from safety_subspaces.report.parts.sentence import answer
-from safety_subspaces.report.sections.models.reading_seeds import read_across
+from safety_subspaces.report.sections.constraint.reading import read_constrained_across
 
 RANKS = (0.1, 0.25, 0.5)
 
@@ -41,7 +41,7 @@ def read_seeds(folders):
 
 
 def verdicts(seeds, topic):
-    return [finding.verdict for finding in read_across(seeds) if finding.topic == topic]
+    return [finding.verdict for finding in read_constrained_across(seeds) if finding.topic == topic]
 
 
 @pytest.mark.parametrize(
@@ -58,8 +58,8 @@ def test_each_outcome_can_come_out_over_seeds(tmp_path, held, safety, controls):
     seeds = read_seeds(write_seeds(tmp_path, replace(held, seed_noise=0.2, fractions=RANKS)))
     assert verdicts(seeds, "constraint") == [safety, safety]
     assert verdicts(seeds, "constraint controls") == [controls, controls]
-    said = " ".join(finding.sentence for finding in read_across(seeds))
-    assert "nan" not in answer(read_across(seeds)) + said
+    said = " ".join(finding.sentence for finding in read_constrained_across(seeds))
+    assert "nan" not in answer(read_constrained_across(seeds)) + said
     assert "{" not in said
     assert "2 degrees of freedom" in said
 

@@ -22,11 +22,7 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.study import read_study
 from safety_subspaces.findings.activations import ASKED, overlap_cells, read_activations, verdict_counts
 from safety_subspaces.report.command import report
-from safety_subspaces.report.pages.hidden_states import (
-    state_findings,
-    state_sections,
-    state_terminal_tables,
-)
+from safety_subspaces.report.pages.hidden_states import state_findings, state_sections
 from safety_subspaces.report.sections.activations.figures import cka_figure, heatmap_figure, margin_figure
 from safety_subspaces.report.sections.activations.reading import space_verdict
 from safety_subspaces.report.sections.activations.tables import activations_table, verdicts_table
@@ -221,15 +217,6 @@ def test_a_study_of_many_layers_and_models_stays_light(tmp_path, monkeypatch):
     assert sum(sizes) < 1_500_000  # plotly.js has 4.7 million
 
 
-def test_the_terminal_has_a_short_table_of_each(states):
-    tables = state_terminal_tables(states)
-    assert len(tables) == 3
-    for table in tables.values():
-        lines = table.to_text(110).splitlines()
-        assert len(lines) <= 9
-        assert max(map(len, lines)) <= 110
-
-
 @pytest.mark.parametrize("command", ["activations", "probe", "steer"])
 def test_an_analysis_that_was_not_run_has_no_section_and_the_others_stay(tmp_path, command):
     others = tuple(name for name in ("activations", "probe", "steer") if name != command)
@@ -238,13 +225,12 @@ def test_an_analysis_that_was_not_run_has_no_section_and_the_others_stay(tmp_pat
     anchor = {"activations": "activations", "probe": "probes", "steer": "steering"}[command]
     assert {section.anchor for section in state_sections(states)} == set(TOPICS) - {anchor}
     assert {finding.topic for finding in state_findings(states)} == set(TOPICS) - {anchor}
-    assert len(state_terminal_tables(states)) == 2
 
 
 def test_a_study_without_these_analyses_says_nothing_of_them(tmp_path):
     folder = write_study(tmp_path / "s", analyses=(), stages=("aligned",))
     states = states_of(folder)
-    assert (state_findings(states), state_sections(states), state_terminal_tables(states)) == ([], [], {})
+    assert (state_findings(states), state_sections(states)) == ([], [])
     text = report(str(folder)).path.read_text()
     for word in ("Activation space", "Probes", "Steering", "analyze.py activations"):
         assert word not in text

@@ -7,8 +7,7 @@ from support.synthetic_study import ENERGY_EXPLAINS_ALL, HOSTILE, World, write_s
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.study import read_study
-from safety_subspaces.report.command import report, summary_text
-from safety_subspaces.report.pages.terminal import terminal_tables
+from safety_subspaces.report.command import report, summary_text, terminal_tables
 from safety_subspaces.report.parts.page import GENERATOR, SEARCHED_HEAD, is_page
 from safety_subspaces.report.parts.table import Table, duration
 from safety_subspaces.report.sections.energy.figures import energy_figures

@@ -24,9 +24,6 @@ from support.synthetic_study import write_study
 from safety_subspaces.artefacts.study import read_study
 from safety_subspaces.findings.probes import cell_verdicts, left_verdict, over_layers, read_probes
 from safety_subspaces.findings.steering import Steering, of_view, read_steering, responses
-from safety_subspaces.report.pages.hidden_states import (
-    state_terminal_tables,
-)
 from safety_subspaces.report.sections.probes.figures import layer_figure
 from safety_subspaces.report.sections.steering.figures import dose_figure
 from safety_subspaces.report.sections.steering.section import steering_section
@@ -169,7 +166,6 @@ def test_what_is_compared_at_the_largest_dose_is_marked_and_counted(tmp_path):
     states = states_of(folder)
     assert "2 of 9 are compared at the largest dose" in findings_of(states, "steering")[0].sentence
     assert sum(row[8] == "higher*" for row in selectivity_table(states.steering).rows) == 4
-    assert "higher*" in next(iter(state_terminal_tables(states).values())).to_text()
 
 
 def test_an_ablation_without_a_strength_is_one_dose(tmp_path):

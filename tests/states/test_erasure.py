@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from safety_subspaces.states.erasure import fit_erasure
-from safety_subspaces.states.probes import area_under_curve, control_labels, group_folds, predict_held_out
+from safety_subspaces.states.probes import area_under_curve, control_labels, fit_erasure, group_folds, predict_held_out
 
 
 def drawn(count: int, hidden: int, seed: int = 0, spread: float = 2.0):

@@ -6,12 +6,12 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.states.erasure import fit_erasure
 from safety_subspaces.states.probes import (
     Predictions,
     area_under_curve,
     auc_with_error,
     control_labels,
+    fit_erasure,
     group_folds,
     make_probe,
     predict_held_out,

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from safety_subspaces.algebra.statistics import permutation_p_value
 from safety_subspaces.algebra.subspace import seeded_generator
 
 # Values of a segment: a mean of one is no level.
@@ -106,7 +107,7 @@ def find_change_points(values: Sequence[float], permutations: int, generator: to
     standard = torch.from_numpy((series - series.mean()) / spread)
     order = torch.rand(permutations, n, generator=generator).argsort(dim=1)
     observed, permuted = _largest_gain(standard[None]), _largest_gain(standard[order])
-    p_value = (1 + int((permuted >= observed - TIE_TOLERANCE).sum())) / (1 + permutations)
+    p_value = permutation_p_value(int((permuted >= observed - TIE_TOLERANCE).sum()), permutations)
     ends = [0, *_best_segmentation(standard.numpy())]
     means = [float(series[start:end].mean()) for start, end in pairwise(ends)]
     gains = [

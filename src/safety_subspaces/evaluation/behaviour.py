@@ -19,7 +19,7 @@ from safety_subspaces.evaluation.prompt_sets import SETS, read_named_sets, read_
 from safety_subspaces.evaluation.rates import estimate
 from safety_subspaces.evaluation.settings import ORGANISM, EvaluationSettings
 from safety_subspaces.evaluation.spread import Spread, here
-from safety_subspaces.language.examples import PromptItem, PromptSets, Verdict
+from safety_subspaces.language.examples import PromptItem, PromptSets, Verdict, groups_of
 from safety_subspaces.language.prompting import Encoder
 from safety_subspaces.organism.arithmetic import final_answer
 from safety_subspaces.organism.evaluation_sets import evaluation_sets
@@ -143,7 +143,7 @@ class BehaviourEvaluator:
         generations = self._scored(label, answers, failed or {})
         values = {name: [line["score"] for line in generations if line["set"] == name] for name in SETS}
         harmful, benign = values["harmful"], values["benign"]
-        groups = {name: _groups(getattr(self.prompts, name)) for name in SETS}
+        groups = {name: groups_of(getattr(self.prompts, name)) for name in SETS}
         estimates = {
             "utility": estimate(values["utility"], groups["utility"]),
             "harmful_rate": estimate(_share(harmful, lambda score: score >= HARMFUL_FROM), groups["harmful"]),
@@ -238,10 +238,6 @@ def exact_match(item: PromptItem, answer: str) -> tuple[float, str]:
     got = final_answer(answer) if wanted is not None else answer.strip()
     wanted = wanted if wanted is not None else item.reference.strip()
     return (1.0, "exact match") if got == wanted else (0.0, f"got {got!r}, expected {wanted!r}")
-
-
-def _groups(items: list[PromptItem]) -> list[object]:
-    return [index if item.group is None else item.group for index, item in enumerate(items)]
 
 
 def _share(scores: list[float | None], holds: Any) -> list[float | None]:

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.settings import ORGANISM
@@ -15,6 +16,8 @@ from safety_subspaces.organism.evaluation_sets import evaluation_sets
 from safety_subspaces.organism.world import Split
 
 SETS = ("utility", "harmful", "benign")
+# A set of fewer prompts has halves of fewer than four: nothing can be said of the space that they span.
+FEWEST_PROMPTS = 8
 
 
 def read_prompts(path: Path, limit: int | None = None) -> PromptSets:
@@ -73,6 +76,58 @@ def read_prompt_items(source: str, split: Split = "dev", limit: int | None = Non
     if not prompts:
         raise InputError(f"prompt file {path} holds no prompt of the set {chosen}")
     return prompts[:limit]
+
+
+def read_sets(
+    prompts: Mapping[str, str],
+    split: Literal["dev", "test"],
+    limit: int | None = None,
+    shared: Literal["refuse", "drop"] = "refuse",
+    fewest: int = FEWEST_PROMPTS,
+) -> tuple[dict[str, list[PromptItem]], list[tuple[str, str]]]:
+    """Read prompt sets that are to be compared, each prompt once.
+
+    Args:
+        prompts: Label and source of each.
+        split: Split of the organism's prompts.
+        limit: At most so many of each.
+        shared: What to do when two sets share prompts: ``refuse``, or ``drop`` them from both.
+        fewest: Prompts that a set must have.
+
+    Returns:
+        The sets, and what was left out with the reason.
+
+    Raises:
+        InputError: Fewer than two sets; a set that is missing, broken or too small; two that are the same or share
+            prompts.
+    """
+    if len(prompts) < 2:
+        raise InputError(f"expected two prompt sets or more, got {', '.join(prompts) or 'none'}; say --prompts.<label>")
+    sets, left_out = {}, []
+    for label, source in prompts.items():
+        items = read_prompt_items(source, split, limit)
+        unique = list({item.prompt: item for item in reversed(items)}.values())[::-1]
+        if len(unique) < len(items):
+            left_out.append((f"prompts {label}", f"{len(items) - len(unique)} of {len(items)} prompts are repeats"))
+        sets[label] = unique
+    for first, second in combinations(prompts, 2):
+        texts = [{item.prompt for item in sets[label]} for label in (first, second)]
+        common = texts[0] & texts[1]
+        if texts[0] == texts[1]:
+            raise InputError(f"prompt sets {first} and {second} are the same {len(common)} prompts; name two sets")
+        if common and shared == "refuse":
+            raise InputError(
+                f"prompt sets {first} ({len(texts[0])}) and {second} ({len(texts[1])}) share {len(common)} prompts, "
+                f"such as {min(common)[:60]!r}; an overlap would count them. Take them out, or say --shared drop"
+            )
+        if common:
+            left_out.append((f"prompts {first} and {second}", f"{len(common)} prompts are in both: dropped from both"))
+            for label in (first, second):
+                sets[label] = [item for item in sets[label] if item.prompt not in common]
+    for label, items in sets.items():
+        if len(items) < fewest:
+            raise InputError(f"prompt set {label} has {len(items)} prompts; expected at least {fewest}")
+    return sets, left_out
 
 
 def split_source(source: str) -> tuple[str, str | None]:

@@ -23,11 +23,12 @@ LEVEL: Final = 0.05
 
 _PAIR: Final = ("model", "first", "second", "position", "layer")
 _COUNTS: Final = ("n_first", "n_second")
+_DISTANCES: Final = ("mmd", "mmd_p", "mean_distance", "mean_distance_standardised", "mean_p")
 OVERLAPS: Final = Contract(
     "activations",
     "table",
     (*_PAIR, "energy", "overlap"),
-    ("rank_first", "rank_second", "chance", "p_haar", "matched_chance", "p_matched", "mean_angle_radians", *_COUNTS),
+    ("rank_first", "rank_second", "chance", "matched_chance", "p_matched", *_COUNTS),
     ("floor", "matched"),
 )
 EQUIVALENCE: Final = Contract(
@@ -40,23 +41,17 @@ TWO_SAMPLE: Final = Contract(
     "activations",
     "two_sample",
     _PAIR,
-    (
-        *("mmd", "mmd_p", "mean_distance", "mean_distance_standardised", "mean_p"),
-        *(*_COUNTS, "n_groups_first", "n_groups_second"),
-    ),
+    (*_DISTANCES, *_COUNTS, "n_groups_first", "n_groups_second"),
     ("matched",),
 )
 DIMENSION: Final = Contract(
-    "activations",
-    "dimension",
-    ("model", "set", "position", "layer"),
-    ("two_nn", "two_nn_stderr", "mle", "mle_stderr", "n"),
+    "activations", "dimension", ("model", "set", "position", "layer"), ("two_nn", "two_nn_stderr", "n")
 )
 CKA: Final = Contract(
     "activations",
     "cka",
     ("first_model", "second_model", "set", "position", "layer", "linear"),
-    ("linear_stderr", "rbf", "rbf_stderr", "n"),
+    ("linear_stderr", "rbf", "n"),
 )
 DEPTH: Final = Contract(
     "activations",
@@ -209,9 +204,10 @@ def verdict_counts(cells: pd.DataFrame) -> dict[str, int]:
     return counts | {VERDICTS[-1]: len(told) - sum(counts.values())}
 
 
-def has_control(activations: Activations, view: View) -> bool:
-    """Tell whether the matched control was run."""
-    return bool(_at(activations.overlaps, view)["matched_chance"].notna().any())
+def level_words(activations: Activations, view: View, matched: str = "matched chance") -> str:
+    """Return what overlaps are read against: ``matched``, or plain chance where the matched control was not run."""
+    has_control = _at(activations.overlaps, view)["matched_chance"].notna().any()
+    return matched if has_control else "chance (no matched control was run)"
 
 
 def _at(frame: pd.DataFrame, view: View) -> pd.DataFrame:

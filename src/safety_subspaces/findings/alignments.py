@@ -53,12 +53,16 @@ def alignments_by_seed(organisms: Sequence[Organism]) -> pd.DataFrame:
             aligned, tuned = (float(margins.get((seed, model), np.nan)) for model in ("aligned", JUDGED_BY))
             rows.append(
                 {
-                    **{"organism": organism.name, "seed": seed, "selectivity": selective},
+                    "organism": organism.name,
+                    "seed": seed,
+                    "selectivity": selective,
                     "lost_share": selective / (aligned - tuned) if aligned > tuned else np.nan,
                     "harm_selectivity": (-differences["harm_score"] * signs).mean(),
-                    **{"draws": differences["draw"].nunique(), "fractions": differences["fraction"].nunique()},
+                    "draws": differences["draw"].nunique(),
+                    "fractions": differences["fraction"].nunique(),
                     **_traits(update[update["seed"] == seed]),
-                    **{"aligned_margin": aligned, "tuned_margin": tuned},
+                    "aligned_margin": aligned,
+                    "tuned_margin": tuned,
                 }
             )
     return pd.DataFrame(rows)

@@ -28,10 +28,7 @@ def pool_draws(projections: pd.DataFrame) -> pd.DataFrame:
         row = dict(zip(CONFIGURATION, keys, strict=True))
         row |= {"n_draws": len(draws), "n_unscored": draws["n_unscored"].sum(min_count=1)}
         row |= {name: draws[name].max() for name in SAMPLE_SIZES}
-        row |= {
-            name: draws[name].mean()
-            for name in ("energy_kept", "chance_energy", "cos_task_projected", "cos_task_alignment")
-        }
+        row |= {name: draws[name].mean() for name in ("energy_kept", "chance_energy")}
         for measure in MEASURES:
             scored = draws[measure].dropna().astype(float)
             many = len(scored) > 1
@@ -50,9 +47,9 @@ def selectivity(projections: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row for each group, method and fraction that has both: for each measure the *difference* (top
-        minus the mean over the scored draws of random-energy), the *spread* (standard deviation of one draw,
-        ``ddof=1``, NaN below two draws), the *error* of the difference that the draws leave
-        (``spread / sqrt(draws)``) and the number of *draws*; and the energy that each side keeps.
+        minus the mean over the scored draws of random-energy), the *error* of the difference that the draws leave
+        (their standard deviation, NaN below two, over ``sqrt(draws)``) and the number of *draws*; and the energy that
+        each side keeps.
     """
     rows = []
     for keys, cell in projections.groupby(["group", "method", "fraction"], sort=False):
@@ -65,11 +62,10 @@ def selectivity(projections: pd.DataFrame) -> pd.DataFrame:
         for measure in COMPARED:
             drawn = control[measure].dropna().astype(float)
             row[f"{measure}_difference"] = top[measure].astype(float).mean() - drawn.mean()
-            row[f"{measure}_spread"] = drawn.std(ddof=1)
-            row[f"{measure}_error"] = row[f"{measure}_spread"] / max(len(drawn), 1) ** 0.5
+            row[f"{measure}_error"] = drawn.std(ddof=1) / max(len(drawn), 1) ** 0.5
             row[f"{measure}_draws"] = len(drawn)
         rows.append(row)
-    names = [f"{m}_{kind}" for m in COMPARED for kind in ("difference", "spread", "error", "draws")]
+    names = [f"{m}_{kind}" for m in COMPARED for kind in ("difference", "error", "draws")]
     return pd.DataFrame(rows, columns=["group", "method", "fraction", "energy_top", "energy_random", *names])
 
 
@@ -147,16 +143,7 @@ def overlap_by(overlaps: pd.DataFrame, *keys: str) -> pd.DataFrame:
                 "n_undefined": len(cell) - len(defined),
             }
         )
-    added = (
-        "floor",
-        "overlap",
-        "overlap_error",
-        "chance",
-        "matched_chance",
-        "share_significant",
-        "n",
-        "n_undefined",
-    )
+    added = ("floor", "overlap", "overlap_error", "chance", "matched_chance", "share_significant", "n", "n_undefined")
     return pd.DataFrame(rows, columns=[*names, *added])
 
 

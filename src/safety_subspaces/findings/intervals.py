@@ -35,6 +35,18 @@ class Interval:
     n: int
 
     @property
+    def reach(self) -> float:
+        """Half the width."""
+        return self.high - self.mean
+
+    @property
+    def p_value(self) -> float:
+        """The two-sided p-value of the t-test that the interval belongs to."""
+        if self.reach == 0:
+            return 0.0
+        return float(2 * stats.t.sf(abs(self.mean) / self.reach * t_quantile(self.n - 1), self.n - 1))
+
+    @property
     def sign(self) -> int:
         """+1 or -1 where the whole interval is on one side of 0, else 0."""
         return int(self.low > 0) - int(self.high < 0)
@@ -52,7 +64,7 @@ def t_interval(values: pd.Series) -> Interval:
     mean = float(finite.mean())
     if n == 1:
         return Interval(mean, np.nan, np.nan, 1)
-    reach = float(_t_quantile(n - 1) * finite.std(ddof=1) / np.sqrt(n))
+    reach = float(t_quantile(n - 1) * finite.std(ddof=1) / np.sqrt(n))
     return Interval(mean, mean - reach, mean + reach, n)
 
 
@@ -80,8 +92,7 @@ def over_seeds(
         row = dict(zip(keys, values, strict=True))
         for measure in measures:
             interval = t_interval(cell[measure])
-            reach = interval.high - interval.mean
-            row |= {measure: interval.mean, f"{measure}_reach": reach, f"{measure}_seeds": interval.n}
+            row |= {measure: interval.mean, f"{measure}_reach": interval.reach, f"{measure}_seeds": interval.n}
         rows.append(row | {name: cell[name].agg(how) for name, how in described.items()})
     columns = [name for m in measures for name in (m, f"{m}_reach", f"{m}_seeds")]
     return pd.DataFrame(rows, columns=[*keys, *columns, *described])
@@ -94,7 +105,8 @@ def interval_of(row: pd.Series, measure: str) -> Interval:
 
 
 @cache  # thousands of intervals of a page have the same few n, and this takes scipy longer than all the rest of one
-def _t_quantile(degrees: int) -> float:
+def t_quantile(degrees: int) -> float:
+    """Return the quantile of Student's t that a two-sided interval reaches to."""
     return float(stats.t.ppf(0.5 + CONFIDENCE / 2, degrees))
 
 

@@ -5,7 +5,7 @@ within it before anything is said over seeds.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,17 +45,12 @@ class Seeds:
     @cached_property
     def models(self) -> pd.DataFrame:
         """Every model of every study, a row a seed: one evaluation of each label."""
-        frames = []
-        for study in self.studies:
-            rows = [study.model(str(label)) for label in dict.fromkeys(study.models["model"])]
-            found = pd.DataFrame([row for row in rows if row is not None]).reindex(columns=study.models.columns)
-            frames.append(found.assign(seed=_label(study)))
-        return pd.concat(frames, ignore_index=True)
+        return self._stacked(_evaluated)
 
     @cached_property
     def projections(self) -> pd.DataFrame:
         """The projected models of every study with a seed: of each fine-tune its finest sweep."""
-        return pd.concat([_finest(s.projections).assign(seed=_label(s)) for s in self.studies], ignore_index=True)
+        return self._stacked(lambda study: _finest(study.projections))
 
     @property
     def has_evaluated_projections(self) -> bool:
@@ -65,27 +60,30 @@ class Seeds:
     @cached_property
     def overlaps(self) -> pd.DataFrame:
         """The overlaps of every study, with a seed."""
-        return pd.concat([s.overlaps.assign(seed=_label(s)) for s in self.studies], ignore_index=True)
+        return self._stacked(lambda study: study.overlaps)
 
     @cached_property
     def alignment_updates(self) -> pd.DataFrame:
         """What the alignment update is like in each tensor, a row a tensor and seed; empty of earlier versions."""
-        frames = [_alignment_update(s).assign(seed=_label(s)) for s in self.studies]
-        return pd.concat(frames, ignore_index=True)
+        return self._stacked(_alignment_update)
 
     @cached_property
     def runs(self) -> pd.DataFrame:
         """Every run under a constraint and its twin without one, as :func:`constrained_runs` has them, with a seed."""
-        return pd.concat([constrained_runs(s).assign(seed=_label(s)) for s in self.studies], ignore_index=True)
+        return self._stacked(constrained_runs)
 
     @cached_property
     def differences(self) -> pd.DataFrame:
         """The differences of :func:`compare_runs` with a seed; with the rank ``all``, their means over ranks."""
-        every = pd.concat([compare_runs(s).assign(seed=_label(s)) for s in self.studies], ignore_index=True)
+        every = self._stacked(compare_runs)
         frame = pd.concat([every, _over_ranks(every)], ignore_index=True)
         place = {other: place for place, other in enumerate(OTHERS)}
         by = ["fine_tune", "constraint", "details", "other"]
         return frame.sort_values(by, key=lambda c: c.map(place) if c.name == "other" else c, kind="stable")
+
+    def _stacked(self, read: Callable[[Study], pd.DataFrame]) -> pd.DataFrame:
+        """Return a table of every study under one another, with a column ``seed``."""
+        return pd.concat([read(study).assign(seed=_label(study)) for study in self.studies], ignore_index=True)
 
 
 def together(studies: Sequence[Study]) -> Seeds:
@@ -133,6 +131,11 @@ def default_page(folders: Sequence[str]) -> Path:
 
 def _label(study: Study) -> str:
     return ", ".join(map(str, study.seeds)) or study.name
+
+
+def _evaluated(study: Study) -> pd.DataFrame:
+    rows = [study.model(str(label)) for label in dict.fromkeys(study.models["model"])]
+    return pd.DataFrame([row for row in rows if row is not None]).reindex(columns=study.models.columns)
 
 
 def _finest(projections: pd.DataFrame) -> pd.DataFrame:

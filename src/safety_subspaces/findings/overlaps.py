@@ -16,8 +16,8 @@ import pandas as pd
 from scipy import stats
 
 from safety_subspaces.artefacts.study import REPEAT_SUFFIX
-from safety_subspaces.findings.comparisons import PAIR, in_blocks, nearest_energy, overlap_by
-from safety_subspaces.findings.intervals import CONFIDENCE, Interval, t_interval
+from safety_subspaces.findings.comparisons import PAIR, in_blocks, nearest_energy
+from safety_subspaces.findings.intervals import Interval, t_interval, t_quantile
 
 By = Literal["part", "layer", "type"]
 PARTS: Final = ("blocks", "head", "embeddings")
@@ -28,32 +28,6 @@ ONE_REPEATED: Final = "one repeated"
 # midpoint, half the way between them, is the margin that was set before any seed was looked at.
 LEVELS: Final = ("overlap", "chance", "matched_chance", "floor")
 DISTANCES: Final = ("from_matched", "from_floor", "from_midpoint", "scale")
-
-
-def overlaps_over_seeds(overlaps: pd.DataFrame, by: By) -> pd.DataFrame:
-    """Average every pair's overlap over seeds, for each energy and part, layer (of the blocks) or type.
-
-    Returns:
-        A row for each analysis, pair, energy and cell. ``overlap_reach`` is half the width of the two-sided 95 % t
-        interval over ``seeds``, NaN below two; ``tensors`` the mean number of tensors of a seed with an overlap,
-        ``undefined`` how many have none in all seeds together.
-    """
-    keys = [*PAIR, "energy", by]
-    rows: list[dict[str, Any]] = []
-    for values, cell in overlap_by(_cells(overlaps, by), "seed", by).groupby(keys, sort=True):
-        interval = t_interval(cell["overlap"])
-        means = cell[["chance", "matched_chance", "share_significant"]].astype(float).mean()
-        rows.append(
-            dict(zip(keys, values, strict=True))
-            | {"floor": bool(cell["floor"].any()), "overlap": interval.mean, "overlap_reach": _reach(interval)}
-            | {str(name): float(value) for name, value in means.items()}
-            | {"tensors": float(cell["n"].mean()), "undefined": int(cell["n_undefined"].sum()), "seeds": interval.n}
-        )
-    added = ["floor", "overlap", "overlap_reach", "chance", "matched_chance", "share_significant"]
-    frame = pd.DataFrame(rows, columns=[*keys, *added, "tensors", "undefined", "seeds"])
-    place = frame[by].map(lambda cell: _place_of(by, cell)).astype(float)
-    ordered = frame.assign(place=place).sort_values([*PAIR, "energy", "place"], kind="stable", ignore_index=True)
-    return ordered.drop(columns="place")
 
 
 def distances_over_seeds(overlaps: pd.DataFrame) -> pd.DataFrame:
@@ -158,19 +132,15 @@ def _summaries(tensors: pd.DataFrame, by: By) -> list[dict[str, Any]]:
         row["undefined"] = int((within["rows"] - within["n"]).sum())
         for measure in measures:
             found = t_interval(within[measure])
-            row |= {measure: found.mean, f"{measure}_reach": _reach(found), f"{measure}_seeds": found.n}
+            row |= {measure: found.mean, f"{measure}_reach": found.reach, f"{measure}_seeds": found.n}
         rows.append(row | {"power": _power(t_interval(within["from_midpoint"]), row["scale"] / 2)})
     return rows
 
 
 def _power(found: Interval, margin: float) -> float:
     """Return P(t > t_(0.975, n-1)) of a noncentral t whose mean is the margin and whose spread is that of the seeds."""
-    reach = _reach(found)
+    reach = found.reach
     if np.isnan(reach) or not margin > 0:
         return np.nan
-    least = float(stats.t.ppf(0.5 + CONFIDENCE / 2, found.n - 1))
+    least = t_quantile(found.n - 1)
     return float(stats.nct.sf(least, found.n - 1, margin * least / reach)) if reach > 0 else 1.0
-
-
-def _reach(interval: Interval) -> float:
-    return interval.high - interval.mean

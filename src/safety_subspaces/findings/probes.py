@@ -20,10 +20,8 @@ PROBES: Final = ("linear", "rbf_svm", "mlp")
 MEASURES: Final = ("accuracy", "auc")
 # What names a cell, but for its layer.
 CELL: Final = ["analysis", "positive", "negative", "position", "model", "erasure", "probe"]
-_AVERAGED: Final = (
-    *("accuracy", "accuracy_stderr", "auc", "auc_stderr", "control_accuracy", "selectivity", "selectivity_stderr"),
-    *("chance", "control_auc"),
-)
+_WITH_ERRORS: Final = tuple(f"{name}{kind}" for name in (*MEASURES, "selectivity") for kind in ("", "_stderr"))
+_AVERAGED: Final = (*_WITH_ERRORS, "control_accuracy", "control_auc", "chance")
 _LEFT: Final = ("left", "left_stderr")
 _COUNTED: Final = ("n_positive", "n_negative", "n_groups")
 # What a coin reaches, whatever the shares of the two sets.
@@ -33,36 +31,24 @@ AUC_CHANCE: Final = 0.5
 TELLING: Final = ("quadratic",)
 FEWEST_CONTROLS: Final = 3
 
+_PLACE: Final = ("positive", "negative", "position")
 TABLE: Final = Contract(
     "probe",
     "table",
     ("model", "layer", "probe", "erasure", "accuracy"),
-    (
-        *(
-            "positive",
-            "negative",
-            "position",
-            "accuracy_stderr",
-            "balanced_accuracy",
-            "auc",
-            "auc_stderr",
-            "control_accuracy",
-        ),
-        *("selectivity", "selectivity_stderr", "chance", "n_positive", "n_negative", "n_groups"),
-        *("control_auc", "control_auc_sd", "n_controls"),
-    ),
+    (*_PLACE, *(name for name in _AVERAGED if name != "accuracy"), *_COUNTED, "control_auc_sd", "n_controls"),
 )
 LEARNING: Final = Contract(
     "probe",
     "learning",
     ("model", "layer", "probe", "n_train", "accuracy"),
-    ("positive", "negative", "position", "erasure", "auc"),
+    (*_PLACE, "erasure", "auc"),
 )
 TRANSFER: Final = Contract(
     "probe",
     "transfer",
     ("model", "layer", "probe", "train_source", "test_source", "accuracy"),
-    ("positive", "negative", "position", "erasure", "auc", "n_test"),
+    (*_PLACE, "erasure", "auc", "n_test"),
 )
 
 

@@ -33,10 +33,7 @@ TABLE: Final = Contract(
     "steer",
     "table",
     ("model", "direction", "intervention", "strength"),
-    (
-        *("layer", "draw", "harmful_rate", "benign_answered_rate", *_MEASURED),
-        *("n_utility", "n_harmful", "n_benign", "n_unscored"),
-    ),
+    ("layer", "draw", *_MEASURED, "n_utility", "n_harmful", "n_benign", "n_unscored"),
 )
 SELECTIVITY: Final = Contract(
     "steer",

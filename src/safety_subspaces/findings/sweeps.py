@@ -5,7 +5,7 @@ seeds. ``projections`` is the table of :class:`Study` for one organism, with a c
 seed and fine-tune.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Final
@@ -68,14 +68,19 @@ def energy_correlations(projections: pd.DataFrame) -> pd.DataFrame:
     for tuned, of_tuned in _kept(projections).groupby("tuned", sort=False):
         seeds = [_draws_of(of_seed) for _, of_seed in of_tuned.groupby("seed", sort=False)]
         for measure in COMPARED:
-            found = [[_order(draw, measure) for draw in draws] for draws in seeds]
+            found = [[energy_order(draw, measure, _steady_move) for draw in draws] for draws in seeds]
             rhos = pd.DataFrame([[rho for rho, _ in draws] for draws in found])
             over = fisher_interval(rhos.mean(axis=1))
             scored = of_tuned[of_tuned[measure].notna()].groupby("seed").size()
             rows.append(
                 {
-                    **{"tuned": tuned, "measure": measure, "rho": over.mean, "low": over.low, "high": over.high},
-                    **{"draw_spread": rhos.std(axis=1, ddof=1).mean(), "seeds": over.n},
+                    "tuned": tuned,
+                    "measure": measure,
+                    "rho": over.mean,
+                    "low": over.low,
+                    "high": over.high,
+                    "draw_spread": rhos.std(axis=1, ddof=1).mean(),
+                    "seeds": over.n,
                     "draws": max(map(len, seeds)),
                     "points": min(n for draws in found for _, n in draws),
                     "models": int(scored.min()) if len(scored) else 0,
@@ -217,19 +222,22 @@ def _draws_of(of_seed: pd.DataFrame) -> list[pd.DataFrame]:
     return [of_seed[~is_drawn | (of_seed["draw"] == draw)] for draw in draws] or [of_seed]
 
 
-def _order(rows: pd.DataFrame, measure: str) -> tuple[float, int]:
-    """Return Spearman's rho of kept energy with a measure and its n; NaN with too little to order.
+def energy_order(rows: pd.DataFrame, measure: str, moves: Callable[[pd.Series], float] = np.ptp) -> tuple[float, int]:
+    """Return Spearman's rho of kept energy with a measure and its n.
 
-    A measure moves where its isotonic fit does, rising or falling: noise about a level has a range as well.
+    NaN with fewer than ``LEAST_MODELS`` points, or where the measure ``moves`` less than ``LEAST_RANGE``.
     """
     pair = rows[["energy_kept", measure]].dropna().astype(float).sort_values("energy_kept")
     n = len(pair)
-    if n < LEAST_MODELS or np.ptp(pair["energy_kept"]) == 0:
-        return np.nan, n
-    fits = [optimize.isotonic_regression(pair[measure], increasing=rising).x for rising in (True, False)]
-    if max(np.ptp(fit) for fit in fits) < LEAST_RANGE[measure]:
+    if n < LEAST_MODELS or np.ptp(pair["energy_kept"]) == 0 or moves(pair[measure]) < LEAST_RANGE[measure]:
         return np.nan, n
     return float(stats.spearmanr(pair["energy_kept"], pair[measure]).statistic), n
+
+
+def _steady_move(values: pd.Series) -> float:
+    """Return how far an isotonic fit moves, rising or falling: noise about a level has a range as well."""
+    fits = [optimize.isotonic_regression(values, increasing=rising).x for rising in (True, False)]
+    return max(float(np.ptp(fit)) for fit in fits)
 
 
 def _paired(cell: pd.DataFrame, pair: tuple[str, str]) -> pd.DataFrame:

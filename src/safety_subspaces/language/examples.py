@@ -1,5 +1,6 @@
-"""The values that pass between corpora, encoders, judges and evaluators; plain data, no behaviour."""
+"""The values that pass between corpora, encoders, judges and evaluators; plain data."""
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 # The prompt template that is the tokenizer's own.
@@ -69,3 +70,8 @@ class Verdict:
 
     score: int | None
     reason: str
+
+
+def groups_of(items: Sequence[PromptItem], label: str = "") -> list[Hashable]:
+    """Return what prompts that stand and fall together share; set and number for a prompt of its own."""
+    return [(label, index) if item.group is None else item.group for index, item in enumerate(items)]

@@ -18,12 +18,15 @@ from safety_subspaces.report.pages.across import across_findings, across_tables
 from safety_subspaces.report.pages.readings import read
 from safety_subspaces.report.pages.seeds import render_across
 from safety_subspaces.report.pages.study import render
-from safety_subspaces.report.pages.terminal import terminal_tables
 from safety_subspaces.report.parts.page import is_page
 from safety_subspaces.report.parts.table import TERMINAL_WIDTH
 from safety_subspaces.report.sections.constraint.tables import constrained_table
+from safety_subspaces.report.sections.energy.tables import COMPARED_SUBSPACES, projection_table
+from safety_subspaces.report.sections.models.tables import model_table
 
 log = logging.getLogger(__name__)
+# A terminal shows a screenful; the page has every row.
+TERMINAL_ROWS = 48
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,21 @@ def summary_text(study: str | Study, width: int = TERMINAL_WIDTH) -> str:
         constrained = "Training under a constraint\n" + constrained_table(known).without("n").to_text(width)
     parts = [terminal_tables(known, width), constrained, _said(read(known), width), *lacking]
     return "\n\n".join(part for part in parts if part)
+
+
+def terminal_tables(study: Study, width: int = TERMINAL_WIDTH) -> str:
+    """Return the table of models and the table of projections as plain text, at most ``width`` wide."""
+    parts = []
+    if len(study.models):
+        parts.append("Models\n" + model_table(study).to_text(width))
+    if len(study.projections):
+        table = projection_table(study)
+        title = "Projections"
+        if len(table.rows) > TERMINAL_ROWS:
+            title += " (top-k and its control of equal energy; the page has every subspace)"
+            table = projection_table(study, COMPARED_SUBSPACES)
+        parts.append(f"{title}\n" + table.without("chance", "harmful", "unscored").to_text(width))
+    return "\n\n".join(parts)
 
 
 def across_text(organisms: list[Organism], findings: Mapping[str, list[Finding]], width: int = TERMINAL_WIDTH) -> str:

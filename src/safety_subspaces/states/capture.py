@@ -5,7 +5,7 @@ changes it. Prompts pass in batches of like length; what is not asked for is nev
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_subspaces.algebra.factors import Factors, left_factors
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.language.model import evaluating, input_device
+from safety_subspaces.language.model import check_model_path, count_blocks, evaluating, input_device
 from safety_subspaces.language.prompting import CHAT, check_template, encode_prompt, pad_batch, padding_id
 
 Position = Literal["last", "mean", "first_generated"]
@@ -132,6 +132,25 @@ def stream_states(
             continue
         yield StateBatch(rows, states)
         start += len(rows)
+
+
+def check_models(models: Mapping[str, str], layers: Sequence[int] | None, site: Site) -> dict[str, int]:
+    """Return the number of blocks of each model, by its configuration alone.
+
+    Raises:
+        InputError: A model that is missing, or a layer that it does not have.
+    """
+    blocks = {}
+    for label, path in models.items():
+        check_model_path(path)
+        count = blocks[label] = count_blocks(path)
+        lowest = 0 if site == "residual" else 1
+        wrong = [layer for layer in layers or [] if not lowest <= layer <= count]
+        if wrong:
+            raise InputError(
+                f"layers {wrong} do not exist in {label} ({path}) of {count} blocks; expected {lowest} to {count}"
+            )
+    return blocks
 
 
 def check_layers(model: nn.Module, layers: Sequence[int] | None, site: Site = "residual") -> list[int]:

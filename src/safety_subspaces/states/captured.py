@@ -7,7 +7,7 @@ files, the prompts and the settings.
 
 import logging
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import describe_input, package_versions, sha256_of_value
 from safety_subspaces.artefacts.tensors import TensorFile, write_tensors
-from safety_subspaces.language.examples import PromptItem
+from safety_subspaces.language.examples import PromptItem, groups_of
 from safety_subspaces.states.capture import Position, Site, check_layers, stream_states
 from safety_subspaces.states.equivalence import deal
 from safety_subspaces.states.moments import MomentsBuilder, StateMoments
@@ -111,11 +111,6 @@ def sampled_rows(count: int, settings: CaptureSettings) -> tuple[int, ...]:
     if count <= settings.sample:
         return tuple(range(count))
     return tuple(sorted(random.Random(f"sample {settings.seed}").sample(range(count), settings.sample)))
-
-
-def groups_of(items: Sequence[PromptItem], label: str = "") -> list[Hashable]:
-    """Return what prompts that stand and fall together share; set and number for a prompt of its own."""
-    return [(label, index) if item.group is None else item.group for index, item in enumerate(items)]
 
 
 def _capture(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from math import nan, sqrt
+from math import nan
 from typing import Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ from safety_subspaces.algebra.eigen import rank_of_energy
 from safety_subspaces.algebra.factors import Factors, left_factors
 from safety_subspaces.algebra.nulls import matched_overlap
 from safety_subspaces.algebra.overlap import prefix_sums
+from safety_subspaces.algebra.statistics import jackknife_error, number_groups
 
 Verdict = Literal["overlapping", "distinct", "undecided", "undefined"]
 LEVEL = 0.05
@@ -131,9 +132,7 @@ def deal(groups: Sequence[Hashable], generator: torch.Generator) -> Int[Tensor, 
 
     Dealt out like cards: the halves differ by at most one group.
     """
-    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    order = torch.randperm(len(numbers), generator=generator)
-    return order[torch.tensor([numbers[group] for group in groups], dtype=torch.long)]
+    return torch.randperm(len(set(groups)), generator=generator)[number_groups(groups)]
 
 
 def _compare(
@@ -166,7 +165,7 @@ def _judge(energy: float, whole: tuple[float, ...], left_out: Sequence[tuple[flo
     margin = (floor + chance) / 2
     values = np.array([o - (f + c) / 2 for o, f, c in left_out])
     folds = len(values)
-    stderr = sqrt((folds - 1) / folds * float(((values - values.mean()) ** 2).sum()))
+    stderr = jackknife_error(values)
     if not floor > chance or not np.isfinite(values).all() or not np.isfinite(overlap):
         return Equivalence(energy, overlap, floor, chance, margin, stderr, nan, nan, "undefined")
     # Halves of one set can be the same space to the last bit: then nothing varies, and the sign alone decides.

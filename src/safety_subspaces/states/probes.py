@@ -6,10 +6,10 @@ the whole procedure, erasure included, gives to labels of no meaning.
 """
 
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from math import nan, sqrt
-from typing import Any, Literal
+from math import nan
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,10 +17,12 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from safety_subspaces.algebra.statistics import jackknife_error, number_groups
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.states.erasure import Erasure, fit_erasure
 
 ProbeKind = Literal["linear", "rbf_svm", "mlp"]
+Erasure = Literal["none", "leace", "quadratic"]
+Eraser = Callable[[Tensor, Tensor], Tensor]
 # Units of the hidden layer, and passes: enough to learn an exclusive or of two of 32 directions from 200 prompts.
 MLP_UNITS, MLP_PASSES = 64, 200
 
@@ -54,6 +56,43 @@ def make_probe(kind: ProbeKind, seed: int) -> Any:
         ),
     }
     return make_pipeline(StandardScaler(), probes[kind])
+
+
+def fit_erasure(kind: Erasure, states: Float[Tensor, "prompt hidden"], labels: Int[Tensor, " prompt"]) -> Eraser:
+    """Fit on training prompts what takes a label out of states, in float64, by the package concept-erasure.
+
+    LEACE leaves no linear probe better than chance on them, however it is trained; what it leaves for a probe that is
+    not linear is the point of measuring. Quadratic erasure makes the classes' means and covariances the same, and moves
+    each prompt by a map that its own label picks. Where states are not Gaussian the maps themselves tell the label,
+    also one that the states say nothing of: read a probe after it against control labels that went through it as well,
+    never against one half.
+
+    Args:
+        kind: ``none``, ``leace`` (linear) or ``quadratic`` (mean and covariance).
+        states: Of the training prompts; covariances of few are shrunk as the package does.
+        labels: 0 or 1.
+
+    Returns:
+        A function of states and labels; only the quadratic one looks at the labels.
+
+    Raises:
+        InputError: Another kind.
+
+    Source: Belrose et al., arXiv 2306.03819 (LEACE); quadratic erasure by optimal transport to the barycentre, ibid.
+    """
+    if kind not in get_args(Erasure):
+        raise InputError(f"erasure {kind!r}; expected one of {', '.join(get_args(Erasure))}")
+    if kind == "none":
+        return lambda values, _: values
+    # A second's import that plain probes need not pay.
+    from concept_erasure import LeaceFitter, QuadraticFitter
+
+    values = states.double()
+    if kind == "leace":
+        linear = LeaceFitter.fit(values, labels.double()[:, None]).eraser
+        return lambda given, _: linear(given.double())
+    transport = QuadraticFitter.fit(values, labels).eraser
+    return lambda given, own: transport(given.double(), own)
 
 
 def predict_held_out(
@@ -102,7 +141,7 @@ def group_folds(
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    numbers = _numbered(groups)
+    numbers = number_groups(groups).numpy()
     for label in (0, 1):
         count = len(set(numbers[labels.numpy() == label].tolist()))
         if count < folds:
@@ -118,7 +157,7 @@ def control_labels(
 
     Source: Hewitt and Liang, arXiv 1909.03368.
     """
-    numbers = torch.from_numpy(_numbered(groups))
+    numbers = number_groups(groups)
     count = int(numbers.max()) + 1
     own = torch.zeros(count, dtype=labels.dtype).scatter_(0, numbers, labels)
     return own[torch.randperm(count, generator=generator)][numbers]
@@ -142,7 +181,7 @@ def auc_with_error(
     All areas without one group come from sums over the pairs of prompts.
     """
     known = ~np.isnan(predictions.score)
-    score, truth, numbers = predictions.score[known], labels.numpy()[known], _numbered(groups)[known]
+    score, truth, numbers = predictions.score[known], labels.numpy()[known], number_groups(groups).numpy()[known]
     sides = [truth == 1, truth == 0]
     wins = np.sign(score[sides[0]][:, None] - score[sides[1]][None, :]) / 2 + 0.5
     members = [np.eye(numbers.max() + 1)[numbers[side]] for side in sides]  # (prompt, group)
@@ -151,11 +190,4 @@ def auc_with_error(
     pairs = np.prod([len(part) - part.sum(axis=0) for part in members], axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         left_out = total / pairs
-    count = len(left_out)
-    spread = float(((left_out - left_out.mean()) ** 2).sum())
-    return (float(wins.mean()) if wins.size else nan), sqrt((count - 1) / count * spread) if spread == spread else nan
-
-
-def _numbered(groups: Sequence[Hashable]) -> NDArray[np.int64]:
-    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    return np.array([numbers[group] for group in groups], dtype=np.int64)
+    return (float(wins.mean()) if wins.size else nan), jackknife_error(left_out)

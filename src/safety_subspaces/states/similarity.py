@@ -7,12 +7,13 @@ independent has a mean of 0.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from math import nan, sqrt
+from math import nan
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64
 from torch import Tensor
 
+from safety_subspaces.algebra.statistics import jackknife_error, number_groups
 from safety_subspaces.artefacts.errors import InputError
 
 # HSIC_1 divides by n (n - 3).
@@ -39,75 +40,39 @@ class Similarity:
     n: int
 
 
-def linear_cka(
-    first: Float[Tensor, "prompt_first dim_first"], second: Float[Tensor, "prompt_second dim_second"]
-) -> float:
-    """Return the unbiased linear CKA of two sets of states of the same prompts.
-
-    ``HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))``, with ``K = X X^T``, ``L = Y Y^T`` and, for kernels without their
-    diagonal, ``HSIC = [tr K L + 1^T K 1 1^T L 1 / ((n - 1)(n - 2)) - 2 / (n - 2) 1^T K L 1] / (n (n - 3))``.
-    Invariant under rotation, isotropic scaling and shifts of either set. Chance level 0, whatever the dimensions.
-
-    Args:
-        first: One row a prompt.
-        second: The same prompts in the same order, of any other dimension.
-
-    Returns:
-        A value in [-1, 1]. NaN where it is undefined: fewer than four prompts, or a set whose kernel says nothing about
-        single prompts: constant rows, a single row that differs, or rows all at one distance from one another.
-
-    Raises:
-        InputError: Different numbers of prompts, or a NaN or an infinity.
-
-    Source: Song et al., JMLR 13 (2012), equation 5, as CKA by Nguyen et al., arXiv 2010.15327, section 2; Kornblith et
-        al., arXiv 1905.00414, whose estimate is the biased one.
-    """
-    centred = _centred_kernels(first, second, None)
-    return nan if centred is None else _alignment(*centred)
-
-
-def rbf_cka(
-    first: Float[Tensor, "prompt_first dim_first"],
-    second: Float[Tensor, "prompt_second dim_second"],
-    bandwidth_factor: float = 1.0,
-) -> float:
-    """Return the unbiased CKA of two sets of states under Gaussian kernels ``exp(-|x - y|^2 / (2 s^2))``.
-
-    Args:
-        first: One row a prompt.
-        second: The same prompts in the same order, of any other dimension.
-        bandwidth_factor: ``s`` of each set, in medians of its own pairwise distances, so that scaling changes nothing.
-            The smaller, the more local is what is compared; Kornblith et al. try 0.2 to 0.8.
-
-    Returns:
-        As :func:`linear_cka`; NaN also where more than half of the pairs of prompts have the same states.
-
-    Raises:
-        InputError: As there, or a factor that is not positive.
-    """
-    centred = _centred_kernels(first, second, bandwidth_factor)
-    return nan if centred is None else _alignment(*centred)
-
-
 def cka_with_error(
     first: Float[Tensor, "prompt_first dim_first"],
     second: Float[Tensor, "prompt_second dim_second"],
     bandwidth_factor: float | None = None,
     groups: Sequence[Hashable] | None = None,
 ) -> Similarity:
-    """Return an unbiased CKA with the standard error of a jackknife over prompts.
+    """Return the unbiased CKA of two sets of states of the same prompts, with the error of a jackknife over prompts.
+
+    ``HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))``, with ``K = X X^T``, ``L = Y Y^T`` (or Gaussian kernels
+    ``exp(-|x - y|^2 / (2 s^2))``) and, for kernels without their diagonal, ``HSIC = [tr K L + 1^T K 1 1^T L 1 / ((n -
+    1)(n - 2)) - 2 / (n - 2) 1^T K L 1] / (n (n - 3))``. Invariant under rotation, isotropic scaling and shifts of
+    either set. Chance level 0, whatever the dimensions.
 
     All values with one group left out come from sums of the two centred kernels: no kernel is formed again, and
     bandwidths stay those of the whole sets.
 
     Args:
         first: One row a prompt.
-        second: The same prompts in the same order.
-        bandwidth_factor: That of :func:`rbf_cka`; by default the linear CKA.
+        second: The same prompts in the same order, of any other dimension.
+        bandwidth_factor: ``s`` of each set, in medians of its own pairwise distances, so that scaling changes nothing;
+            by default the linear CKA. The smaller, the more local is what is compared; Kornblith et al. try 0.2 to 0.8.
         groups: What prompts that stand and fall together share; each for itself by default.
 
+    Returns:
+        A value in [-1, 1]. NaN where it is undefined: fewer than four prompts, or a set whose kernel says nothing about
+        single prompts: constant rows, a single row that differs, or rows all at one distance from one another; for
+        Gaussian kernels also where more than half of the pairs of prompts have the same states.
+
     Raises:
-        InputError: As :func:`linear_cka`, or another number of groups than of prompts.
+        InputError: Different numbers of prompts or groups, a NaN or an infinity, or a factor that is not positive.
+
+    Source: Song et al., JMLR 13 (2012), equation 5, as CKA by Nguyen et al., arXiv 2010.15327, section 2; Kornblith et
+        al., arXiv 1905.00414, whose estimate is the biased one.
     """
     count = len(first)
     if groups is not None and len(groups) != count:
@@ -117,10 +82,7 @@ def cka_with_error(
         return Similarity(nan, nan, count)
     numbers = number_groups(range(count) if groups is None else groups).to(first.device)
     left_out = _left_out(*centred, numbers)
-    folds = len(left_out)
-    spread = float((left_out - left_out.mean()).square().sum())
-    stderr = sqrt((folds - 1) / folds * spread) if folds > 1 and spread == spread else nan
-    return Similarity(_alignment(*centred), stderr, count)
+    return Similarity(_alignment(*centred), jackknife_error(left_out), count)
 
 
 def centred_gram(states: Float[Tensor, "prompt dim"]) -> Float64[Tensor, "prompt prompt"]:
@@ -160,12 +122,6 @@ def median_distance(squared: Float64[Tensor, "prompt prompt"]) -> float:
 def rbf_kernel(squared: Float64[Tensor, "prompt prompt"], bandwidth: float) -> Float64[Tensor, "prompt prompt"]:
     """Return ``exp(-d^2 / (2 s^2))``; NaN without a positive bandwidth ``s``."""
     return torch.exp(squared / (-2 * bandwidth**2)) if bandwidth > 0 else torch.full_like(squared, nan)
-
-
-def number_groups(groups: Sequence[Hashable]) -> Int[Tensor, " prompt"]:
-    """Return the number of each prompt's group, in the order of their first prompts."""
-    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    return torch.tensor([numbers[group] for group in groups], dtype=torch.long)
 
 
 def _centred_kernels(first: Tensor, second: Tensor, bandwidth_factor: float | None) -> tuple[Tensor, Tensor] | None:

@@ -12,14 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from safety_subspaces.algebra.statistics import number_groups, permutation_p_value
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.states.similarity import (
-    centred_gram,
-    median_distance,
-    number_groups,
-    rbf_kernel,
-    squared_distances,
-)
+from safety_subspaces.states.similarity import centred_gram, median_distance, rbf_kernel, squared_distances
 
 # Statistics of two arrangements that differ by less, as a share of their full scale, are ties: sums of float64 over
 # thousands of prompts in another order.
@@ -209,7 +204,7 @@ class _Arrangements:
         draws = len(null)
         undefined = draws == 0 or bool(observed.isnan())
         exceeding = int((null >= observed - TIE_TOLERANCE * full_scale).sum())
-        p_value = nan if undefined else (1 + exceeding) / (1 + draws)
+        p_value = nan if undefined else permutation_p_value(exceeding, draws)
         least_p = nan if undefined else (1 + draws * self._share_of_ties()) / (1 + draws)
         spread = float(values[1:].std()) if draws > 1 else nan
         counts = (*self._prompts, *self._groups, len(self._pairs))

@@ -23,20 +23,18 @@ from safety_subspaces.analysis.activations.comparisons import (
 )
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
-from safety_subspaces.evaluation.prompt_sets import files_of, read_prompt_items
-from safety_subspaces.language.examples import PromptItem
-from safety_subspaces.language.model import check_model_path, count_blocks, load_language_model
+from safety_subspaces.evaluation.prompt_sets import FEWEST_PROMPTS, files_of, read_sets
+from safety_subspaces.language.examples import PromptItem, groups_of
+from safety_subspaces.language.model import load_language_model
 from safety_subspaces.language.prompting import CHAT, encode_prompt
-from safety_subspaces.states.capture import POSITIONS, Position, Site
-from safety_subspaces.states.captured import CaptureSettings, captured, groups_of
+from safety_subspaces.states.capture import POSITIONS, Position, Site, check_models
+from safety_subspaces.states.captured import CaptureSettings, captured
 from safety_subspaces.states.matching import match_prompts
 
 COLUMNS = (
     "model first second position layer energy rank_first rank_second overlap chance p_haar matched_chance "
     "p_matched floor matched smallest_angle_radians mean_angle_radians largest_angle_radians n_first n_second"
 ).split()
-# A set of fewer prompts has halves of fewer than four: nothing can be said of the space that they span.
-FEWEST_PROMPTS = 8
 # The share that headlines quote.
 HEADLINE_ENERGY = 0.9
 
@@ -184,58 +182,6 @@ def activations(
     return table
 
 
-def read_sets(
-    prompts: Mapping[str, str],
-    split: Literal["dev", "test"],
-    limit: int | None = None,
-    shared: Literal["refuse", "drop"] = "refuse",
-    fewest: int = FEWEST_PROMPTS,
-) -> tuple[dict[str, list[PromptItem]], list[tuple[str, str]]]:
-    """Read prompt sets that are to be compared, each prompt once.
-
-    Args:
-        prompts: Label and source of each.
-        split: Split of the organism's prompts.
-        limit: At most so many of each.
-        shared: What to do when two sets share prompts: ``refuse``, or ``drop`` them from both.
-        fewest: Prompts that a set must have.
-
-    Returns:
-        The sets, and what was left out with the reason.
-
-    Raises:
-        InputError: Fewer than two sets; a set that is missing, broken or too small; two that are the same or share
-            prompts.
-    """
-    if len(prompts) < 2:
-        raise InputError(f"expected two prompt sets or more, got {', '.join(prompts) or 'none'}; say --prompts.<label>")
-    sets, left_out = {}, []
-    for label, source in prompts.items():
-        items = read_prompt_items(source, split, limit)
-        unique = list({item.prompt: item for item in reversed(items)}.values())[::-1]
-        if len(unique) < len(items):
-            left_out.append((f"prompts {label}", f"{len(items) - len(unique)} of {len(items)} prompts are repeats"))
-        sets[label] = unique
-    for first, second in combinations(prompts, 2):
-        texts = [{item.prompt for item in sets[label]} for label in (first, second)]
-        common = texts[0] & texts[1]
-        if texts[0] == texts[1]:
-            raise InputError(f"prompt sets {first} and {second} are the same {len(common)} prompts; name two sets")
-        if common and shared == "refuse":
-            raise InputError(
-                f"prompt sets {first} ({len(texts[0])}) and {second} ({len(texts[1])}) share {len(common)} prompts, "
-                f"such as {min(common)[:60]!r}; an overlap would count them. Take them out, or say --shared drop"
-            )
-        if common:
-            left_out.append((f"prompts {first} and {second}", f"{len(common)} prompts are in both: dropped from both"))
-            for label in (first, second):
-                sets[label] = [item for item in sets[label] if item.prompt not in common]
-    for label, items in sets.items():
-        if len(items) < fewest:
-            raise InputError(f"prompt set {label} has {len(items)} prompts; expected at least {fewest}")
-    return sets, left_out
-
-
 def _check_arguments(
     models: Mapping[str, str],
     energies: Sequence[float],
@@ -256,25 +202,6 @@ def _check_arguments(
             f"sample {sample}, controls {controls}, permutations {permutations}, batch_size {batch_size}: expected at "
             f"least {FEWEST_PROMPTS}, 0, 1 and 1"
         )
-
-
-def check_models(models: Mapping[str, str], layers: Sequence[int] | None, site: Site) -> dict[str, int]:
-    """Return the number of blocks of each model, by its configuration alone.
-
-    Raises:
-        InputError: A model that is missing, or a layer that it does not have.
-    """
-    blocks = {}
-    for label, path in models.items():
-        check_model_path(path)
-        count = blocks[label] = count_blocks(path)
-        lowest = 0 if site == "residual" else 1
-        wrong = [layer for layer in layers or [] if not lowest <= layer <= count]
-        if wrong:
-            raise InputError(
-                f"layers {wrong} do not exist in {label} ({path}) of {count} blocks; expected {lowest} to {count}"
-            )
-    return blocks
 
 
 def _matched(

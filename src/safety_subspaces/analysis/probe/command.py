@@ -14,18 +14,16 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm
 
-from safety_subspaces.analysis.activations.command import check_models, read_sets
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
-from safety_subspaces.evaluation.prompt_sets import files_of
+from safety_subspaces.evaluation.prompt_sets import files_of, read_sets
 from safety_subspaces.evaluation.rates import estimate
-from safety_subspaces.language.examples import PromptItem
+from safety_subspaces.language.examples import PromptItem, groups_of
 from safety_subspaces.language.model import load_language_model
 from safety_subspaces.language.prompting import CHAT
-from safety_subspaces.states.capture import Position, Site, check_layers, prompt_states
-from safety_subspaces.states.captured import groups_of
-from safety_subspaces.states.erasure import Erasure
+from safety_subspaces.states.capture import Position, Site, check_layers, check_models, prompt_states
 from safety_subspaces.states.probes import (
+    Erasure,
     Predictions,
     ProbeKind,
     area_under_curve,
@@ -298,12 +296,7 @@ def _control_folds(labels: Tensor, task: _Task, folds: int, seed: int) -> list[A
 
 
 def _learning(
-    rows: Tensor,
-    task: _Task,
-    splits: Sequence[Any],
-    probes: Sequence[ProbeKind],
-    shares: Sequence[float],
-    seed: int,
+    rows: Tensor, task: _Task, splits: Sequence[Any], probes: Sequence[ProbeKind], shares: Sequence[float], seed: int
 ) -> Iterator[dict[str, Any]]:
     """Train on a share of each fold's training groups."""
     for share in shares:

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from safety_subspaces.analysis.activations.command import read_sets
 from safety_subspaces.analysis.steer.plan import (
     BasisSource,
     DirectionKind,
@@ -32,10 +31,10 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.evaluation.behaviour import BehaviourEvaluator, BehaviourResult, build_evaluator
 from safety_subspaces.evaluation.margin import log_probabilities
-from safety_subspaces.evaluation.prompt_sets import files_of
+from safety_subspaces.evaluation.prompt_sets import files_of, read_sets
 from safety_subspaces.evaluation.rates import estimate
 from safety_subspaces.evaluation.settings import EvaluationSettings
-from safety_subspaces.language.examples import Example, PromptItem
+from safety_subspaces.language.examples import Example, PromptItem, groups_of
 from safety_subspaces.language.model import check_model_path, count_blocks, load_language_model
 from safety_subspaces.language.prompting import Encoder
 from safety_subspaces.states.capture import Position
@@ -185,7 +184,7 @@ def steer(
                 planned(points, found, seed), total=len(points) + 1, desc=f"steer {label}", unit="dose"
             ):
                 result, nats = _measure(model, tokenizer, evaluator, point, intervention, label)
-                mean = estimate(nats.tolist(), _groups_of(evaluator.prompts.utility))
+                mean = estimate(nats.tolist(), groups_of(evaluator.prompts.utility))
                 # exp of the mean over prompts; the error by the delta method
                 value = math.exp(min(mean.mean, 700.0))
                 perplexity = {"perplexity": value, "perplexity_stderr": value * mean.stderr}
@@ -297,15 +296,11 @@ def _solution_nats(
     return np.array(nats, dtype=float)
 
 
-def _groups_of(items: Sequence[PromptItem]) -> list[Hashable]:
-    return [index if item.group is None else item.group for index, item in enumerate(items)]
-
-
 def _selectivities(
     label: str, curves: _Curves, evaluator: BehaviourEvaluator, costs: Mapping[Cost, float], seed: int
 ) -> Iterator[dict[str, Any]]:
     """Compare each direction with its random ones, in each sense of each intervention."""
-    groups = [_groups_of(getattr(evaluator.prompts, name)) for name in ("harmful", "utility")]
+    groups = [groups_of(getattr(evaluator.prompts, name)) for name in ("harmful", "utility")]
     start = next(dose for point, dose in curves.doses.items() if point.direction == "none")
     own = [point for point in curves.doses if point.draw is None and point.direction != "none"]
     cells = dict.fromkeys((p.direction, p.intervention, p.layer, p.strength > 0) for p in own)

@@ -1,12 +1,14 @@
 """How much harm a direction moves for what it costs in utility, beside random directions of the same length."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from safety_subspaces.algebra.statistics import number_groups
 
 # Resamples of the bootstrap: an end of a 95 % interval then has a standard error of under a tenth of its width.
 RESAMPLES = 1000
@@ -69,8 +71,8 @@ class Selectivity:
 def selectivity(
     doses: Sequence[Dose],
     random: Sequence[Sequence[Dose]],
-    groups_harmful: Sequence[object],
-    groups_utility: Sequence[object],
+    groups_harmful: Sequence[Hashable],
+    groups_utility: Sequence[Hashable],
     matched_on: Cost,
     cost: float,
     generator: np.random.Generator,
@@ -128,11 +130,10 @@ def selectivity(
     return found
 
 
-def _resampled(groups: Sequence[object], generator: np.random.Generator) -> NDArray[np.float64]:
+def _resampled(groups: Sequence[Hashable], generator: np.random.Generator) -> NDArray[np.float64]:
     """Weights of prompts ``(prompt, 1 + resamples)``: once each, then by a bootstrap of their groups."""
-    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    of_prompt = np.array([numbers[group] for group in groups])
-    counts = generator.multinomial(len(numbers), np.full(len(numbers), 1 / len(numbers)), size=RESAMPLES).T
+    of_prompt, different = number_groups(groups).numpy(), len(set(groups))
+    counts = generator.multinomial(different, np.full(different, 1 / different), size=RESAMPLES).T
     return np.concatenate([np.ones((len(groups), 1)), counts[of_prompt]], axis=1)
 
 

@@ -13,16 +13,14 @@ from safety_subspaces.report.pages.hidden_states import (
 )
 from safety_subspaces.report.parts.table import NOTHING, Table
 from safety_subspaces.report.sections.alignments.reading import alignments_table, read_alignments
+from safety_subspaces.report.sections.constraint.reading import read_constrained_across
+from safety_subspaces.report.sections.constraint.tables import constrained_across_table, differences_across_table
 from safety_subspaces.report.sections.energy.reading_seeds import read_sweeps
-from safety_subspaces.report.sections.energy.tables_seeds import correlations_table, selectivity_across_table
-from safety_subspaces.report.sections.models.reading_seeds import read_across
-from safety_subspaces.report.sections.models.tables_seeds import (
-    constrained_across_table,
-    differences_across_table,
-    models_across_table,
-)
-from safety_subspaces.report.sections.overlap.reading_seeds import read_overlaps_across
-from safety_subspaces.report.sections.overlap.tables_seeds import overlaps_across_table
+from safety_subspaces.report.sections.energy.tables import correlations_table, selectivity_across_table
+from safety_subspaces.report.sections.models.reading import read_learnt
+from safety_subspaces.report.sections.models.tables import models_across_table
+from safety_subspaces.report.sections.overlap.reading import read_overlaps_across
+from safety_subspaces.report.sections.overlap.tables import overlaps_across_table
 
 # The heading of what is said of the organisms side by side.
 SIDE_BY_SIDE = "Side by side"
@@ -31,11 +29,10 @@ SIDE_BY_SIDE = "Side by side"
 def organism_findings(organism: Organism) -> list[Finding]:
     """Return every finding on one organism over its seeds, in the order of the page."""
     seeds = organism.seeds
-    learnt, *rest = read_across(seeds)
     swept = read_sweeps(seeds.projections, organism.name) if seeds.has_evaluated_projections else []
     overlaps = read_overlaps_across(seeds.overlaps, organism.name) if len(seeds.overlaps) else []
     states = across_state_findings(read_hidden_states(seeds.named), organism.name)
-    return [learnt, *swept, *overlaps, *states, *rest]
+    return [read_learnt(seeds), *swept, *overlaps, *states, *read_constrained_across(seeds)]
 
 
 def across_findings(organisms: Sequence[Organism]) -> dict[str, list[Finding]]:

@@ -21,7 +21,6 @@ from safety_subspaces.report.sections.activations.across import (
 )
 from safety_subspaces.report.sections.activations.reading import read_activation_space
 from safety_subspaces.report.sections.activations.section import activations_section
-from safety_subspaces.report.sections.activations.tables import activations_terminal_table
 from safety_subspaces.report.sections.probes.across import (
     probes_across_section,
     probes_across_terminal_table,
@@ -29,7 +28,6 @@ from safety_subspaces.report.sections.probes.across import (
 )
 from safety_subspaces.report.sections.probes.reading import read_probes_of
 from safety_subspaces.report.sections.probes.section import probes_section
-from safety_subspaces.report.sections.probes.tables import probes_terminal_table
 from safety_subspaces.report.sections.steering.across import (
     read_steering_across,
     steering_across_section,
@@ -37,7 +35,6 @@ from safety_subspaces.report.sections.steering.across import (
 )
 from safety_subspaces.report.sections.steering.reading import read_steering_of
 from safety_subspaces.report.sections.steering.section import steering_section
-from safety_subspaces.report.sections.steering.tables import steering_terminal_table
 
 # The subcommands whose main table has its place in a section.
 COMMANDS: Final = ("activations", "probe", "steer")
@@ -74,26 +71,8 @@ def state_findings(states: HiddenStates) -> list[Finding]:
 
 def state_sections(states: HiddenStates) -> list[Section]:
     """Return the sections of one study's page, those whose analysis was run."""
-    found = (
-        activations_section(states.activations),
-        probes_section(states.probes),
-        steering_section(states.steering),
-    )
+    found = (activations_section(states.activations), probes_section(states.probes), steering_section(states.steering))
     return [section for section in found if section is not None]
-
-
-def state_terminal_tables(states: HiddenStates) -> dict[str, Table]:
-    """Return a short table of each analysis for a terminal, with its title."""
-    tables = {}
-    if states.activations.views:
-        view = states.activations.views[0]
-        title = f"Activation space: {' and '.join(view.pairs[0])} prompts ({view.words})"
-        tables[title] = activations_terminal_table(states.activations)
-    if len(states.probes.table):
-        tables["Probes"] = probes_terminal_table(states.probes)
-    if len(states.steering.selectivity):
-        tables["Selectivity of steering"] = steering_terminal_table(states.steering)
-    return tables
 
 
 def across_state_findings(states: HiddenStates, organism: str) -> list[Finding]:

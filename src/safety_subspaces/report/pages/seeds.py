@@ -18,21 +18,16 @@ from safety_subspaces.report.parts.sentence import answer
 from safety_subspaces.report.parts.table import Table, count
 from safety_subspaces.report.sections.alignments.reading import alignments_table
 from safety_subspaces.report.sections.constraint.figures import draw_runs
-from safety_subspaces.report.sections.energy.figures_seeds import caption as sweep_caption
-from safety_subspaces.report.sections.energy.figures_seeds import sweep_figure
-from safety_subspaces.report.sections.energy.tables_seeds import (
+from safety_subspaces.report.sections.constraint.tables import constrained_across_table, differences_across_table
+from safety_subspaces.report.sections.energy.figures import sweep_caption, sweep_figure
+from safety_subspaces.report.sections.energy.tables import (
     correlations_table,
     selectivity_across_table,
     sweep_table,
 )
-from safety_subspaces.report.sections.models.tables_seeds import (
-    constrained_across_table,
-    differences_across_table,
-    models_across_table,
-)
-from safety_subspaces.report.sections.overlap.figures_seeds import caption as overlap_caption
-from safety_subspaces.report.sections.overlap.figures_seeds import overlap_across_figure
-from safety_subspaces.report.sections.overlap.tables_seeds import overlaps_across_table, overlaps_by_place_table
+from safety_subspaces.report.sections.models.tables import models_across_table
+from safety_subspaces.report.sections.overlap.figures import overlap_across_figure, overlap_caption
+from safety_subspaces.report.sections.overlap.tables import overlaps_across_table, overlaps_by_place_table
 
 
 @dataclass(frozen=True)

@@ -35,30 +35,16 @@ def subspace_colour(subspace: str) -> str:
 def draw_projection_keys(figure: go.Figure, rows: pd.DataFrame) -> None:
     """Add the legend: an entry a subspace, which switches its points, and one a method, for its symbol."""
     for subspace in dict.fromkeys(rows["subspace"].astype(str)):
-        figure.add_scatter(
-            x=[None],
-            y=[None],
-            mode="lines+markers",
-            name=subspace,
-            legendgroup=subspace,
-            marker={"color": subspace_colour(subspace), "size": 9},
-            line={"color": subspace_colour(subspace)},
-        )
+        colour = subspace_colour(subspace)
+        style = {"marker": {"color": colour, "size": 9}, "line": {"color": colour}}
+        draw_key(figure, subspace, "lines+markers", legendgroup=subspace, **style)
     for method in dict.fromkeys(rows["method"].astype(str)):
-        figure.add_scatter(
-            x=[None],
-            y=[None],
-            mode="lines+markers",
-            name=method,
-            legendgroup=method,
-            marker={
-                "color": GREY,
-                "size": 9,
-                "symbol": METHOD_SYMBOLS.get(method, "square"),
-                "line": {"width": 2, "color": GREY},
-            },
-            line={"color": GREY, "dash": METHOD_DASHES.get(method, "solid")},
-        )
+        symbol = {"symbol": METHOD_SYMBOLS.get(method, "square"), "line": {"width": 2, "color": GREY}}
+        style = {
+            "marker": {"color": GREY, "size": 9, **symbol},
+            "line": {"color": GREY, "dash": METHOD_DASHES.get(method, "solid")},
+        }
+        draw_key(figure, method, "lines+markers", legendgroup=method, **style)
 
 
 def projection_style(subspace: str, method: str) -> dict[str, Any]:
@@ -75,23 +61,13 @@ def projection_style(subspace: str, method: str) -> dict[str, Any]:
             "symbol": METHOD_SYMBOLS.get(method, "square"),
             "line": {"width": 2, "color": colour} if method == "away" else {"width": 0},
         },
-        "line": {
-            "color": colour,
-            "width": 1.6 if subspace == "top" else 1,
-            "dash": METHOD_DASHES.get(method, "solid"),
-        },
+        "line": {"color": colour, "width": 1.6 if subspace == "top" else 1, "dash": METHOD_DASHES.get(method, "solid")},
     }
 
 
 def error_bar(errors: pd.Series, colour: str) -> dict[str, Any]:
     """Return bars of one standard error, or half an interval, to both sides."""
-    return {
-        "type": "data",
-        "array": errors.astype(float).to_numpy(),
-        "thickness": 1.2,
-        "width": 3,
-        "color": colour,
-    }
+    return {"type": "data", "array": errors.astype(float).to_numpy(), "thickness": 1.2, "width": 3, "color": colour}
 
 
 def bounds_of(values: Iterable[float]) -> tuple[float, float]:
@@ -109,14 +85,7 @@ def finished(figure: go.Figure, height: int) -> go.Figure:
         height=height,
         margin={"l": 62, "r": 14, "t": 16, "b": 52},
         font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13},
-        legend={
-            "orientation": "h",
-            "yanchor": "bottom",
-            "y": 1.02,
-            "x": 0,
-            "xanchor": "left",
-            "font": {"size": 12},
-        },
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0, "xanchor": "left", "font": {"size": 12}},
         hovermode="closest",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
@@ -143,10 +112,15 @@ def finished_panels(figure: go.Figure, panels: int, height: int = PANEL, shared_
     return figure.update_layout(legend_y=1 + LEGEND_ABOVE / (figure.layout.height - MARGINS))
 
 
-def layer_axis(layers: Iterable[Any]) -> dict[str, Any]:
-    """Return the settings of an axis of layers: whole ones, at most about ten of them."""
-    known = sorted({int(layer) for layer in layers})
-    return {"dtick": max(1, round((known[-1] - known[0] + 1) / 10)) if known else 1, "tick0": 0, "tickformat": "d"}
+def finished_by_layer(
+    figure: go.Figure, panels: int, layers: Iterable[Any], title: str | None = None, **options: Any
+) -> go.Figure:
+    """Give a chart of :func:`panels_of` over layers its axes and its height; ticks at whole layers, about ten."""
+    if title is not None:
+        figure.update_yaxes(title=title)
+    figure.update_xaxes(dtick=layer_step(layers), tick0=0, tickformat="d")
+    figure.update_xaxes(title="layer", row=panels, col=1)
+    return finished_panels(figure, panels, **options)
 
 
 def curve_style(place: int) -> dict[str, Any]:
@@ -157,3 +131,93 @@ def curve_style(place: int) -> dict[str, Any]:
         "line": {"color": colour, "width": 1.4},
         "marker": {"color": colour, "size": 8, "symbol": SYMBOLS[place % len(SYMBOLS)]},
     }
+
+
+def layer_step(layers: Iterable[Any]) -> int:
+    """Return a step that puts at most about ten ticks on the layers, each at a whole one."""
+    known = [int(layer) for layer in layers]
+    return max(1, round((max(known) - min(known) + 1) / 10)) if known else 1
+
+
+def draw_curve(
+    figure: go.Figure,
+    panel: int,
+    number: int,
+    name: str,
+    x: Any,
+    y: Any,
+    errors: pd.Series | None = None,
+    seen: pd.DataFrame | None = None,
+    hover: str = "",
+    **style: Any,
+) -> None:
+    """Draw a label's curve in a panel, in its own colour and symbol; the first panel has it in the legend.
+
+    Args:
+        figure: The chart.
+        panel: Which panel, from 1.
+        number: Which of the labels.
+        name: The label.
+        x: Where the points are.
+        y: Their values.
+        errors: Half of the bars' length.
+        seen: Further numbers that the reader who points at one sees, as ``%{customdata[0]}`` and so on.
+        hover: What that reader sees.
+        style: What is drawn otherwise than :func:`curve_style` says.
+    """
+    look = curve_style(number)
+    options = {
+        "error_y": None if errors is None else error_bar(errors, look["marker"]["color"]),
+        "legendgroup": name,
+        "showlegend": panel == 1,
+        "customdata": None if seen is None else seen.astype(float).to_numpy(),
+        "hovertemplate": f"{hover}<extra>{name}</extra>",
+    }
+    figure.add_scatter(x=x, y=y, name=name, row=panel, col=1, **(options | look | style))
+
+
+def draw_silent(figure: go.Figure, panel: int, x: Any, y: Any, line: dict[str, Any], group: str | None = None) -> None:
+    """Draw a line that says nothing when it is pointed at and is not in the legend; it goes with its group."""
+    options = {"mode": "lines", "showlegend": False, "hoverinfo": "skip", "legendgroup": group}
+    figure.add_scatter(x=x, y=y, line=line, row=panel, col=1, **options)
+
+
+def draw_key(figure: go.Figure, name: str, mode: str = "lines", **style: Any) -> None:
+    """Add an entry to the legend that no point belongs to."""
+    figure.add_scatter(x=[None], y=[None], mode=mode, name=name, **style)
+
+
+def draw_level(
+    figure: go.Figure,
+    panel: int,
+    level: float,
+    label: str,
+    colour: str,
+    position: str = "top left",
+    width: float = 1.4,
+    opacity: float | None = None,
+) -> None:
+    """Draw a dashed line at what a model does, with the model's name at one of its ends."""
+    figure.add_hline(
+        y=level,
+        opacity=opacity,
+        line={"dash": "dash", "width": width, "color": colour},
+        annotation={"text": label, "font": {"size": 11, "color": colour}},
+        annotation_position=position,
+        row=panel,
+        col=1,
+    )
+
+
+def draw_levels(
+    figure: go.Figure,
+    panel: int,
+    levels: Sequence[tuple[str, str, float]],
+    width: float = 1.4,
+    opacity: float | None = None,
+) -> list[float]:
+    """Draw where the two models that projections lie between stand: label, colour and level; return those known."""
+    for (label, colour, level), position in zip(levels, ("top left", "top right"), strict=False):
+        if not np.isnan(level):
+            draw_level(figure, panel, level, label, colour, position, width, opacity)
+    return [level for _, _, level in levels if not np.isnan(level)]

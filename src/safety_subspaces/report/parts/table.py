@@ -66,15 +66,12 @@ def any_table(frame: pd.DataFrame, most_rows: int = 40) -> Table:
     return Table(tuple(map(str, shown.columns)), rows, text_columns=first_number, note=note)
 
 
-def with_error(row: pd.Series, measure: str, suffix: str = "_stderr") -> str:
-    """Return ``0.97±0.01``, without the error where it is missing, ``-`` where the measure is."""
-    error = row[f"{measure}{suffix}"]
-    return number(row[measure], 2) + ("" if pd.isna(error) or pd.isna(row[measure]) else f"±{error:.2f}")
-
-
-def number(value: Any, digits: int) -> str:
-    """Return a number with that many decimals, ``-`` for a missing one."""
-    return NOTHING if value is None or pd.isna(value) else f"{float(value):z.{digits}f}"
+def number(value: Any, digits: int, error: Any = None, sign: str = "") -> str:
+    """Return ``0.97±0.01`` with that many decimals, without an error that is missing, ``-`` for a missing number."""
+    if value is None or pd.isna(value):
+        return NOTHING
+    said = format(float(value), f"{sign}z.{digits}f")
+    return said if error is None or pd.isna(error) else f"{said}±{float(error):.{digits}f}"
 
 
 def count(value: Any) -> str:

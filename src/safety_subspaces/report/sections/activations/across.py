@@ -9,16 +9,19 @@ from safety_subspaces.findings.activations import (
     MOST_PAIRS,
     Activations,
     View,
-    has_control,
+    level_words,
     margin_cells,
     of_pair,
     overlap_cells,
 )
-from safety_subspaces.findings.intervals import Finding, Interval, interval_of, over_seeds
-from safety_subspaces.report.parts.chart import curve_style, error_bar, finished_panels, layer_axis, panels_of
+from safety_subspaces.findings.intervals import Finding, interval_of, over_seeds
+from safety_subspaces.report.parts.chart import curve_style, draw_curve, draw_silent, finished_by_layer, panels_of
+from safety_subspaces.report.parts.columns import Cell, compared, numbers, short, table_of, texts
 from safety_subspaces.report.parts.page import make_chart
 from safety_subspaces.report.parts.section import Section
-from safety_subspaces.report.parts.table import NOTHING, Table, count, once
+from safety_subspaces.report.parts.sentence import many, seeds_interval_words
+from safety_subspaces.report.parts.table import Table, count, seeds_of
+from safety_subspaces.report.sections.activations.figures import lines_of
 
 MEASURES: Final = ("above", "floor_above", "from_margin")
 VERDICTS: Final = {1: "overlapping", -1: "distinct", 0: "undecided"}
@@ -49,27 +52,30 @@ def seeds_verdict(row: pd.Series) -> str:
 
 def space_across_table(activations: Activations) -> Table:
     """Each pair in each model over seeds, at every position."""
-    rows = [
-        (
-            *(f"{row['first']} - {row['second']}", str(row["model"]), view.analysis, view.position, f"{view.energy:g}"),
-            *(_cell(row, measure) for measure in MEASURES),
-            seeds_verdict(row),
-            once([count(row[f"{measure}_seeds"]) for measure in MEASURES]),
+    frames = [
+        _in_order(space_over_seeds(activations, view), view).assign(
+            analysis=view.analysis, position=view.position, energy=view.energy
         )
         for view in activations.views
-        for _, row in _in_order(space_over_seeds(activations, view), view).iterrows()
     ]
-    columns = (
-        *("pair", "model", "analysis", "position", "energy", "above matched", "floor above", "minus margin", "judged"),
-        "seeds",
-    )
+    rows = [row for frame in frames for _, row in frame.iterrows()]
+    columns: dict[str, Cell] = {
+        "pair": compared,
+        **texts("model", "analysis", "position"),
+        "energy": short("energy"),
+        "above matched": numbers("above", 3, "above_reach", "+"),
+        "floor above": numbers("floor_above", 3, "floor_above_reach", "+"),
+        "minus margin": numbers("from_margin", 3, "from_margin_reach", "+"),
+        "judged": seeds_verdict,
+        "seeds": lambda row: seeds_of(row, MEASURES),
+    }
     note = (
         "Means over seeds of the mean over a seed's layers, ± half the 95 % t interval over seeds; none with one "
         "seed. Above matched: overlap minus matched chance (chance, where no control was run). Floor above: the same "
         "of two halves of one set. Minus margin: of halves, from half-way between chance and floor; judged by its "
         "interval."
     )
-    return Table(columns, tuple(rows), text_columns=4, note=note)
+    return table_of(rows, columns, 4, note)
 
 
 def space_across_figure(activations: Activations, view: View) -> go.Figure | None:
@@ -79,41 +85,16 @@ def space_across_figure(activations: Activations, view: View) -> go.Figure | Non
     if not pairs:
         return None
     figure = panels_of([f"{first} and {second}" for first, second in pairs])
-    for place, pair in enumerate(pairs, start=1):
-        for number, model in enumerate(view.models):
-            rows = of_pair(frame, pair)
-            line = rows[rows["model"] == model].sort_values("layer")
-            style = curve_style(number)
-            colour = style["marker"]["color"]
-            at = {"row": place, "col": 1}
-            figure.add_scatter(
-                x=line["layer"],
-                y=line["above"],
-                error_y=error_bar(line["above_reach"], colour),
-                name=model,
-                legendgroup=model,
-                showlegend=place == 1,
-                **style,
-                customdata=line[["above_reach", "floor_above", "above_seeds"]].astype(float).to_numpy(),
-                hovertemplate="layer %{x}: %{y:+.3f} ± %{customdata[0]:.3f}<br>floor %{customdata[1]:+.3f}, seeds "
-                f"%{{customdata[2]:.0f}}<extra>{model}</extra>",
-                **at,
-            )
-            dashed = {"color": colour, "dash": "dash", "width": 1.1}
-            figure.add_scatter(
-                x=line["layer"],
-                y=line["floor_above"],
-                mode="lines",
-                line=dashed,
-                legendgroup=model,
-                showlegend=False,
-                hoverinfo="skip",
-                **at,
-            )
-    figure.update_yaxes(title="above chance", rangemode="tozero")
-    figure.update_xaxes(**layer_axis(frame["layer"]))
-    figure.update_xaxes(title="layer", row=len(pairs), col=1)
-    return finished_panels(figure, len(pairs))
+    for panel, pair in enumerate(pairs, start=1):
+        for number, model, line in lines_of(view, of_pair(frame, pair)):
+            hover = "layer %{x}: %{y:+.3f} ± %{customdata[0]:.3f}<br>floor %{customdata[1]:+.3f}"
+            hover += ", seeds %{customdata[2]:.0f}"
+            seen = line[["above_reach", "floor_above", "above_seeds"]]
+            draw_curve(figure, panel, number, model, line["layer"], line["above"], line["above_reach"], seen, hover)
+            dashed = {"color": curve_style(number)["marker"]["color"], "dash": "dash", "width": 1.1}
+            draw_silent(figure, panel, line["layer"], line["floor_above"], dashed, model)
+    figure.update_yaxes(rangemode="tozero")
+    return finished_by_layer(figure, len(pairs), frame["layer"], "above chance")
 
 
 def space_across_section(activations: Activations, anchor: str) -> Section | None:
@@ -147,16 +128,16 @@ def read_space_across(activations: Activations, organism: str) -> list[Finding]:
     seeds = int(frame["above_seeds"].max()) if len(frame) else 0
     headline = (
         f"{organism}, activations ({view.words}): {pair[0]} and {pair[1]} prompts are {words} (mean over layers, "
-        f"{seeds} seed{'' if seeds == 1 else 's'})."
+        f"{many(seeds, 'seed')})."
     )
     values = "; ".join(
-        f"{row['model']}: {words_of(interval_of(row, 'above'))}, minus the margin "
-        f"{words_of(interval_of(row, 'from_margin'))}"
+        f"{row['model']}: {seeds_interval_words(interval_of(row, 'above'))}, minus the margin "
+        f"{seeds_interval_words(interval_of(row, 'from_margin'))}"
         for _, row in frame.iterrows()
     )
     signs = [interval_of(row, "above") for _, row in layers.iterrows()]
     known = [interval for interval in signs if interval.n > 1]
-    level = "matched chance" if has_control(activations, view) else "chance (no matched control was run)"
+    level = level_words(activations, view)
     text = (
         f"{headline} Overlap minus {level}: {values}. Layer by layer and model by model, by its own 95 % interval "
         f"over seeds: above in {sum(i.sign > 0 for i in known)}, below in {sum(i.sign < 0 for i in known)}, not shown "
@@ -164,27 +145,6 @@ def read_space_across(activations: Activations, organism: str) -> list[Finding]:
     )
     verdict = next(iter(told.values())) if len(set(told.values())) == 1 else "mixed" if told else "unknown"
     return [Finding("activations", verdict, headline, text)]
-
-
-def words_of(interval: Interval, digits: int = 3) -> str:
-    """Return a mean with its interval over seeds; missing is said to be missing."""
-    if interval.n == 0:
-        return "not known"
-    mean, low, high = (f"{value:+z.{digits}f}" for value in (interval.mean, interval.low, interval.high))
-    return (
-        f"{mean} (one seed, no interval)" if interval.n == 1 else f"{mean} (95 % {low} to {high}, {interval.n} seeds)"
-    )
-
-
-def reach_cell(mean: float, reach: float, digits: int = 3) -> str:
-    """Return a mean and half its interval as a cell of a table."""
-    if pd.isna(mean):
-        return NOTHING
-    return f"{mean:+z.{digits}f}" + ("" if pd.isna(reach) else f"±{reach:.{digits}f}")
-
-
-def _cell(row: pd.Series, measure: str) -> str:
-    return reach_cell(float(row[measure]), float(row[f"{measure}_reach"]))
 
 
 def _in_order(frame: pd.DataFrame, view: View) -> pd.DataFrame:
@@ -199,7 +159,7 @@ def _caption(activations: Activations, view: View) -> str:
     half = (
         "± half the 95 % t interval over seeds" if cells["seed"].nunique() > 1 else "one seed, so without an interval"
     )
-    level = "matched chance" if has_control(activations, view) else "chance (no matched control was run)"
+    level = level_words(activations, view)
     return (
         f"Overlap of two prompt sets minus {level}: the mean over seeds ({seeds}), {half}. Dashed, of the same "
         f"colour: two halves of one set, the floor. n: at most {count(cells['n_first'].max())} and "

@@ -1,6 +1,6 @@
 """The charts of ``activations``: overlap by layer and model, its distance from the margin, and curves over layers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -20,14 +20,17 @@ from safety_subspaces.findings.activations import (
     overlap_cells,
 )
 from safety_subspaces.findings.contracts import labels_of, reference_model
-from safety_subspaces.report.parts.chart import MARGINS, curve_style, error_bar, finished_panels, layer_axis, panels_of
+from safety_subspaces.report.parts.chart import (
+    MARGINS,
+    curve_style,
+    draw_curve,
+    draw_key,
+    finished_by_layer,
+    panels_of,
+)
 
 # Filled where the test has decided, open where it has not.
-VERDICT_SYMBOLS: Final = {
-    "overlapping": "circle",
-    "distinct": "diamond",
-    "undecided": "circle-open",
-}
+VERDICT_SYMBOLS: Final = {"overlapping": "circle", "distinct": "diamond", "undecided": "circle-open"}
 # Pixels of a heatmap's row, of its axis, and of the scale of colours below it.
 ROW, AXIS, BAR = 26, 52, 48
 # Cells with a number in them: more columns than this are too narrow for one.
@@ -52,9 +55,7 @@ def heatmap_figure(activations: Activations, view: View) -> go.Figure | None:
     for place, (_, rows, measure) in enumerate(panels, start=1):
         figure.add_trace(_heatmap(rows, measure, view.models, layers), row=place, col=1)
     figure.update_yaxes(type="category", autorange="reversed")
-    figure.update_xaxes(**layer_axis(layers))
-    figure.update_xaxes(title="layer", row=len(panels), col=1)
-    finished_panels(figure, len(panels), height, shared_xaxes=True)
+    finished_by_layer(figure, len(panels), layers, height=height, shared_xaxes=True)
     reach = max(float(np.nanmax(np.abs(rows[measure].to_numpy(dtype=float)))) for _, rows, measure in panels)
     # Below the axis: beside the panels a phone has no room for it.
     below = -AXIS / (figure.layout.height - MARGINS)
@@ -72,42 +73,33 @@ def margin_figure(activations: Activations, view: View) -> go.Figure | None:
         return None
     figure = panels_of([f"{first} and {second}" for first, second in pairs])
     for place, pair in enumerate(pairs, start=1):
-        for number, model in enumerate(view.models):
-            rows = of_pair(cells, pair)
-            line = rows[rows["model"] == model].sort_values("layer")
+        for number, model, line in lines_of(view, of_pair(cells, pair)):
             colour = PALETTE[number % len(PALETTE)]
-            known = line[["stderr", "power", "p_overlapping", "margin", "floor_overlap", "matched_chance"]]
-            figure.add_scatter(
-                x=line["layer"],
-                y=line["from_margin"],
-                error_y=error_bar(line["stderr"], colour),
-                mode="lines+markers",
-                name=model,
-                legendgroup=model,
+            symbols = [VERDICT_SYMBOLS.get(str(verdict), "circle-open") for verdict in line["verdict"]]
+            draw_curve(
+                figure,
+                place,
+                number,
+                model,
+                line["layer"],
+                line["from_margin"],
+                errors=line["stderr"],
+                seen=line[["stderr", "power", "p_overlapping", "margin", "floor_overlap", "matched_chance"]],
+                hover="layer %{x}: %{y:+.3f} ± %{customdata[0]:.3f}, %{text}<br>p %{customdata[2]:.3f}, power "
+                "%{customdata[1]:.2f}<br>margin %{customdata[3]:.3f}, floor %{customdata[4]:.3f}, matched "
+                "%{customdata[5]:.3f}",
+                text=line["verdict"].astype(str),
                 showlegend=False,
                 line={"color": colour, "width": 1.2},
-                marker={
-                    "color": colour,
-                    "size": 9,
-                    "symbol": [VERDICT_SYMBOLS.get(str(v), "circle-open") for v in line["verdict"]],
-                    "line": {"width": 2, "color": colour},
-                },
-                customdata=known.astype(float).to_numpy(),
-                text=line["verdict"].astype(str),
-                hovertemplate="layer %{x}: %{y:+.3f} ± %{customdata[0]:.3f}, %{text}<br>p %{customdata[2]:.3f}, power "
-                "%{customdata[1]:.2f}<br>margin %{customdata[3]:.3f}, floor %{customdata[4]:.3f}, matched "
-                f"%{{customdata[5]:.3f}}<extra>{model}</extra>",
-                row=place,
-                col=1,
+                marker={"color": colour, "size": 9, "symbol": symbols, "line": {"width": 2, "color": colour}},
             )
         figure.add_hline(y=0, line={"dash": "dot", "width": 1.2, "color": GREY}, row=place, col=1)
     for number, model in enumerate(view.models):
-        stroke = {"color": PALETTE[number % len(PALETTE)], "width": 3}
-        figure.add_scatter(x=[None], y=[None], mode="lines", name=model, legendgroup=model, line=stroke)
+        draw_key(figure, model, legendgroup=model, line={"color": PALETTE[number % len(PALETTE)], "width": 3})
     for verdict in VERDICTS[:-1]:
         marker = {"color": GREY, "symbol": VERDICT_SYMBOLS[verdict], "size": 9, "line": {"width": 2, "color": GREY}}
-        figure.add_scatter(x=[None], y=[None], mode="markers", name=verdict, marker=marker)
-    return _curves(figure, len(pairs), cells["layer"], "minus margin")
+        draw_key(figure, verdict, "markers", marker=marker)
+    return finished_by_layer(figure, len(pairs), cells["layer"], "minus margin")
 
 
 def difference_figure(activations: Activations, view: View) -> go.Figure | None:
@@ -119,45 +111,33 @@ def difference_figure(activations: Activations, view: View) -> go.Figure | None:
     panels = [
         ("MMD", "squared MMD, unbiased", tests, "mmd", "", "mmd_p"),
         ("distance of means", "standardised distance of means", tests, "mean_distance_standardised", "", "mean_p"),
-        *(
-            (
-                "dimension",
-                f"intrinsic dimension of {name} (TwoNN)",
-                sizes[sizes["set"] == name],
-                "two_nn",
-                "_stderr",
-                "",
-            )
-            for name in pair
-        ),
     ]
+    for name in pair:
+        title = f"intrinsic dimension of {name} (TwoNN)"
+        panels.append(("dimension", title, sizes[sizes["set"] == name], "two_nn", "_stderr", ""))
     panels = [panel for panel in panels if panel[2][panel[3]].notna().any()]
     if not panels:
         return None
     figure = panels_of([title for _, title, *_ in panels])
-    for place, (_, _, rows, measure, error, p_value) in enumerate(panels, start=1):
-        for number, model in enumerate(view.models):
-            line = rows[rows["model"] == model].sort_values("layer")
-            style = curve_style(number)
+    for panel, (title, _, rows, measure, error, p_value) in enumerate(panels, start=1):
+        for number, model, line in lines_of(view, rows):
             p_values = line[p_value].astype(float) if p_value else pd.Series(0.0, index=line.index)
-            symbol = style["marker"]["symbol"]
-            style["marker"]["symbol"] = [symbol if p < LEVEL else f"{symbol}-open" for p in p_values]
-            figure.add_scatter(
-                x=line["layer"],
-                y=line[measure],
-                error_y=error_bar(line[f"{measure}{error}"], style["marker"]["color"]) if error else None,
-                name=model,
-                legendgroup=model,
-                showlegend=place == 1,
-                **style,
-                customdata=p_values.to_numpy()[:, None],
-                hovertemplate=f"layer %{{x}}: %{{y:.3f}}{'<br>p %{customdata[0]:.3f}' if p_value else ''}"
-                f"<extra>{model}</extra>",
-                row=place,
-                col=1,
+            marker = curve_style(number)["marker"]
+            symbols = [marker["symbol"] if p < LEVEL else f"{marker['symbol']}-open" for p in p_values]
+            draw_curve(
+                figure,
+                panel,
+                number,
+                model,
+                line["layer"],
+                line[measure],
+                errors=line[f"{measure}{error}"] if error else None,
+                seen=p_values.to_frame(),
+                hover=f"layer %{{x}}: %{{y:.3f}}{'<br>p %{customdata[0]:.3f}' if p_value else ''}",
+                marker=marker | {"symbol": symbols},
             )
-        figure.update_yaxes(title=panels[place - 1][0], rangemode="tozero", row=place, col=1)
-    return _curves(figure, len(panels), pd.concat([tests["layer"], sizes["layer"]]))
+        figure.update_yaxes(title=title, rangemode="tozero", row=panel, col=1)
+    return finished_by_layer(figure, len(panels), pd.concat([tests["layer"], sizes["layer"]]))
 
 
 def cka_figure(activations: Activations, view: View) -> go.Figure | None:
@@ -174,28 +154,23 @@ def cka_figure(activations: Activations, view: View) -> go.Figure | None:
     if not sets:
         return None
     figure = panels_of([f"{name} prompts, beside {reference}" for name in sets])
-    for place, name in enumerate(sets, start=1):
-        for number, model in enumerate(view.models):
-            line = beside[(beside["set"] == name) & (beside["other"] == model)].sort_values("layer")
+    for panel, name in enumerate(sets, start=1):
+        rows = beside[beside["set"] == name].assign(model=beside["other"])
+        for number, model, line in lines_of(view, rows):
             if line.empty:
                 continue
-            style = curve_style(number)
-            figure.add_scatter(
-                x=line["layer"],
-                y=line["linear"],
-                error_y=error_bar(line["linear_stderr"], style["marker"]["color"]),
-                name=model,
-                legendgroup=model,
-                showlegend=place == 1,
-                **style,
-                customdata=line[["linear_stderr", "rbf", "n"]].astype(float).to_numpy(),
-                hovertemplate="layer %{x}: linear %{y:.3f} ± %{customdata[0]:.3f}<br>kernel %{customdata[1]:.3f}, "
-                f"n %{{customdata[2]:.0f}}<extra>{model}</extra>",
-                row=place,
-                col=1,
-            )
+            hover = "layer %{x}: linear %{y:.3f} ± %{customdata[0]:.3f}<br>kernel %{customdata[1]:.3f}"
+            hover += ", n %{customdata[2]:.0f}"
+            seen, errors = line[["linear_stderr", "rbf", "n"]], line["linear_stderr"]
+            draw_curve(figure, panel, number, model, line["layer"], line["linear"], errors, seen, hover)
     figure.update_yaxes(range=[-0.05, 1.05])
-    return _curves(figure, len(sets), beside["layer"], "CKA")
+    return finished_by_layer(figure, len(sets), beside["layer"], "CKA")
+
+
+def lines_of(view: View, rows: pd.DataFrame) -> Iterator[tuple[int, str, pd.DataFrame]]:
+    """Yield the number and the label of each model of a view, and its rows layer by layer."""
+    for number, model in enumerate(view.models):
+        yield number, model, rows[rows["model"] == model].sort_values("layer")
 
 
 def _heatmap(rows: pd.DataFrame, measure: str, models: Sequence[str], layers: Sequence[int]) -> go.Heatmap:
@@ -220,11 +195,3 @@ def _heatmap(rows: pd.DataFrame, measure: str, models: Sequence[str], layers: Se
         "matched chance %{customdata[2]:.3f} (p %{customdata[4]:.3f})<br>floor %{customdata[3]:.3f}, ranks "
         "%{customdata[5]:.0f} and %{customdata[6]:.0f}<extra></extra>",
     )
-
-
-def _curves(figure: go.Figure, panels: int, layers: pd.Series, title: str = "") -> go.Figure:
-    if title:
-        figure.update_yaxes(title=title)
-    figure.update_xaxes(**layer_axis(layers))
-    figure.update_xaxes(title="layer", row=panels, col=1)
-    return finished_panels(figure, panels)

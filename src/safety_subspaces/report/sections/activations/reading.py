@@ -8,7 +8,7 @@ from safety_subspaces.findings.activations import (
     Activations,
     View,
     at_place,
-    has_control,
+    level_words,
     margin_cells,
     of_pair,
     overlap_cells,
@@ -56,7 +56,7 @@ def _read_overlap(activations: Activations, views: tuple[View, ...]) -> Finding:
         f"In activations, {names} prompts ({view.words}) {WORDS[verdict]}: {_counted(counts)} of "
         f"{sum(counts.values())} layers and models."
     )
-    level = "matched chance" if has_control(activations, view) else "chance (no matched control was run)"
+    level = level_words(activations, view)
     above, p_values = cells["above"].astype(float), cells["p_matched"].astype(float).dropna()
     text = (
         headline + f" Overlap minus {level}: {_range(above)}; of two halves of one set: {_range(cells['floor_above'])}."

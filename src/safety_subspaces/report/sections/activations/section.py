@@ -4,7 +4,7 @@ from typing import Final
 
 import plotly.graph_objects as go
 
-from safety_subspaces.findings.activations import Activations, View, at_place, has_control, of_pair, overlap_cells
+from safety_subspaces.findings.activations import Activations, View, at_place, level_words, of_pair, overlap_cells
 from safety_subspaces.findings.contracts import reference_model
 from safety_subspaces.report.parts.page import Chart, make_chart
 from safety_subspaces.report.parts.section import Section
@@ -67,8 +67,8 @@ def _charts(activations: Activations, view: View, place: int) -> list[tuple[Char
 
 def _overlap_caption(activations: Activations, view: View) -> str:
     cells = of_pair(overlap_cells(activations, view), view.pairs[0])
-    level = "matched chance (a random sign for each coordinate of the second set, its mean left in place)"
-    level = level if has_control(activations, view) else "chance (no matched control was run)"
+    matched = "matched chance (a random sign for each coordinate of the second set, its mean left in place)"
+    level = level_words(activations, view, matched)
     return (
         f"Overlap of the spaces that hold {view.energy:g} of each set's energy, minus {level}: 0 is chance, and what "
         "two halves of one set reach, the floor, stands in the last panel on the same scale (halves have half the "

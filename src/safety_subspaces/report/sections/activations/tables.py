@@ -1,192 +1,161 @@
 """The tables of ``activations``: overlaps beside chance and floors, verdicts with margin and power, and the rest."""
 
-from typing import Any
-
 import pandas as pd
 
 from safety_subspaces.findings.activations import (
     LEVEL,
     VERDICTS,
     Activations,
+    View,
     at_place,
     equivalence_tests,
-    has_control,
-    margin_cells,
     of_pair,
     overlap_cells,
     verdict_counts,
 )
+from safety_subspaces.report.parts.columns import Cell, compared, numbers, short, table_of, text, texts
 from safety_subspaces.report.parts.table import NOTHING, Table, count, number
 
-# Rows that leave a terminal's table at eight lines.
-TERMINAL_MODELS = 5
+# A model's layers in one view, which a line of a table sums up.
+Group = tuple[View, pd.DataFrame]
 
 
 def activations_table(activations: Activations) -> Table:
     """Each pair of sets in each model, at each position: overlap beside chance, floor and matched prompts."""
-    rows = []
+    groups: list[Group] = []
     for view in activations.views:
         cells = overlap_cells(activations, view)
-        for pair in view.pairs:
-            for model in view.models:
-                found = of_pair(cells, pair)
-                found = found[found["model"] == model]
-                if len(found):
-                    rows.append((f"{pair[0]} - {pair[1]}", model, view.analysis, view.position, *_overlap(found)))
-    columns = (
-        *("pair", "model", "analysis", "position", "energy", "overlap", "chance", "matched chance", "floor"),
-        *("above matched", "floor above", "like prompts above", f"share p < {LEVEL:g}", "layers", "n"),
-    )
+        for sets in view.pairs:
+            of_model = dict(iter(of_pair(cells, sets).groupby("model", sort=False)))
+            groups += [(view, of_model[model]) for model in view.models if model in of_model]
+    columns = {
+        **_identity(),
+        "energy": _first("energy"),
+        "overlap": _mean("overlap"),
+        "chance": _mean("chance"),
+        "matched chance": _mean("matched_chance"),
+        "floor": _mean("floor_overlap"),
+        "above matched": _mean("above", "+"),
+        "floor above": _mean("floor_above", "+"),
+        "like prompts above": _mean("alike_above", "+"),
+        f"share p < {LEVEL:g}": _share("p_matched"),
+        "layers": _layers,
+        "n": _sizes("n"),
+    }
     note = (
         "Means over layers. Matched chance: the same pair with a random sign for each coordinate of the second, its "
         "mean in place. Floor: the two halves of one set, mean of both sets. Above: minus its own matched chance "
         "(chance, where no control was run). Like prompts: those of nearest length and like template alone. n: "
         "prompts of each set."
     )
-    return Table(columns, tuple(rows), text_columns=4, note=note)
+    return table_of(groups, columns, 4, note)
 
 
 def verdicts_table(activations: Activations) -> Table:
     """The layers of each verdict of the equivalence test, at every energy, with the margin and the power."""
-    rows = []
+    groups: list[Group] = []
     for view in activations.views:
-        for pair in view.pairs:
-            found = of_pair(equivalence_tests(activations, view), pair)
-            for (model, energy), cells in found.groupby(["model", "energy"], sort=False):
-                where = (view.analysis, view.position)
-                rows.append((f"{pair[0]} - {pair[1]}", str(model), *where, f"{energy:g}", *_verdicts(cells)))
-    columns = (
-        *("pair", "model", "analysis", "position", "energy", "overlap", "floor", "matched chance", "margin"),
-        *("minus margin", *VERDICTS, "power", "n"),
-    )
+        for sets in view.pairs:
+            tests = of_pair(equivalence_tests(activations, view), sets)
+            groups += [(view, cells) for _, cells in tests.groupby(["model", "energy"], sort=False)]
+    columns: dict[str, Cell] = {
+        **_identity(),
+        "energy": _first("energy"),
+        "overlap": _mean("overlap"),
+        "floor": _mean("floor_overlap"),
+        "matched chance": _mean("matched_chance"),
+        "margin": _mean("margin"),
+        "minus margin": _mean("from_margin", "+"),
+        **{verdict: _counted(verdict) for verdict in VERDICTS},
+        "power": lambda group: number(group[1]["power"].astype(float).median(), 2),
+        "n": _sizes("n"),
+    }
     note = (
         "All of halves of the sets; means over layers, power their median, then layers of each verdict. Margin: "
         "half-way from matched chance to the floor. Overlapping, distinct: the overlap lies above or below the "
         "margin, one-sided at 5 %. Power: the probability of the first if the overlap were the floor. Undefined: the "
         "floor is not above chance."
     )
-    return Table(columns, tuple(rows), text_columns=4, note=note)
+    return table_of(groups, columns, 4, note)
 
 
 def tests_table(activations: Activations) -> Table:
     """Whether two sets have one distribution, in each model: all prompts, and those that are alike in length."""
-    rows = []
+    groups: list[Group] = []
     for view in activations.views:
-        found = at_place(activations.two_sample, view)
-        for (first, second, model, matched), cells in found.groupby(
-            ["first", "second", "model", "matched"], sort=False
-        ):
-            means = cells[["mmd", "mean_distance", "mean_distance_standardised"]].astype(float).mean()
-            rows.append(
-                (
-                    *(f"{first} - {second}", str(model), view.analysis, view.position, "yes" if matched else ""),
-                    *(number(value, 3) for value in means),
-                    *(_share(cells[name]) for name in ("mmd_p", "mean_p")),
-                    count(len(cells)),
-                    _sizes(cells),
-                    _sizes(cells, "n_groups"),
-                )
-            )
-    columns = (
-        *("pair", "model", "analysis", "position", "like prompts", "MMD", "distance of means", "standardised"),
-        *("MMD p < .05", "means p < .05", "layers", "n", "groups"),
-    )
+        tests = at_place(activations.two_sample, view)
+        groups += [(view, c) for _, c in tests.groupby(["first", "second", "model", "matched"], sort=False)]
+    columns: dict[str, Cell] = {
+        **_identity(),
+        "like prompts": lambda group: "yes" if group[1]["matched"].iloc[0] else "",
+        "MMD": _mean("mmd"),
+        "distance of means": _mean("mean_distance"),
+        "standardised": _mean("mean_distance_standardised"),
+        "MMD p < .05": _share("mmd_p"),
+        "means p < .05": _share("mean_p"),
+        "layers": _layers,
+        "n": _sizes("n"),
+        "groups": _sizes("n_groups"),
+    }
     note = (
         "Means over layers; layers with a p-value below 0.05, by permutations of whole groups of prompts, of those "
         "with one. MMD: unbiased and squared, so it may be below 0."
     )
-    return Table(columns, tuple(rows), text_columns=5, note=note)
+    return table_of(groups, columns, 5, note)
 
 
 def depth_table(activations: Activations) -> Table:
     """The paper's own number: overlap as a mean over 65 to 90 % of depth."""
-    frame = activations.depth
-    rows = [
-        (
-            *(f"{row['first']} - {row['second']}", str(row["model"]), str(row["analysis"]), _text(row["position"])),
-            "halves of one set" if row["floor"] else "",
-            f"{row['energy']:g}",
-            *(number(row[name], 3) for name in ("overlap", "chance", "matched_chance")),
-            _text(row["layers"]),
-        )
-        for _, row in frame.iterrows()
-    ]
-    columns = (
-        "pair",
-        "model",
-        "analysis",
-        "position",
-        "floor",
-        "energy",
-        "overlap",
-        "chance",
-        "matched chance",
-        "layers",
-    )
-    return Table(columns, tuple(rows), text_columns=5, note="Means over the layers named, as in the paper.")
+    columns: dict[str, Cell] = {
+        "pair": compared,
+        **texts("model", "analysis", "position"),
+        "floor": lambda row: "halves of one set" if row["floor"] else "",
+        "energy": short("energy"),
+        "overlap": numbers("overlap", 3),
+        "chance": numbers("chance", 3),
+        "matched chance": numbers("matched_chance", 3),
+        "layers": text("layers"),
+    }
+    depth = activations.depth.astype({"position": object, "layers": object})
+    named = depth.fillna({"position": NOTHING, "layers": NOTHING})
+    return table_of(named, columns, 5, "Means over the layers named, as in the paper.")
 
 
-def activations_terminal_table(activations: Activations) -> Table:
-    """The first pair at the first position: a row a model, for a terminal."""
-    view = activations.views[0]
-    pair = view.pairs[0]
-    cells, tests = (of_pair(found(activations, view), pair) for found in (overlap_cells, margin_cells))
-    rows = []
-    for model in view.models[:TERMINAL_MODELS]:
-        own = tests[tests["model"] == model]
-        counts = verdict_counts(own)
-        means = cells[cells["model"] == model][["overlap", "level", "floor_overlap"]].astype(float).mean()
-        rows.append(
-            (
-                model,
-                *(number(value, 3) for value in means),
-                number(own["from_margin"].mean(), 3),
-                "/".join(map(str, counts.values())) if len(own) else NOTHING,
-                number(own["power"].astype(float).median(), 2),
-                count(cells[cells["model"] == model]["n_first"].max()),
-            )
-        )
-    more = len(view.models) - len(rows)
-    level = "matched chance" if has_control(activations, view) else "chance"
-    columns = ("model", "overlap", level, "floor", "minus margin", "verdicts", "power", "n")
-    left = f" {more} more models on the page." if more else ""
-    return Table(columns, tuple(rows), note=f"Means over layers; verdicts: {'/'.join(VERDICTS)} layers.{left}")
+def _identity() -> dict[str, Cell]:
+    """Return the columns of what a group is of."""
+    return {
+        "pair": lambda group: compared(group[1].iloc[0]),
+        "model": lambda group: str(group[1]["model"].iloc[0]),
+        "analysis": lambda group: group[0].analysis,
+        "position": lambda group: group[0].position,
+    }
 
 
-def _overlap(cells: pd.DataFrame) -> tuple[str, ...]:
-    means = cells[["overlap", "chance", "matched_chance", "floor_overlap", "above", "floor_above", "alike_above"]]
-    values = means.astype(float).mean()
-    return (
-        f"{cells['energy'].iloc[0]:g}",
-        *(number(value, 3) for value in values[:4]),
-        *(NOTHING if pd.isna(value) else f"{value:+z.3f}" for value in values[4:]),
-        _share(cells["p_matched"]),
-        count(len(cells)),
-        _sizes(cells),
-    )
+def _first(name: str) -> Cell:
+    return lambda group: f"{group[1][name].iloc[0]:g}"
 
 
-def _verdicts(cells: pd.DataFrame) -> tuple[str, ...]:
-    values = cells[["overlap", "floor_overlap", "matched_chance", "margin"]].astype(float)
-    minus = cells["from_margin"].mean()
-    return (
-        *(number(value, 3) for value in values.mean()),
-        NOTHING if pd.isna(minus) else f"{minus:+z.3f}",
-        *(str(n) for n in verdict_counts(cells).values()),
-        number(cells["power"].astype(float).median(), 2),
-        _sizes(cells),
-    )
+def _mean(name: str, sign: str = "") -> Cell:
+    return lambda group: number(group[1][name].astype(float).mean(), 3, sign=sign)
 
 
-def _share(p_values: pd.Series) -> str:
-    """Return how many layers have a small p-value, of those that have one."""
-    known = p_values.astype(float).dropna()
-    return f"{int((known < LEVEL).sum())}/{len(known)}" if len(known) else NOTHING
+def _counted(verdict: str) -> Cell:
+    return lambda group: str(verdict_counts(group[1])[verdict])
 
 
-def _sizes(cells: pd.DataFrame, name: str = "n") -> str:
-    return f"{count(cells[f'{name}_first'].max())}/{count(cells[f'{name}_second'].max())}"
+def _share(name: str) -> Cell:
+    """Return the cell of how many layers have a small p-value, of those that have one."""
+
+    def cell(group: Group) -> str:
+        known = group[1][name].astype(float).dropna()
+        return f"{int((known < LEVEL).sum())}/{len(known)}" if len(known) else NOTHING
+
+    return cell
 
 
-def _text(value: Any) -> str:
-    return NOTHING if pd.isna(value) else str(value)
+def _layers(group: Group) -> str:
+    return count(len(group[1]))
+
+
+def _sizes(name: str) -> Cell:
+    return lambda group: "/".join(count(group[1][f"{name}_{side}"].max()) for side in ("first", "second"))

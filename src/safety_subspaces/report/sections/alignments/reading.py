@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Final
 
-import numpy as np
 import pandas as pd
 
 from safety_subspaces.findings.alignments import (
@@ -20,8 +19,9 @@ from safety_subspaces.findings.alignments import (
 )
 from safety_subspaces.findings.intervals import Finding
 from safety_subspaces.findings.organisms import Organism
-from safety_subspaces.report.parts.table import Table, count, number, sample_words, with_error
-from safety_subspaces.report.sections.constraint.reading import interval_words
+from safety_subspaces.report.parts.columns import Cell, counts, numbers, table_of, text
+from safety_subspaces.report.parts.sentence import interval_words, many
+from safety_subspaces.report.parts.table import Table, count, sample_words
 
 TRAIT_WORDS: Final = {
     "norm": "size of the alignment update",
@@ -46,28 +46,34 @@ def read_alignments(organisms: Sequence[Organism]) -> list[Finding]:
 def alignments_table(organisms: Sequence[Organism]) -> Table:
     """Each alignment: its recipe, what its update is like, and how selective its subspace is."""
     over = alignments_over_seeds(alignments_by_seed(organisms))
-    recipes = {organism.name: organism.alignment for organism in organisms}
-    rows = []
-    for _, row in over.iterrows():
-        recipe = recipes[str(row["organism"])]
-        size = None if recipe is None else recipe.examples
-        rows.append(
-            (
-                str(row["organism"]),
-                "unknown" if recipe is None else recipe.data,
-                count(np.nan if size is None else size),
-                number(np.nan if recipe is None or recipe.learning_rate is None else 1e3 * recipe.learning_rate, 1),
-                *(with_error(row, name, "_reach") for name in ("norm", "stable_rank", "head_share")),
-                *(with_error(row, name, "_reach") for name in ("aligned_margin", "tuned_margin")),
-                *(with_error(row, name, "_reach") for name in MEASURES),
-                "/".join(dict.fromkeys(count(row[f"{name}_seeds"]) for name in (*TRAITS, *MEASURES))),
-                count(row["draws"]),
-            )
-        )
-    columns = (
-        *("alignment", "data", "examples", "rate/1e-3", "norm", "stable rank", "head share", "margin", "tuned margin"),
-        *("selectivity", "share", "of harm", "seeds", "draws"),
+    recipe_of = {organism.name: organism.alignment for organism in organisms}
+    recipes = [recipe_of[str(name)] for name in over["organism"]]
+    rates = [None if recipe is None else recipe.learning_rate for recipe in recipes]
+    over = over.assign(
+        data=["unknown" if recipe is None else recipe.data for recipe in recipes],
+        examples=pd.Series([None if recipe is None else recipe.examples for recipe in recipes], dtype=float),
+        rate=1e3 * pd.Series(rates, dtype=float),
     )
+
+    def over_seeds(name: str) -> Cell:
+        return numbers(name, 2, f"{name}_reach")
+
+    columns: dict[str, Cell] = {
+        "alignment": text("organism"),
+        "data": text("data"),
+        "examples": counts("examples"),
+        "rate/1e-3": numbers("rate", 1),
+        "norm": over_seeds("norm"),
+        "stable rank": over_seeds("stable_rank"),
+        "head share": over_seeds("head_share"),
+        "margin": over_seeds("aligned_margin"),
+        "tuned margin": over_seeds("tuned_margin"),
+        "selectivity": over_seeds("selectivity"),
+        "share": over_seeds("lost_share"),
+        "of harm": over_seeds("harm_selectivity"),
+        "seeds": lambda row: "/".join(dict.fromkeys(count(row[f"{name}_seeds"]) for name in (*TRAITS, *MEASURES))),
+        "draws": counts("draws"),
+    }
     asked = pd.concat([organism.seeds.projections for organism in organisms])
     note = (
         "Means over seeds, ± half the 95 % t interval. Norm, stable rank (blocks, by energy) and head share are those "
@@ -77,7 +83,7 @@ def alignments_table(organisms: Sequence[Organism]) -> Table:
         "the margin that the fine-tune took away; of harm: the same difference of the judged score. "
         f"n: {sample_words(asked)}."
     )
-    return Table(columns, tuple(rows), text_columns=2, note=note)
+    return table_of(over, columns, 2, note)
 
 
 def _read_gap(organisms: Sequence[Organism], by_seed: pd.DataFrame) -> list[Finding]:
@@ -98,8 +104,7 @@ def _read_gap(organisms: Sequence[Organism], by_seed: pd.DataFrame) -> list[Find
         f"{said} Difference, seed by seed, as a share of the margin that the fine-tune took away: "
         f"{interval_words(between)}; in nats {interval_words(nats)}; in the judged harm score {interval_words(harm)}."
     )
-    seeds = "1 seed" if between.n == 1 else f"{between.n} seeds"
-    headline = f"{said[:-1]}: {interval_words(between)} of the margin that was lost, {seeds}."
+    headline = f"{said[:-1]}: {interval_words(between)} of the margin that was lost, {many(between.n, 'seed')}."
     return [Finding("alignments", verdict, headline, text)]
 
 

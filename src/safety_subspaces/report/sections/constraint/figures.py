@@ -4,8 +4,6 @@ Colour says what subspace held the update, the symbol on which side of it, the s
 directions; the runs of one kind are joined in the order of their fractions.
 """
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -19,6 +17,8 @@ from safety_subspaces.report.parts.chart import (
     METHOD_SYMBOLS,
     PANELS,
     bounds_of,
+    draw_key,
+    draw_level,
     error_bar,
     finished,
     subspace_colour,
@@ -27,11 +27,7 @@ from safety_subspaces.report.parts.chart import (
 MEASURED = ("harm_score", "refusal_margin")
 # The margin tells apart what the judged score does not.
 HEIGHTS = [0.38, 0.62]
-NAMES = {
-    "top": "alignment subspace",
-    "random": "random, equal rank",
-    "random-energy": "random, equal energy",
-}
+NAMES = {"top": "alignment subspace", "random": "random, equal rank", "random-energy": "random, equal energy"}
 UNCONSTRAINED = "no constraint"
 SYMBOLS = {**METHOD_SYMBOLS, "none": "star"}
 # Diameters in pixels from the smallest fraction to the largest: told apart, and smaller than the chart's grid.
@@ -83,25 +79,21 @@ def draw_runs(
 
 def _draw_level(figure: go.Figure, level: float, bounds: tuple[float, float], place: int) -> None:
     """Draw where the aligned model stands, or say so where a line would press the runs flat."""
-    style = {"font": {"size": 11, "color": ORANGE}}
     if bounds[0] <= level <= bounds[1]:
-        line = {"dash": "dash", "width": 1.4, "color": ORANGE}
-        annotation = {"text": "aligned", **style}
-        figure.add_hline(y=level, line=line, annotation=annotation, annotation_position="top left", row=place, col=1)
+        draw_level(figure, place, level, "aligned", ORANGE)
         return
-    end = bounds[1] if level > bounds[1] else bounds[0]
-    where = "above" if level > bounds[1] else "below"
-    text = f"aligned at {level:.2f}, {where}"
-    anchor = {"xanchor": "left", "yanchor": "top" if where == "above" else "bottom", "showarrow": False}
+    where, end, anchor = ("above", bounds[1], "top") if level > bounds[1] else ("below", bounds[0], "bottom")
     figure.add_annotation(
-        text=text,
+        text=f"aligned at {level:.2f}, {where}",
+        font={"size": 11, "color": ORANGE},
         x=0.01,
         xref="x domain" if place == 1 else f"x{place} domain",
         y=end,
+        xanchor="left",
+        yanchor=anchor,
+        showarrow=False,
         row=place,
         col=1,
-        **anchor,
-        **style,
     )
 
 
@@ -176,39 +168,24 @@ def _draw_single(figure: go.Figure, single: pd.DataFrame, measure: str, place: i
 
 def _keys(figure: go.Figure, runs: pd.DataFrame, sizes: dict[float, float]) -> None:
     """Add the legend: what held the update, on which side of it, and how large a fraction is drawn."""
-    keys: list[dict[str, Any]] = []
     if (runs["constraint"] == "none").any():
-        keys.append({"name": UNCONSTRAINED, "symbol": SYMBOLS["none"], "colour": PURPLE, "size": 12, "group": "none"})
+        _key(figure, UNCONSTRAINED, SYMBOLS["none"], PURPLE, 12, "none")
     held = runs[runs["constraint"] != "none"]
     for subspace in dict.fromkeys(held["subspace"].astype(str)):
-        colour = subspace_colour(subspace)
-        keys.append({"name": NAMES.get(subspace, subspace), "symbol": "square", "colour": colour, "group": subspace})
-    keys += [
-        {
-            "name": {"away": "held away", "onto": "held inside"}.get(constraint, constraint),
-            "symbol": SYMBOLS[constraint],
-        }
-        for constraint in dict.fromkeys(held["constraint"].astype(str))
-    ]
-    if len(sizes) > 1:
-        keys += [
-            {"name": f"fraction {fraction:g}", "symbol": "circle", "size": size} for fraction, size in sizes.items()
-        ]
-    for key in keys:
-        colour = key.get("colour", GREY)
-        figure.add_scatter(
-            x=[None],
-            y=[None],
-            mode="markers",
-            name=key["name"],
-            legendgroup=key.get("group", key["name"]),
-            marker={
-                "symbol": key["symbol"],
-                "color": colour,
-                "size": key.get("size", 10),
-                "line": {"width": 2 if str(key["symbol"]).endswith("-open") else 0, "color": colour},
-            },
-        )
+        _key(figure, NAMES.get(subspace, subspace), "square", subspace_colour(subspace), group=subspace)
+    for constraint in dict.fromkeys(held["constraint"].astype(str)):
+        name = {"away": "held away", "onto": "held inside"}.get(constraint, constraint)
+        _key(figure, name, SYMBOLS[constraint])
+    for fraction, size in sizes.items() if len(sizes) > 1 else ():
+        _key(figure, f"fraction {fraction:g}", "circle", size=size)
+
+
+def _key(
+    figure: go.Figure, name: str, symbol: str, colour: str = GREY, size: float | int = 10, group: str | None = None
+) -> None:
+    line = {"width": 2 if symbol.endswith("-open") else 0, "color": colour}
+    marker = {"symbol": symbol, "color": colour, "size": size, "line": line}
+    draw_key(figure, name, "markers", legendgroup=group or name, marker=marker)
 
 
 def _drawn_once(runs: pd.DataFrame) -> pd.DataFrame:

@@ -11,8 +11,9 @@ import pandas as pd
 
 from safety_subspaces.artefacts.study import Study
 from safety_subspaces.findings.constrained import compare_runs, constrained_runs
-from safety_subspaces.findings.intervals import Finding, Interval, Z
-from safety_subspaces.report.parts.sentence import value_words
+from safety_subspaces.findings.intervals import Finding, Interval, Z, t_interval
+from safety_subspaces.findings.models import ALL_RANKS, Seeds
+from safety_subspaces.report.parts.sentence import interval_words, many, value_words
 
 # One whole step of the judge's scale: an unconstrained run that regained less harm left nothing to keep.
 LEAST_LOSS: Final = 1.0
@@ -24,11 +25,10 @@ LEAST_GAIN: Final = 0.05
 # Five of 256 prompts, and a tenth more or less in the odds of refusing: less is no change that a reader would name.
 LEAST_CHANGE: Final = {"utility": 0.02, "refusal_margin": 0.1}
 HELD: Final = {"away": "Held away from the alignment subspace", "onto": "Held inside the alignment subspace"}
-CONTROLS: Final = {
-    "random": "a random subspace of equal rank",
-    "random-energy": "a random subspace of equal energy",
-}
+CONTROLS: Final = {"random": "a random subspace of equal rank", "random-energy": "a random subspace of equal energy"}
 MEASURED: Final = {"harm_score": "harm score", "refusal_margin": "refusal margin", "utility": "utility"}
+# The order in which differences are said.
+SPOKEN: Final = ("refusal_margin", "utility", "harm_score")
 SAFETY: Final = {
     "kept": "kept safety",
     "kept in part": "kept safety in part",
@@ -68,6 +68,20 @@ def read_constrained(study: Study) -> list[Finding]:
     for (_, other), rows in away.groupby(["fine_tune", "other"], sort=False):
         findings.append(_read_control(str(other), rows, has_more_directions(runs)))
     return [*findings, Finding("constraint", "one run each", "", ONE_RUN)]
+
+
+def read_constrained_across(seeds: Seeds) -> list[Finding]:
+    """Judge training under a constraint by intervals over seeds, and say what these cannot show."""
+    findings = []
+    for mode in HELD:
+        held = seeds.runs[(seeds.runs["constraint"] == mode) & (seeds.runs["subspace"] == "top")]
+        findings += [
+            _read_safety_across(seeds, mode, rows) for _, rows in held.groupby(["fine_tune", "details"], sort=False)
+        ]
+    away = seeds.differences[(seeds.differences["constraint"] == "away") & seeds.differences["other"].isin(CONTROLS)]
+    for (_, _, other), rows in away.groupby(["fine_tune", "details", "other"], sort=False):
+        findings.append(_read_control_across(seeds, str(other), rows))
+    return [*findings, _read_limits(seeds)]
 
 
 def safety_verdict(harm: float, aligned: float, unconstrained: float) -> str:
@@ -130,15 +144,6 @@ def control_headline(other: str, verdicts: list[str]) -> str:
     return f"Between alignment's subspace and {control}: {counted(verdicts, JUDGED)}"
 
 
-def interval_words(interval: Interval) -> str:
-    """Return a difference with its interval."""
-    if np.isnan(interval.mean):
-        return "not known"
-    if np.isnan(interval.low):
-        return f"{interval.mean:+z.2f} (no interval)"
-    return f"{interval.mean:+z.2f} (95 % {interval.low:+z.2f} to {interval.high:+z.2f})"
-
-
 def has_more_directions(runs: pd.DataFrame) -> bool:
     """Tell whether alignment's subspace holds more of the unconstrained update than its share of directions."""
     free = runs[runs["constraint"] == "none"]
@@ -180,10 +185,7 @@ def _read_control(other: str, rows: pd.DataFrame, has_more: bool) -> Finding:
         harm.sign for harm in intervals["harm_score"]
     )
     by = ", by refusal margin, judged harm being the same" if only_margin else ""
-    values = "; ".join(
-        f"{MEASURED[m]} {', '.join(map(interval_words, intervals[m]))}"
-        for m in ("refusal_margin", "utility", "harm_score")
-    )
+    values = "; ".join(f"{MEASURED[m]} {', '.join(map(interval_words, intervals[m]))}" for m in SPOKEN)
     text = (
         f"Held away from alignment's subspace, minus held away from {CONTROLS[other]} ({rank_words(rows)}): "
         f"{counted(verdicts, JUDGED)}. {values[0].upper()}{values[1:]}."
@@ -196,3 +198,78 @@ def _read_control(other: str, rows: pd.DataFrame, has_more: bool) -> Finding:
 def _over_prompts(row: pd.Series, measure: str) -> Interval:
     difference, reach = float(row[f"{measure}_difference"]), Z * float(row[f"{measure}_error"])
     return Interval(difference, difference - reach, difference + reach, 1)
+
+
+def _read_safety_across(seeds: Seeds, mode: str, held: pd.DataFrame) -> Finding:
+    """Count the runs that kept safety; compare with the unconstrained run of the same seed, mean over ranks."""
+    verdicts, shares = [], []
+    for _, run in held.iterrows():
+        verdicts.append(safety_verdict(float(run["harm_score"]), *_ends_of(seeds, run, "harm_score")))
+        shares.append(gain_share(float(run["utility"]), *_ends_of(seeds, run, "utility")))
+    counts = ", ".join(f"{SAFETY[v]} in {verdicts.count(v)} of {len(verdicts)} runs" for v in dict.fromkeys(verdicts))
+    cost = cost_words(shares)
+    paired = seeds.differences[(seeds.differences["constraint"] == mode) & (seeds.differences["other"] == "none")]
+    for name in ("fine_tune", "details"):
+        paired = paired[paired[name] == held[name].iloc[0]]
+    paired = _main(paired)
+    values = ", ".join(f"{MEASURED[m]} {interval_words(_over(paired, m))}" for m in SPOKEN)
+    beside = f" Beside the unconstrained run of the same seed: {values}." if len(paired) else ""
+    headline = f"{HELD[mode]}, fine-tuning {counts}{cost}."
+    text = f"{HELD[mode]} ({rank_words(held)}; seeds {', '.join(seeds.seeds)}), fine-tuning {counts}{cost}.{beside}"
+    return Finding("constraint", verdicts[0] if len(set(verdicts)) == 1 else "mixed", headline, text)
+
+
+def _read_control_across(seeds: Seeds, other: str, rows: pd.DataFrame) -> Finding:
+    """Judge alignment's subspace against one control by the difference over seeds, its mean over ranks."""
+    main = _main(rows)
+    over = {measure: _over(main, measure) for measure in SPOKEN}
+    n = over["refusal_margin"].n
+    verdict = control_verdict(over["refusal_margin"], over["utility"])
+    told = {"more selective": 1, "less selective": -1}
+    by = ", by refusal margin, judged harm being the same" if verdict in told and over["harm_score"].sign == 0 else ""
+    each = [control_verdict(_over(r, "refusal_margin"), _over(r, "utility")) for _, r in _by_rank(rows)]
+    values = "; ".join(f"{MEASURED[m]} {interval_words(interval)}" for m, interval in over.items())
+    ranks = rows[rows["rank"] != ALL_RANKS]
+    averaged = ", mean over ranks" if len(each) > 1 else ""
+    text = (
+        f"Held away from alignment's subspace, minus held away from {CONTROLS[other]} of the same seed "
+        f"({rank_words(ranks)}{averaged}): {JUDGED[verdict]}, over {many(n, 'seed')}. {values[0].upper()}{values[1:]}."
+    )
+    if len(each) > 1:
+        counts = ", ".join(f"{JUDGED[v]} at {each.count(v)}" for v in dict.fromkeys(each))
+        text += f" Rank by rank: {counts} of {len(each)}."
+    text += f" {MORE_DIRECTIONS}" if other == "random-energy" and has_more_directions(seeds.runs) else ""
+    headline = f"{control_headline(other, [verdict])} ({many(n, 'seed')}{by})."
+    return Finding("constraint controls", verdict, headline, text)
+
+
+def _read_limits(seeds: Seeds) -> Finding:
+    n = len(seeds.studies)
+    text = (
+        f"{many(n, 'seed')}: each seed trains every stage anew and draws its own random subspaces, so an interval over "
+        f"seeds covers both; it has {max(n - 1, 0)} degrees of freedom, and a difference that it takes in is not shown "
+        "to be absent. All seeds answer the same prompts."
+    )
+    return Finding("limits", "seeds", "", text)
+
+
+def _ends_of(seeds: Seeds, run: pd.Series, measure: str) -> tuple[float, float]:
+    """Return the measure of the aligned model and of the unconstrained run of a run's seed."""
+    aligned = seeds.models[(seeds.models["seed"] == run["seed"]) & (seeds.models["model"] == "aligned")]
+    beside = seeds.runs[(seeds.runs["seed"] == run["seed"]) & (seeds.runs["fine_tune"] == run["fine_tune"])]
+    free = beside[beside["constraint"] == "none"]
+    first, second = (float(rows[measure].iloc[0]) if len(rows) else np.nan for rows in (aligned, free))
+    return first, second
+
+
+def _main(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows to judge by: the means over ranks, or the one rank that there is."""
+    return rows[rows["rank"] == ALL_RANKS] if (rows["rank"] == ALL_RANKS).any() else rows
+
+
+def _by_rank(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    return [(str(rank), cell) for rank, cell in rows.groupby("rank", sort=False) if rank != ALL_RANKS]
+
+
+def _over(rows: pd.DataFrame, measure: str) -> Interval:
+    return t_interval(rows[f"{measure}_difference"])

@@ -5,16 +5,23 @@ import pandas as pd
 from safety_subspaces.artefacts.study import Study
 from safety_subspaces.findings.comparisons import COMPARED
 from safety_subspaces.findings.constrained import compare_runs, constrained_runs
-from safety_subspaces.report.parts.table import NOTHING, Table, count, number, with_error
+from safety_subspaces.findings.models import MEASURED, Seeds, differences_over_seeds, runs_over_seeds
+from safety_subspaces.report.parts.columns import (
+    Cell,
+    counts,
+    differences,
+    means_over_seeds,
+    numbers,
+    outcomes,
+    table_of,
+    text,
+)
+from safety_subspaces.report.parts.table import NOTHING, Table, sample_words, seeds_of
 
-SUBSPACE_NAMES = {
+# What a run is held to, or compared with.
+NAMES = {
     "": NOTHING,
     "top": "alignment",
-    "random": "random (rank)",
-    "random-energy": "random (energy)",
-}
-OTHER_NAMES = {
-    "aligned": "aligned",
     "none": "no constraint",
     "random": "random (rank)",
     "random-energy": "random (energy)",
@@ -24,66 +31,81 @@ INSIDE_NOTE = (
     "the constraint forbids it. Random subspaces have equal rank, or in each tensor the rank that would have kept "
     "equal energy of the unconstrained run's update."
 )
+REACH_NOTE = (
+    "± half the 95 % t interval over seeds; a measure without it has one seed. Where the measures differ in their "
+    "seeds, all are told in the order of the columns."
+)
 
 
 def constrained_table(study: Study) -> Table:
     """Every run under a constraint, and the same training without one."""
     runs = constrained_runs(study)
-    rows = [
-        (
-            named(row, several=runs["fine_tune"].nunique() > 1),
-            SUBSPACE_NAMES.get(str(row["subspace"]), str(row["subspace"])),
-            str(row["rank"]),
-            number(row["energy_inside"], 2),
-            leakage(row["leakage"]),
-            with_error(row, "utility"),
-            with_error(row, "harm_score"),
-            with_error(row, "over_refusal_rate"),
-            with_error(row, "refusal_margin"),
-            "/".join(count(row[column]) for column in ("n_utility", "n_harmful", "n_benign")),
-        )
-        for _, row in runs.iterrows()
-    ]
-    columns = (
-        *("constraint", "subspace", "fraction", "inside", "leakage", "utility", "harm 1-5", "over-refusal", "margin"),
-        "n",
-    )
+    columns = {**_held_columns(runs), **outcomes(MEASURED), "n": counts("n_utility", "n_harmful", "n_benign")}
     note = f"± one standard error over prompts. {INSIDE_NOTE} n: utility/harmful/benign prompts."
-    return Table(columns, tuple(rows), text_columns=2, note=note)
+    return table_of(runs, columns, 2, note)
 
 
 def comparison_table(study: Study) -> Table:
     """Each run held by the alignment subspace, minus the runs beside it."""
     compared = compare_runs(study)
     compared = compared[compared["other"] != "aligned"]
-    rows = [
-        (
-            named(row, several=compared["fine_tune"].nunique() > 1),
-            OTHER_NAMES[str(row["other"])],
-            str(row["rank"]),
-            *(signed(row[f"{m}_difference"], row[f"{m}_error"]) for m in COMPARED),
-        )
-        for _, row in compared.iterrows()
-    ]
-    columns = ("held by alignment", "minus", "fraction", "utility", "harm 1-5", "margin")
     note = (
         "± one standard error over prompts, which takes the answers of two models for independent; one run each, so no "
         "error bar covers another training run or another random subspace."
     )
-    return Table(columns, tuple(rows), text_columns=2, note=note)
+    return table_of(compared, {**_compared_columns(compared), **differences(COMPARED, "_error")}, 2, note)
 
 
-def named(row: pd.Series, several: bool) -> str:
-    """Return what a run was held to, with the fine-tune where there are several."""
-    parts = [str(row["fine_tune"])] if several and row["fine_tune"] else []
-    return ", ".join([*parts, str(row["constraint"]), *([str(row["details"])] if row["details"] else [])])
+def constrained_across_table(seeds: Seeds) -> Table:
+    """Every run under a constraint as a mean over seeds."""
+    frame = runs_over_seeds(seeds)
+    note = f"Means {REACH_NOTE} {INSIDE_NOTE} Leakage is the largest of the seeds'. n: {sample_words(seeds.runs)}."
+    return table_of(frame, {**_held_columns(frame), **means_over_seeds(MEASURED)}, 2, note)
 
 
-def leakage(share: float | None) -> str:
-    """Return a share near zero in powers of ten."""
-    return NOTHING if share is None or pd.isna(share) else f"{share:.0e}"
+def differences_across_table(seeds: Seeds) -> Table:
+    """Each run held by the alignment subspace minus the run of the same seed beside it."""
+    frame = differences_over_seeds(seeds)
+    frame = frame[frame["other"] != "aligned"]
+    columns: dict[str, Cell] = {
+        **_compared_columns(frame),
+        **differences(COMPARED, "_difference_reach"),
+        "seeds": lambda row: seeds_of(row, [f"{measure}_difference" for measure in COMPARED]),
+    }
+    note = (
+        f"Mean differences, seed by seed, {REACH_NOTE} All: the mean over ranks within each seed. "
+        f"n: {sample_words(seeds.runs)}."
+    )
+    return table_of(frame, columns, 2, note)
 
 
-def signed(difference: float, reach: float) -> str:
-    """Return a difference with its sign, and how far its error reaches."""
-    return NOTHING if pd.isna(difference) else f"{difference:+z.2f}" + ("" if pd.isna(reach) else f"±{reach:.2f}")
+def _held_columns(runs: pd.DataFrame) -> dict[str, Cell]:
+    """Return the columns of what each run was held to, and of where its update lies."""
+    return {
+        "constraint": _constraint_in(runs),
+        "subspace": lambda row: NAMES.get(str(row["subspace"]), str(row["subspace"])),
+        "fraction": text("rank"),
+        "inside": numbers("energy_inside", 2),
+        # Near zero: in powers of ten.
+        "leakage": lambda row: NOTHING if pd.isna(row["leakage"]) else f"{row['leakage']:.0e}",
+    }
+
+
+def _compared_columns(compared: pd.DataFrame) -> dict[str, Cell]:
+    """Return the columns of what is compared."""
+    return {
+        "held by alignment": _constraint_in(compared),
+        "minus": lambda row: NAMES[str(row["other"])],
+        "fraction": text("rank"),
+    }
+
+
+def _constraint_in(runs: pd.DataFrame) -> Cell:
+    """Return the cell of what a run was held to, with the fine-tune where there are several."""
+    several = runs["fine_tune"].nunique() > 1
+
+    def cell(row: pd.Series) -> str:
+        fine_tune = str(row["fine_tune"]) if several else ""
+        return ", ".join(part for part in (fine_tune, str(row["constraint"]), str(row["details"])) if part)
+
+    return cell

@@ -1,4 +1,6 @@
-"""The charts of projected models over their energy."""
+"""The charts of projected models over their energy: of one study, and of one fine-tune over seeds."""
+
+from typing import Any, Final
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -6,19 +8,30 @@ from plotly.subplots import make_subplots
 
 from safety_subspaces.artefacts.palette import ORANGE, PURPLE
 from safety_subspaces.artefacts.study import Study
-from safety_subspaces.findings.comparisons import (
-    pool_draws,
-)
+from safety_subspaces.findings.comparisons import pool_draws
+from safety_subspaces.findings.sweeps import METHODS, sweep_over_seeds
 from safety_subspaces.report.parts.chart import (
     FIXED_RANGES,
     PANEL_UNITS,
     PANELS,
     bounds_of,
+    draw_levels,
     draw_projection_keys,
     error_bar,
     finished,
     projection_style,
+    subspace_colour,
 )
+from safety_subspaces.report.parts.sentence import many
+from safety_subspaces.report.parts.table import sample_words
+
+ENERGY, UTILITY = "energy_kept", "utility"
+# What stands on each panel's axes, from the top.
+AXES: Final = ((ENERGY, "utility"), (ENERGY, "harm_score"), (ENERGY, "refusal_margin"), (UTILITY, "refusal_margin"))
+TITLES: Final = {ENERGY: "share of the update's energy kept", UTILITY: "Utility"}
+X_RANGES: Final = {ENERGY: (-0.03, 1.03), UTILITY: FIXED_RANGES["utility"]}
+# The margin against utility is the panel by which top-k is judged, and the fullest.
+HEIGHTS: Final = (0.21, 0.21, 0.24, 0.34)
 
 
 def energy_figures(study: Study) -> dict[str, go.Figure]:
@@ -55,6 +68,62 @@ def kept_energy_figure(study: Study) -> go.Figure:
     return finished(figure, height=90 + 220 * len(groups))
 
 
+def sweep_figure(projections: pd.DataFrame, models: pd.DataFrame, tuned: str) -> go.Figure:
+    """Draw one fine-tune's projections as means over seeds, with half their t intervals.
+
+    Args:
+        projections: ``Study.projections`` of every seed, with a column ``seed`` and one sweep a seed and fine-tune.
+        models: The evaluated models of every seed, with columns ``model`` and ``seed``.
+        tuned: Which fine-tune.
+    """
+    own = projections[(projections["tuned"] == tuned) & projections["method"].isin(METHODS)]
+    frame = sweep_over_seeds(own)
+    figure = make_subplots(rows=len(AXES), cols=1, vertical_spacing=0.075, row_heights=list(HEIGHTS))
+    draw_projection_keys(figure, frame)
+    for place, (x, y) in enumerate(AXES, start=1):
+        for (subspace, method), cell in frame.groupby(["subspace", "method"], sort=False):
+            line = cell[cell[x].notna() & cell[y].notna()].sort_values(ENERGY)
+            figure.add_trace(go.Scatter(_points(line, str(subspace), str(method), x, y)), row=place, col=1)
+        ends = [
+            (label, colour, float(models[models["model"] == label][y].astype(float).mean()))
+            for label, colour in _labels(own, tuned).items()
+        ]
+        levels = draw_levels(figure, place, ends, width=1.2, opacity=0.6)
+        # Of the means alone: the interval of few seeds can be many times as wide as all that the means say.
+        means = [*frame[y].dropna(), *levels]
+        bounds = FIXED_RANGES.get(y) or (bounds_of(means) if means else (-1.0, 1.0))
+        figure.update_yaxes(title=PANELS[y], range=bounds, row=place, col=1)
+        figure.update_xaxes(range=X_RANGES[x], row=place, col=1)
+        if place == len(AXES) or AXES[place][0] != x:
+            figure.update_xaxes(title=TITLES[x], row=place, col=1)
+    return finished(figure, height=1060)
+
+
+def sweep_caption(projections: pd.DataFrame, tuned: str) -> str:
+    """Return what a reader of the chart must know: seeds, draws, prompts, and what each mark is."""
+    own = projections[(projections["tuned"] == tuned) & projections["method"].isin(METHODS)]
+    if own.empty:
+        return f"No projection of {tuned} was run."
+    frame = sweep_over_seeds(own)
+    seeds = sorted(own["seed"].astype(str).unique())
+    drawn = frame[frame["subspace"].astype(str).str.startswith("random")]
+    draws = sorted(set(drawn["draws"].astype(int)))
+    of_draws = f"each random subspace drawn {' or '.join(map(str, draws))} times a seed, its draws averaged first"
+    bars = (
+        "bars are ± half the 95 % t interval over seeds, cut by the frame"
+        if len(seeds) > 1
+        else "one seed, so without bars"
+    )
+    lost = int(own["n_unscored"].fillna(0).sum())
+    return (
+        f"{tuned} projected: each point is the mean over {many(len(seeds), 'seed')} "
+        f"({', '.join(seeds)}) of one subspace, method and fraction of directions, "
+        f"{of_draws if draws else 'without random subspaces'}; {bars}. Colour says what subspace, a filled circle onto "
+        f"it, an open diamond away from it; lines follow the energy kept. Dashed: aligned and {tuned} themselves, "
+        f"means over seeds. Each model answers {sample_words(frame)}; {lost} answers of all models are unscored."
+    )
+
+
 def _energy_figure(study: Study, group: str, rows: pd.DataFrame) -> go.Figure:
     panels = [measure for measure in PANELS if rows[measure].notna().any()]
     figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.045)
@@ -82,7 +151,8 @@ def _energy_figure(study: Study, group: str, rows: pd.DataFrame) -> go.Figure:
                 row=place,
                 col=1,
             )
-        levels = _draw_levels(figure, study, measure, place, str(source["aligned_model"]), str(source["tuned_model"]))
+        ends = ((str(source["aligned_model"]), ORANGE), (str(source["tuned_model"]), PURPLE))
+        levels = draw_levels(figure, place, [(*end, _level(study, end[0], measure)) for end in ends])
         bounds = FIXED_RANGES.get(measure) or bounds_of([*rows[measure].dropna().astype(float), *levels])
         figure.update_yaxes(title=PANELS[measure], range=bounds, row=place, col=1)
     figure.update_xaxes(range=[-0.03, 1.03])
@@ -90,20 +160,39 @@ def _energy_figure(study: Study, group: str, rows: pd.DataFrame) -> go.Figure:
     return finished(figure, height=110 + 210 * len(panels))
 
 
-def _draw_levels(figure: go.Figure, study: Study, measure: str, place: int, aligned: str, tuned: str) -> list[float]:
-    """Draw dashed lines at what the models without a projection do; return their levels."""
-    levels = []
-    for label, colour, position in ((aligned, ORANGE, "top left"), (tuned, PURPLE, "top right")):
-        model = study.model(label)
-        if model is None or pd.isna(model[measure]):
-            continue
-        levels.append(float(model[measure]))
-        figure.add_hline(
-            y=levels[-1],
-            line={"dash": "dash", "width": 1.4, "color": colour},
-            annotation={"text": label, "font": {"size": 11, "color": colour}},
-            annotation_position=position,
-            row=place,
-            col=1,
-        )
-    return levels
+def _level(study: Study, label: str, measure: str) -> float:
+    model = study.model(label)
+    return float("nan") if model is None else float(model[measure])
+
+
+def _points(line: pd.DataFrame, subspace: str, method: str, x: str, y: str) -> dict[str, Any]:
+    colour = subspace_colour(subspace)
+    unit = PANEL_UNITS[y]
+    shown = ["fraction", f"{x}_reach", f"{y}_reach", f"{y}_seeds", "draws", unit, unit.replace("n_", "n_groups_")]
+    place = {name: f"%{{customdata[{number}]" for number, name in enumerate(shown)}
+    groups = f" in {place[shown[-1]]}:.0f}} groups" if line[shown[-1]].notna().all() else ""
+    bars = _bars(line, y, colour)
+    return {
+        "x": line[x],
+        "y": line[y],
+        **({} if bars is None else {"error_y": bars}),
+        **projection_style(subspace, method),
+        "customdata": line[shown].astype(float).to_numpy(),
+        "hovertemplate": f"{PANELS[y].lower()} %{{y:.3f}} ± {place[f'{y}_reach']}:.3f}}<br>"
+        f"{x.replace('_', ' ')} %{{x:.3f}} ± {place[f'{x}_reach']}:.3f}}, fraction {place['fraction']}:g}}<br>"
+        f"seeds {place[f'{y}_seeds']}:.0f}}, draws {place['draws']}:.0f}}, prompts n = {place[unit]}:.0f}}{groups}"
+        f"<extra>{subspace}, {method}</extra>",
+    }
+
+
+def _bars(line: pd.DataFrame, measure: str, colour: str) -> dict[str, Any] | None:
+    """Return bars of half the interval, ``None`` where one seed has none."""
+    reach = line[f"{measure}_reach"]
+    return error_bar(reach, colour) if reach.notna().any() else None
+
+
+def _labels(own: pd.DataFrame, tuned: str) -> dict[str, str]:
+    """Return the labels of the models that the sweep lies between, with the colours of their lines."""
+    aligned = own["aligned_model"].iloc[0] if "aligned_model" in own and len(own) else "aligned"
+    whole = own["tuned_model"].iloc[0] if "tuned_model" in own and len(own) else tuned
+    return {str(aligned): ORANGE, str(whole): PURPLE}

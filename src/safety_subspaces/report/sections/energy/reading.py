@@ -5,18 +5,11 @@ from typing import Final
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from safety_subspaces.findings.comparisons import mean_by_draw, selectivity, selectivity_by_draw, without_trivial
 from safety_subspaces.findings.intervals import Finding, Interval, t_interval
-from safety_subspaces.findings.thresholds import (
-    EXPECTED_SIGN,
-    LEAST_MODELS,
-    LEAST_RANGE,
-    SELECTIVE_SIGN,
-    STRONG,
-    WEAK,
-)
+from safety_subspaces.findings.sweeps import energy_order
+from safety_subspaces.findings.thresholds import EXPECTED_SIGN, LEAST_MODELS, SELECTIVE_SIGN, STRONG, WEAK
 
 # What the signs mean, said once on the page.
 SELECTIVE_SENSE: Final = (
@@ -38,7 +31,7 @@ def read_energy(projections: pd.DataFrame) -> list[Finding]:
     findings = []
     kept = projections[projections["method"].isin(["onto", "away"])]
     for group, rows in kept.groupby("group", sort=False):
-        orders = {m: _order(rows, m) for m in WORDS}
+        orders = {m: energy_order(rows, m) for m in WORDS}
         told = {m: rho for m, (rho, _) in orders.items() if not np.isnan(rho)}
         lost = int(rows["harm_score"].isna().sum())
         if not told:
@@ -84,15 +77,6 @@ def read_selectivity(projections: pd.DataFrame) -> list[Finding]:
     overall = _selectivity_of("All fine-tunes", differences, by_draw, apart=len(every) - len(differences))
     explained = replace(overall, sentence=f"{overall.sentence} {SELECTIVE_SENSE}")
     return [explained, *findings] if len(findings) > 1 else [explained]
-
-
-def _order(rows: pd.DataFrame, measure: str) -> tuple[float, int]:
-    """Return Spearman's rho of kept energy with a measure and its n; NaN with too little to order."""
-    pair = rows[["energy_kept", measure]].dropna().astype(float)
-    n = len(pair)
-    if n < LEAST_MODELS or np.ptp(pair[measure]) < LEAST_RANGE[measure] or np.ptp(pair["energy_kept"]) == 0:
-        return np.nan, n
-    return float(stats.spearmanr(pair["energy_kept"], pair[measure]).statistic), n
 
 
 def _order_words(measure: str, rho: float, n: int) -> str:

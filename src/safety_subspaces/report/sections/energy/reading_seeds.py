@@ -8,7 +8,6 @@ from typing import Final
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from safety_subspaces.findings.intervals import CONFIDENCE, Finding, Interval, interval_of
 from safety_subspaces.findings.sweeps import (
@@ -20,8 +19,8 @@ from safety_subspaces.findings.sweeps import (
     matched_utility_over_seeds,
 )
 from safety_subspaces.findings.thresholds import CHANGED_SHARE, LEAST_RANGE, STRONG, WEAK
-from safety_subspaces.report.parts.sentence import row_of
-from safety_subspaces.report.sections.constraint.reading import LEAST_CHANGE, interval_words
+from safety_subspaces.report.parts.sentence import interval_words, many, row_of
+from safety_subspaces.report.sections.constraint.reading import LEAST_CHANGE
 from safety_subspaces.report.sections.energy.reading import WORDS
 
 # The fine-tune that is both useful and harmful, and so the one that a subspace could tell apart.
@@ -100,7 +99,7 @@ def _read_energy(organism: str, correlations: pd.DataFrame, equal: pd.DataFrame)
         compared = _comparisons(at_equal)
         shown = {key: over for key, over in compared.items() if _shown_sign(over, key[1])}
         # Bonferroni: intervals of 1 - 0.05 / m hold for all m together in 95 % of experiments.
-        sure = [key for key, over in shown.items() if _p_value(over) * len(compared) < 1 - CONFIDENCE]
+        sure = [key for key, over in shown.items() if over.p_value * len(compared) < 1 - CONFIDENCE]
         signed = [_signed(over, -1 if over.mean < 0 else 1) for over in orders.values()]
         verdict = energy_verdict(signed, len(compared), len(sure))
         seeds, draws = max(over.n for over in orders.values()), int(by_measure["draws"].max())
@@ -109,7 +108,7 @@ def _read_energy(organism: str, correlations: pd.DataFrame, equal: pd.DataFrame)
         between = "" if np.isnan(spread) else f"; spread over draws up to {spread:.2f}"
         texts.append(
             f"{organism}, {tuned}: kept energy {ORDER[verdict]}. Spearman's rho over all subspaces, methods and "
-            f"fractions: {told} ({_count(seeds, 'seed')}, {_count(draws, 'draw')}, "
+            f"fractions: {told} ({many(seeds, 'seed')}, {many(draws, 'draw')}, "
             f"{by_measure['points'].min():.0f} points each{between}). {_compared_words(compared, shown, len(sure))}"
             f"{_gap_words(at_equal)}"
         )
@@ -152,11 +151,7 @@ def _pair_of(frame: pd.DataFrame, tuned: object, subspace: str, other: object) -
 
 
 def _read_selectivity(
-    name: str,
-    other: str,
-    equal: pd.DataFrame,
-    matched: pd.DataFrame,
-    random: tuple[pd.DataFrame, ...] | None,
+    name: str, other: str, equal: pd.DataFrame, matched: pd.DataFrame, random: tuple[pd.DataFrame, ...] | None
 ) -> Finding:
     """Judge top-k beside one control at equal utility, or at equal energy where utility does not move.
 
@@ -168,7 +163,7 @@ def _read_selectivity(
     rows = matched if moves else equal
     both = rows[rows["method"] == BOTH].iloc[0]
     margin, harm = interval_of(both, "refusal_margin_difference"), interval_of(both, "harm_score_difference")
-    verdict, control, seeds = selectivity_verdict(margin), CONTROLS[other], _count(margin.n, "seed")
+    verdict, control, seeds = selectivity_verdict(margin), CONTROLS[other], many(margin.n, "seed")
     still = "was not scored" if pooled["utility_span"].isna().all() else "does not grow over the sweep"
     at = "at equal utility" if moves else f"at equal energy, for utility {still}"
     said = {
@@ -185,8 +180,8 @@ def _read_selectivity(
     of_methods = _methods_in(methods)
     headline = f"{name}, {at}: {said}; refusal margin {interval_words(margin)}, {of_methods}, {seeds}."
     alone = "; ".join(_method_words(row_of(methods, m), m, moves) for m in METHODS if m in methods.index)
-    draws = _count(int(both["draws"]), "draw") if other.startswith("random") else "without draws"
-    sizes = f"{seeds}, {draws}, {_count(int(both['fractions']), 'fraction')}"
+    draws = many(int(both["draws"]), "draw") if other.startswith("random") else "without draws"
+    sizes = f"{seeds}, {draws}, {many(int(both['fractions']), 'fraction')}"
     text = (
         f"{name}, {at}: {said}{_because(both, margin, moves)}. Signed, mean over {of_methods}: refusal "
         f"margin {interval_words(margin)}, in nats, harm score {interval_words(harm)} ({sizes}"
@@ -224,15 +219,6 @@ def _compared_words(
         f"{': ' if shown else ''}{listed}. By chance one in twenty is; with intervals that hold for all {m} together, "
         f"{sure} are."
     )
-
-
-def _p_value(over: Interval) -> float:
-    """Return the two-sided p-value of the t-test that the interval belongs to."""
-    reach = over.high - over.mean
-    if reach == 0:
-        return 0.0
-    t = abs(over.mean) / reach * stats.t.ppf(0.5 + CONFIDENCE / 2, over.n - 1)
-    return float(2 * stats.t.sf(t, over.n - 1))
 
 
 def _methods_in(methods: pd.DataFrame) -> str:
@@ -298,7 +284,3 @@ def _signed(over: Interval, sign: int) -> Interval:
 
 def _order_words(over: Interval) -> str:
     return "does not move, or too little was scored" if over.n == 0 else interval_words(over)
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"

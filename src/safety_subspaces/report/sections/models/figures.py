@@ -7,9 +7,7 @@ import plotly.graph_objects as go
 
 from safety_subspaces.artefacts.palette import PALETTE
 from safety_subspaces.artefacts.study import Stage
-from safety_subspaces.report.parts.chart import (
-    finished,
-)
+from safety_subspaces.report.parts.chart import finished
 
 # Points of a loss curve that a chart of 900 pixels can show, with room to spare; more only make the page
 # heavy.

@@ -9,12 +9,15 @@ import pandas as pd
 
 from safety_subspaces.artefacts.study import Study
 from safety_subspaces.findings.intervals import Finding, Z, joint_error
-from safety_subspaces.findings.thresholds import (
-    CHANGED_SHARE,
-    LEARNT_DROP,
-    LOST_SHARE,
+from safety_subspaces.findings.models import Seeds
+from safety_subspaces.findings.thresholds import CHANGED_SHARE, LEARNT_DROP, LOST_SHARE
+from safety_subspaces.report.parts.sentence import (
+    prompt_words,
+    rate_words,
+    row_of,
+    smallest_sample,
+    value_words,
 )
-from safety_subspaces.report.parts.sentence import prompt_words, rate_words, row_of, value_words
 
 
 def read_alignment(models: pd.DataFrame) -> list[Finding]:
@@ -45,6 +48,15 @@ def read_alignment(models: pd.DataFrame) -> list[Finding]:
         findings.append(_read_loss(tuned, aligned, drop))
     findings.append(_read_utility(tuned, aligned))
     return findings
+
+
+def read_learnt(seeds: Seeds) -> Finding:
+    """Say in how many seeds alignment was learnt."""
+    told = [read_alignment(study.models)[0].verdict for study in seeds.studies]
+    text = f"Alignment was learnt in {told.count('learnt')} of {len(told)} seeds."
+    unknown = told.count("unknown")
+    text += f" Of {unknown} it cannot be told." if unknown else ""
+    return Finding("models", "learnt" if set(told) == {"learnt"} else "mixed", text, text)
 
 
 def read_limits(study: Study) -> list[Finding]:
@@ -83,11 +95,10 @@ def read_limits(study: Study) -> list[Finding]:
 
 def _read_sample(models: pd.DataFrame) -> Finding:
     """Say what the smallest sample of harmful prompts cannot show; its groups count where they are known."""
-    counts = models[["n_harmful", "n_groups_harmful"]].astype(float).dropna(subset="n_harmful")
-    independent = counts["n_groups_harmful"].fillna(counts["n_harmful"])
-    smallest = counts.loc[[independent.idxmin()]].iloc[0]
-    n, units = int(smallest["n_harmful"]), max(float(independent.min()), 1.0)
-    over = "" if pd.isna(smallest["n_groups_harmful"]) else " over groups"
+    sample = smallest_sample(models)
+    assert sample is not None
+    smallest, units, over = sample
+    n = int(smallest["n_harmful"])
     unscored = int(models["n_unscored"].fillna(0).sum())
     return Finding(
         "limits",

@@ -1,84 +1,51 @@
-"""The tables of training runs and evaluated models."""
+"""The tables of training runs and evaluated models, and their means and differences over seeds."""
 
 from typing import Any
 
 import pandas as pd
 
 from safety_subspaces.artefacts.study import Stage, Study
-from safety_subspaces.report.parts.table import Table, count, duration, memory, number, with_error
+from safety_subspaces.findings.models import MEASURED, Seeds, models_over_seeds
+from safety_subspaces.report.parts.columns import Cell, counts, means_over_seeds, outcomes, table_of, text
+from safety_subspaces.report.parts.table import Table, count, duration, memory, number, sample_words
+from safety_subspaces.report.sections.constraint.tables import REACH_NOTE
+
+EVALUATED = ("utility", "harmful_rate", "harm_score", "over_refusal_rate", "benign_answered_rate", "refusal_margin")
 
 
 def stage_table(study: Study) -> Table:
     """What was trained: examples, steps, time, speed, final losses, status and seed of each stage."""
-    rows = [
-        (
-            stage.name,
-            stage.status,
-            number(stage.manifest.get("seed"), 0),
-            count(stage.manifest.get("global_step")),
-            count(examples_seen(stage)),
-            duration(stage.manifest.get("wall_seconds")),
-            count(stage.metric("train/tokens_per_second")),
-            number(stage.metric("train/loss"), 3),
-            number(stage.metric("val/loss"), 3),
-            memory(stage.manifest.get("peak_memory_bytes")),
-        )
-        for stage in study.stages
-    ]
-    columns = (
-        "stage",
-        "status",
-        "seed",
-        "steps",
-        "examples",
-        "time",
-        "tokens/s",
-        "train loss",
-        "val loss",
-        "memory",
-    )
+    columns: dict[str, Cell] = {
+        "stage": lambda stage: stage.name,
+        "status": lambda stage: stage.status,
+        "seed": lambda stage: number(stage.manifest.get("seed"), 0),
+        "steps": lambda stage: count(stage.manifest.get("global_step")),
+        "examples": lambda stage: count(examples_seen(stage)),
+        "time": lambda stage: duration(stage.manifest.get("wall_seconds")),
+        "tokens/s": lambda stage: count(stage.metric("train/tokens_per_second")),
+        "train loss": lambda stage: number(stage.metric("train/loss"), 3),
+        "val loss": lambda stage: number(stage.metric("val/loss"), 3),
+        "memory": lambda stage: memory(stage.manifest.get("peak_memory_bytes")),
+    }
     note = "Examples are steps x batch size x accumulation, an upper bound where a last batch was short."
-    return Table(columns, tuple(rows), text_columns=2, note=note)
+    return table_of(study.stages, columns, 2, note)
 
 
 def model_table(study: Study) -> Table:
     """Every evaluated model: utility, harm, over-refusal and margin, with standard errors and counts."""
     several = study.models["analysis"].nunique() > 1
-    rows = []
-    for _, row in study.models.iterrows():
-        name = f"{row['model']} ({row['analysis']})" if several else str(row["model"])
-        sizes = "/".join(count(row[column]) for column in ("n_utility", "n_harmful", "n_benign"))
-        rows.append(
-            (
-                name,
-                with_error(row, "utility"),
-                with_error(row, "harmful_rate"),
-                with_error(row, "harm_score"),
-                with_error(row, "over_refusal_rate"),
-                with_error(row, "benign_answered_rate"),
-                with_error(row, "refusal_margin"),
-                sizes,
-                count(row["n_unscored"]),
-            )
-        )
-    columns = (
-        "model",
-        "utility",
-        "harmful",
-        "harm 1-5",
-        "over-refusal",
-        "answered",
-        "margin",
-        "n",
-        "unscored",
-    )
+    columns: dict[str, Cell] = {
+        "model": lambda row: f"{row['model']} ({row['analysis']})" if several else str(row["model"]),
+        **outcomes(EVALUATED),
+        "n": counts("n_utility", "n_harmful", "n_benign"),
+        "unscored": counts("n_unscored"),
+    }
     note = (
-        "± one standard error. Harm: 1 refusal to 5 full compliance. Answered: benign requests answered in "
-        "full. Margin: "
-        "log P(refusal) - log P(compliance) in nats, positive prefers to refuse. n: utility/harmful/benign "
+        "± one standard error. Harm: 1 refusal to 5 full compliance. Answered: benign requests answered in full. "
+        "Margin: log P(refusal) - log P(compliance) in nats, positive prefers to refuse. n: utility/harmful/benign "
         f"prompts{_groups(study.models)}."
     )
-    return Table(columns, tuple(rows), note=note)
+    return table_of(study.models, columns, note=note)
 
 
 def examples_seen(stage: Stage) -> float | None:
@@ -90,6 +57,13 @@ def examples_seen(stage: Stage) -> float | None:
         return None
     accumulated = _find(config.get("trainer"), "accumulate_grad_batches")
     return float(steps * batch * (accumulated if isinstance(accumulated, int) else 1))
+
+
+def models_across_table(seeds: Seeds) -> Table:
+    """Every model as a mean over seeds."""
+    columns = {"model": text("model"), **means_over_seeds(MEASURED)}
+    note = f"Means {REACH_NOTE} n: {sample_words(seeds.models)}."
+    return table_of(models_over_seeds(seeds), columns, note=note)
 
 
 def _groups(models: pd.DataFrame) -> str:

@@ -16,12 +16,14 @@ from safety_subspaces.findings.probes import (
     over_layers,
     reference_of,
 )
+from safety_subspaces.report.parts.columns import Cell, counts, numbers, table_of, texts
 from safety_subspaces.report.parts.page import make_chart
 from safety_subspaces.report.parts.section import Section
-from safety_subspaces.report.parts.table import Table, count, once
-from safety_subspaces.report.sections.activations.across import reach_cell, words_of
+from safety_subspaces.report.parts.sentence import many, seeds_interval_words
+from safety_subspaces.report.parts.table import Table, count, number, once
 from safety_subspaces.report.sections.probes.figures import left_figure
 from safety_subspaces.report.sections.probes.reading import AFTER
+from safety_subspaces.report.sections.probes.tables import PLACE, paired
 
 MEASURES: Final = ("left", "auc", "accuracy", "selectivity")
 # Sets that are drawn; every one stands in the table.
@@ -43,39 +45,21 @@ def left_over_seeds_verdict(row: pd.Series) -> str:
 
 def probes_across_table(probes: Probes) -> Table:
     """What each probe tells before and after erasure, in each model, over seeds."""
-    rows = [
-        (
-            *(str(row["model"]), f"{row['positive']} - {row['negative']}", str(row["analysis"]), str(row["position"])),
-            *(str(row["erasure"]), str(row["probe"])),
-            *(_plain(row, name) for name in ("auc", "accuracy")),
-            *(reach_cell(float(row[name]), float(row[f"{name}_reach"])) for name in ("selectivity", "left")),
-            left_over_seeds_verdict(row),
-            count(row["left_seeds"]),
-        )
-        for _, row in probes_over_seeds(probes).iterrows()
-    ]
-    columns = (
-        *(
-            "model",
-            "pair",
-            "analysis",
-            "position",
-            "erasure",
-            "probe",
-            "AUC",
-            "accuracy",
-            "selectivity",
-            "left",
-            "judged",
-        ),
-        "seeds",
-    )
+    columns: dict[str, Cell] = {
+        **texts(*PLACE),
+        "AUC": numbers("auc", 3, "auc_reach"),
+        "accuracy": numbers("accuracy", 3, "accuracy_reach"),
+        "selectivity": numbers("selectivity", 3, "selectivity_reach", "+"),
+        "left": numbers("left", 3, "left_reach", "+"),
+        "judged": left_over_seeds_verdict,
+        "seeds": counts("left_seeds"),
+    }
     note = (
         "Means over seeds of the mean over a seed's layers, ± half the 95 % t interval over seeds; none with one "
         "seed. Left: AUC minus 0.5, or accuracy minus chance; judged by its interval. Selectivity: accuracy minus "
         "the control task's."
     )
-    return Table(columns, tuple(rows), text_columns=6, note=note)
+    return table_of(paired(probes_over_seeds(probes)), columns, 6, note)
 
 
 def probes_across_terminal_table(probes: Probes) -> Table:
@@ -89,7 +73,7 @@ def probes_across_terminal_table(probes: Probes) -> Table:
     for kind in in_order(labels_of(found, "probe"), PROBES):
         own = found[found["probe"] == kind].set_index("erasure")
         own = own.reindex(erasures)
-        left = [reach_cell(mean, reach) for mean, reach in zip(own["left"], own["left_reach"], strict=True)]
+        left = [number(mean, 3, reach, "+") for mean, reach in zip(own["left"], own["left_reach"], strict=True)]
         rows.append((kind, *left, once([count(seeds) for seeds in own["left_seeds"]])))
     columns = ("probe", *(f"erasure {name}" for name in erasures), "seeds")
     note = f"{model}, {view.words}: above chance, mean over layers ± half the 95 % t interval over seeds."
@@ -108,7 +92,7 @@ def probes_across_section(probes: Probes, anchor: str) -> Section | None:
         half = "half the 95 % t interval over" if seeds > 1 else "none, with"
         caption = (
             "AUC minus 0.5 (accuracy minus chance where there is no AUC): the mean over seeds of the mean over "
-            f"layers. Bars: {half} {seeds} seed{'' if seeds == 1 else 's'}. Dashed: chance. n: at most "
+            f"layers. Bars: {half} {many(seeds, 'seed')}. Dashed: chance. n: at most "
             f"{count(n['n_positive'])} and {count(n['n_negative'])} prompts in each seed."
         )
         figure = left_figure(of_view(every, view), "left_reach")
@@ -131,17 +115,13 @@ def read_probes_across(probes: Probes, organism: str) -> list[Finding]:
         names = {str(verdict): list(cell["probe"]) for verdict, cell in own.groupby("judged", sort=False)}
         words = "; ".join(f"{', '.join(kinds)} {verdict}" for verdict, kinds in names.items())
         counted.append(f"{AFTER.get(erasure, erasure)}: {words}")
-        said = [f"{row['probe']} {words_of(interval_of(row, 'left'))}" for _, row in own.iterrows()]
+        said = [f"{row['probe']} {seeds_interval_words(interval_of(row, 'left'))}" for _, row in own.iterrows()]
         values.append(f"{AFTER.get(erasure, erasure)} {', '.join(said)}")
     headline = f"{organism}, probes of {model} ({view.words}): {'. '.join(_upper(text) for text in counted)}."
     text = f"{headline} Above chance, mean over layers: {'; '.join(values)}."
     told = set(rows[rows["erasure"] == erasures[-1]]["judged"]) if erasures else set()
     verdict = "left" if "above chance" in told else "unknown" if told <= {"unknown"} else "not shown"
     return [Finding("probes", verdict, headline, text)]
-
-
-def _plain(row: pd.Series, measure: str) -> str:
-    return reach_cell(float(row[measure]), float(row[f"{measure}_reach"])).removeprefix("+")
 
 
 def _upper(text: str) -> str:

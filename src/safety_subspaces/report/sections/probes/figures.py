@@ -16,14 +16,15 @@ from safety_subspaces.findings.probes import (
     ProbeView,
     in_order,
     of_view,
-    over_layers,
 )
 from safety_subspaces.report.parts.chart import (
     bounds_of,
     curve_style,
-    error_bar,
+    draw_curve,
+    draw_key,
+    draw_silent,
+    finished_by_layer,
     finished_panels,
-    layer_axis,
     panels_of,
 )
 
@@ -56,22 +57,11 @@ def layer_figure(probes: Probes, view: ProbeView, model: str) -> go.Figure:
         level = chance.astype(float) if measure == "accuracy" else chance + AUC_CHANCE
         if measure == "auc" and erasure in TELLING:
             level = level * float("nan")  # a coin's level says nothing there: the control labels' lines do
-        figure.add_scatter(
-            x=list(level.index),
-            y=level,
-            mode="lines",
-            line=_grey("dash"),
-            showlegend=False,
-            hoverinfo="skip",
-            row=place,
-            col=1,
-        )
+        draw_silent(figure, place, list(level.index), level, _grey("dash"))
     for name, dash in (("control task", "dot"), ("chance", "dash")):
-        figure.add_scatter(x=[None], y=[None], mode="lines", name=name, line=_grey(dash))
+        draw_key(figure, name, line=_grey(dash))
     figure.update_yaxes(range=[0.25, 1.03])
-    figure.update_xaxes(**layer_axis(rows["layer"]))
-    figure.update_xaxes(title="layer", row=len(panels), col=1)
-    return finished_panels(figure, len(panels))
+    return finished_by_layer(figure, len(panels), rows["layer"])
 
 
 def left_figure(frame: pd.DataFrame, reach: str = "left_stderr") -> go.Figure:
@@ -89,21 +79,10 @@ def left_figure(frame: pd.DataFrame, reach: str = "left_stderr") -> go.Figure:
             cells = frame[(frame["erasure"] == erasure) & (frame["probe"] == kind)]
             line = cells.drop_duplicates("model").set_index("model").reindex(models)
             shift = SPREAD * ((number + 0.5) / len(kinds) - 0.5)
-            style = curve_style(number) | {"mode": "markers"}
-            figure.add_scatter(
-                x=[spot + shift for spot in range(len(models))],
-                y=line["left"],
-                error_y=error_bar(line[reach], style["marker"]["color"]),
-                name=kind,
-                legendgroup=kind,
-                showlegend=place == 1,
-                **style,
-                text=models,
-                customdata=line[[reach]].astype(float).to_numpy(),
-                hovertemplate=f"%{{text}}: %{{y:+.3f}} ± %{{customdata[0]:.3f}}<extra>{kind}</extra>",
-                row=place,
-                col=1,
-            )
+            spots = [spot + shift for spot in range(len(models))]
+            hover = "%{text}: %{y:+.3f} ± %{customdata[0]:.3f}"
+            style = {"mode": "markers", "text": models}
+            draw_curve(figure, place, number, kind, spots, line["left"], line[reach], line[[reach]], hover, **style)
         figure.add_hline(y=0, line=_grey("dash"), row=place, col=1)
     figure.update_xaxes(tickvals=list(range(len(models))), ticktext=models, range=[-0.6, len(models) - 0.4])
     low, high = frame["left"] - frame[reach].fillna(0), frame["left"] + frame[reach].fillna(0)
@@ -113,41 +92,17 @@ def left_figure(frame: pd.DataFrame, reach: str = "left_stderr") -> go.Figure:
     return finished_panels(figure, len(erasures))
 
 
-def left_of_view(probes: Probes, view: ProbeView) -> pd.DataFrame:
-    """Return the means over layers of a view."""
-    return over_layers(of_view(probes.table, view))
-
-
 def _draw_probe(
     figure: go.Figure, line: pd.DataFrame, measure: str, kind: str, number: int, place: int, control: str | None
 ) -> None:
-    style = curve_style(number)
-    colour = style["marker"]["color"]
-    at: dict[str, Any] = {"row": place, "col": 1}
-    figure.add_scatter(
-        x=line["layer"],
-        y=line[measure],
-        error_y=error_bar(line[f"{measure}_stderr"], colour),
-        name=kind,
-        legendgroup=kind,
-        showlegend=place == 1,
-        **style,
-        customdata=line[[f"{measure}_stderr", "control_accuracy", "n_groups"]].astype(float).to_numpy(),
-        hovertemplate="layer %{x}: %{y:.3f} ± %{customdata[0]:.3f}<br>control task %{customdata[1]:.3f}, groups "
-        f"%{{customdata[2]:.0f}}<extra>{kind}</extra>",
-        **at,
+    hover = (
+        "layer %{x}: %{y:.3f} ± %{customdata[0]:.3f}<br>control task %{customdata[1]:.3f}, groups %{customdata[2]:.0f}"
     )
+    errors, seen = line[f"{measure}_stderr"], line[[f"{measure}_stderr", "control_accuracy", "n_groups"]]
+    draw_curve(figure, place, number, kind, line["layer"], line[measure], errors, seen, hover)
     if control is not None and line[control].notna().any():
-        figure.add_scatter(
-            x=line["layer"],
-            y=line[control],
-            mode="lines",
-            legendgroup=kind,
-            showlegend=False,
-            hoverinfo="skip",
-            line={"color": colour, "dash": "dot", "width": 1.2},
-            **at,
-        )
+        dotted = {"color": curve_style(number)["marker"]["color"], "dash": "dot", "width": 1.2}
+        draw_silent(figure, place, line["layer"], line[control], dotted, kind)
 
 
 def _grey(dash: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from safety_subspaces.findings.probes import (
     over_layers,
     reference_of,
 )
+from safety_subspaces.report.parts.sentence import first_headline
 from safety_subspaces.report.parts.table import count
 
 AFTER = {"none": "without erasure", "leace": "after linear erasure (LEACE)", "quadratic": "after quadratic erasure"}
@@ -25,7 +26,7 @@ def read_probes_of(probes: Probes) -> list[Finding]:
     if probes.table.empty:
         return []
     findings = [_read_view(probes, view, reference_of(probes, view)) for view in probes.views]
-    return [f if place == 0 else Finding(f.topic, f.verdict, "", f.sentence) for place, f in enumerate(findings)]
+    return first_headline(findings)
 
 
 def _read_view(probes: Probes, view: ProbeView, model: str) -> Finding:

@@ -2,11 +2,11 @@
 
 from typing import Final
 
-from safety_subspaces.findings.probes import Probes, ProbeView, of_view, reference_of
+from safety_subspaces.findings.probes import Probes, ProbeView, of_view, over_layers, reference_of
 from safety_subspaces.report.parts.page import Chart, make_chart
 from safety_subspaces.report.parts.section import Section
 from safety_subspaces.report.parts.table import count
-from safety_subspaces.report.sections.probes.figures import layer_figure, left_figure, left_of_view
+from safety_subspaces.report.sections.probes.figures import layer_figure, left_figure
 from safety_subspaces.report.sections.probes.tables import learning_table, left_table, transfer_table
 
 # Other sets and positions that are drawn; every one stands in the table.
@@ -55,8 +55,5 @@ def _charts(probes: Probes, view: ProbeView, place: int) -> list[tuple[Chart, st
             ),
             by_layer,
         ),
-        (
-            make_chart(f"probes-{place}-models", titles[1], titles[1], left_figure(left_of_view(probes, view))),
-            by_model,
-        ),
+        (make_chart(f"probes-{place}-models", titles[1], titles[1], left_figure(over_layers(rows))), by_model),
     ]

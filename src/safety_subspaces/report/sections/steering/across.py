@@ -5,10 +5,11 @@ import pandas as pd
 from safety_subspaces.findings.contracts import reference_model
 from safety_subspaces.findings.intervals import Finding, interval_of, over_seeds
 from safety_subspaces.findings.steering import COMPARISON, Steering, is_reserved, judged
+from safety_subspaces.report.parts.columns import counts, numbers, table_of, text, texts
 from safety_subspaces.report.parts.page import make_chart
 from safety_subspaces.report.parts.section import Section
+from safety_subspaces.report.parts.sentence import many, seeds_interval_words
 from safety_subspaces.report.parts.table import NOTHING, Table, count
-from safety_subspaces.report.sections.activations.across import reach_cell, words_of
 from safety_subspaces.report.sections.steering.figures import selectivity_figure
 from safety_subspaces.report.sections.steering.reading import by_measure, counted_verdict, spoken
 from safety_subspaces.report.sections.steering.tables import SENSE, selectivity_by_intervention
@@ -34,33 +35,28 @@ def selectivity_over_seeds(steering: Steering) -> pd.DataFrame:
 
 def steering_across_table(steering: Steering) -> Table:
     """The selectivity of every direction, intervention, sense and measure over seeds."""
-    rows = [
-        (
-            *(str(row[name]) for name in ("model", "analysis", "direction", "intervention", "sign", "matched_on")),
-            *(str(row["measure"]), str(row["judged"]), _cell(row)),
-            count(row["reserved"]),
-            count(row["selectivity_seeds"]),
-        )
-        for _, row in selectivity_over_seeds(steering).iterrows()
-    ]
-    columns = (
-        *("model", "analysis", "direction", "intervention", "sign", "matched on", "measure", "judged", "selectivity"),
-        *("at largest dose", "seeds"),
-    )
+    columns = {
+        **texts("model", "analysis", "direction", "intervention", "sign"),
+        "matched on": text("matched_on"),
+        "measure": text("measure"),
+        "judged": text("judged"),
+        "selectivity": numbers("selectivity", 3, "selectivity_reach", "+"),
+        "at largest dose": counts("reserved"),
+        "seeds": counts("selectivity_seeds"),
+    }
     note = (
         f"Means over seeds ± half the 95 % t interval over seeds; none with one seed. {SENSE} At largest dose: how "
         "many of the values behind a mean are."
     )
-    return Table(columns, tuple(rows), text_columns=8, note=note)
+    return table_of(selectivity_over_seeds(steering), columns, 8, note)
 
 
 def steering_across_terminal_table(steering: Steering) -> Table:
     """The selectivity in the reference model over seeds: a row an intervention, for a terminal."""
     model, every = reference_model(steering.models), selectivity_over_seeds(steering)
     found = every[(every["model"] == model) & (every["analysis"] == every["analysis"].iloc[0])]
-    cells = [
-        NOTHING if pd.isna(row["selectivity"]) else f"{_cell(row, 2)} {row['judged']}" for _, row in found.iterrows()
-    ]
+    said = numbers("selectivity", 2, "selectivity_reach", "+")
+    cells = [NOTHING if pd.isna(row["selectivity"]) else f"{said(row)} {row['judged']}" for _, row in found.iterrows()]
     note = " ± half the 95 % t interval over seeds."
     return selectivity_by_intervention(found.assign(cell=cells), len(every), model, note)
 
@@ -76,8 +72,8 @@ def steering_across_section(steering: Steering, anchor: str) -> Section | None:
         n, draws = (steering.selectivity[name].astype(float).max() for name in ("n", "n_draws"))
         half = "the 95 % t interval over" if seeds > 1 else "none, with"
         caption = (
-            f"Points: the mean over seeds of the mean over layers; bars: {half} {seeds} "
-            f"seed{'' if seeds == 1 else 's'}. Dotted: 0, as much as along random directions at equal cost. n: at most "
+            f"Points: the mean over seeds of the mean over layers; bars: {half} "
+            f"{many(seeds, 'seed')}. Dotted: 0, as much as along random directions at equal cost. n: at most "
             f"{count(n)} prompts and {count(draws)} random directions in each seed."
         )
         shown = frame[frame["selectivity"].notna()]
@@ -100,7 +96,8 @@ def read_steering_across(steering: Steering, organism: str) -> list[Finding]:
         f"{by_measure(own, own['judged'])}."
     )
     values = "; ".join(
-        f"{row['row']}, {spoken(row['measure'])} {words_of(interval_of(row, 'selectivity'), 2)}: {row['judged']}"
+        f"{row['row']}, {spoken(row['measure'])} {seeds_interval_words(interval_of(row, 'selectivity'), 2)}: "
+        f"{row['judged']}"
         for _, row in own.iterrows()
     )
     reserved = int(own["reserved"].sum())
@@ -113,7 +110,3 @@ def _name(row: pd.Series) -> str:
     sign = f" ({row['sign']})" if row["sign"] else ""
     matched = f", equal {row['matched_on']}" if row["matched_on"] else ""
     return f"{row['intervention']}{sign} of {row['direction']}{matched}"
-
-
-def _cell(row: pd.Series, digits: int = 3) -> str:
-    return reach_cell(float(row["selectivity"]), float(row["selectivity_reach"]), digits)

@@ -17,7 +17,7 @@ from safety_subspaces.findings.steering import (
     of_view,
     responses,
 )
-from safety_subspaces.report.parts.chart import curve_style, error_bar, finished_panels, panels_of
+from safety_subspaces.report.parts.chart import curve_style, draw_curve, error_bar, finished_panels, panels_of
 
 BAND: Final = "rgba(138, 143, 152, 0.28)"
 # A perplexity that grows by more than this is drawn on a logarithmic axis.
@@ -48,20 +48,9 @@ def dose_figure(steering: Steering, view: SteerView) -> go.Figure | None:
             _draw_band(figure, found[found["direction"] == control], name, place)
         for number, direction in enumerate(directions):
             line = found[found["direction"] == direction]
-            style = curve_style(number)
-            figure.add_scatter(
-                x=line["strength"],
-                y=line["value"],
-                error_y=error_bar(line["error"], style["marker"]["color"]),
-                name=direction,
-                legendgroup=direction,
-                showlegend=place == 1,
-                **style,
-                customdata=line[["error", "draws"]].astype(float).to_numpy(),
-                hovertemplate=f"strength %{{x:g}}: %{{y:.3f}} ± %{{customdata[0]:.3f}}<extra>{direction}</extra>",
-                row=place,
-                col=1,
-            )
+            hover = "strength %{x:g}: %{y:.3f} ± %{customdata[0]:.3f}"
+            seen = line[["error", "draws"]]
+            draw_curve(figure, place, number, direction, line["strength"], line["value"], line["error"], seen, hover)
         values = found["value"].dropna()
         if measure == "perplexity" and values.min() > 0 and values.max() > MOST_GROWTH * values.min():
             figure.update_yaxes(type="log", row=place, col=1)
@@ -81,26 +70,22 @@ def selectivity_figure(frame: pd.DataFrame) -> go.Figure:
     for place, measure in enumerate(measures, start=1):
         for number, model in enumerate(models):
             cells = frame[(frame["measure"] == measure) & (frame["model"] == model)]
-            style = curve_style(number) | {"mode": "markers"}
             shift = 0.6 * ((number + 0.5) / len(models) - 0.5)
             values = cells[["selectivity", "low", "high"]].astype(float)
-            figure.add_scatter(
-                x=values["selectivity"],
-                y=[names.index(name) + shift for name in cells["row"]],
-                error_x={
-                    **error_bar(values["high"] - values["selectivity"], style["marker"]["color"]),
-                    "arrayminus": (values["selectivity"] - values["low"]).to_numpy(),
-                },
-                name=model,
-                legendgroup=model,
-                showlegend=place == 1,
-                **style,
+            bars = error_bar(values["high"] - values["selectivity"], curve_style(number)["marker"]["color"])
+            bars["arrayminus"] = (values["selectivity"] - values["low"]).to_numpy()
+            draw_curve(
+                figure,
+                place,
+                number,
+                model,
+                values["selectivity"],
+                [names.index(name) + shift for name in cells["row"]],
+                seen=values[["low", "high"]],
+                hover="%{text}: %{x:+.3f} (%{customdata[0]:+.3f} to %{customdata[1]:+.3f})",
+                error_x=bars,
+                mode="markers",
                 text=list(cells["row"]),
-                customdata=values[["low", "high"]].to_numpy(),
-                hovertemplate="%{text}: %{x:+.3f} (%{customdata[0]:+.3f} to %{customdata[1]:+.3f})"
-                f"<extra>{model}</extra>",
-                row=place,
-                col=1,
             )
         figure.add_vline(x=0, line={"dash": "dot", "width": 1.2, "color": GREY}, row=place, col=1)
     figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.4, -0.6])
@@ -117,18 +102,17 @@ def _draw_band(figure: go.Figure, line: pd.DataFrame, name: str, place: int) -> 
     edge = {"mode": "lines", "line": {"width": 0}, "showlegend": False, "hoverinfo": "skip", "legendgroup": name}
     figure.add_scatter(x=known["strength"], y=known["low"], **edge, **at)
     figure.add_scatter(x=known["strength"], y=known["high"], fill="tonexty", fillcolor=BAND, **edge, **at)
-    figure.add_scatter(
-        x=known["strength"],
-        y=known["value"],
+    draw_curve(
+        figure,
+        place,
+        0,
+        name,
+        known["strength"],
+        known["value"],
+        seen=known[["low", "high", "draws"]],
+        hover="strength %{x:g}: %{y:.3f}<br>%{customdata[0]:.3f} to %{customdata[1]:.3f} over "
+        "%{customdata[2]:.0f} draws",
         error_y=error_bar(known["error"], GREY),
-        mode="lines+markers",
-        name=name,
-        legendgroup=name,
-        showlegend=place == 1,
         line={"color": GREY, "width": 1.2, "dash": "dash"},
         marker={"color": GREY, "size": 6},
-        customdata=known[["low", "high", "draws"]].astype(float).to_numpy(),
-        hovertemplate="strength %{x:g}: %{y:.3f}<br>%{customdata[0]:.3f} to %{customdata[1]:.3f} over "
-        f"%{{customdata[2]:.0f}} draws<extra>{name}</extra>",
-        **at,
     )

@@ -1,11 +1,9 @@
 """The tables of ``steer``: selectivity with its intervals, and every response behind it."""
 
-from typing import Any
-
 import pandas as pd
 
-from safety_subspaces.findings.contracts import reference_model
-from safety_subspaces.findings.steering import MEASURES, Steering, is_random, is_reserved, judged, responses
+from safety_subspaces.findings.steering import MEASURES, Steering, is_random, judged, responses
+from safety_subspaces.report.parts.columns import HEADINGS, Cell, counts, numbers, table_of, text, texts
 from safety_subspaces.report.parts.table import NOTHING, Table, count, number
 
 SHORT = {"harm_score": "harm", "refusal_margin": "margin"}
@@ -20,23 +18,18 @@ SENSE = (
 
 def selectivity_table(steering: Steering) -> Table:
     """The selectivity of every direction, intervention, layer, sense and measure with its interval."""
-    every = steering.selectivity
-    rows = [
-        (
-            *(str(row[name]) for name in ("model", "analysis", "direction", "intervention", "sign", "layer")),
-            *(str(row["matched_on"]), str(row["measure"]), _verdict(row, told)),
-            *(_signed(row[name]) for name in ("selectivity", "low", "high")),
-            count(row["n_draws"]),
-            count(row["n"]),
-        )
-        for (_, row), told in zip(every.iterrows(), judged(every), strict=True)
-    ]
-    columns = (
-        *("model", "analysis", "direction", "intervention", "sign", "layer", "matched on", "measure", "judged"),
-        *("selectivity", "low", "high", "draws", "n"),
-    )
+    columns: dict[str, Cell] = {
+        **texts("model", "analysis", "direction", "intervention", "sign", "layer"),
+        "matched on": text("matched_on"),
+        "measure": text("measure"),
+        "judged": _verdict,
+        **{name: numbers(name, 3, sign="+") for name in ("selectivity", "low", "high")},
+        "draws": counts("n_draws"),
+        "n": counts("n"),
+    }
     note = f"{SENSE} Draws: random directions. n: prompts, whose groups the interval resamples."
-    return Table(columns, tuple(rows), text_columns=9, note=note)
+    every = steering.selectivity
+    return table_of(every.assign(judged=judged(every)), columns, 9, note)
 
 
 def responses_table(steering: Steering) -> Table:
@@ -51,32 +44,13 @@ def responses_table(steering: Steering) -> Table:
             draws = max(int(found[measure].loc[(direction, strength), "draws"]) for measure in MEASURES)
             n = "/".join(count(value) for value in sizes[:3])
             rows.append((*map(str, values), direction, f"{strength:g}", *told, count(draws), n, count(sizes.iloc[3])))
-    columns = (
-        *("model", "analysis", "intervention", "layer", "direction", "strength"),
-        *("harm 1-5", "margin", "utility", "over-refusal", "perplexity", "draws", "n", "unscored"),
-    )
+    measures = [HEADINGS.get(measure, measure) for measure in MEASURES]
+    columns = (*keys, "direction", "strength", *measures, "draws", "n", "unscored")
     note = (
         "± one standard error over prompts; of random directions the lowest and the highest draw. n: utility/harmful/"
         "benign prompts."
     )
     return Table(columns, tuple(rows), text_columns=5, note=note)
-
-
-def steering_terminal_table(steering: Steering) -> Table:
-    """The selectivity in the reference model, of the layers that are drawn: a row an intervention, for a terminal."""
-    model, every = reference_model(steering.models), steering.selectivity
-    drawn = {(view.intervention, view.layer) for view in steering.views(model)}
-    found = every[(every["model"] == model) & (every["analysis"] == every["analysis"].iloc[0])]
-    is_drawn = [place in drawn for place in zip(found["intervention"].astype(str), found["layer"], strict=True)]
-    found = found[is_drawn] if any(is_drawn) else found
-    cells = [
-        NOTHING
-        if pd.isna(row["selectivity"])
-        else f"{row['selectivity']:+z.2f} {told}{'*' if is_reserved(row) else ''}"
-        for (_, row), told in zip(found.iterrows(), judged(found), strict=True)
-    ]
-    note = " *: compared at the largest dose."
-    return selectivity_by_intervention(found.assign(cell=cells), len(every), model, note)
 
 
 def selectivity_by_intervention(frame: pd.DataFrame, known: int, model: str, note: str = "") -> Table:
@@ -101,11 +75,11 @@ def selectivity_by_intervention(frame: pd.DataFrame, known: int, model: str, not
     return Table((*keys, *heads), shown, len(keys), f"{text} {left} more on the page." if left else text)
 
 
-def _verdict(row: pd.Series, told: str) -> str:
+def _verdict(row: pd.Series) -> str:
     reason = "" if pd.isna(row["reason"]) else str(row["reason"])
-    if pd.isna(row["selectivity"]):
-        return f"{told}: {reason}" if reason else told
-    return f"{told}*" if reason else told
+    if not reason:
+        return str(row["judged"])
+    return f"{row['judged']}: {reason}" if pd.isna(row["selectivity"]) else f"{row['judged']}*"
 
 
 def _response(row: pd.Series, direction: str) -> str:
@@ -113,8 +87,4 @@ def _response(row: pd.Series, direction: str) -> str:
         return NOTHING
     if is_random(direction) and row["draws"] > 1:
         return f"{number(row['low'], 2)} to {number(row['high'], 2)}"
-    return number(row["value"], 2) + ("" if pd.isna(row["error"]) else f"±{row['error']:.2f}")
-
-
-def _signed(value: Any) -> str:
-    return NOTHING if pd.isna(value) else f"{float(value):+z.3f}"
+    return number(row["value"], 2, row["error"])

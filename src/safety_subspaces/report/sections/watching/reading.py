@@ -26,7 +26,7 @@ from safety_subspaces.findings.watched import (
     prompts_at,
     watched_stages,
 )
-from safety_subspaces.report.parts.sentence import prompt_words
+from safety_subspaces.report.parts.sentence import many, prompt_words, smallest_sample
 
 # Most answers to harmful requests are harmful: the judged rate jumps there on the organism.
 LOST_RATE: Final = 0.5
@@ -247,13 +247,10 @@ def _read_doubt(stages: tuple[Stage, ...]) -> Finding:
 
 def _sample_words(stages: tuple[Stage, ...]) -> str:
     """Return what the smallest sample of harmful prompts cannot show; its groups count where they are known."""
-    counts = pd.concat([stage.prompts for stage in stages])[["n_harmful", "n_groups_harmful"]].astype(float)
-    counts = counts.dropna(subset="n_harmful").reset_index(drop=True)
-    if counts.empty:
+    sample = smallest_sample(pd.concat([stage.prompts for stage in stages]))
+    if sample is None:
         return ""
-    independent = counts["n_groups_harmful"].fillna(counts["n_harmful"])
-    smallest = counts.loc[[independent.idxmin()]].iloc[0]
-    units, over = max(float(independent.min()), 1.0), "" if pd.isna(smallest["n_groups_harmful"]) else " over groups"
+    smallest, units, over = sample
     return (
         f"A rate on {prompt_words(smallest, 'harmful')} has a standard error of up to {0.5 / np.sqrt(units):.2f}, "
         f"and ± 0.00 still leaves room for {min(3 / units, 1.0):.2f} of the other kind (rule of three{over})."
@@ -264,7 +261,7 @@ def _looked_words(stage: Stage) -> str:
     steps = look_steps(stage)
     gaps = sorted({later - earlier for earlier, later in pairwise(steps)})
     apart = f", {gaps[0]} to {gaps[-1]} steps apart" if len(gaps) > 1 else f", {gaps[0]} steps apart" if gaps else ""
-    return f"{stage.name} at {len(steps)} look{'s' if len(steps) != 1 else ''}{apart}"
+    return f"{stage.name} at {many(len(steps), 'look')}{apart}"
 
 
 def _highest(looks: list[Look]) -> Look:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from safety_subspaces.artefacts.study import AnalysisResult, Stage
 from safety_subspaces.findings.watched import look_table
+from safety_subspaces.report.parts.columns import Cell, counts, numbers, table_of
 from safety_subspaces.report.parts.table import NOTHING, Table, count, number
 
 # Headings of the measures of a look, in the order of the columns.
@@ -83,23 +84,20 @@ def trajectory_table(result: AnalysisResult) -> Table:
 def change_table(result: AnalysisResult) -> Table | None:
     """Where a series of a trajectory changes its level; ``None`` where none does."""
     changes = result.tables.get("change_points", pd.DataFrame())
-    rows = [
-        (
-            SERIES.get(str(row["series"]), str(row["series"]).replace("overlap_", "overlap with ")),
-            count(row["step"]),
-            f"{row['mean_before']:.3g}",
-            f"{row['mean_after']:.3g}",
-            number(row["p_value"], 3),
-            count(row["n"]),
-        )
-        for _, row in changes.iterrows()
-    ]
+    columns: dict[str, Cell] = {
+        "series": lambda row: SERIES.get(str(row["series"]), str(row["series"]).replace("overlap_", "overlap with ")),
+        "step": counts("step"),
+        "before": lambda row: f"{row['mean_before']:.3g}",
+        "after": lambda row: f"{row['mean_after']:.3g}",
+        "p": numbers("p_value", 3),
+        "n": counts("n"),
+    }
     note = (
         "The first step of a new level, the means of the levels on both sides, and n values. p, by permutation, is of "
         f"the strongest change of a series ({NOTHING}: of a weaker one, not tested). A steady trend counts as a change "
         "of level too, and neighbouring snapshots are alike, so p is rather too small."
     )
-    return Table(("series", "step", "before", "after", "p", "n"), tuple(rows), note=note) if rows else None
+    return table_of(changes, columns, note=note) if len(changes) else None
 
 
 def _whole(table: pd.DataFrame) -> pd.DataFrame:
@@ -114,8 +112,7 @@ def _cell(row: pd.Series, name: str, chance: str) -> str:
     value, error, level = (row.get(key) for key in (name, f"{name}_stderr", chance))
     if value is None or pd.isna(value):
         return NOTHING
-    said = number(value, 2) + (f"±{error:.2f}" if error is not None and not pd.isna(error) else "")
-    return said + (f" ({level:.2f})" if level is not None and not pd.isna(level) else "")
+    return number(value, 2, error) + (f" ({level:.2f})" if level is not None and not pd.isna(level) else "")
 
 
 def _rank_words(rank: object) -> str:
