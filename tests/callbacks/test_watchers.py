@@ -102,7 +102,7 @@ def test_a_snapshot_is_the_weights_less_the_start(run, pair) -> None:
     last = Snapshot(snapshot_files(folder / "deltas")[-1])
     assert set(last.names) == set(end)
     for name, value in end.items():
-        assert torch.equal(last.read(name), value - start[name].detach())
+        assert torch.equal(last.read(name).dense(), value - start[name].detach())
     assert last.facts["provenance"]["versions"]["torch"] == torch.__version__
     assert last.facts["reference"]["path"] == "reference.safetensors"
 
@@ -262,9 +262,9 @@ def test_lora_is_kept_in_its_factors_and_counts_from_another_model_too(pair, tmp
         torch.testing.assert_close(update.dense(), merged[name].detach() - start[name].detach(), rtol=0, atol=1e-6)
     assert set(dense.names) == set(start)
     for name, value in merged.items():
-        torch.testing.assert_close(dense.read(name), value.detach() - origin[name].detach(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(dense.read(name).dense(), value.detach() - origin[name].detach(), rtol=0, atol=1e-6)
     (name,) = narrow.names
-    whole, kept = dense.read(name).double(), narrow.read(name).dense().double()
+    whole, kept = dense.read(name).dense().double(), narrow.read(name).dense().double()
     values = torch.linalg.svdvals(whole).square()
     assert narrow.lost_energy[name] == pytest.approx(float(values[2:].sum() / values.sum()), rel=1e-4)
     assert float((whole - kept).square().sum() / values.sum()) == pytest.approx(narrow.lost_energy[name], rel=1e-4)
@@ -327,7 +327,7 @@ def test_a_run_that_diverges_is_watched_to_its_end(pair, tmp_path: Path, caplog)
     said = [record.getMessage() for record in caplog.records]
     assert sum("hidden states of the first and second prompts are not finite at step 8" in text for text in said) == 1
     assert sum("is not finite: it is kept as it is" in text for text in said) == 1
-    assert torch.isnan(Snapshot(tmp_path / "deltas" / "step=00000012.safetensors").read("lm_head.weight")).all()
+    assert torch.isnan(Snapshot(tmp_path / "deltas" / "step=00000012.safetensors").read("lm_head.weight").dense()).all()
 
 
 def test_the_compression_error_is_the_share_of_all_energy(pair, tmp_path: Path) -> None:
