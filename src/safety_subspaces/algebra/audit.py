@@ -160,8 +160,8 @@ def spectral_gap(singular_values: Float[Tensor, " rank"], k: int) -> float:
     """
     if not 0 < k < singular_values.numel():
         return nan
-    first, here, following = (float(singular_values[place]) for place in (0, k - 1, k))
-    return (here - following) / first
+    first, sigma_k, following = (float(singular_values[index]) for index in (0, k - 1, k))
+    return (sigma_k - following) / first
 
 
 def summarise_audit(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -144,8 +144,8 @@ def _tridiagonal_vectors(diagonal: np.ndarray, beside: np.ndarray, rank: int) ->
     dim = len(diagonal)
     if rank <= dim // FEW_VECTORS:
         padded = np.append(beside, 0.0)
-        found, _, vectors, failed = lapack.dstemr(diagonal, padded, BY_NUMBER, 0.0, 1.0, dim - rank + 1, dim)
-        if failed == 0 and found == rank:
+        count, _, vectors, failed = lapack.dstemr(diagonal, padded, BY_NUMBER, 0.0, 1.0, dim - rank + 1, dim)
+        if failed == 0 and count == rank:
             return vectors[:, :rank]
     _, vectors, failed = lapack.dstevd(diagonal, beside, compute_v=1)
     _check_done(dim, dstevd=failed)

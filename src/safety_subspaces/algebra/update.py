@@ -326,8 +326,8 @@ class StreamedUpdate(_BlockUpdate):
             parts = []
             for first in range(top, bottom, rows):
                 part = (slice(first, min(first + rows, bottom)), *index[1:])
-                made = self._open_weight()[part].to(self.dtype, copy=True)
-                parts.append(made.sub_(self._open_reference()[part].to(made)))
+                difference = self._open_weight()[part].to(self.dtype, copy=True)
+                parts.append(difference.sub_(self._open_reference()[part].to(difference)))
             block = torch.cat(parts) if len(parts) > 1 else parts[0]
             if self._check is not None:
                 self._check(block)
@@ -335,12 +335,12 @@ class StreamedUpdate(_BlockUpdate):
 
     def dense(self) -> Float[Tensor, "..."]:
         """Return the whole difference."""
-        made, start = torch.empty(0), 0
+        whole, start = torch.empty(0), 0
         for block in blocks_of(self):
-            made = block.new_empty(self.shape) if start == 0 else made
-            made[start : start + len(block)] = block
+            whole = block.new_empty(self.shape) if start == 0 else whole
+            whole[start : start + len(block)] = block
             start += len(block)
-        return made
+        return whole
 
     def to(self, device: torch.device) -> Update:
         """Return it as it is on a CPU, whole on a GPU."""

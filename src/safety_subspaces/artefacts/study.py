@@ -209,7 +209,7 @@ def read_study(folder: str | os.PathLike[str]) -> Study:
         stages=stages,
         results=results,
         models=models[~models["stage"].isin(constrained)].reset_index(drop=True),
-        projections=_place_projections(projections[~apart].reset_index(drop=True), results),
+        projections=_with_groups(projections[~apart].reset_index(drop=True), results),
         overlaps=_together("overlap", results),
         constrained=models[models["stage"].isin(constrained)].reset_index(drop=True),
         energies=projections[apart].reset_index(drop=True),
@@ -321,7 +321,7 @@ def _together(command: str, results: tuple[AnalysisResult, ...]) -> pd.DataFrame
     return frame[["analysis", *columns]]
 
 
-def _place_projections(frame: pd.DataFrame, results: tuple[AnalysisResult, ...]) -> pd.DataFrame:
+def _with_groups(frame: pd.DataFrame, results: tuple[AnalysisResult, ...]) -> pd.DataFrame:
     """Name the group of each projection, and the evaluated models that it lies between."""
     label_of = {
         os.path.normpath(path): label

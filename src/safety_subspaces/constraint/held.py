@@ -67,10 +67,10 @@ def save_held(path: Path, targets: Sequence[Target], masters: Sequence[MasterWei
     def read(name: str) -> Tensor:
         return full[name].whole() if name in full else bases[name]
 
-    return keep_tensors(path, shapes, read, writes, header={"mode": mode, "transposed": transposed})
+    return store_tensors(path, shapes, read, writes, header={"mode": mode, "transposed": transposed})
 
 
-def keep_tensors(
+def store_tensors(
     path: Path,
     shapes: Mapping[str, Sequence[int]],
     read: Callable[[str], Tensor],
@@ -87,11 +87,11 @@ def keep_tensors(
 
 
 def check_held(path: Path, sha256: str, targets: Sequence[Target], checks: bool) -> None:
-    """Check the file of a constraint that goes on, as :func:`check_kept` does."""
-    check_kept(path, sha256, [f"{target.name}{REFERENCE}" for target in targets if target.partner is None], checks)
+    """Check the file of a constraint that goes on, as :func:`check_stored` does."""
+    check_stored(path, sha256, [f"{target.name}{REFERENCE}" for target in targets if target.partner is None], checks)
 
 
-def check_kept(path: Path, sha256: str, stored: Sequence[str], checks: bool) -> None:
+def check_stored(path: Path, sha256: str, stored: Sequence[str], checks: bool) -> None:
     """Check what a run that goes on is counted from; all ranks must call it together.
 
     Args:

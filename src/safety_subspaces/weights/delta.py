@@ -49,10 +49,10 @@ def _difference(tuned: Checkpoint, weight: Tensor, name: str) -> Tensor:
     stored = tuned.read(name)
     widest = torch.promote_types(stored.dtype, weight.dtype)
     # Numbers that were made wider are ours to subtract from.
-    made = stored.to(widest).sub_(weight) if stored.dtype != widest else stored - weight
-    if not math.isfinite(float(made.sum())):
+    difference = stored.to(widest).sub_(weight) if stored.dtype != widest else stored - weight
+    if not math.isfinite(float(difference.sum())):
         _finite(stored, name, tuned.path)
-    return made.float()
+    return difference.float()
 
 
 def _small_update(tuned: Checkpoint, reference: Checkpoint, name: str) -> Update | None:

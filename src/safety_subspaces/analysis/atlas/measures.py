@@ -15,12 +15,12 @@ from safety_subspaces.weights.names import layer_of, type_of
 Array = np.ndarray
 ENERGY_KEPT: Final = "energy_kept"
 OVERLAP: Final = "overlap"
-PLACE = ["seed", "tensor", "layer", "type", "is_matrix", "side"]
+IDENTITY = ["seed", "tensor", "layer", "type", "is_matrix", "side"]
 MEASURED = (
     "measure first second rule rank dim rank_first rank_second energy_first energy_second value chance "
     "matched_chance chance_median ceiling"
 )
-COLUMNS = [*PLACE, *MEASURED.split()]
+COLUMNS = [*IDENTITY, *MEASURED.split()]
 RENAMED = {"rank": "rank_first", "share": "value", "overlap": "value", "matched": "matched_chance"}
 NUMBERS = ("value", "chance", "matched_chance", "chance_median", "ceiling", "energy_first", "energy_second")
 
@@ -69,8 +69,8 @@ def tensor_table(records: Iterable[Record], choices: Sequence[tuple[str, float]]
     frames = [_energy_rows(energies, choices), _overlap_rows(overlaps, choices)]
     table = pd.concat([frame for frame in frames if len(frame)], ignore_index=True)
     names = {name: (layer_of(name), type_of(name), name in matrices) for name in table["tensor"].unique()}
-    for place, column in enumerate(("layer", "type", "is_matrix")):
-        table[column] = table["tensor"].map({name: found[place] for name, found in names.items()})
+    for index, column in enumerate(("layer", "type", "is_matrix")):
+        table[column] = table["tensor"].map({name: values[index] for name, values in names.items()})
     return table.reindex(columns=COLUMNS)
 
 
@@ -80,13 +80,13 @@ def measures_of(table: pd.DataFrame, side: str) -> Measures:
     Raises:
         ValueError: Some are missing.
     """
-    own = table[table["side"] == side]
-    kept, shared = own[own["measure"] == ENERGY_KEPT], own[own["measure"] == OVERLAP]
-    seeds = list(dict.fromkeys(own["seed"]))
-    tensors = own[["tensor", "layer", "type", "is_matrix"]].drop_duplicates(ignore_index=True)
-    choices = own[["rule", "rank"]].drop_duplicates(ignore_index=True)
-    labels = list(dict.fromkeys(kept["first"]))
-    pairs = list(dict.fromkeys(zip(shared["first"], shared["second"], strict=True)))
+    one_side = table[table["side"] == side]
+    energy_rows, overlap_rows = one_side[one_side["measure"] == ENERGY_KEPT], one_side[one_side["measure"] == OVERLAP]
+    seeds = list(dict.fromkeys(one_side["seed"]))
+    tensors = one_side[["tensor", "layer", "type", "is_matrix"]].drop_duplicates(ignore_index=True)
+    choices = one_side[["rule", "rank"]].drop_duplicates(ignore_index=True)
+    labels = list(dict.fromkeys(energy_rows["first"]))
+    pairs = list(dict.fromkeys(zip(overlap_rows["first"], overlap_rows["second"], strict=True)))
     shape = (len(seeds), len(tensors), len(choices))
     return Measures(
         side,
@@ -95,8 +95,8 @@ def measures_of(table: pd.DataFrame, side: str) -> Measures:
         choices,
         labels,
         pairs,
-        energies=_arrays(kept, seeds, tensors, choices, [(label, "") for label in labels], shape),
-        overlaps=_arrays(shared, seeds, tensors, choices, pairs, shape),
+        energies=_arrays(energy_rows, seeds, tensors, choices, [(label, "") for label in labels], shape),
+        overlaps=_arrays(overlap_rows, seeds, tensors, choices, pairs, shape),
     )
 
 
@@ -115,8 +115,8 @@ def beta_median(
         varies = (variance > 0) & (centre > 0) & (centre < 1) & (concentration > 0)
         safe = np.where(varies, concentration, 2.0)
         middle = np.where(varies, centre, 0.5)
-        found = low + (1 - low) * betaincinv(middle * safe, (1 - middle) * safe, 0.5)
-    return np.where(varies, found, mean)
+        median = low + (1 - low) * betaincinv(middle * safe, (1 - middle) * safe, 0.5)
+    return np.where(varies, median, mean)
 
 
 def _energy_rows(rows: Sequence[Mapping[str, object]], choices: Sequence[tuple[str, float]]) -> pd.DataFrame:
@@ -184,11 +184,11 @@ def _arrays(
         (list(zip(choices["rule"], choices["rank"], strict=True)), zip(frame["rule"], frame["rank"], strict=True)),
         (subjects, zip(frame["first"], frame["second"], strict=True)),
     ]
-    places = [[{key: place for place, key in enumerate(known)}[key] for key in column] for known, column in keys]
-    order = np.ravel_multi_index(tuple(places), whole) if len(frame) else np.zeros(0, int)
-    found = {}
+    indices = [[{key: index for index, key in enumerate(known)}[key] for key in column] for known, column in keys]
+    order = np.ravel_multi_index(tuple(indices), whole) if len(frame) else np.zeros(0, int)
+    arrays = {}
     for column in NUMBERS:
         array = np.full(np.prod(whole), np.nan)
         array[order] = frame[column].to_numpy(float)
-        found[column] = array.reshape(whole)
-    return found
+        arrays[column] = array.reshape(whole)
+    return arrays

@@ -33,7 +33,7 @@ def summarise(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
         ``result.json``, with the share of ``holds`` at every level of every factor, ``None`` where none is known.
     """
     rows: list[dict[str, Any]] = []
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for (conclusion, subject), cell in table.groupby(["conclusion", "subject"], sort=False):
         counts = {verdict: int((cell["verdict"] == verdict).sum()) for verdict in VERDICTS}
         shares = {factor: _shares(cell, factor) for factor in FACTORS}
@@ -43,8 +43,8 @@ def summarise(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
         named = {"conclusion": conclusion, "subject": subject}
         rows.append({**named, **counts, "reading": reading, "factor": factor, "sentence": sentence})
         entry = {"choices": counts, "reading": reading, "depends_on": factor or None, "sentence": sentence}
-        found.setdefault(str(conclusion), {})[str(subject)] = {**entry, "holds_by": shares}
-    return pd.DataFrame(rows, columns=list(COLUMNS)), found
+        result.setdefault(str(conclusion), {})[str(subject)] = {**entry, "holds_by": shares}
+    return pd.DataFrame(rows, columns=list(COLUMNS)), result
 
 
 def read_counts(counts: Mapping[str, int]) -> str:
@@ -86,7 +86,7 @@ def _known(shares: Mapping[str, float | None]) -> dict[str, float]:
 def _widest(shares: Mapping[str, Mapping[str, float | None]]) -> str:
     """Return the factor whose levels differ most; nothing where no factor's do."""
     spread = {factor: list(_known(levels).values()) for factor, levels in shares.items()}
-    widths = {factor: max(found) - min(found) for factor, found in spread.items() if len(found) > 1}
+    widths = {factor: max(values) - min(values) for factor, values in spread.items() if len(values) > 1}
     widest = max(widths, key=lambda factor: widths[factor], default="")
     return widest if widest and widths[widest] > 0 else ""
 

@@ -32,8 +32,8 @@ def pool_overlaps(table: pd.DataFrame, *cells: str) -> pd.DataFrame:
     )
     floors = frame[frame["floor"]].groupby(["energy", *cells], sort=False)["overlap"].mean().rename("floor_overlap")
     means = [*MEANS, "significant_share"]
-    how = dict.fromkeys(means, "mean") | {"n": "sum", "n_undefined": "sum", "floor": "first"}
-    pooled = frame.groupby([*PAIR, *cells], sort=False).agg(how).reset_index()
+    aggregations = dict.fromkeys(means, "mean") | {"n": "sum", "n_undefined": "sum", "floor": "first"}
+    pooled = frame.groupby([*PAIR, *cells], sort=False).agg(aggregations).reset_index()
     pooled = pooled.merge(floors.reset_index(), on=["energy", *cells], how="left")
     columns = [*PAIR, *cells, *means, "n", "n_undefined", "floor", "floor_overlap"]
     return pooled[columns].astype({"n": "int64", "n_undefined": "int64", "floor": "bool"})
@@ -58,10 +58,10 @@ def pair_table(table: pd.DataFrame, matrices: Collection[str]) -> pd.DataFrame:
 
 def summarise_pairs(pairs: pd.DataFrame) -> dict[str, Any]:
     """Return the pooled pairs for ``result.json``: by pair, then energy, then part; what is undefined is ``None``."""
-    found: dict[str, Any] = {}
+    nested: dict[str, Any] = {}
     for row in pairs.to_dict("records"):
         entry: Mapping[str, Any] = {name: None if pd.isna(row[name]) else float(row[name]) for name in MEANS}
         entry = {**entry, "n": int(row["n"]), "n_nan": int(row["n_undefined"]), "floor": bool(row["floor"])}
-        of_pair = found.setdefault(f"{row['first']}|{row['second']}", {})
+        of_pair = nested.setdefault(f"{row['first']}|{row['second']}", {})
         of_pair.setdefault(f"{row['energy']:g}", {})[row["part"]] = entry
-    return found
+    return nested

@@ -37,7 +37,7 @@ def draw_trajectory(path: Path, table: pd.DataFrame, overlaps: pd.DataFrame, cha
     }
     # The series whose change points belong to a panel begin so.
     series = ("step_norm", "speed", "energy", "overlap")
-    colours = {f"overlap_{label}": _colour(place) for place, label in enumerate(compared["other"].unique())}
+    colours = {f"overlap_{label}": _colour(index) for index, label in enumerate(compared["other"].unique())}
     strong = changes[changes["p_value"] < SIGNIFICANT]
     grid = figure.subplots(2, 2, sharex=True)
     for axes, (title, draw), prefix in zip(grid.flat, panels.items(), series, strict=True):
@@ -70,15 +70,15 @@ def _draw_energy(axes: Any, whole: pd.DataFrame) -> None:
 
 
 def _draw_overlaps(axes: Any, compared: pd.DataFrame) -> None:
-    for place, (label, rows) in enumerate(compared.groupby("other", sort=False)):
-        colour = _colour(place)
-        _draw(axes, rows["step"], rows["overlap"], str(label), colour, MARKERS[place % len(MARKERS)])
+    for index, (label, rows) in enumerate(compared.groupby("other", sort=False)):
+        colour = _colour(index)
+        _draw(axes, rows["step"], rows["overlap"], str(label), colour, MARKERS[index % len(MARKERS)])
         _draw_chance(axes, rows["step"], rows["chance"], colour, f"{label}, chance")
     axes.set_ylim(0, 1.03)
 
 
-def _colour(place: int) -> str:
-    return PALETTE[place % len(PALETTE)]
+def _colour(index: int) -> str:
+    return PALETTE[index % len(PALETTE)]
 
 
 def _draw(axes: Any, steps: pd.Series, values: pd.Series, label: str, colour: str, marker: str) -> None:
