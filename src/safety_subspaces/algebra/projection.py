@@ -30,7 +30,7 @@ from safety_subspaces.artefacts.errors import InputError
 
 Method = Literal["onto", "away", "opposite"]
 Controls = Literal["sampled", "closed"]
-# Kinds of which every draw is the same.
+# Kinds of subspace without chance: every draw would be the same.
 DRAWN_ONCE: tuple[SubspaceKind, ...] = ("top", "scaled")
 
 
@@ -50,7 +50,7 @@ class Projection:
 
     @property
     def control(self) -> str:
-        """How its energy is found: ``exact``, ``sampled`` or ``closed form``."""
+        """How its energy is determined: ``exact``, ``sampled`` or ``closed form``."""
         if self.subspace in DRAWN_ONCE:
             return "exact"
         return "closed form" if self.draw is None else "sampled"

@@ -48,7 +48,7 @@ class TensorTask(Protocol):
 
 @dataclass(frozen=True)
 class Workers:
-    """Who does the work.
+    """The processes and ranks that do the work.
 
     Args:
         workers: Processes of one thread each on this machine; by default one a core, or none beside this one where the
@@ -83,8 +83,8 @@ class UnfinishedWork:
     """A folder of the tensors that are done, and of files that belong to them.
 
     Args:
-        folder: Where; hidden beside the results.
-        done_before: How many tensors an interrupted analysis left here.
+        folder: The hidden folder beside the results.
+        done_before: How many tensors an interrupted analysis left in it.
     """
 
     folder: Path
@@ -151,7 +151,7 @@ def work_through(
         task: What is done.
         costs: The tensors in the order of the result, each with what it costs in any unit.
         unfinished: Where the rows are kept.
-        workers: Who does it.
+        workers: The processes and ranks that do it.
         label: What the progress bar calls it.
 
     Returns:
@@ -177,7 +177,7 @@ def work_through(
 
 @lru_cache(maxsize=64)
 def opened(path: str) -> Checkpoint:
-    """Open a checkpoint once a process."""
+    """Open a checkpoint; it is cached, so that each process opens it only at first use."""
     return open_checkpoint(path)
 
 
@@ -201,7 +201,7 @@ def _do_all(
         for name in names:
             yield _do(task, name, unfinished, device)
         return
-    # A fork is ready at once, where a new interpreter imports for seconds; a CUDA context does not survive it.
+    # A fork is ready at once, a new interpreter needs seconds for its imports; but a CUDA context survives no fork.
     context = get_context("fork" if sys.platform == "linux" and not torch.cuda.is_initialized() else "spawn")
     pool = ProcessPoolExecutor(min(processes, len(names)), context, initializer=_start_worker, initargs=(os.getpid(),))
     try:
@@ -272,7 +272,7 @@ def _progress(
 
 
 def _stamp(path: str) -> list[Any]:
-    """Name an input with the size and time of each file: enough to see that it changed, and read at once."""
+    """Name an input with the size and time of each file: enough to see that it changed, without reading it."""
     location = Path(path)
     files = [location] if location.is_file() else sorted(f for f in location.glob("*") if f.is_file())
     stamp = [str(path), [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]]

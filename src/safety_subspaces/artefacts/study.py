@@ -40,7 +40,7 @@ EVALUATION_COLUMNS = (
     "n_groups_benign",
 )
 SAMPLE_COLUMNS = tuple(name for name in EVALUATION_COLUMNS if name.startswith("n_"))
-# What a table must have to be placed at all; a measure that it lacks is NaN in every row.
+# Columns without which a table is refused; a measure that it lacks is NaN in every row.
 REQUIRED_COLUMNS = {
     "evaluate": ("model",),
     "project": ("tuned", "subspace", "method", "fraction", "draw", "energy_kept"),
@@ -229,7 +229,10 @@ def read_scalars(folder: Path) -> dict[str, pd.DataFrame]:
 
 
 def read_prompt_counts(folder: Path) -> pd.DataFrame:
-    """Read how many prompts were scored at each look at a run's behaviour, a row a look."""
+    """Read how many prompts were scored at each look at a run's behaviour, a row a look.
+
+    Columns: ``step`` and ``SAMPLE_COLUMNS``, the counts that begin with ``n_``.
+    """
     looks = [read_json(path) for path in sorted(folder.glob("behaviour/step=*.json"))]
     rows = [{"step": look.get("step"), **(look.get("row") or {})} for look in looks]
     return pd.DataFrame(rows, columns=["step", *SAMPLE_COLUMNS])
@@ -266,7 +269,7 @@ def _read_result(folder: Path) -> AnalysisResult:
         arguments=(yaml.safe_load(config.read_text(encoding="utf-8")) or {}) if config.is_file() else {},
         result=read_json(result) if result.is_file() else {},
         tables={name: _read_table(folder, name) for name in names},
-        # Those of projected models are not shown: a sweep has a hundred thousand of them.
+        # The answers of projected models are not shown: a sweep has a hundred thousand of them.
         generations=_read_generations(folder / "generations.jsonl") if folder.parent.name == "evaluate" else (),
     )
 
@@ -306,7 +309,7 @@ def _read_generations(path: Path) -> tuple[dict[str, Any], ...]:
 
 
 def _together(command: str, results: tuple[AnalysisResult, ...]) -> pd.DataFrame:
-    """Stack the main tables of one subcommand, with every column of its contract."""
+    """Stack the main tables of one subcommand: ``analysis``, then its required and optional columns."""
     columns = list(dict.fromkeys((*REQUIRED_COLUMNS[command], *OPTIONAL_COLUMNS[command])))
     tables = [
         result.tables["table"].reindex(columns=columns).assign(analysis=result.label)
@@ -322,7 +325,10 @@ def _together(command: str, results: tuple[AnalysisResult, ...]) -> pd.DataFrame
 
 
 def _with_groups(frame: pd.DataFrame, results: tuple[AnalysisResult, ...]) -> pd.DataFrame:
-    """Name the group of each projection, and the evaluated models that it lies between."""
+    """Name the group of each projection, and the evaluated models that it lies between.
+
+    Adds the columns ``group``, ``aligned_model`` and ``tuned_model`` to those of the projections.
+    """
     label_of = {
         os.path.normpath(path): label
         for result in results
@@ -349,7 +355,7 @@ def _with_groups(frame: pd.DataFrame, results: tuple[AnalysisResult, ...]) -> pd
 def _with_stages(
     frame: pd.DataFrame, results: tuple[AnalysisResult, ...], label: str, argument: str, root: Path, names: set[str]
 ) -> pd.DataFrame:
-    """Name the stage of this study behind each row's label, wherever the study has moved since."""
+    """Add the column ``stage``: the stage of this study behind each row's label, even if the study was moved since."""
     command = "evaluate" if argument == "models" else "project"
     paths = {r.label: _mapping(r.arguments.get(argument)) for r in results if r.command == command}
 

@@ -103,7 +103,7 @@ class ConstrainedWeights:
         return {target.name: c.let_through for target, c in pairs if c.let_through is not None}
 
     def restore_let_through(self, coordinates: dict[str, Tensor]) -> None:
-        """Take the coordinates that a checkpoint kept."""
+        """Restore the coordinates that a checkpoint has stored."""
         for name, present in self.let_through.items():
             if name in coordinates:
                 present.copy_(coordinates[name])
@@ -112,7 +112,7 @@ class ConstrainedWeights:
         """Take the forbidden part of the last step out of some of the weights.
 
         Args:
-            indices: Which ones, by their place among the targets; the same on all ranks.
+            indices: Which ones, as indices into the targets; the same on all ranks.
             strength: Share of the forbidden part that is taken out.
             measures: Whether to return what was taken out.
 

@@ -47,7 +47,7 @@ class UpdateMeasures:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What an update is held against.
+    """What an update is compared with.
 
     Args:
         subspace: A subspace of each weight, in which the energy is measured.
@@ -75,7 +75,7 @@ def measure_update(
     Args:
         name: Canonical name of the weight.
         update: Its update.
-        against: What it is held against.
+        against: What it is compared with.
         factors: Its factors, where they are known already.
     """
     is_matrix, energy = update.is_matrix, update.energy()

@@ -23,7 +23,7 @@ from safety_subspaces.weights.names import canonical_name
 from safety_subspaces.weights.snapshots import Snapshot
 
 ADAPTER_FILE = "adapter_model.safetensors"
-# Adapter options that make the update something else than scale * B A upon the base's own weights.
+# Adapter options under which the update is not scale * B A added to the weights of the base.
 UNSERVED_ADAPTER_OPTIONS = (
     "use_dora use_qalora lora_bias fan_in_fan_out layer_replication trainable_token_indices target_parameters "
     "alora_invocation_tokens velora_config monteclora_config megatron_config"

@@ -21,7 +21,7 @@ CONFIDENCE: Final = 0.95
 LEAST_UNITS: Final = 3
 # A share of energy below a millionth of chance is rounding of float32, and its logarithm would be anything.
 LEAST_RATIO: Final = 2.0**-20
-# Numbers in an array of counts that stand in memory at once: 64 MB.
+# The most numbers that an array of counts has in memory: 64 MB.
 CHUNK: Final = 2**24
 
 

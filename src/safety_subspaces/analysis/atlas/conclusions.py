@@ -88,7 +88,10 @@ def conclude(table: pd.DataFrame, floors: Sequence[Sequence[str]], count: int, s
 
     Returns:
         One row for each conclusion, subject, rank, side, aggregation, cell (all tensors, a layer or a type) and seed
-        (``all`` of them, and each where there are several).
+        (``all`` of them, and each where there are several). Columns: ``conclusion``, ``subject``, ``rule``, ``rank``,
+        ``side``, ``aggregation``, ``layer``, ``type`` and ``seed`` name it; ``estimate`` with its interval from ``low``
+        to ``high``; ``margin`` of a claim of equivalence, else NaN; the counts ``n_tensors``, ``n_undefined`` and
+        ``n_seeds``; and ``verdict``.
     """
     frames = []
     for side in dict.fromkeys(table["side"]):
@@ -239,7 +242,7 @@ def _judge_cell(
     for chosen, aggregations in groups:
         parts = [claim.part(chosen) for claim in claims]
         for label, drawn in seeds:
-            # The same resamples whatever else is chosen, so that choices differ by themselves alone.
+            # Every choice is given the same resamples, so that the draw adds no difference between choices.
             key = zlib.crc32("\0".join((*name, label, aggregations[0])).encode())
             resamples = resample(drawn, len(chosen), count, np.random.default_rng([seed, key]))
             for claim in parts:

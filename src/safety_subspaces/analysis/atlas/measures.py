@@ -61,7 +61,7 @@ def tensor_table(records: Iterable[Record], choices: Sequence[tuple[str, float]]
 
     Args:
         records: Of :class:`~safety_subspaces.analysis.atlas.tensors.AtlasTensor`.
-        choices: Rule and value of each place in the records' lists.
+        choices: Rule and value of each entry of the records' lists.
         matrices: Names of the tensors that are 2-D.
     """
     energies = [row for record in records for row in record["energies"]]
@@ -75,7 +75,7 @@ def tensor_table(records: Iterable[Record], choices: Sequence[tuple[str, float]]
 
 
 def measures_of(table: pd.DataFrame, side: str) -> Measures:
-    """Arrange one side of a table of tensors as arrays; every combination must be there.
+    """Arrange one side of a :func:`tensor_table` as arrays; every combination must be there.
 
     Raises:
         ValueError: Some are missing.
@@ -125,7 +125,7 @@ def _energy_rows(rows: Sequence[Mapping[str, object]], choices: Sequence[tuple[s
         return frame
     rank, dim = frame["rank_first"].to_numpy(float), frame["dim"].to_numpy(float)
     chance = rank / dim
-    # nulls.haar_energy_variance, for many at once; a space of one dimension leaves no choice.
+    # nulls.haar_energy_variance for all rows together; the maxima avoid a division by zero in one dimension.
     spread = np.maximum(0.0, frame.pop("concentration").to_numpy(float) - 1 / dim)
     variance = 2 * rank * (dim - rank) / (dim * np.maximum(dim - 1, 1) * (dim + 2)) * spread
     median = beta_median(chance, variance)
@@ -142,7 +142,7 @@ def _overlap_rows(rows: Sequence[Mapping[str, object]], choices: Sequence[tuple[
     smaller, larger, dim = ranks.min(axis=1), ranks.max(axis=1), frame["dim"].to_numpy(float)
     with np.errstate(divide="ignore", invalid="ignore"):
         chance = np.where(smaller > 0, larger / dim, np.nan)
-        # nulls.overlap_moments, for many at once.
+        # nulls.overlap_moments for all rows together.
         spread = 2 * smaller * larger * (dim - smaller) * (dim - larger)
         variance = spread / (dim**2 * np.maximum(dim - 1, 1) * (dim + 2) * smaller**2)
         low = np.where(smaller > 0, np.maximum(0, smaller + larger - dim) / smaller, 0.0)
@@ -156,7 +156,7 @@ def _explode(
     lists: list[str],
     renamed: Mapping[str, str],
 ) -> pd.DataFrame:
-    """Make a row of each place in the lists of a row."""
+    """Make one row of each choice of rank, which the lists in a row go by; add the columns ``rule`` and ``rank``."""
     frame = pd.DataFrame(rows).rename(columns=renamed)
     if frame.empty:
         return frame

@@ -64,7 +64,7 @@ def _levels(cell: pd.DataFrame, factor: str) -> Iterator[tuple[str, pd.DataFrame
     if factor in ("layer", "type"):
         cell = cell[cell["type" if factor == "layer" else "layer"] == ALL]
     names = cell[factor].astype(str)
-    if factor == "rank":  # a rank means something under its rule alone
+    if factor == "rank":  # a rank has a meaning only together with its rule
         names = cell["rule"] + " " + cell["rank"].map("{:g}".format)
     for name, rows in cell.groupby(names, sort=False):
         yield str(name), rows
@@ -120,7 +120,7 @@ def _listed(counts: Mapping[str, int], known: int) -> str:
 
 
 def _percent(share: float) -> str:
-    """Write a share in per cent; nothing and everything are said of nothing less."""
+    """Write a share in per cent; 0 % and 100 % only where it is exactly that."""
     if 0 < share < 0.01:
         return "under 1 %"
     return "over 99 %" if 0.99 < share < 1 else f"{100 * share:.0f} %"

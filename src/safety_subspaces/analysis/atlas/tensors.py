@@ -116,7 +116,7 @@ class AtlasTensor:
             updates |= open_updates({label: opened(path) for label, path in models.tuned.items()}, aligned, name)
             sided: dict[str, SidedUpdate] = {}
             for side in self._sides_of(aligned.shape(name)):
-                # No name keeps the factors of the side before, which may be as large as the weights.
+                # Drops the factors of the side before, which may be as large as the weights.
                 sided = {}
                 for label, update in updates.items():
                     sided[label] = self._factorise(update.to(device).on_side(side))
@@ -214,7 +214,7 @@ def leverages_at(factors: Factors, ranks: Sequence[int]) -> Float64[Tensor, "out
     blocks = []
     for block in factors.blocks(rows_in_block(factors.numerical_rank)):
         sums = block[:, :widest].double().square().cumsum(dim=1)
-        # Rank k stands at k: a column of zeros goes before.
+        # A column of zeros goes first, so that the sum at rank k has the index k.
         blocks.append(torch.nn.functional.pad(sums, (1, 0))[:, indices].cpu())
     return torch.cat(blocks) if blocks else torch.zeros(factors.rows, len(ranks), dtype=torch.float64)
 

@@ -16,12 +16,13 @@ def pool_overlaps(table: pd.DataFrame, *cells: str) -> pd.DataFrame:
     """Pool the rows of tensors within cells, each tensor once.
 
     Args:
-        table: A row for each pair, tensor and energy.
+        table: A row for each pair, tensor and energy: the table of ``analyze.py overlap``.
         cells: Columns that make a cell beside the pair and the energy.
 
     Returns:
-        A row for each pair, energy and cell: means of the overlap, its chance level and the matched one over the ``n``
-        tensors where it is defined (``n_undefined`` are not); ``significant_share``, the share of tensors whose
+        A row for each pair, energy and cell. Columns: ``first``, ``second``, ``energy`` and the cells; the means
+        ``overlap``, ``chance`` and ``matched_chance`` over the ``n`` tensors where the overlap is defined
+        (``n_undefined`` are not); ``significant_share``, the share of tensors whose
         ``p_matched`` is below 0.05, NaN where it was not tested; ``floor``, whether the pair is one of a kind; and
         ``floor_overlap``, the mean overlap of all pairs of one kind in that cell.
     """
@@ -40,17 +41,23 @@ def pool_overlaps(table: pd.DataFrame, *cells: str) -> pd.DataFrame:
 
 
 def layer_table(table: pd.DataFrame, matrices: Collection[str]) -> pd.DataFrame:
-    """Pool the matrices of each block."""
+    """Pool the matrices of each block: the columns of :func:`pool_overlaps`, with ``layer`` as the cell."""
     return pool_overlaps(table[(table["layer"] >= 0) & table["tensor"].isin(matrices)], "layer")
 
 
 def type_table(table: pd.DataFrame, matrices: Collection[str]) -> pd.DataFrame:
-    """Pool the tensors of each type; vectors, such as the biases of a type, apart from its matrices."""
+    """Pool the tensors of each type; vectors, such as the biases of a type, apart from its matrices.
+
+    The columns of :func:`pool_overlaps`, with ``type`` and ``is_matrix`` as the cell.
+    """
     return pool_overlaps(table.assign(is_matrix=table["tensor"].isin(matrices)), "type", "is_matrix")
 
 
 def pair_table(table: pd.DataFrame, matrices: Collection[str]) -> pd.DataFrame:
-    """Pool the matrices of each part of the model: ``blocks``, ``embeddings`` and ``head``."""
+    """Pool the matrices of each part of the model: ``blocks``, ``embeddings`` and ``head``.
+
+    The columns of :func:`pool_overlaps`, with ``part`` as the cell.
+    """
     part = table["type"].where(table["layer"] < 0, "blocks")
     frame = table.assign(part=part)[table["tensor"].isin(matrices) & part.isin(["blocks", "embeddings", "head"])]
     return pool_overlaps(frame, "part")

@@ -253,7 +253,7 @@ def _probed(
     drawn = []
     for draw in range(controls):
         labels = control_labels(task.labels, task.groups, torch.Generator().manual_seed(1000 * seed + draw))
-        # Folds of like shares of the drawn labels: those of the true ones would push the controls below chance.
+        # Folds stratified by the drawn labels: folds stratified by the true ones would push the controls below chance.
         drawn.append((labels, _control_folds(labels, task, folds, seed)))
     for kind in probes:
         for erasure in erasures:

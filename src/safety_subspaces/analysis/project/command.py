@@ -164,14 +164,17 @@ def project(
         if is_first_rank():
             create_models(written, aligned, folder)
         task = ProjectTensor(
-            base, aligned, tuned, basis,
+            base=base,
+            aligned=aligned,
+            tuned=tuned,
+            basis=basis,
             projections=tuple(dict.fromkeys([*projections, *(Projection("top", f, 0) for f in fractions)])),
             seed=seed,
             spilled=unfinished.folder / "factors" if evaluator else None,
             indices={name: index for index, name in enumerate(names)},
             written=tuple(row for row in written if row.projection.subspace != "scaled"),
             models=folder,
-        )  # fmt: skip
+        )
         records = work_through(task, costs, unfinished, pool, "projecting")
         if records is None:
             return pd.DataFrame()
@@ -207,7 +210,7 @@ def project(
 
 
 def _check_updates(sweep: Sweep, base: Checkpoint, aligned: Checkpoint, tuned: Mapping[str, Checkpoint]) -> None:
-    """Refuse models that are copies of one another: every number of such a pair would be of nothing."""
+    """Refuse models that are copies of one another: no number of such a pair would have a meaning."""
     if sweep.alignment_energy == 0:
         raise InputError(f"{base.path} and {aligned.path} have the same weights: there is no alignment update")
     for label, checkpoint in tuned.items():
@@ -231,7 +234,7 @@ def _write_scaled(
     costs: Mapping[str, float],
     unfinished: UnfinishedWork,
 ) -> list[dict[str, Any]]:
-    """Write the models whose factor was not known before all tensors were seen."""
+    """Write the models of *scaled*, whose factor is known only after all tensors were measured."""
     rows = [row for row in written if row.projection.subspace == "scaled"]
     scales = tuple(scale_of(sweep, row) * (-1 if row.method == "opposite" else 1) for row in rows)
     scaling = ScaleTensor(task.aligned, task.tuned, tuple(rows), scales, task.models)

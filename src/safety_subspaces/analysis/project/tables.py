@@ -163,7 +163,7 @@ def _scaled_rows(sweep: Sweep, choices: pd.DataFrame) -> pd.DataFrame:
     """
     if choices.empty:
         return choices
-    # What the method leaves is made of it later: of away that is the complement of what top keeps.
+    # The shares of *onto*; the caller takes the complement for *away*.
     shares = [sweep.top_share(label, f) for label, f in zip(choices["tuned"], choices["fraction"], strict=True)]
     table = choices.assign(share=shares).merge(sweep.tasks[["tensor", "tuned", "energy_total"]], on="tuned")
     energies = (table["share"] * table["energy_total"]).where(table["energy_total"] > 0, 0.0)

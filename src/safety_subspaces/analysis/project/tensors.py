@@ -124,7 +124,7 @@ class ProjectTensor:
     def _audit(
         self, name: str, projections: TensorProjections, tasks: Sequence[Mapping[str, Any]], shape: Sequence[int]
     ) -> list[dict[str, Any]]:
-        """Audit the alignment update, and say of each task's how much of it is rounding."""
+        """Audit the alignment update, and give of each fine-tune's update the share that is rounding."""
         paths = {self.base, self.aligned, *self.tuned.values()}
         rounding = {path: stored_rounding(opened(path), name) for path in paths}
         values, noise = projections.factors.singular_values, rounding[self.base] + rounding[self.aligned]
@@ -168,7 +168,7 @@ def write_rows(
     writers = [_writer(folder / model.folder, aligned) for model in models]
     sums = torch.zeros(len(models), 3, dtype=torch.float64)
     read = _runs_of(source, name)
-    if source.full.slot(name).transposed:  # rows of it are not runs of the file
+    if source.full.slot(name).transposed:  # its rows are not contiguous in the file
         updates = [[torch.cat(parts) for parts in zip(*updates, strict=True)]]
     for number, block in enumerate(updates):
         first = number * numbers
@@ -202,13 +202,13 @@ def _runs_of(source: Checkpoint, name: str) -> Callable[[int, int], Tensor]:
 
 @lru_cache(maxsize=256)
 def _writer(folder: Path, aligned: str) -> CheckpointWriter:
-    """Plan a model's files once a process."""
+    """Plan the files of a model; the plan is cached, one for each process."""
     return CheckpointWriter(folder, opened(aligned))
 
 
 @lru_cache(maxsize=4)
 def _opened_subspace(path: str) -> SubspaceFile:
-    """Open a subspace file once a process: its bases are checked then."""
+    """Open a subspace file and check its bases; it is cached, so that each process checks it only at first use."""
     return open_subspace(path)
 
 

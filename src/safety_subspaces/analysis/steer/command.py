@@ -165,7 +165,9 @@ def steer(
     inputs = [*models.values(), *files_of(prompts), *files_of(settings.prompts), *([basis.path] if basis else [])]
     results = ResultFolder(out, "steer", arguments, inputs, overwrite, started)
     results.check_free()
-    evaluator.prepare(len(models))  # of each at least the unsteered one; what a budget allows is watched as it is spent
+    evaluator.prepare(
+        len(models)
+    )  # at least each unsteered model must fit the judge's budget; spending is checked later
     tables: dict[str, list[dict[str, Any]]] = {"table": [], "selectivity": []}
     with results, (results.folder / "generations.jsonl").open("w", encoding="utf-8") as stream:
         for name, reason in left_out:

@@ -139,7 +139,8 @@ def _given_direction(basis: Tensor, positive: Tensor, negative: Tensor) -> Direc
     apart = positive.double().mean(dim=0) - negative.double().mean(dim=0)
     signed = basis.clone()
     signed[:, 0] *= -1.0 if float(basis[:, 0].double() @ apart) < 0 else 1.0
-    # What the sets differ by along one given direction says little of how far to go: the whole distance is the unit.
+    # How far the sets differ along one given direction says little of how far to steer: a strength of 1 is the whole
+    # distance between their means.
     return Direction("basis", signed, float(apart.norm()))
 
 
@@ -163,7 +164,7 @@ def list_points(
 def planned(
     points: Sequence[Point], by_layer: Mapping[int, Sequence[Direction]], seed: int
 ) -> Iterator[tuple[Point, Intervention | None]]:
-    """Yield the point without an intervention, then each point with its own."""
+    """Yield the point without an intervention, then each point with its intervention."""
     yield Point("none", None, "addition", -1, 0.0), None
     for point in points:
         kind = point.direction.removeprefix("random:")

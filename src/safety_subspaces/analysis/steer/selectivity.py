@@ -143,7 +143,7 @@ def selectivity(
 
 
 def _resampled(groups: Sequence[Hashable], generator: np.random.Generator) -> NDArray[np.float64]:
-    """Weights of prompts ``(prompt, 1 + resamples)``: once each, then by a bootstrap of their groups."""
+    """Weights of prompts ``(prompt, 1 + resamples)``: first all 1, then the counts of a bootstrap of their groups."""
     of_prompt, different = number_groups(groups).numpy(), len(set(groups))
     counts = generator.multinomial(different, np.full(different, 1 / different), size=RESAMPLES).T
     return np.concatenate([np.ones((len(groups), 1)), counts[of_prompt]], axis=1)

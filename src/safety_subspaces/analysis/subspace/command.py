@@ -56,7 +56,7 @@ class SubspaceTensor:
     folder: Path
 
     def __call__(self, name: str, device: torch.device) -> Record:
-        """Return its row of the table, and of the audit."""
+        """Return its row of ``table`` (``tensor``, ``rank``, ``rank_wanted``, ``energy``) and of ``audit``."""
         pair = opened(self.aligned), opened(self.base)
         update = open_update(*pair, name).to(device).on_side(self.side)
         rows, columns = update.matrix_shape

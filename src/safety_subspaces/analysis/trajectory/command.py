@@ -162,7 +162,11 @@ def _follow(
 def _tables(
     tracks: Sequence[Track], steps: Sequence[int], labels: Sequence[str], from_start: bool
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Return the pooled table, the overlaps and the table per tensor."""
+    """Return the pooled table, the overlaps and the table per tensor.
+
+    Columns: of the first ``step``, ``level``, ``part`` and those of :func:`pool_tracks`; of the second
+    ``OVERLAP_COLUMNS``; of the third ``step``, ``tensor``, ``place``, ``type`` and those of :func:`tensor_rows`.
+    """
     groups: dict[tuple[str, str], list[Track]] = {("all", "all"): list(tracks)}
     for level, group_of in (("place", part_of), ("type", type_of)):
         for track in tracks:
@@ -186,7 +190,15 @@ def _tables(
 def _find_changes(
     table: pd.DataFrame, overlaps: pd.DataFrame, permutations: int, seed: int, results: ResultFolder
 ) -> dict[str, tuple[list[int], ChangePoints]]:
-    """Return the steps at which each series of all weights has a value, and where its level changes."""
+    """Return the steps at which each series of all weights has a value, and where its level changes.
+
+    Args:
+        table: The pooled table of :func:`_tables`: a row for each ``step``, ``level`` and ``part``.
+        overlaps: Its overlaps, with the column ``other`` beside.
+        permutations: Permutations of each test.
+        seed: Seed of the permutations.
+        results: Takes note of the series without change points, and why.
+    """
     whole = table[table["level"] == "all"].set_index("step")
     series = {name: whole[name] for name in SERIES}
     for label, rows in overlaps[overlaps["level"] == "all"].groupby("other", sort=False):
@@ -205,6 +217,7 @@ def _find_changes(
 
 
 def _change_table(change_points: Mapping[str, tuple[list[int], ChangePoints]]) -> pd.DataFrame:
+    """Return one row for each change point of each series, with the columns ``CHANGE_COLUMNS``."""
     rows = [
         {
             "series": name,

@@ -19,11 +19,11 @@ def draw_trajectory(path: Path, table: pd.DataFrame, overlaps: pd.DataFrame, cha
 
     Args:
         path: The ``.png`` file.
-        table: The table of a trajectory.
-        overlaps: Its overlaps.
-        changes: Its change points.
+        table: The pooled table of a trajectory: a row for each ``step``, ``level`` and ``part``.
+        overlaps: Its overlaps: the same with ``other``, ``overlap`` and ``chance``.
+        changes: Its change points: ``series``, ``step``, ``p_value``.
     """
-    # Half a second's import that other subcommands need not pay.
+    # This import takes half a second, which other subcommands need not pay.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -35,7 +35,7 @@ def draw_trajectory(path: Path, table: pd.DataFrame, overlaps: pd.DataFrame, cha
         "Share of energy in the alignment subspace": lambda axes: _draw_energy(axes, whole),
         "Overlap with other updates": lambda axes: _draw_overlaps(axes, compared),
     }
-    # The series whose change points belong to a panel begin so.
+    # How the names of the series begin whose change points belong to each panel.
     series = ("step_norm", "speed", "energy", "overlap")
     colours = {f"overlap_{label}": _colour(index) for index, label in enumerate(compared["other"].unique())}
     strong = changes[changes["p_value"] < SIGNIFICANT]

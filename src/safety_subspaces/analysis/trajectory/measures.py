@@ -83,7 +83,7 @@ class Track:
 
 @dataclass
 class _Seen:
-    """What is kept of a weight between snapshots: the updates that later ones are held against, and what to tell."""
+    """What is remembered of a weight between snapshots: updates that later ones are compared with, and what to note."""
 
     final: Update
     origin: Update | None = None
@@ -120,7 +120,12 @@ def follow_tensor(
 
 
 def pool_tracks(tracks: Sequence[Track], steps: Sequence[int], from_start: bool) -> list[dict[str, float]]:
-    """Make one row of each step; squared norms, energies and products are summed over weights before anything else."""
+    """Make one row of each step; squared norms, energies and products are summed over weights before anything else.
+
+    Columns: ``frobenius_norm``, ``path_length``, ``straightness``, ``step_norm_per_step``, ``cos_to_final``,
+    ``energy_fraction`` and its ``energy_fraction_chance``, ``stable_rank``, ``effective_rank``, ``rms_angle_radians``
+    and its ``rms_angle_chance_radians``, ``speed_radians_per_step``, ``n_matrices``.
+    """
     rows = []
     path, previous = 0.0, 0 if from_start else None
     norm_of_final = sqrt(fsum(track.steps[-1].update.energy for track in tracks))
@@ -162,7 +167,11 @@ def pool_overlaps(tracks: Sequence[Track], index: int, label: str) -> tuple[floa
 
 
 def tensor_rows(track: Track, steps: Sequence[int], from_start: bool) -> list[dict[str, Any]]:
-    """Make one row of each step of a single weight."""
+    """Make one row of each step of a single weight.
+
+    Columns: those of :func:`pool_tracks` without ``n_matrices``, then ``rank`` and, of each other update,
+    ``overlap_<label>`` and ``overlap_<label>_chance``.
+    """
     rows = []
     for index, pooled in enumerate(pool_tracks([track], steps, from_start)):
         pooled.pop("n_matrices")
@@ -187,14 +196,14 @@ def _measure(
     settings: Settings,
     seen: _Seen,
 ) -> TensorStep:
-    """Measure one snapshot of a weight, and remember what the next one is held against."""
+    """Measure one snapshot of a weight, and remember what the next one is compared with."""
     update = read_update(snapshot, name)
     lost = snapshot.lost_energy.get(name, 0.0)
     factors = update.factors(formed=True) if update.is_matrix else None
-    # The spectrum of every weight at every step would be no small thing to keep.
+    # The spectra of every weight at every step would take much memory.
     measures = replace(measure_update(name, update, Comparison(subspace), factors), spectrum=None)
     if 0 < lost < 1:
-        # What was left out is known in size: norm and stable rank are those of the whole update.
+        # The share of energy that compression left out is known: norm and stable rank are scaled to the whole update.
         grown = 1 / (1 - lost)
         measures = replace(
             measures,
@@ -240,7 +249,7 @@ def _followed(factors: Factors, columns: int, lost: float, rank: RankRule, seen:
 
 
 def _share_of_snapshot(share: float, lost: float) -> float:
-    """Return which share of what a compressed snapshot keeps is a share of the whole."""
+    """Convert a share of the whole update's energy into a share of what a compressed snapshot has of it."""
     return min(1.0, share / (1 - lost)) if lost < 1 else 1.0
 
 
