@@ -43,13 +43,13 @@ class Note:
 
 
 def run(task: Note, out: Path, workers: int | None = 1, arguments: dict | None = None) -> dict:
-    with unfinished_work(out, "test", arguments or {}, []) as kept:
-        return work_through(task, COSTS, kept, Workers(workers), "testing")
+    with unfinished_work(out, "test", arguments or {}, []) as unfinished:
+        return work_through(task, COSTS, unfinished, Workers(workers), "testing")
 
 
 def stop_with(error: BaseException, out: Path, inputs: list[str]) -> None:
-    with unfinished_work(out, "test", {}, inputs) as kept:
-        kept.path("a").write_text("{}")
+    with unfinished_work(out, "test", {}, inputs) as unfinished:
+        unfinished.path("a").write_text("{}")
         raise error
 
 

@@ -275,6 +275,7 @@ def _read_result(folder: Path) -> AnalysisResult:
 
 
 def _read_table(folder: Path, name: str) -> pd.DataFrame:
+    """Read one table of an analysis; its main table must have the ``REQUIRED_COLUMNS`` of the subcommand."""
     parquet, csv = folder / f"{name}.parquet", folder / f"{name}.csv"
     path = parquet if parquet.is_file() else csv
     try:

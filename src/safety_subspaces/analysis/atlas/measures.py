@@ -120,6 +120,7 @@ def beta_median(
 
 
 def _energy_rows(rows: Sequence[Mapping[str, object]], choices: Sequence[tuple[str, float]]) -> pd.DataFrame:
+    """Return the rows of :func:`tensor_table` whose ``measure`` is energy_kept; ``second`` is empty."""
     frame = _explode(rows, choices, ["rank_first", "value", "matched_chance", "ceiling"], RENAMED)
     if frame.empty:
         return frame
@@ -135,6 +136,7 @@ def _energy_rows(rows: Sequence[Mapping[str, object]], choices: Sequence[tuple[s
 
 
 def _overlap_rows(rows: Sequence[Mapping[str, object]], choices: Sequence[tuple[str, float]]) -> pd.DataFrame:
+    """Return the rows of :func:`tensor_table` whose ``measure`` is overlap; ``ceiling`` is missing."""
     frame = _explode(rows, choices, ["rank_first", "rank_second", "value", "matched_chance"], RENAMED)
     if frame.empty:
         return frame

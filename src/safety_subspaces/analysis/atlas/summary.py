@@ -27,7 +27,8 @@ def summarise(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
         table: Of :func:`~safety_subspaces.analysis.atlas.conclusions.conclude`.
 
     Returns:
-        A row for each conclusion and subject: the number of choices by verdict; ``reading``, one verdict ``throughout``
+        A row for each ``conclusion`` and ``subject``: the number of choices
+        by verdict; ``reading``, one verdict ``throughout``
         (all choices that are known) or ``mostly`` (nine in ten), or ``depends``, or ``unknown``; the ``factor`` whose
         levels differ most in their share of ``holds``, where it is not throughout; and a sentence. And the same for
         ``result.json``, with the share of ``holds`` at every level of every factor, ``None`` where none is known.

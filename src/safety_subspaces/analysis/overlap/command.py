@@ -168,6 +168,7 @@ def _check_updates(audit: Sequence[Mapping[str, Any]], updates: Mapping[str, str
 
 
 def _table(records: Mapping[str, Record], floors: Sequence[Sequence[str]]) -> pd.DataFrame:
+    """Return one row for each pair of updates, tensor and energy, with the columns ``COLUMNS``."""
     floor_pairs = {frozenset(pair) for pair in floors}
     table = pd.DataFrame(list(_rows(records, "table")))
     pairs = zip(table["first"], table["second"], strict=True)
