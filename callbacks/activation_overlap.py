@@ -13,7 +13,7 @@ from safety_subspaces.algebra.nulls import overlap_moments
 from safety_subspaces.algebra.overlap import Overlap, mode_subspace_overlap
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.tensors import TensorFile
-from safety_subspaces.constraint.held import check_kept, keep_tensors
+from safety_subspaces.constraint.held import check_stored, store_tensors
 from safety_subspaces.constraint.sharing import map_over_ranks
 from safety_subspaces.evaluation.prompt_sets import files_of, read_prompt_list
 from safety_subspaces.language.prompting import CHAT, check_template
@@ -132,9 +132,9 @@ class ActivationOverlap(Watcher):
         if self._start_sha256 is None:
             states = self._states(trainer, module)
             shapes = {name: tuple(value.shape) for name, value in states.items()}
-            self._start_sha256 = keep_tensors(path, shapes, states.__getitem__, trainer.is_global_zero)
+            self._start_sha256 = store_tensors(path, shapes, states.__getitem__, trainer.is_global_zero)
         else:
-            check_kept(path, self._start_sha256, list(SETS), checks=trainer.is_global_zero)
+            check_stored(path, self._start_sha256, list(SETS), checks=trainer.is_global_zero)
             states = TensorFile(path).read_all()
         self._start = self._factors(states)
 

@@ -30,7 +30,7 @@ from safety_subspaces.weights.measures import (
     measure_update,
     pool_measures,
 )
-from safety_subspaces.weights.names import place_of, type_of
+from safety_subspaces.weights.names import part_of, type_of
 from safety_subspaces.weights.snapshots import START_FILE, SnapshotWriter, snapshot_files, snapshot_path
 from safety_subspaces.weights.subspace_file import open_subspace
 
@@ -204,7 +204,7 @@ class WeightDeltaSnapshot(Watcher):
         """Pool the measures of rank zero, over all weights and by layer, and hand them to all ranks."""
         by_layer: dict[str, list[UpdateMeasures]] = defaultdict(list)
         for measure in measures:
-            by_layer[place_of(measure.name)].append(measure)
+            by_layer[part_of(measure.name)].append(measure)
         values = pool_measures(measures)
         if self.compress is not None:
             norm = values["frobenius_norm"]

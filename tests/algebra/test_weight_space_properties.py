@@ -206,7 +206,7 @@ def test_every_form_is_projected_alike(rows, columns, rank, seed):
     choices = list_projections(KINDS, FRACTIONS, 1)
     wanted = [(choice, method) for choice in choices for method in ("onto", "away", "opposite")]
     forms = {"dense": DenseUpdate(thin.dense()), "streamed": streamed(thin.dense()), "factors": thin}
-    kept = projections.kept(forms, dict.fromkeys(forms, whole), choices)
+    kept = projections.energies_kept(forms, dict.fromkeys(forms, whole), choices)
     for label, update in forms.items():
         blocks = zip(*projections.updated_blocks(update, wanted, 5), strict=True)
         made = {key: torch.cat(parts).double() for key, parts in zip(wanted, blocks, strict=True)}
@@ -239,7 +239,7 @@ def test_more_directions_keep_more_and_all_keep_what_the_column_space_holds(rows
     projections = TensorProjections("t", DenseUpdate(matrix_with(rows, columns, seed)).factors(), columns, seed)
     update = matrix_with(rows, columns, seed + 1)
     choices = list_projections(KINDS[:3], (*FRACTIONS, 0.999), 1)
-    kept = projections.kept({"u": DenseUpdate(update)}, {"u": DenseUpdate(update).energy()}, choices)
+    kept = projections.energies_kept({"u": DenseUpdate(update)}, {"u": DenseUpdate(update).energy()}, choices)
     for kind in KINDS[:3]:
         row = [kept["u", choice].energy for choice in choices if choice.subspace == kind]
         assert all(first <= second + ENERGY for first, second in pairwise(row))
@@ -326,7 +326,7 @@ def test_closed_forms_are_moments_of_plainly_drawn_subspaces(shape, form):
     update = {"dense": DenseUpdate(thin.dense()), "streamed": streamed(thin.dense()), "factors": thin}[form]
     projections = TensorProjections("t", DenseUpdate(matrix_with(*shape, seed=2)).factors(), shape[1], 0)
     choices = list_projections(["random", "random-energy"], [0.5], 1, "closed")
-    for (_, choice), found in projections.kept({"u": update}, {"u": update.energy()}, choices).items():
+    for (_, choice), found in projections.energies_kept({"u": update}, {"u": update.energy()}, choices).items():
         bases = torch.randn(draws, rows, found.rank, generator=generator(3), dtype=torch.float64)
         along = torch.linalg.qr(bases).Q.mT @ thin.dense().double()
         energies = along.square().sum(dim=(1, 2))

@@ -13,7 +13,7 @@ import torch
 from support.tiny_checkpoints import save_llama, save_perturbed
 
 from safety_subspaces.analysis.project.command import project
-from safety_subspaces.analysis.work import KeptWork, Workers, kept_work, work_through
+from safety_subspaces.analysis.work import UnfinishedWork, Workers, unfinished_work, work_through
 from safety_subspaces.artefacts.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -43,13 +43,13 @@ class Note:
 
 
 def run(task: Note, out: Path, workers: int | None = 1, arguments: dict | None = None) -> dict:
-    with kept_work(out, "test", arguments or {}, []) as kept:
-        return work_through(task, COSTS, kept, Workers(workers), "testing")
+    with unfinished_work(out, "test", arguments or {}, []) as unfinished:
+        return work_through(task, COSTS, unfinished, Workers(workers), "testing")
 
 
 def stop_with(error: BaseException, out: Path, inputs: list[str]) -> None:
-    with kept_work(out, "test", {}, inputs) as kept:
-        kept.path("a").write_text("{}")
+    with unfinished_work(out, "test", {}, inputs) as unfinished:
+        unfinished.path("a").write_text("{}")
         raise error
 
 
@@ -112,7 +112,7 @@ def test_bad_input_and_a_full_disk_leave_nothing(tmp_path):
         run(Note(tmp_path / "log", fails="c"), tmp_path / "o", workers=2)
     with (
         pytest.raises(InputError, match=r"there is no room on the disk for .*nothing is left of it"),
-        kept_work(tmp_path / "o", "test", {}, []),
+        unfinished_work(tmp_path / "o", "test", {}, []),
     ):
         raise OSError(28, "No space left on device")
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
@@ -121,8 +121,8 @@ def test_bad_input_and_a_full_disk_leave_nothing(tmp_path):
 def test_an_interruption_keeps_what_is_done(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         stop_with(KeyboardInterrupt(), tmp_path / "o", [])
-    with kept_work(tmp_path / "o", "test", {}, []) as again:
-        assert isinstance(again, KeptWork)
+    with unfinished_work(tmp_path / "o", "test", {}, []) as again:
+        assert isinstance(again, UnfinishedWork)
         assert again.done_before == 1
 
 
@@ -131,7 +131,7 @@ def test_a_changed_model_starts_anew(study, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         stop_with(KeyboardInterrupt(), tmp_path / "o", inputs)
     os.utime(Path(study["aligned"]) / "model.safetensors")
-    with kept_work(tmp_path / "o", "test", {}, inputs) as again:
+    with unfinished_work(tmp_path / "o", "test", {}, inputs) as again:
         assert again.done_before == 0
 
 

@@ -17,7 +17,7 @@ from safety_subspaces.weights.measures import (
     pool_measures,
     spectral_ranks,
 )
-from safety_subspaces.weights.names import place_of
+from safety_subspaces.weights.names import part_of
 from safety_subspaces.weights.subspace_file import SubspaceFile
 
 NAME = "model.layers.3.mlp.up_proj.weight"
@@ -167,6 +167,6 @@ def test_compression_keeps_the_leading_directions_and_says_what_is_lost() -> Non
 
 
 def test_places_are_blocks_and_modules() -> None:
-    assert place_of(NAME) == "layers.03"
-    assert place_of("base_model.model.model.embed_tokens.weight") == "embed_tokens"
-    assert place_of("lm_head.weight") == "lm_head"
+    assert part_of(NAME) == "layers.03"
+    assert part_of("base_model.model.model.embed_tokens.weight") == "embed_tokens"
+    assert part_of("lm_head.weight") == "lm_head"

@@ -20,11 +20,12 @@ EXPONENTS = {
     torch.float32: (torch.int32, 0x7F800000),
     torch.float64: (torch.int64, 0x7FF0000000000000),
 }
-# Above this share of an update's energy the directions of its tail are those of rounding noise.
+# Where rounding makes up more than this share of an update's energy, its last directions are rounding noise.
 ROUNDING_NOTABLE = 0.01
-# Cumulative shares of two correct implementations differ by a few 1e-6 (see factors): closer to the next, k may differ.
+# Cumulative energy shares of two correct implementations differ by a few 1e-6 (see factors). Where a cut lies closer
+# than this to the next rank, they may choose a different k.
 CLOSE_K = 1e-5
-# Names in a list of the worst.
+# How many of the worst cases a summary names.
 WORST = 5
 
 
@@ -104,11 +105,11 @@ def rounding_energy(weights: Float[Tensor, "..."], dtype: torch.dtype | None = N
     stored = dtype or weights.dtype
     limits = torch.finfo(stored)
     kind, mask = EXPONENTS[stored]
-    # Squares of half precision's powers of two are numbers of float32; those of the others may not be.
+    # Squares of float16's powers of two fit into float32; those of the other types may not.
     working = torch.float32 if stored == torch.float16 else torch.float64
     total = []
     for block in blocks_of(weights.detach().reshape(-1, 1) if weights.ndim != 2 else weights.detach()):
-        # The exponent's bits alone are the power of two below a number; of zero and subnormal numbers, zero.
+        # With the exponent's bits alone, a number becomes the power of two below it; zero and subnormals become zero.
         powers = (block.to(stored).view(kind) & mask).view(stored).clamp_min(limits.smallest_normal)
         total.append(float(torch.linalg.vector_norm(powers.to(working)).double().square()))
     return limits.eps**2 * fsum(total) / 12
@@ -160,8 +161,8 @@ def spectral_gap(singular_values: Float[Tensor, " rank"], k: int) -> float:
     """
     if not 0 < k < singular_values.numel():
         return nan
-    first, here, following = (float(singular_values[place]) for place in (0, k - 1, k))
-    return (here - following) / first
+    first, sigma_k, following = (float(singular_values[index]) for index in (0, k - 1, k))
+    return (sigma_k - following) / first
 
 
 def summarise_audit(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -6,13 +6,13 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-# Numbers in a block, 8 MB of float32: 512 rows of a 4096-wide matrix, whose products still run at full speed.
+# How many numbers make a block, 8 MB of float32: 512 rows of a 4096-wide matrix, whose products run at full speed.
 BLOCK = 2**21
 
 
 @runtime_checkable
 class Blocks(Protocol):
-    """A tensor, or what is made when a block of it is taken and splits as a tensor does."""
+    """A tensor, or something that computes its numbers one block at a time; both are split in the same way."""
 
     @property
     def shape(self) -> torch.Size:

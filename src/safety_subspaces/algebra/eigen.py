@@ -25,10 +25,11 @@ RANK_TOLERANCE = 1e-6
 SELF_PRODUCT = {torch.float32: blas.ssyrk, torch.float64: blas.dsyrk}
 # Matrices of fewer rows are decomposed as a whole: leaving vectors out would save less than a millisecond.
 LEAST_LEADING = 64
-# Below this part of all vectors each is found by itself (MRRR), in a tenth of the time of all of them.
+# Where at most one in so many eigenvectors is wanted, each is computed on its own (MRRR), which takes a tenth of
+# the time of computing all.
 FEW_VECTORS = 8
 BY_NUMBER = 2  # dstemr's word for a range of indices
-# Columns that LAPACK applies reflections to at once: enough for its blocked form.
+# How many columns LAPACK applies reflections to in one call: enough for its blocked algorithm.
 REFLECTION_BLOCK = 64
 
 
@@ -144,8 +145,8 @@ def _tridiagonal_vectors(diagonal: np.ndarray, beside: np.ndarray, rank: int) ->
     dim = len(diagonal)
     if rank <= dim // FEW_VECTORS:
         padded = np.append(beside, 0.0)
-        found, _, vectors, failed = lapack.dstemr(diagonal, padded, BY_NUMBER, 0.0, 1.0, dim - rank + 1, dim)
-        if failed == 0 and found == rank:
+        count, _, vectors, failed = lapack.dstemr(diagonal, padded, BY_NUMBER, 0.0, 1.0, dim - rank + 1, dim)
+        if failed == 0 and count == rank:
             return vectors[:, :rank]
     _, vectors, failed = lapack.dstevd(diagonal, beside, compute_v=1)
     _check_done(dim, dstevd=failed)

@@ -21,10 +21,10 @@ from safety_subspaces.artefacts.errors import InputError
 # A float32 Gram matrix errs by about 1e-7 of its largest eigenvalue, and nothing orthonormalises the columns of D T of
 # a tall matrix: below this ratio they would leave orthonormality by over 1e-4, and the matrix is taken in float64.
 TALL_ILL_CONDITIONED = 1e-3
-# Float32 bases from a float64 eigendecomposition are orthonormal to a few 1e-6; beyond this a "projection" is none.
+# Float32 bases from a float64 eigendecomposition are orthonormal to a few 1e-6; beyond this they do not project.
 ORTHONORMAL_WITHIN = 1e-4
-# Columns of U = D V / sigma leave orthonormality by the Gram's noise over sigma^2; above a few roundings of a
-# float32 inner product they are orthonormalised once more.
+# Columns of U = D V / sigma miss orthonormality by the Gram's noise over sigma^2; where that exceeds a few roundings of
+# a float32 inner product, they are orthonormalised again.
 ORTHONORMAL_TOLERANCE = 1e-5
 
 

@@ -108,7 +108,7 @@ def matched_control(
     overlaps: Sequence[Overlap],
     draws: int,
     generator: torch.Generator,
-    kept: Float[Tensor, " out"] | None = None,
+    fixed_direction: Float[Tensor, " out"] | None = None,
 ) -> list[MatchedControl]:
     """Compare overlaps with those of the same pair after each row of the second is given a random sign.
 
@@ -128,8 +128,8 @@ def matched_control(
         overlaps: What :func:`safety_subspaces.algebra.overlap.mode_subspace_overlap` gave for the two.
         draws: Sets of signs; 0 gives NaN.
         generator: Source of the signs.
-        kept: A direction that no sign turns: the mean that two sets of states share. The bases are reflected so that it
-            is a coordinate axis; the other coordinates hardly move, as a mean is mostly spread over many.
+        fixed_direction: A direction that no sign turns: the mean that two sets of states share. The bases are reflected
+            so that it is a coordinate axis; the other coordinates hardly move, as a mean is mostly spread over many.
 
     Returns:
         Mean and p-value for each overlap, NaN where it is undefined.
@@ -142,9 +142,9 @@ def matched_control(
     width = [max(column) for column in zip(*ranks, strict=True)]
     left, right = first.basis[:, : width[0]], second.basis[:, : width[1]]
     axis = None
-    if kept is not None and kept.any():
-        axis = int(kept.abs().argmax())
-        left, right = (_reflected(basis, kept, axis) for basis in (left, right))
+    if fixed_direction is not None and fixed_direction.any():
+        axis = int(fixed_direction.abs().argmax())
+        left, right = (_reflected(basis, fixed_direction, axis) for basis in (left, right))
     smaller = torch.tensor([min(pair) for pair in ranks], dtype=torch.float64)
     sums = []
     for _ in range(draws):
@@ -155,35 +155,35 @@ def matched_control(
     null = torch.tensor(sums, dtype=torch.float64) / smaller
     observed = torch.tensor([overlap.value for overlap in defined], dtype=torch.float64)
     exceeding = (null >= observed - TIE_TOLERANCE).sum(dim=0)
-    found = iter(zip(null.mean(dim=0).tolist(), ((1 + exceeding) / (1 + draws)).tolist(), strict=True))
-    return [MatchedControl(*next(found)) if overlap.reason is None else missing for overlap in overlaps]
+    controls = iter(zip(null.mean(dim=0).tolist(), ((1 + exceeding) / (1 + draws)).tolist(), strict=True))
+    return [MatchedControl(*next(controls)) if overlap.reason is None else missing for overlap in overlaps]
 
 
 def matched_overlap(
     first: Float[Tensor, "out rank_first"],
     second: Float[Tensor, "out rank_second"],
-    kept: Float[Tensor, " out"] | None = None,
+    fixed_direction: Float[Tensor, " out"] | None = None,
 ) -> float:
     """Return the mean overlap under :func:`matched_control` over all signs: ``sum_i p_i q_i / min(ku, kh)``.
 
     Args:
         first: An orthonormal basis.
         second: Another.
-        kept: As there.
+        fixed_direction: As in :func:`matched_control`.
     """
     smaller = min(first.shape[1], second.shape[1])
     if smaller == 0:
         return float("nan")
-    if kept is not None and kept.any():
-        axis = int(kept.abs().argmax())
-        first, second = (_reflected(basis, kept, axis) for basis in (first, second))
+    if fixed_direction is not None and fixed_direction.any():
+        axis = int(fixed_direction.abs().argmax())
+        first, second = (_reflected(basis, fixed_direction, axis) for basis in (first, second))
     leverages = [basis.double().square().sum(dim=1) for basis in (first, second)]
     return float(leverages[0] @ leverages[1]) / smaller
 
 
-def _reflected(basis: Tensor, kept: Tensor, axis: int) -> Tensor:
+def _reflected(basis: Tensor, fixed_direction: Tensor, axis: int) -> Tensor:
     """Reflect a basis by the Householder map that takes a direction to a coordinate axis."""
-    direction = kept.to(basis) / torch.linalg.vector_norm(kept.to(basis))
+    direction = fixed_direction.to(basis) / torch.linalg.vector_norm(fixed_direction.to(basis))
     normal = direction.clone()
     normal[axis] += torch.where(direction[axis] < 0, -1.0, 1.0)  # away from zero: no cancellation
     return basis - torch.outer(2 / (normal @ normal) * normal, normal @ basis)

@@ -165,13 +165,13 @@ def nested_principal_angles(
     left = torch.linalg.qr(first[:, :widest_first].double()).Q
     right = torch.linalg.qr(second[:, :widest_second].double()).Q
     products = left.T @ right
-    found: dict[tuple[int, int], Tensor] = {}
+    angles: dict[tuple[int, int], Tensor] = {}
     for ku, kh in dict.fromkeys(ranks):
         if ku >= kh:
-            found[ku, kh] = _angles_between(left[:, :ku], right[:, :kh], products[:ku, :kh])
+            angles[ku, kh] = _angles_between(left[:, :ku], right[:, :kh], products[:ku, :kh])
         else:
-            found[ku, kh] = _angles_between(right[:, :kh], left[:, :ku], products[:ku, :kh].T)
-    return [found[pair] for pair in ranks]
+            angles[ku, kh] = _angles_between(right[:, :kh], left[:, :ku], products[:ku, :kh].T)
+    return [angles[pair] for pair in ranks]
 
 
 def summarise_angles(angles: Float64[Tensor, " count"]) -> AngleSummary:

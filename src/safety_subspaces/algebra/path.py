@@ -14,9 +14,9 @@ from torch import Tensor
 from safety_subspaces.algebra.statistics import permutation_p_value
 from safety_subspaces.algebra.subspace import seeded_generator
 
-# Values of a segment: a mean of one is no level.
+# Fewest values of a segment: the mean of a single value is no level.
 LEAST_SEGMENT = 2
-# Fewer values have no two segments.
+# A series of fewer values cannot be cut into two segments.
 LEAST_VALUES = 2 * LEAST_SEGMENT
 # The dynamic programme costs n^2 for each further change; a run that changes its level more often has no levels.
 MOST_CHANGES = 5

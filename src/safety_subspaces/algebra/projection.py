@@ -30,7 +30,7 @@ from safety_subspaces.artefacts.errors import InputError
 
 Method = Literal["onto", "away", "opposite"]
 Controls = Literal["sampled", "closed"]
-# Kinds of which every draw is the same.
+# Kinds of subspace without chance: every draw would be the same.
 DRAWN_ONCE: tuple[SubspaceKind, ...] = ("top", "scaled")
 
 
@@ -50,14 +50,14 @@ class Projection:
 
     @property
     def control(self) -> str:
-        """How its energy is found: ``exact``, ``sampled`` or ``closed form``."""
+        """How its energy is determined: ``exact``, ``sampled`` or ``closed form``."""
         if self.subspace in DRAWN_ONCE:
             return "exact"
         return "closed form" if self.draw is None else "sampled"
 
 
 @dataclass(frozen=True)
-class Kept:
+class EnergyKept:
     """What a projection onto a subspace keeps of one tensor's update.
 
     Args:
@@ -117,9 +117,9 @@ class TensorProjections:
         """Rank of the alignment subspace at a fraction."""
         return RankRule(fraction=fraction).choose(self.factors, self.columns).rank
 
-    def kept(
+    def energies_kept(
         self, updates: Mapping[str, Update], totals: Mapping[str, float], projections: Sequence[Projection]
-    ) -> dict[tuple[str, Projection], Kept]:
+    ) -> dict[tuple[str, Projection], EnergyKept]:
         """Return what each projection keeps of each labelled update.
 
         *scaled* is left out: its factor is pooled over tensors.
@@ -129,24 +129,24 @@ class TensorProjections:
             totals: The energy of each.
             projections: What is kept.
         """
-        own, spreads = self._measured(updates, totals, projections)
+        energies_along, spreads = self._measured(updates, totals, projections)
         triangles: dict[str, Tensor] = {}
-        found: dict[tuple[str, Projection], Kept] = {}
+        results: dict[tuple[str, Projection], EnergyKept] = {}
         for (kind, draw), group in _by_draw(projections):
             ranks = {(label, p): self.rank(p.fraction) for label in updates for p in group}
             if kind == "random-energy":
-                top = {label: _cumulate(energies) for label, energies in own.items()}
+                top = {label: _cumulate(energies) for label, energies in energies_along.items()}
                 ranks = {
                     (label, p): self._matched_rank(top[label][rank].item(), totals[label])
                     for (label, p), rank in ranks.items()
                 }
             if draw is None:
                 moments = {
-                    key: self._moments(kind, own[key[0]], totals[key[0]], spreads[key[0]], rank)
+                    key: self._moments(kind, energies_along[key[0]], totals[key[0]], spreads[key[0]], rank)
                     for key, rank in ranks.items()
                 }
-                energies_kept = {key: found_moments.mean for key, found_moments in moments.items()}
-                variances = {key: found_moments.variance for key, found_moments in moments.items()}
+                energies_kept = {key: value.mean for key, value in moments.items()}
+                variances = {key: value.variance for key, value in moments.items()}
             elif kind == "random-energy" and is_sampled_without_basis((self.rows, self.columns)):
                 triangles = triangles or {label: haar_triangle(update.dense()) for label, update in updates.items()}
                 energies_kept = {
@@ -155,14 +155,14 @@ class TensorProjections:
                 }
                 variances = {}
             else:
-                curves = self._energy_curves(kind, draw, updates, own, max(ranks.values(), default=0))
+                curves = self._energy_curves(kind, draw, updates, energies_along, max(ranks.values(), default=0))
                 energies_kept = {(label, p): curves[label][rank].item() for (label, p), rank in ranks.items()}
                 variances = {}
             for (label, p), rank in ranks.items():
                 chance = totals[label] * rank / self.rows
                 variance = variances.get((label, p), float("nan"))
-                found[label, p] = Kept(rank, energies_kept[label, p], chance, variance)
-        return found
+                results[label, p] = EnergyKept(rank, energies_kept[label, p], chance, variance)
+        return results
 
     def updated(
         self, update: Float[Tensor, "*shape"], projection: Projection, method: Method, scale: float
@@ -206,8 +206,8 @@ class TensorProjections:
         rank = self.rank(projection.fraction)
         if projection.subspace != "random-energy":
             return rank
-        kept = float(_cumulate(update.energies_along(self.factors))[rank])
-        return self._matched_rank(kept, update.energy())
+        energy_kept = float(_cumulate(update.energies_along(self.factors))[rank])
+        return self._matched_rank(energy_kept, update.energy())
 
     def _onto_blocks(
         self, kind: SubspaceKind, draw: int | None, ranks: Sequence[int], update: Update, rows: int
@@ -226,28 +226,33 @@ class TensorProjections:
             order = random_order(factors, self._generator(kind, draw))
         elif kind != "top":
             factors = drawn_factors(haar_basis(self.rows, max(ranks), self._generator(kind, draw)))
-        along = (self._own_coordinates(update) if factors is self.factors else update.coordinates(factors))[order]
+        along = (self._alignment_coordinates(update) if factors is self.factors else update.coordinates(factors))[order]
         for basis in factors.blocks(rows):
             directions, before = basis.to(along.dtype)[:, order], 0
             total = along.new_zeros(len(basis), along.shape[1])
-            found = {}
+            projected = {}
             for k in ranks:
                 total = total + directions[:, before:k] @ along[before:k]
-                found[k], before = total, k
-            yield found
+                projected[k], before = total, k
+            yield projected
 
-    def _matched_rank(self, kept: float, total: float) -> int:
-        return energy_matched_rank(min(1.0, kept / total), self.rows) if total > 0 else 0
+    def _matched_rank(self, energy_kept: float, total: float) -> int:
+        return energy_matched_rank(min(1.0, energy_kept / total), self.rows) if total > 0 else 0
 
     def _energy_curves(
-        self, kind: SubspaceKind, draw: int, updates: Mapping[str, Update], own: Mapping[str, Tensor], widest: int
+        self,
+        kind: SubspaceKind,
+        draw: int,
+        updates: Mapping[str, Update],
+        energies_along: Mapping[str, Tensor],
+        widest: int,
     ) -> dict[str, Float64[Tensor, " ranks"]]:
         """Energy kept at every rank of one draw, by label: nested subspaces, so one basis serves all ranks."""
         if kind == "top":
-            return {label: _cumulate(energies) for label, energies in own.items()}
+            return {label: _cumulate(energies) for label, energies in energies_along.items()}
         if kind == "random-k":
             order = random_order(self.factors, self._generator(kind, draw))
-            return {label: _cumulate(energies[order]) for label, energies in own.items()}
+            return {label: _cumulate(energies[order]) for label, energies in energies_along.items()}
         device = self.factors.singular_values.device
         basis = haar_basis(self.rows, widest, self._generator(kind, draw)).to(device)
         factors = drawn_factors(basis)
@@ -258,29 +263,30 @@ class TensorProjections:
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Energy of each update along each direction, and what the closed form of Haar subspaces needs of it."""
         if any(p.draw is None and p.subspace in ("random", "random-energy") for p in projections):
-            found = {
+            both = {
                 label: update.energies_and_concentration(self.factors, totals[label])
                 for label, update in updates.items()
             }
-            return {label: own for label, (own, _) in found.items()}, {label: c for label, (_, c) in found.items()}
-        own = {label: self._own_energies(update) for label, update in updates.items()}
-        return own, dict.fromkeys(updates, float("nan"))
+            concentrations = {label: concentration for label, (_, concentration) in both.items()}
+            return {label: energies for label, (energies, _) in both.items()}, concentrations
+        energies_along = {label: self._alignment_energies(update) for label, update in updates.items()}
+        return energies_along, dict.fromkeys(updates, float("nan"))
 
-    def _own_energies(self, update: Update) -> Float64[Tensor, " rank"]:
+    def _alignment_energies(self, update: Update) -> Float64[Tensor, " rank"]:
         if not self.remembers or not update.is_in_memory:
             return update.energies_along(self.factors)
         along = update.coordinates(self.factors)
         self._remembered.append((update, along))
         return squared_row_norms(along)
 
-    def _own_coordinates(self, update: Update) -> Float[Tensor, "rank in"]:
+    def _alignment_coordinates(self, update: Update) -> Float[Tensor, "rank in"]:
         remembered = [along for other, along in self._remembered if other is update]
         return remembered[0] if remembered else update.coordinates(self.factors)
 
-    def _moments(self, kind: SubspaceKind, own: Tensor, total: float, spread: float, rank: int) -> Moments:
+    def _moments(self, kind: SubspaceKind, energies_along: Tensor, total: float, spread: float, rank: int) -> Moments:
         """Mean and variance over all draws of the energy that a random kind keeps."""
         if kind == "random-k":
-            return random_k_energy_moments(own, rank)
+            return random_k_energy_moments(energies_along, rank)
         if total == 0:
             return Moments(0.0, 0.0)
         return Moments(total * rank / self.rows, total**2 * haar_energy_variance(self.rows, rank, spread))

@@ -218,7 +218,7 @@ class _BlockUpdate(Update):
     def _gram(self, total: float) -> Tensor:
         """The smaller Gram matrix in the update's own precision, over a power of two where its numbers need that."""
         matrix = self._matrix()
-        # No entry is above the root of the total.
+        # No entry is larger than the square root of the total energy.
         safe = LEAST_SCALED < total < 1 / LEAST_SCALED
         return scaled_gram(matrix, 1.0 if safe else scale_of(matrix), matrix.dtype)
 
@@ -318,7 +318,7 @@ class StreamedUpdate(_BlockUpdate):
 
     def split(self, size: int, dim: int = 0, /) -> Iterator[Tensor]:
         """Yield the difference in blocks of so many rows (0) or columns (1)."""
-        # Columns of a mapped file touch every page of it: some rows at once, and the file let go in between.
+        # Columns of a memory-mapped file touch all its pages: read some rows at a time, and close the file in between.
         rows = rows_in_block(self.shape[1:].numel())
         for start in range(0, self.shape[dim], size):
             index = (slice(None),) * dim + (slice(start, start + size),)
@@ -326,8 +326,8 @@ class StreamedUpdate(_BlockUpdate):
             parts = []
             for first in range(top, bottom, rows):
                 part = (slice(first, min(first + rows, bottom)), *index[1:])
-                made = self._open_weight()[part].to(self.dtype, copy=True)
-                parts.append(made.sub_(self._open_reference()[part].to(made)))
+                difference = self._open_weight()[part].to(self.dtype, copy=True)
+                parts.append(difference.sub_(self._open_reference()[part].to(difference)))
             block = torch.cat(parts) if len(parts) > 1 else parts[0]
             if self._check is not None:
                 self._check(block)
@@ -335,12 +335,12 @@ class StreamedUpdate(_BlockUpdate):
 
     def dense(self) -> Float[Tensor, "..."]:
         """Return the whole difference."""
-        made, start = torch.empty(0), 0
+        whole, start = torch.empty(0), 0
         for block in blocks_of(self):
-            made = block.new_empty(self.shape) if start == 0 else made
-            made[start : start + len(block)] = block
+            whole = block.new_empty(self.shape) if start == 0 else whole
+            whole[start : start + len(block)] = block
             start += len(block)
-        return made
+        return whole
 
     def to(self, device: torch.device) -> Update:
         """Return it as it is on a CPU, whole on a GPU."""
@@ -390,7 +390,7 @@ class FactorUpdate(Update):
     def energy(self) -> float:
         """Return ``||scale left right||_F^2 = scale^2 <left^T left, right right^T>``, in float64."""
         left = self.left.double()
-        # Of a difference of equal ones rounding may leave less than nothing.
+        # Where equal updates were subtracted, rounding may leave a small negative number.
         return max(0.0, self.scale**2 * float(((left.T @ left) * self._right_gram()).sum()))
 
     def factors(self, share: float = 1.0, formed: bool = False) -> Factors:

@@ -48,7 +48,7 @@ class TensorTask(Protocol):
 
 @dataclass(frozen=True)
 class Workers:
-    """Who does the work.
+    """The processes and ranks that do the work.
 
     Args:
         workers: Processes of one thread each on this machine; by default one a core, or none beside this one where the
@@ -79,12 +79,12 @@ class Workers:
 
 
 @dataclass(frozen=True)
-class KeptWork:
+class UnfinishedWork:
     """A folder of the tensors that are done, and of files that belong to them.
 
     Args:
-        folder: Where; hidden beside the results.
-        done_before: How many tensors an interrupted analysis left here.
+        folder: The hidden folder beside the results.
+        done_before: How many tensors an interrupted analysis left in it.
     """
 
     folder: Path
@@ -96,7 +96,9 @@ class KeptWork:
 
 
 @contextmanager
-def kept_work(out: str | Path, command: str, arguments: Mapping[str, Any], inputs: Sequence[str]) -> Iterator[KeptWork]:
+def unfinished_work(
+    out: str | Path, command: str, arguments: Mapping[str, Any], inputs: Sequence[str]
+) -> Iterator[UnfinishedWork]:
     """Yield the folder of what is done so far; it goes when the block ends, and stays when it is interrupted.
 
     It is taken up again by the same command with the same arguments, inputs and code; else it starts empty. An
@@ -118,14 +120,14 @@ def kept_work(out: str | Path, command: str, arguments: Mapping[str, Any], input
     key |= {"code": git_state()}
     stored = folder / "key.json"
     if is_first_rank():
-        found = read_json(stored) if stored.is_file() else None
-        if found != json.loads(json.dumps(key, default=str)):
+        earlier_key = read_json(stored) if stored.is_file() else None
+        if earlier_key != json.loads(json.dumps(key, default=str)):
             shutil.rmtree(folder, ignore_errors=True)
         (folder / "tensors").mkdir(parents=True, exist_ok=True)
         write_json(stored, key)
     done = sum(1 for path in (folder / "tensors").glob("[!.]*.json")) if folder.exists() else 0
     try:
-        yield KeptWork(folder, done)
+        yield UnfinishedWork(folder, done)
     except InputError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -141,15 +143,15 @@ def kept_work(out: str | Path, command: str, arguments: Mapping[str, Any], input
 
 
 def work_through(
-    task: TensorTask, costs: Mapping[str, float], kept: KeptWork, how: Workers, label: str
+    task: TensorTask, costs: Mapping[str, float], unfinished: UnfinishedWork, workers: Workers, label: str
 ) -> dict[str, Record] | None:
     """Do a task for every tensor, those apart that are done already.
 
     Args:
         task: What is done.
         costs: The tensors in the order of the result, each with what it costs in any unit.
-        kept: Where the rows are kept.
-        how: Who does it.
+        unfinished: Where the rows are kept.
+        workers: The processes and ranks that do it.
         label: What the progress bar calls it.
 
     Returns:
@@ -158,24 +160,24 @@ def work_through(
     Raises:
         InputError: What a task raises; or a worker was killed, as by a system without memory.
     """
-    fabric, device = _launch(how)
-    todo = [name for name in costs if not kept.path(name).is_file()]
+    fabric, device = _launch(workers)
+    todo = [name for name in costs if not unfinished.path(name).is_file()]
     todo.sort(key=lambda name: -costs[name])  # the largest first: no worker is left alone with it at the end
     rank, ranks = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
     mine = todo[rank::ranks]
     with _progress(costs, [name for name in costs if name not in mine] if ranks == 1 else [], mine, label, rank) as bar:
-        for name in _do_all(task, mine, costs, kept, how, device):
+        for name in _do_all(task, mine, costs, unfinished, workers, device):
             bar(name)
     if fabric is not None:
         fabric.barrier()
         if rank:
             return None
-    return {name: read_json(kept.path(name)) for name in costs}
+    return {name: read_json(unfinished.path(name)) for name in costs}
 
 
 @lru_cache(maxsize=64)
 def opened(path: str) -> Checkpoint:
-    """Open a checkpoint once a process."""
+    """Open a checkpoint; it is cached, so that each process opens it only at first use."""
     return open_checkpoint(path)
 
 
@@ -190,20 +192,20 @@ def _do_all(
     task: TensorTask,
     names: Sequence[str],
     costs: Mapping[str, float],
-    kept: KeptWork,
-    how: Workers,
+    unfinished: UnfinishedWork,
+    workers: Workers,
     device: torch.device,
 ) -> Iterator[str]:
-    processes = 1 if device.type != "cpu" else how.processes({name: costs[name] for name in names})
+    processes = 1 if device.type != "cpu" else workers.processes({name: costs[name] for name in names})
     if processes == 1 or len(names) < 2:
         for name in names:
-            yield _do(task, name, kept, device)
+            yield _do(task, name, unfinished, device)
         return
-    # A fork is ready at once, where a new interpreter imports for seconds; a CUDA context does not survive it.
+    # A fork is ready at once, a new interpreter needs seconds for its imports; but a CUDA context survives no fork.
     context = get_context("fork" if sys.platform == "linux" and not torch.cuda.is_initialized() else "spawn")
     pool = ProcessPoolExecutor(min(processes, len(names)), context, initializer=_start_worker, initargs=(os.getpid(),))
     try:
-        for future in as_completed([pool.submit(_do, task, name, kept, device) for name in names]):
+        for future in as_completed([pool.submit(_do, task, name, unfinished, device) for name in names]):
             yield future.result()
     except BrokenProcessPool as error:
         raise RuntimeError(
@@ -214,8 +216,8 @@ def _do_all(
         pool.shutdown(cancel_futures=True)
 
 
-def _do(task: TensorTask, name: str, kept: KeptWork, device: torch.device) -> str:
-    write_json(kept.path(name), task(name, device))
+def _do(task: TensorTask, name: str, unfinished: UnfinishedWork, device: torch.device) -> str:
+    write_json(unfinished.path(name), task(name, device))
     return name
 
 
@@ -228,14 +230,16 @@ def _start_worker(parent: int) -> None:
             os._exit(1)
 
 
-def _launch(how: Workers) -> tuple[Any, torch.device]:
+def _launch(workers: Workers) -> tuple[Any, torch.device]:
     """Start the other ranks, if any; return Fabric and the device of this one."""
     cuda = torch.cuda.is_available()
-    if how.devices * how.num_nodes == 1:
+    if workers.devices * workers.num_nodes == 1:
         return None, torch.device("cuda" if cuda else "cpu")
     from lightning.fabric import Fabric  # one rank need not pay its import
 
-    fabric = Fabric(accelerator="cuda" if cuda else "cpu", devices=how.devices, num_nodes=how.num_nodes, strategy="ddp")
+    fabric = Fabric(
+        accelerator="cuda" if cuda else "cpu", devices=workers.devices, num_nodes=workers.num_nodes, strategy="ddp"
+    )
     fabric.launch()
     return fabric, fabric.device
 
@@ -268,7 +272,7 @@ def _progress(
 
 
 def _stamp(path: str) -> list[Any]:
-    """Name an input with the size and time of each file: enough to see that it changed, and read at once."""
+    """Name an input with the size and time of each file: enough to see that it changed, without reading it."""
     location = Path(path)
     files = [location] if location.is_file() else sorted(f for f in location.glob("*") if f.is_file())
     stamp = [str(path), [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]]

@@ -12,7 +12,7 @@ from safety_subspaces.artefacts.description import facts_about, read_manifest
 FINE_TUNES = ("useful", "harmful", "contaminated")
 # The YAML under configs/organism that trains the model of a role.
 ROLE_CONFIGS = {"base": "pretrain", "aligned": "align"}
-# What an analysis cannot run without: models by their role, and the number of fine-tunes.
+# What an analysis needs: models by their role, and the least number of fine-tunes.
 NEEDED_ROLES = {"project": ("base", "aligned"), "overlap": ("aligned",)}
 NEEDED_FINE_TUNES = {"project": 1, "overlap": 2}
 # The study that the YAMLs under configs/organism write to.

@@ -40,7 +40,7 @@ EVALUATION_COLUMNS = (
     "n_groups_benign",
 )
 SAMPLE_COLUMNS = tuple(name for name in EVALUATION_COLUMNS if name.startswith("n_"))
-# What a table must have to be placed at all; a measure that it lacks is NaN in every row.
+# Columns without which a table is refused; a measure that it lacks is NaN in every row.
 REQUIRED_COLUMNS = {
     "evaluate": ("model",),
     "project": ("tuned", "subspace", "method", "fraction", "draw", "energy_kept"),
@@ -209,7 +209,7 @@ def read_study(folder: str | os.PathLike[str]) -> Study:
         stages=stages,
         results=results,
         models=models[~models["stage"].isin(constrained)].reset_index(drop=True),
-        projections=_place_projections(projections[~apart].reset_index(drop=True), results),
+        projections=_with_groups(projections[~apart].reset_index(drop=True), results),
         overlaps=_together("overlap", results),
         constrained=models[models["stage"].isin(constrained)].reset_index(drop=True),
         energies=projections[apart].reset_index(drop=True),
@@ -229,7 +229,10 @@ def read_scalars(folder: Path) -> dict[str, pd.DataFrame]:
 
 
 def read_prompt_counts(folder: Path) -> pd.DataFrame:
-    """Read how many prompts were scored at each look at a run's behaviour, a row a look."""
+    """Read how many prompts were scored at each look at a run's behaviour, a row a look.
+
+    Columns: ``step`` and ``SAMPLE_COLUMNS``, the counts that begin with ``n_``.
+    """
     looks = [read_json(path) for path in sorted(folder.glob("behaviour/step=*.json"))]
     rows = [{"step": look.get("step"), **(look.get("row") or {})} for look in looks]
     return pd.DataFrame(rows, columns=["step", *SAMPLE_COLUMNS])
@@ -266,12 +269,13 @@ def _read_result(folder: Path) -> AnalysisResult:
         arguments=(yaml.safe_load(config.read_text(encoding="utf-8")) or {}) if config.is_file() else {},
         result=read_json(result) if result.is_file() else {},
         tables={name: _read_table(folder, name) for name in names},
-        # Those of projected models are not shown: a sweep has a hundred thousand of them.
+        # The answers of projected models are not shown: a sweep has a hundred thousand of them.
         generations=_read_generations(folder / "generations.jsonl") if folder.parent.name == "evaluate" else (),
     )
 
 
 def _read_table(folder: Path, name: str) -> pd.DataFrame:
+    """Read one table of an analysis; its main table must have the ``REQUIRED_COLUMNS`` of the subcommand."""
     parquet, csv = folder / f"{name}.parquet", folder / f"{name}.csv"
     path = parquet if parquet.is_file() else csv
     try:
@@ -306,7 +310,7 @@ def _read_generations(path: Path) -> tuple[dict[str, Any], ...]:
 
 
 def _together(command: str, results: tuple[AnalysisResult, ...]) -> pd.DataFrame:
-    """Stack the main tables of one subcommand, with every column of its contract."""
+    """Stack the main tables of one subcommand: ``analysis``, then its required and optional columns."""
     columns = list(dict.fromkeys((*REQUIRED_COLUMNS[command], *OPTIONAL_COLUMNS[command])))
     tables = [
         result.tables["table"].reindex(columns=columns).assign(analysis=result.label)
@@ -321,8 +325,11 @@ def _together(command: str, results: tuple[AnalysisResult, ...]) -> pd.DataFrame
     return frame[["analysis", *columns]]
 
 
-def _place_projections(frame: pd.DataFrame, results: tuple[AnalysisResult, ...]) -> pd.DataFrame:
-    """Name the group of each projection, and the evaluated models that it lies between."""
+def _with_groups(frame: pd.DataFrame, results: tuple[AnalysisResult, ...]) -> pd.DataFrame:
+    """Name the group of each projection, and the evaluated models that it lies between.
+
+    Adds the columns ``group``, ``aligned_model`` and ``tuned_model`` to those of the projections.
+    """
     label_of = {
         os.path.normpath(path): label
         for result in results
@@ -349,7 +356,7 @@ def _place_projections(frame: pd.DataFrame, results: tuple[AnalysisResult, ...])
 def _with_stages(
     frame: pd.DataFrame, results: tuple[AnalysisResult, ...], label: str, argument: str, root: Path, names: set[str]
 ) -> pd.DataFrame:
-    """Name the stage of this study behind each row's label, wherever the study has moved since."""
+    """Add the column ``stage``: the stage of this study behind each row's label, even if the study was moved since."""
     command = "evaluate" if argument == "models" else "project"
     paths = {r.label: _mapping(r.arguments.get(argument)) for r in results if r.command == command}
 

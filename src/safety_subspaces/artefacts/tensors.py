@@ -43,7 +43,7 @@ TYPES = {
     "BOOL": torch.bool,
 }
 TYPE_NAMES = {dtype: name for name, dtype in TYPES.items()}
-# Numbers that are written at once: 8 MB of float32.
+# How many numbers are written in one go: 8 MB of float32.
 BLOCK = 2**21
 
 
@@ -141,7 +141,7 @@ class StoredTensors(Mapping[str, Tensor]):
 
 @runtime_checkable
 class Splittable(Protocol):
-    """A tensor, or what is made some rows at a time and splits as one does."""
+    """A tensor, or something that computes its rows some at a time; both are split in the same way."""
 
     @property
     def shape(self) -> torch.Size:

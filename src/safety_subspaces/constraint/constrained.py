@@ -74,14 +74,14 @@ class ConstrainedWeights:
             self.held_sha256 = held_sha256
         else:
             self.held_sha256 = save_held(path, self.targets, self.masters, mode, writes)
-        kept = TensorFile(path) if held_sha256 and any(target.partner is None for target in targets) else None
+        start_file = TensorFile(path) if held_sha256 and any(target.partner is None for target in targets) else None
         self.constraints = []
         for target, master in zip(self.targets, self.masters, strict=True):
             present = master.read()
             if target.partner is not None:
                 reference = torch.zeros_like(present)
-            elif kept is not None:
-                reference = read_reference(kept, target, master.piece).to(present)
+            elif start_file is not None:
+                reference = read_reference(start_file, target, master.piece).to(present)
             else:
                 reference = present.clone()
             basis = target.basis.to(present.device)
@@ -103,36 +103,36 @@ class ConstrainedWeights:
         return {target.name: c.let_through for target, c in pairs if c.let_through is not None}
 
     def restore_let_through(self, coordinates: dict[str, Tensor]) -> None:
-        """Take the coordinates that a checkpoint kept."""
-        for name, kept in self.let_through.items():
+        """Restore the coordinates that a checkpoint has stored."""
+        for name, present in self.let_through.items():
             if name in coordinates:
-                kept.copy_(coordinates[name])
+                present.copy_(coordinates[name])
 
-    def project(self, places: Sequence[int], strength: float, measures: bool = False) -> float:
+    def project(self, indices: Sequence[int], strength: float, measures: bool = False) -> float:
         """Take the forbidden part of the last step out of some of the weights.
 
         Args:
-            places: Which ones, by their place among the targets; the same on all ranks.
+            indices: Which ones, as indices into the targets; the same on all ranks.
             strength: Share of the forbidden part that is taken out.
             measures: Whether to return what was taken out.
 
         Returns:
             Squared norm of what was taken out; NaN unless it was measured.
         """
-        weights = [self.masters[i].read() for i in places]
+        weights = [self.masters[i].read() for i in indices]
         before = [weight.clone() for weight in weights] if measures else []
-        hold_all([self.constraints[i] for i in places], weights, strength, self._total)
-        for i, weight in zip(places, weights, strict=True):
+        hold_all([self.constraints[i] for i in indices], weights, strength, self._total)
+        for i, weight in zip(indices, weights, strict=True):
             self.masters[i].write(weight)
         if not before:
             return float("nan")
         taken = [(new - old).double().square().sum() for new, old in zip(weights, before, strict=True)]
         return float(self._total([torch.stack(taken).sum()])[0])
 
-    def coordinates(self, places: Sequence[int]) -> list[Float[Tensor, "rank columns"]]:
+    def coordinates(self, indices: Sequence[int]) -> list[Float[Tensor, "rank columns"]]:
         """Return the coordinates of the update of some of the weights in their subspaces."""
         shares = [
-            self.constraints[i].coordinates(self.masters[i].read() - self.constraints[i].reference) for i in places
+            self.constraints[i].coordinates(self.masters[i].read() - self.constraints[i].reference) for i in indices
         ]
         return self._total(shares)
 
@@ -141,8 +141,8 @@ class ConstrainedWeights:
         energies, weights = torch.zeros(2, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         for target, master, constraint in zip(self.targets, self.masters, self.constraints, strict=True):
             if target.partner is not None:
-                own, partner = master.whole(), open_master(target.partner).whole()
-                pair = (own.T, partner.T) if target.transposed else (own, partner)
+                factor, partner = master.whole(), open_master(target.partner).whole()
+                pair = (factor.T, partner.T) if target.transposed else (factor, partner)
                 measured = factor_energies(constraint.basis, self.mode, *pair)
                 weight = measured[1]
             else:

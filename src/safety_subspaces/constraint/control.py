@@ -76,9 +76,11 @@ def control_subspace(
     if not updates:
         return Control(drawn)
     whole = sum(update.energy() for update in updates.values())
-    wanted, kept = (sum(_energy_inside(target, updates) for target in chosen) / whole for chosen in (targets, drawn))
-    logger.info("random-energy: keeps %.4f of the finished run's update, the subspace %.4f", kept, wanted)
-    return Control(drawn, wanted, kept)
+    basis_share, drawn_share = (
+        sum(_energy_inside(target, updates) for target in chosen) / whole for chosen in (targets, drawn)
+    )
+    logger.info("random-energy: keeps %.4f of the finished run's update, the subspace %.4f", drawn_share, basis_share)
+    return Control(drawn, basis_share, drawn_share)
 
 
 def _energy_inside(target: Target, updates: Mapping[str, Update]) -> float:

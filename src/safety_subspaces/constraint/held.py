@@ -1,4 +1,4 @@
-"""What a constraint holds, kept with the run: bases and the weights that the update is counted from.
+"""What a constraint needs, stored with the run: bases, and the weights that the update is measured from.
 
 After a resume the constraint is still anchored to the weights of the first start; and what was exported can be measured
 against it again, in the type that it was exported in.
@@ -67,10 +67,10 @@ def save_held(path: Path, targets: Sequence[Target], masters: Sequence[MasterWei
     def read(name: str) -> Tensor:
         return full[name].whole() if name in full else bases[name]
 
-    return keep_tensors(path, shapes, read, writes, header={"mode": mode, "transposed": transposed})
+    return store_tensors(path, shapes, read, writes, header={"mode": mode, "transposed": transposed})
 
 
-def keep_tensors(
+def store_tensors(
     path: Path,
     shapes: Mapping[str, Sequence[int]],
     read: Callable[[str], Tensor],
@@ -78,7 +78,7 @@ def keep_tensors(
     dtype: torch.dtype = torch.float32,
     header: Mapping[str, Any] | None = None,
 ) -> str:
-    """Write what a run is counted from, as :func:`stream_tensors` does, where this rank ``writes``.
+    """Write the tensors that a run measures its update from by :func:`stream_tensors`, where this rank ``writes``.
 
     All ranks must call it together. Returns the file's SHA-256, on all ranks.
     """
@@ -87,12 +87,12 @@ def keep_tensors(
 
 
 def check_held(path: Path, sha256: str, targets: Sequence[Target], checks: bool) -> None:
-    """Check the file of a constraint that goes on, as :func:`check_kept` does."""
-    check_kept(path, sha256, [f"{target.name}{REFERENCE}" for target in targets if target.partner is None], checks)
+    """Check the file of a resumed run's constraint, as :func:`check_stored` does."""
+    check_stored(path, sha256, [f"{target.name}{REFERENCE}" for target in targets if target.partner is None], checks)
 
 
-def check_kept(path: Path, sha256: str, stored: Sequence[str], checks: bool) -> None:
-    """Check what a run that goes on is counted from; all ranks must call it together.
+def check_stored(path: Path, sha256: str, stored: Sequence[str], checks: bool) -> None:
+    """Check the file that a resumed run measures its update from; all ranks must call it together.
 
     Args:
         path: The file.

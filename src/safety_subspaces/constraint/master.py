@@ -119,9 +119,9 @@ class PartitionedMaster(MasterWeight):
 
     def __init__(self, parameter: nn.Parameter) -> None:
         total = shape_of(parameter).numel()
-        held: Any = parameter
-        rank = torch.distributed.get_rank(held.ds_process_group)
-        size = held.ds_tensor.ds_numel
+        partitioned: Any = parameter
+        rank = torch.distributed.get_rank(partitioned.ds_process_group)
+        size = partitioned.ds_tensor.ds_numel
         start = min(size * rank, total)
         super().__init__(parameter, start, min(size, total - start))
         self._padding = size - self.piece.length

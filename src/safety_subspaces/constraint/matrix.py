@@ -99,7 +99,8 @@ class MatrixConstraint:
         self.reference = reference
         self.piece = piece
         self.transposed = transposed
-        # Multiply by the smaller basis; what a weaker step lets through is kept as coordinates in the forbidden space.
+        # Multiply by the smaller of the two bases. What a strength below 1 lets through is stored as coordinates in the
+        # forbidden space.
         smaller = 2 * basis.shape[1] > basis.shape[0]
         self.keeps_inside = mode == "onto" and not (smaller or weakens)
         working = _complement(basis) if mode == "onto" and not self.keeps_inside else basis

@@ -26,6 +26,6 @@ def map_over_ranks(items: Sequence[Item], compute: Callable[[list[Item]], list[R
         return compute(list(items))
     rank = torch.distributed.get_rank()
     share = -(-len(items) // world)
-    mine = [items[min(rank + world * place, len(items) - 1)] for place in range(share)]
+    mine = [items[min(rank + world * index, len(items) - 1)] for index in range(share)]
     parts = gather_objects(compute(mine))
-    return [parts[place % world][place // world] for place in range(len(items))]
+    return [parts[index % world][index // world] for index in range(len(items))]

@@ -16,7 +16,7 @@ from torch import nn
 from safety_subspaces.algebra.update import FactorUpdate, StreamedUpdate, Update
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.tensors import TensorFile
-from safety_subspaces.constraint.held import check_kept, keep_tensors
+from safety_subspaces.constraint.held import check_stored, store_tensors
 from safety_subspaces.constraint.master import open_master
 from safety_subspaces.constraint.targets import listed, select_names
 from safety_subspaces.weights.checkpoint import Checkpoint
@@ -108,7 +108,7 @@ class NetworkUpdate:
         kept = {name: master for name, master in self._masters.items() if self._weights[name].factors is None}
         self._start_file = path
         if sha256 is not None:
-            check_kept(path, sha256, list(kept), checks=writes)
+            check_stored(path, sha256, list(kept), checks=writes)
             return sha256
         for name, weight in self._weights.items():
             if weight.factors is not None and all(bool(open_master(f).whole().any()) for f in weight.factors):
@@ -117,7 +117,7 @@ class NetworkUpdate:
                     "name a reference"
                 )
         shapes = {name: tuple(master.shape) for name, master in kept.items()}
-        return keep_tensors(path, shapes, lambda name: kept[name].whole(), writes, self.dtype)
+        return store_tensors(path, shapes, lambda name: kept[name].whole(), writes, self.dtype)
 
     @torch.no_grad()
     def read(self, name: str, keeps: bool = True) -> Update | None:

@@ -25,9 +25,9 @@ INDEX_FILE = "model.safetensors.index.json"
 # Architectures whose fused experts (experts, in, out) multiply from the right; those of all others are (experts, out,
 # in): `is_transposed` of transformers' experts implementations, and Llama 4's `torch.bmm`.
 TRANSPOSED_EXPERTS = {"gpt_oss", "openai_privacy_filter", "aria", "aria_text", "llama4", "llama4_text"}
-# Types of weights, as the files name them; numbers of other types are none.
+# The types that weights have, as the files name them; tensors of other types are not weights.
 WEIGHT_TYPES = ["F64", "F32", "F16", "BF16"]
-# Beside the weights, what makes a folder a model: configuration, tokenizer, chat template.
+# Files that a model folder needs beside its weights: configuration, tokenizer, chat template.
 COMPANION_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 
 

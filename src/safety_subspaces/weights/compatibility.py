@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.weights.checkpoint import Checkpoint
-from safety_subspaces.weights.names import place_of, type_of
+from safety_subspaces.weights.names import part_of, type_of
 
 MAX_DIFFERENCES = 5
 
@@ -84,12 +84,12 @@ def select_tensors(names: Sequence[str], patterns: Sequence[str]) -> tuple[str, 
     """
     chosen: set[str] = set()
     for pattern in patterns:
-        matching = {n for n in names if pattern in (type_of(n), place_of(n), *n.split(".")) or fnmatchcase(n, pattern)}
+        matching = {n for n in names if pattern in (type_of(n), part_of(n), *n.split(".")) or fnmatchcase(n, pattern)}
         if not matching:
             types = dict.fromkeys(type_of(name) for name in names)
             raise InputError(
                 f"no tensor matches {pattern!r}; expected a pattern of names such as {names[0]!r} (with * and ?), a "
-                f"place such as {place_of(names[0])!r} or layers.00, or a type of {', '.join(types)}"
+                f"place such as {part_of(names[0])!r} or layers.00, or a type of {', '.join(types)}"
             )
         chosen |= matching
     return tuple(name for name in names if name in chosen or not patterns)

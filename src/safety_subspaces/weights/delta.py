@@ -14,7 +14,7 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.weights.checkpoint import Checkpoint, FullCheckpoint
 from safety_subspaces.weights.update_checkpoint import UpdateCheckpoint
 
-# Numbers from which a difference is made a block at a time: 512 MB of float32.
+# Tensors of more numbers than this (512 MB of float32) are subtracted one block at a time.
 STREAM_ABOVE = 2**27
 
 logger = logging.getLogger(__name__)
@@ -48,11 +48,11 @@ def open_updates(tuned: Mapping[str, Checkpoint], reference: Checkpoint, name: s
 def _difference(tuned: Checkpoint, weight: Tensor, name: str) -> Tensor:
     stored = tuned.read(name)
     widest = torch.promote_types(stored.dtype, weight.dtype)
-    # Numbers that were made wider are ours to subtract from.
-    made = stored.to(widest).sub_(weight) if stored.dtype != widest else stored - weight
-    if not math.isfinite(float(made.sum())):
+    # A copy in a wider type is ours, so that it may be subtracted from in place.
+    difference = stored.to(widest).sub_(weight) if stored.dtype != widest else stored - weight
+    if not math.isfinite(float(difference.sum())):
         _finite(stored, name, tuned.path)
-    return made.float()
+    return difference.float()
 
 
 def _small_update(tuned: Checkpoint, reference: Checkpoint, name: str) -> Update | None:
@@ -104,7 +104,9 @@ def warn_of_foreign_bases(reference: Checkpoint, updates: Mapping[str, Checkpoin
         if isinstance(checkpoint, UpdateCheckpoint) and not is_upon(checkpoint, reference):
             logger.warning(
                 "%s is an update upon %s, not upon %s: their difference is part of its update",
-                *(label, checkpoint.base.path, reference.path),
+                label,
+                checkpoint.base.path,
+                reference.path,
             )
 
 
@@ -116,7 +118,7 @@ def _opener(checkpoint: Checkpoint, name: str) -> Callable[[], Any] | None:
 
 
 def _finite(value: Tensor, name: str, path: str) -> Tensor:
-    # A sum is sooner made than a look at every number; one that overflows is no proof.
+    # Summing is faster than testing every number; but a sum may overflow, so where it is not finite all are tested.
     if not math.isfinite(float(value.sum())) and not bool(torch.isfinite(value).all()):
         raise InputError(
             f"tensor {name} of {path} holds NaN or infinite weights; expected finite ones. "

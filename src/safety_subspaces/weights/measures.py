@@ -47,7 +47,7 @@ class UpdateMeasures:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What an update is held against.
+    """What an update is compared with.
 
     Args:
         subspace: A subspace of each weight, in which the energy is measured.
@@ -75,7 +75,7 @@ def measure_update(
     Args:
         name: Canonical name of the weight.
         update: Its update.
-        against: What it is held against.
+        against: What it is compared with.
         factors: Its factors, where they are known already.
     """
     is_matrix, energy = update.is_matrix, update.energy()
@@ -119,15 +119,16 @@ def pool_measures(measures: Sequence[UpdateMeasures]) -> dict[str, float]:
     the matrices that have one.
     """
     whole = fsum(m.energy for m in measures)
-    sums = {name: fsum(getattr(m, name) for m in measures) for name in ("inside", "inside_chance")}
+    inside = fsum(measure.inside for measure in measures)
+    inside_chance = fsum(measure.inside_chance for measure in measures)
     return {
         "frobenius_norm": sqrt(whole),
-        "energy_fraction": sums["inside"] / whole if whole > 0 else nan,
-        "energy_fraction_chance": sums["inside_chance"] / whole if whole > 0 else nan,
-        **{
-            name: _mean(getattr(m, name) for m in measures)
-            for name in ("stable_rank", "effective_rank", "overlap", "overlap_chance")
-        },
+        "energy_fraction": inside / whole if whole > 0 else nan,
+        "energy_fraction_chance": inside_chance / whole if whole > 0 else nan,
+        "stable_rank": _mean(measure.stable_rank for measure in measures),
+        "effective_rank": _mean(measure.effective_rank for measure in measures),
+        "overlap": _mean(measure.overlap for measure in measures),
+        "overlap_chance": _mean(measure.overlap_chance for measure in measures),
     }
 
 

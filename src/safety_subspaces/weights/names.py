@@ -49,7 +49,7 @@ def layer_of(name: str) -> int:
     return int(match.group(1)) if match else -1
 
 
-def place_of(name: str) -> str:
+def part_of(name: str) -> str:
     """Return the part of the network that a tensor belongs to: ``layers.07``, or the name of its module."""
     layer = layer_of(name)
     return f"layers.{layer:02d}" if layer >= 0 else ".".join(canonical_name(name).split(".")[-2:-1]) or name

@@ -57,7 +57,7 @@ class SnapshotWriter:
         self._facts: dict[str, Any] = {"kind": KIND, "step": step, **facts}
         self._scales: dict[str, float] = {}
         self._lost: dict[str, float] = {}
-        # Room for either form: how an update is kept is known when it comes.
+        # Room for either form, dense or in factors: which one an update has is known only when it is written.
         slots: dict[str, Sequence[int]] = dict(shapes)
         for name, shape in shapes.items():
             if len(shape) == 2:

@@ -23,7 +23,7 @@ from safety_subspaces.weights.names import canonical_name
 from safety_subspaces.weights.snapshots import Snapshot
 
 ADAPTER_FILE = "adapter_model.safetensors"
-# Adapter options that make the update something else than scale * B A upon the base's own weights.
+# Adapter options under which the update is not scale * B A added to the weights of the base.
 UNSERVED_ADAPTER_OPTIONS = (
     "use_dora use_qalora lora_bias fan_in_fan_out layer_replication trainable_token_indices target_parameters "
     "alora_invocation_tokens velora_config monteclora_config megatron_config"
@@ -128,8 +128,8 @@ class AdapterCheckpoint(UpdateCheckpoint):
             return None
         stored = self._factors[name]
         down, up = (self._file.read(stored[factor]).float() for factor in ("A", "B"))
-        made = FactorUpdate(up, down, self._scale(name.removesuffix(".weight"), down.shape[0]))
-        return made.transposed() if stored.get("embedding") else made
+        product = FactorUpdate(up, down, self._scale(name.removesuffix(".weight"), down.shape[0]))
+        return product.transposed() if stored.get("embedding") else product
 
     def _read_base(self, name: str) -> Tensor:
         whole = self._whole.get(name)  # beside factors too: PEFT saves an adapted embedding's base with them
@@ -162,10 +162,11 @@ class AdapterCheckpoint(UpdateCheckpoint):
         if not {"A", "B"} <= factors.keys():
             raise InputError(f"adapter {self.path} holds only one factor for {name}; expected lora_A and lora_B")
         down, up = (self._file.shapes[factors[factor]] for factor in ("A", "B"))
-        made = (down[1], up[0]) if factors.get("embedding") else (up[0], down[1])
-        if made != self.shape(name):
+        product_shape = (down[1], up[0]) if factors.get("embedding") else (up[0], down[1])
+        if product_shape != self.shape(name):
             raise InputError(
-                f"adapter {self.path} makes {name} of shape {made}, its base {self.base.path} has {self.shape(name)}"
+                f"adapter {self.path} makes {name} of shape {product_shape}, "
+                f"its base {self.base.path} has {self.shape(name)}"
             )
 
 

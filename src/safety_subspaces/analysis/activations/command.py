@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from safety_subspaces.analysis.activations.comparisons import (
-    Comparing,
+    ComparisonSettings,
     ModelStates,
     cka_rows,
     depth_table,
@@ -143,7 +143,7 @@ def activations(
     settings = CaptureSettings(
         positions, None if layers is None else tuple(layers), site, template, sample, seed, batch_size
     )
-    how = Comparing(tuple(energies), center, controls, permutations, seed)
+    comparison = ComparisonSettings(tuple(energies), center, controls, permutations, seed)
     folder = None if cache == "none" else Path(cache) if cache else Path(out).parent / ".states"
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in ("table", "equivalence", "two_sample", "dimension")}
     seen: list[ModelStates] = []
@@ -151,18 +151,20 @@ def activations(
         for label, path in models.items():
             bar.set_postfix_str(label)
             model, tokenizer = load_language_model(path, getattr(torch, dtype), device=device)
-            found = {
+            captured_sets = {
                 name: captured(model, tokenizer, path, items, settings, folder, f"{label}: {name}")
                 for name, items in sets.items()
             }
             del model
-            sampled = {name: [items[row] for row in found[name].rows] for name, items in sets.items()}
+            sampled = {name: [items[row] for row in captured_sets[name].rows] for name, items in sets.items()}
             pairs, unmatched = _matched(sampled, tokenizer, template)
             left_out += [(f"{label}: {name}", reason) for name, reason in unmatched]
-            states = ModelStates(label, found, {name: groups_of(items, name) for name, items in sampled.items()}, pairs)
-            tables["table"] += overlap_rows(states, how)
-            tables["equivalence"] += equivalence_rows(states, how)
-            tables["two_sample"] += two_sample_rows(states, how)
+            states = ModelStates(
+                label, captured_sets, {name: groups_of(items, name) for name, items in sampled.items()}, pairs
+            )
+            tables["table"] += overlap_rows(states, comparison)
+            tables["equivalence"] += equivalence_rows(states, comparison)
+            tables["two_sample"] += two_sample_rows(states, comparison)
             tables["dimension"] += dimension_rows(states)
             seen.append(states)
             bar.update()
@@ -214,11 +216,13 @@ def _matched(
     sources = {label: [item.source for item in items] for label, items in sets.items()}
     pairs, unmatched = {}, []
     for first, second in combinations(sets, 2):
-        found = match_prompts(lengths[first], lengths[second], sources[first], sources[second])
-        if len(found) >= FEWEST_PROMPTS:
-            pairs[first, second] = found
+        matched = match_prompts(lengths[first], lengths[second], sources[first], sources[second])
+        if len(matched) >= FEWEST_PROMPTS:
+            pairs[first, second] = matched
         else:
-            reason = f"{len(found)} pairs of prompts of like length and template; at least {FEWEST_PROMPTS} are needed"
+            reason = (
+                f"{len(matched)} pairs of prompts of like length and template; at least {FEWEST_PROMPTS} are needed"
+            )
             unmatched.append((f"{first} and {second}, matched", reason))
     return pairs, unmatched
 

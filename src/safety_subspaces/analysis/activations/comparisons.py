@@ -29,7 +29,7 @@ PAPER_DEPTH = (0.65, 0.9)
 
 
 @dataclass(frozen=True)
-class Comparing:
+class ComparisonSettings:
     """What is compared, and how often a null is drawn.
 
     Args:
@@ -69,94 +69,96 @@ class ModelStates:
     groups: Mapping[str, Sequence[Hashable]]
     pairs: Mapping[tuple[str, str], Sequence[tuple[int, int]]]
 
-    def places(self) -> Iterator[tuple[Position, int, int]]:
-        """Yield each position, layer, and the layer's place in a sample."""
+    def indexed_layers(self) -> Iterator[tuple[Position, int, int]]:
+        """Yield each position and layer, and the index of that layer in a sample."""
         some = next(iter(self.sets.values()))
         for position in some.sample:
-            for place, layer in enumerate(some.layers):
-                yield position, layer, place
+            for index, layer in enumerate(some.layers):
+                yield position, layer, index
 
-    def matched(self, first: str, second: str, position: Position, place: int) -> tuple[Tensor, Tensor, list[int]]:
+    def matched(self, first: str, second: str, position: Position, index: int) -> tuple[Tensor, Tensor, list[int]]:
         """Return the states of matched prompts of two sets, and the indices of the first's."""
         pairs = self.pairs[first, second]
         rows, columns = ([pair[side] for pair in pairs] for side in (0, 1))
         samples = (self.sets[first].sample, self.sets[second].sample)
-        return samples[0][position][rows, place], samples[1][position][columns, place], rows
+        return samples[0][position][rows, index], samples[1][position][columns, index], rows
 
 
-def overlap_rows(states: ModelStates, how: Comparing) -> Iterator[dict[str, Any]]:
+def overlap_rows(states: ModelStates, settings: ComparisonSettings) -> Iterator[dict[str, Any]]:
     """Yield the overlaps of each pair of sets, of the two halves of each set, and of matched prompts."""
-    for position, layer, place in states.places():
+    for position, layer, index in states.indexed_layers():
         where = {"position": position, "layer": layer}
         whole, means = {}, {}
-        for label, found in states.sets.items():
-            halves = found.halves[position, layer]
+        for label, prompt_set in states.sets.items():
+            halves = prompt_set.halves[position, layer]
             moments = halves[0].merged(halves[1])
-            whole[label], means[label] = moments.factors(how.center, max(how.energies)), moments
-            parts = [half.factors(how.center, max(how.energies)) for half in halves]
+            whole[label], means[label] = moments.factors(settings.center, max(settings.energies)), moments
+            parts = [half.factors(settings.center, max(settings.energies)) for half in halves]
             counts = [half.count for half in halves]
-            kept = None if how.center else shared_direction(halves[0].mean, halves[1].mean)
-            rows = _overlaps(parts, kept, how, how.generator(states.label, label, position, layer))
+            shared_mean = None if settings.center else shared_direction(halves[0].mean, halves[1].mean)
+            rows = _overlaps(parts, shared_mean, settings, settings.generator(states.label, label, position, layer))
             for row in rows:
                 yield {**_named(states, label, label, counts), **where, **row, "floor": True, "matched": False}
         for first, second in combinations(states.sets, 2):
-            kept = None if how.center else shared_direction(means[first].mean, means[second].mean)
-            generator = how.generator(states.label, first, second, position, layer)
+            shared_mean = None if settings.center else shared_direction(means[first].mean, means[second].mean)
+            generator = settings.generator(states.label, first, second, position, layer)
             counts = [means[first].count, means[second].count]
-            for row in _overlaps([whole[first], whole[second]], kept, how, generator):
+            for row in _overlaps([whole[first], whole[second]], shared_mean, settings, generator):
                 yield {**_named(states, first, second, counts), **where, **row, "floor": False, "matched": False}
             if (first, second) in states.pairs:
-                *pair, _ = states.matched(first, second, position, place)
-                kept = None if how.center else shared_direction(*(part.double().mean(dim=0) for part in pair))
-                factors = [state_factors(part, how.center) for part in pair]
-                for row in _overlaps(factors, kept, how, generator):
+                *pair, _ = states.matched(first, second, position, index)
+                shared_mean = (
+                    None if settings.center else shared_direction(*(part.double().mean(dim=0) for part in pair))
+                )
+                factors = [state_factors(part, settings.center) for part in pair]
+                for row in _overlaps(factors, shared_mean, settings, generator):
                     counts = [len(part) for part in pair]
                     yield {**_named(states, first, second, counts), **where, **row, "floor": False, "matched": True}
 
 
-def equivalence_rows(states: ModelStates, how: Comparing) -> Iterator[dict[str, Any]]:
+def equivalence_rows(states: ModelStates, settings: ComparisonSettings) -> Iterator[dict[str, Any]]:
     """Yield for each pair of sets whether they overlap as the halves of one set do."""
-    for position, layer, place in states.places():
+    for position, layer, index in states.indexed_layers():
         halves = {
             label: StateHalves(
-                found.sample[position][:, place],
-                how.generator("halves", label),  # the same halves at every layer and in every model
-                how.center,
+                prompt_set.sample[position][:, index],
+                settings.generator("halves", label),  # the same halves at every layer and in every model
+                settings.center,
                 states.groups[label],
             )
-            for label, found in states.sets.items()
+            for label, prompt_set in states.sets.items()
         }
         for first, second in combinations(states.sets, 2):
             counts = [len(states.sets[label].rows) for label in (first, second)]
-            for found in overlap_equivalence(halves[first], halves[second], how.energies):
-                yield {**_named(states, first, second, counts), "position": position, "layer": layer, **asdict(found)}
+            for test in overlap_equivalence(halves[first], halves[second], settings.energies):
+                yield {**_named(states, first, second, counts), "position": position, "layer": layer, **asdict(test)}
 
 
-def two_sample_rows(states: ModelStates, how: Comparing) -> Iterator[dict[str, Any]]:
+def two_sample_rows(states: ModelStates, settings: ComparisonSettings) -> Iterator[dict[str, Any]]:
     """Yield for each pair of sets whether their states have one distribution; also for matched prompts alone."""
-    for position, layer, place in states.places():
+    for position, layer, index in states.indexed_layers():
         for first, second in combinations(states.sets, 2):
             sides = [
-                (states.sets[label].sample[position][:, place], list(states.groups[label])) for label in (first, second)
+                (states.sets[label].sample[position][:, index], list(states.groups[label])) for label in (first, second)
             ]
             cases = [(False, sides)]
             if (first, second) in states.pairs:
                 pair = states.pairs[first, second]
                 cases.append((True, [_chosen(*side, [rows[n] for rows in pair]) for n, side in enumerate(sides)]))
             for matched, ((rows, groups), (others, other_groups)) in cases:
-                generator = how.generator(states.label, first, second, position, layer, matched)
-                found = two_sample_tests(rows, others, how.permutations, generator, groups, other_groups)
+                generator = settings.generator(states.label, first, second, position, layer, matched)
+                tests = two_sample_tests(rows, others, settings.permutations, generator, groups, other_groups)
                 named = _named(states, first, second, [len(rows), len(others)])
                 counts = {"n_groups_first": len(set(groups)), "n_groups_second": len(set(other_groups))}
                 values = {
-                    "mmd": found.mmd.value,
-                    "mmd_chance": found.mmd.null_mean,
-                    "mmd_p": found.mmd.p_value,
-                    "mean_distance": found.mean_distance.value,
-                    "mean_p": found.mean_distance.p_value,
-                    "mean_distance_standardised": found.standardised,
-                    "standardised_chance": found.standardised_chance,
-                    "least_p": found.mean_distance.least_p,
+                    "mmd": tests.mmd.value,
+                    "mmd_chance": tests.mmd.null_mean,
+                    "mmd_p": tests.mmd.p_value,
+                    "mean_distance": tests.mean_distance.value,
+                    "mean_p": tests.mean_distance.p_value,
+                    "mean_distance_standardised": tests.standardised,
+                    "standardised_chance": tests.standardised_chance,
+                    "least_p": tests.mean_distance.least_p,
                 }
                 yield {**named, "position": position, "layer": layer, **values, **counts, "matched": matched}
 
@@ -167,9 +169,9 @@ def dimension_rows(states: ModelStates) -> Iterator[dict[str, Any]]:
         label: list({group: row for row, group in reversed(list(enumerate(groups)))}.values())
         for label, groups in states.groups.items()
     }
-    for position, layer, place in states.places():
-        for label, found in states.sets.items():
-            points = found.sample[position][firsts[label], place]
+    for position, layer, index in states.indexed_layers():
+        for label, prompt_set in states.sets.items():
+            points = prompt_set.sample[position][firsts[label], index]
             nearest, likelihood = two_nn(points), mle_dimension(points)
             yield {
                 "model": states.label,
@@ -188,12 +190,12 @@ def dimension_rows(states: ModelStates) -> Iterator[dict[str, Any]]:
 def cka_rows(models: Sequence[ModelStates]) -> Iterator[dict[str, Any]]:
     """Yield how alike two models lay out the same prompts, layer by layer."""
     for first, second in combinations(models, 2):
-        for position, layer, place in first.places():
-            for label, found in first.sets.items():
+        for position, layer, index in first.indexed_layers():
+            for label, prompt_set in first.sets.items():
                 other = second.sets[label]
                 if layer not in other.layers:
                     continue
-                pair = (found.sample[position][:, place], other.sample[position][:, other.layers.index(layer)])
+                pair = (prompt_set.sample[position][:, index], other.sample[position][:, other.layers.index(layer)])
                 linear = cka_with_error(*pair, groups=first.groups[label])
                 kernel = cka_with_error(*pair, bandwidth_factor=1.0, groups=first.groups[label])
                 yield {
@@ -210,14 +212,19 @@ def cka_rows(models: Sequence[ModelStates]) -> Iterator[dict[str, Any]]:
                 }
 
 
-def depth_table(table: pd.DataFrame, places: int) -> pd.DataFrame:
+def depth_table(table: pd.DataFrame, n_states: int) -> pd.DataFrame:
     """Average overlaps over the paper's range of depth.
 
     Args:
-        table: Overlaps of one or several models, a row for each layer.
-        places: Number of hidden states of a model: blocks and the embedding.
+        table: Overlaps of one or several models, a row for each layer: the columns of :func:`overlap_rows`.
+        n_states: Number of hidden states of a model: blocks and the embedding.
+
+    Returns:
+        One row for each model, pair, position, energy and kind. Columns: ``model``, ``first``, ``second``,
+        ``position``, ``energy``, ``floor``, then the means ``overlap``, ``chance`` and ``matched_chance``, and
+        ``layers``, the range as text.
     """
-    low, high = int(PAPER_DEPTH[0] * places), max(int(PAPER_DEPTH[0] * places), int(PAPER_DEPTH[1] * places) - 1)
+    low, high = int(PAPER_DEPTH[0] * n_states), max(int(PAPER_DEPTH[0] * n_states), int(PAPER_DEPTH[1] * n_states) - 1)
     rows = table[(table["layer"] >= low) & (table["layer"] <= high) & ~table["matched"]]
     keys = ["model", "first", "second", "position", "energy", "floor"]
     means = rows.groupby(keys, sort=False)[["overlap", "chance", "matched_chance"]].mean().reset_index()
@@ -225,13 +232,13 @@ def depth_table(table: pd.DataFrame, places: int) -> pd.DataFrame:
 
 
 def _overlaps(
-    factors: Sequence[Factors], kept: Tensor | None, how: Comparing, generator: torch.Generator
+    factors: Sequence[Factors], shared_mean: Tensor | None, settings: ComparisonSettings, generator: torch.Generator
 ) -> list[dict[str, Any]]:
     first, second = factors
-    overlaps = mode_subspace_overlap(first, second, how.energies)
-    controls = matched_control(first, second, overlaps, how.controls, generator, kept)
+    overlaps = mode_subspace_overlap(first, second, settings.energies)
+    controls = matched_control(first, second, overlaps, settings.controls, generator, shared_mean)
     ranks = [(overlap.rank_first, overlap.rank_second) for overlap in overlaps]
-    angles = [summarise_angles(found) for found in nested_principal_angles(first.basis, second.basis, ranks)]
+    angles = [summarise_angles(pair) for pair in nested_principal_angles(first.basis, second.basis, ranks)]
     rows = []
     for overlap, control, angle in zip(overlaps, controls, angles, strict=True):
         pair = (overlap.rank_first, overlap.rank_second)

@@ -21,7 +21,7 @@ CONFIDENCE: Final = 0.95
 LEAST_UNITS: Final = 3
 # A share of energy below a millionth of chance is rounding of float32, and its logarithm would be anything.
 LEAST_RATIO: Final = 2.0**-20
-# Numbers in an array of counts that stand in memory at once: 64 MB.
+# The most numbers that an array of counts has in memory: 64 MB.
 CHUNK: Final = 2**24
 
 
@@ -101,15 +101,18 @@ def bootstrap(statistic: Statistic, resamples: Resamples, aggregation: Aggregati
     different draws of them, and one in nine is of a single seed.
     """
     columns = statistic.each.shape[2]
-    found = np.full((*resamples.seeds.shape, columns), np.nan)
+    estimates = np.full((*resamples.seeds.shape, columns), np.nan)
     for seed in np.unique(resamples.seeds):
         rows = resamples.seeds == seed
-        found[rows] = aggregate(statistic, int(seed), resamples.counts[rows], aggregation)
-    return _mean(found, axis=1)
+        estimates[rows] = aggregate(statistic, int(seed), resamples.counts[rows], aggregation)
+    return _mean(estimates, axis=1)
 
 
 def aggregate(
-    statistic: Statistic, seed: int, counts: Float[Array, "row tensor"] | Int[Array, "row tensor"], how: Aggregation
+    statistic: Statistic,
+    seed: int,
+    counts: Float[Array, "row tensor"] | Int[Array, "row tensor"],
+    aggregation: Aggregation,
 ) -> Float[Array, "row column"]:
     """Return the number of one seed's tensors, each taken so many times; NaN where none of them is defined.
 
@@ -117,12 +120,12 @@ def aggregate(
     before); ``median`` is that of the tensors.
     """
     defined = statistic.defined[seed]
-    if how == "median":
+    if aggregation == "median":
         return _weighted_median(np.where(defined, statistic.each[seed], np.nan), counts.astype(np.int32))
     counts, total = counts.astype(np.float64), 0.0
     with np.errstate(divide="ignore", invalid="ignore"):
         for sign, term in zip(statistic.signs, statistic.terms, strict=True):
-            weight = term.weight[seed] if how == "pooled" else 1.0
+            weight = term.weight[seed] if aggregation == "pooled" else 1.0
             above, below = (np.where(defined, weight * side[seed], 0.0) for side in (term.x, term.y))
             total = total + sign * (counts @ above) / (counts @ below)
         return np.log2(np.maximum(total, LEAST_RATIO)) if statistic.logarithm else np.asarray(total)
@@ -154,17 +157,17 @@ def interval(
 
 
 def _quantile(ordered: Array, last: Array, level: Array) -> Array:
-    place = np.maximum(last, 0) * level
-    below = np.floor(place).astype(int)
+    position = np.maximum(last, 0) * level
+    below = np.floor(position).astype(int)
     above = np.minimum(below + 1, np.maximum(last, 0))
     columns = np.arange(ordered.shape[1])
     lower, upper = ordered[below, columns], ordered[above, columns]
-    return lower + (place - below) * (upper - lower)
+    return lower + (position - below) * (upper - lower)
 
 
 def _weighted_median(values: Float[Array, "tensor column"], counts: Int[Array, "row tensor"]) -> Array:
     """Return the median of each column, every tensor taken as often as a row says; NaN is left out."""
-    found = np.full((len(counts), values.shape[1]), np.nan)
+    medians = np.full((len(counts), values.shape[1]), np.nan)
     step = max(1, CHUNK // max(1, counts.size))
     for start in range(0, values.shape[1], step):
         part = values[:, start : start + step]
@@ -176,8 +179,8 @@ def _weighted_median(values: Float[Array, "tensor column"], counts: Int[Array, "
         lower, upper = (reached >= total).argmax(axis=1), (reached > total).argmax(axis=1)
         columns = np.arange(part.shape[1])
         median = (ordered[lower, columns] + ordered[upper, columns]) / 2
-        found[:, start : start + step] = np.where(total[:, 0] > 0, median, np.nan)
-    return found
+        medians[:, start : start + step] = np.where(total[:, 0] > 0, median, np.nan)
+    return medians
 
 
 def _mean(values: Array, axis: int) -> Array:

@@ -12,7 +12,7 @@ from safety_subspaces.analysis.atlas.conclusions import conclude
 from safety_subspaces.analysis.atlas.measures import tensor_table
 from safety_subspaces.analysis.atlas.summary import summarise
 from safety_subspaces.analysis.atlas.tensors import ALIGNMENT, AtlasTensor, Choice, SeedModels
-from safety_subspaces.analysis.work import Record, Workers, factorisation_cost, kept_work, work_through
+from safety_subspaces.analysis.work import Record, Workers, factorisation_cost, unfinished_work, work_through
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.weights.checkpoint import Checkpoint
@@ -110,7 +110,7 @@ def atlas(
     _check_labels(tuned, floors)
     choices = _choices(fractions, energies, counts)
     _check_bootstrap(sides, bootstrap, seed)
-    how = Workers(workers, devices, num_nodes)
+    pool = Workers(workers, devices, num_nodes)
     models = expand_seeds(base, aligned, tuned, seeds)
     opened = {path: open_checkpoint(path) for one in models for path in one.paths}
     origin = _check_models(models, opened)
@@ -119,8 +119,8 @@ def atlas(
     results.check_free()
     task = AtlasTensor(models, tuple(sides), choices)
     costs = {name: len(models) * len(sides) * factorisation_cost(origin.shape(name)) for name in names}
-    with kept_work(out, "atlas", arguments, list(opened)) as kept:
-        records = work_through(task, costs, kept, how, "measuring")
+    with unfinished_work(out, "atlas", arguments, list(opened)) as unfinished:
+        records = work_through(task, costs, unfinished, pool, "measuring")
         if records is None:
             return pd.DataFrame()
         audit = [row for record in records.values() for row in record["audit"]]
@@ -167,11 +167,11 @@ def expand_seeds(base: str, aligned: str, tuned: Mapping[str, str], seeds: Seque
             )
     if not seeds:
         return (SeedModels(GIVEN, base, aligned, dict(tuned)),)
-    found = []
+    models = []
     for one in map(str, seeds):
         fine_tunes = {label: path.replace(PLACEHOLDER, one) for label, path in tuned.items()}
-        found.append(SeedModels(one, base.replace(PLACEHOLDER, one), aligned.replace(PLACEHOLDER, one), fine_tunes))
-    return tuple(found)
+        models.append(SeedModels(one, base.replace(PLACEHOLDER, one), aligned.replace(PLACEHOLDER, one), fine_tunes))
+    return tuple(models)
 
 
 def _check_labels(tuned: Mapping[str, str], floors: Sequence[Sequence[str]]) -> None:

@@ -7,6 +7,7 @@ network and seed; whether it holds is judged by its bootstrap interval alone.
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -87,7 +88,10 @@ def conclude(table: pd.DataFrame, floors: Sequence[Sequence[str]], count: int, s
 
     Returns:
         One row for each conclusion, subject, rank, side, aggregation, cell (all tensors, a layer or a type) and seed
-        (``all`` of them, and each where there are several).
+        (``all`` of them, and each where there are several). Columns: ``conclusion``, ``subject``, ``rule``, ``rank``,
+        ``side``, ``aggregation``, ``layer``, ``type`` and ``seed`` name it; ``estimate`` with its interval from ``low``
+        to ``high``; ``margin`` of a claim of equivalence, else NaN; the counts ``n_tensors``, ``n_undefined`` and
+        ``n_seeds``; and ``verdict``.
     """
     frames = []
     for side in dict.fromkeys(table["side"]):
@@ -159,11 +163,11 @@ def _above_chance(measures: Measures, matched: bool) -> Claim:
 
 def _same_energy(measures: Measures, cross: Sequence[tuple[str, str]]) -> Claim:
     """Share of the first fine-tune's energy that alignment keeps, minus the second's; the claim is that it is 0."""
-    places = [[measures.labels.index(label) for label in column] for column in zip(*cross, strict=True)]
+    label_indices = [[measures.labels.index(label) for label in column] for column in zip(*cross, strict=True)]
     terms, rooms, defined = [], [], np.array(True)
-    for place in places:
+    for indices in label_indices:
         share, chance, ceiling, energy = (
-            _flat(measures.energies[name][..., place]) for name in ("value", "chance", "ceiling", "energy_first")
+            _flat(measures.energies[name][..., indices]) for name in ("value", "chance", "ceiling", "energy_first")
         )
         defined = defined & _is_choice(share, chance)
         terms.append(Term(share, np.ones_like(share), energy))
@@ -181,8 +185,8 @@ def _same_energy(measures: Measures, cross: Sequence[tuple[str, str]]) -> Claim:
 
 def _above_matched_chance(measures: Measures, cross: Sequence[tuple[str, str]]) -> Claim:
     """Overlap minus its matched chance level, positive where two kinds share directions."""
-    found = _pairs(measures, cross)
-    statistic = _difference(found, found["matched_chance"], found["chance_median"], found["value"])
+    overlaps = _pairs(measures, cross)
+    statistic = _difference(overlaps, overlaps["matched_chance"], overlaps["chance_median"], overlaps["value"])
     return Claim("overlap_above_matched_chance", _names(cross), measures.choices, statistic)
 
 
@@ -195,29 +199,31 @@ def _nearer_to_same_kind(
     does; undefined in a tensor where one of them is. Where the floor does not lie above matched chance there is no way
     to be half-way along.
     """
-    found = _pairs(measures, cross)
+    overlaps = _pairs(measures, cross)
     floors = []
     for pair in cross:
-        own = [other for other in same if set(other) & set(pair)] or list(same)
-        floors.append(_pairs(measures, own)["value"].reshape(*_whole(measures), len(own)).mean(axis=-1))
+        related = [other for other in same if set(other) & set(pair)] or list(same)
+        floors.append(_pairs(measures, related)["value"].reshape(*_whole(measures), len(related)).mean(axis=-1))
     floor = _flat(np.stack(floors, axis=-1))
-    matched, median = ((found[name] + floor) / 2 for name in ("matched_chance", "chance_median"))
-    guard = _difference({**found, "value": floor}, found["matched_chance"], found["chance_median"], found["value"])
+    matched, median = ((overlaps[name] + floor) / 2 for name in ("matched_chance", "chance_median"))
+    guard = _difference(
+        {**overlaps, "value": floor}, overlaps["matched_chance"], overlaps["chance_median"], overlaps["value"]
+    )
     return Claim(
         "overlap_nearer_to_same_kind",
         _names(cross),
         measures.choices,
-        _difference(found, matched, median, found["value"]),
+        _difference(overlaps, matched, median, overlaps["value"]),
         guard=guard,
     )
 
 
-def _difference(found: dict[str, Array], level: Array, median: Array, overlap: Array) -> Statistic:
+def _difference(measured: dict[str, Array], level: Array, median: Array, overlap: Array) -> Statistic:
     """A pair's value minus a level (of single tensors: a median level), weighted by their geometric mean energy."""
-    defined = _is_choice(overlap, found["chance"])
-    each = np.where(defined, found["value"] - median, np.nan)
-    weight = np.sqrt(found["energy_first"] * found["energy_second"])
-    return Statistic((Term(found["value"] - level, np.ones_like(level), weight),), (1.0,), each)
+    defined = _is_choice(overlap, measured["chance"])
+    each = np.where(defined, measured["value"] - median, np.nan)
+    weight = np.sqrt(measured["energy_first"] * measured["energy_second"])
+    return Statistic((Term(measured["value"] - level, np.ones_like(level), weight),), (1.0,), each)
 
 
 def _judge_cell(
@@ -228,35 +234,39 @@ def _judge_cell(
     in_blocks = cell[((tensors["layer"] >= 0) & tensors["is_matrix"]).to_numpy()]
     seeds = [(ALL, list(range(len(measures.seeds))))]
     if len(measures.seeds) > 1:
-        seeds += [(label, [place]) for place, label in enumerate(measures.seeds)]
-    groups: list[tuple[Array, list[Aggregation]]] = [(cell, [how for how in AGGREGATIONS if how != "blocks"])]
+        seeds += [(label, [index]) for index, label in enumerate(measures.seeds)]
+    groups: list[tuple[Array, list[Aggregation]]] = [
+        (cell, [aggregation for aggregation in AGGREGATIONS if aggregation != "blocks"])
+    ]
     groups += [(in_blocks, ["blocks"])] if len(in_blocks) else []
-    for places, aggregations in groups:
-        parts = [claim.part(places) for claim in claims]
+    for chosen, aggregations in groups:
+        parts = [claim.part(chosen) for claim in claims]
         for label, drawn in seeds:
-            # The same resamples whatever else is chosen, so that choices differ by themselves alone.
+            # Every choice is given the same resamples, so that the draw adds no difference between choices.
             key = zlib.crc32("\0".join((*name, label, aggregations[0])).encode())
-            resamples = resample(drawn, len(places), count, np.random.default_rng([seed, key]))
+            resamples = resample(drawn, len(chosen), count, np.random.default_rng([seed, key]))
             for claim in parts:
-                for how in aggregations:
-                    found = _judge(claim, drawn, how, lambda s, how=how, r=resamples: bootstrap(s, r, how))
-                    yield {**claim.identity(), "aggregation": how, "seed": label, **found}
+                for aggregation in aggregations:
+                    judged = _judge(
+                        claim, drawn, aggregation, partial(bootstrap, resamples=resamples, aggregation=aggregation)
+                    )
+                    yield {**claim.identity(), "aggregation": aggregation, "seed": label, **judged}
 
 
-def _judge(claim: Claim, seeds: list[int], how: Aggregation, resampled: Any) -> dict[str, Any]:
+def _judge(claim: Claim, seeds: list[int], aggregation: Aggregation, resampled: Any) -> dict[str, Any]:
     """Return the numbers and the verdict of every column of a claim."""
     statistic = claim.statistic
     defined = statistic.defined[seeds].sum(axis=(0, 1))
     with_number = statistic.defined[seeds].any(axis=1).sum(axis=0)
     units = np.where(with_number > 1, with_number, defined)
     low, high = interval(resampled(statistic), units)
-    margin = None if claim.room is None else MARGIN * estimate(claim.room, seeds, how)
+    margin = None if claim.room is None else MARGIN * estimate(claim.room, seeds, aggregation)
     verdict = judge(low, high, margin)
     if claim.guard is not None:
         above, _ = interval(resampled(claim.guard), units)
         verdict = np.where(above > 0, verdict, "unknown")
     return {
-        "estimate": estimate(statistic, seeds, how),
+        "estimate": estimate(statistic, seeds, aggregation),
         "low": low,
         "high": high,
         "margin": np.full(len(low), np.nan) if margin is None else margin,
@@ -268,7 +278,7 @@ def _judge(claim: Claim, seeds: list[int], how: Aggregation, resampled: Any) -> 
 
 
 def _cells(tensors: pd.DataFrame) -> Iterator[tuple[str, str, Array]]:
-    """Yield layer, type and places of the tensors: all of them, each block, each type."""
+    """Yield layer, type and indices of the tensors: all of them, each block, each type."""
     yield ALL, ALL, np.arange(len(tensors))
     for layer in sorted({layer for layer in tensors["layer"] if layer >= 0}):
         yield str(layer), ALL, np.flatnonzero(tensors["layer"] == layer)
@@ -282,8 +292,8 @@ def _is_choice(value: Array, chance: Array) -> Array:
 
 
 def _pairs(measures: Measures, pairs: Sequence[tuple[str, str]]) -> dict[str, Array]:
-    places = [measures.pairs.index(pair) for pair in pairs]
-    return {name: _flat(array[..., places]) for name, array in measures.overlaps.items()}
+    indices = [measures.pairs.index(pair) for pair in pairs]
+    return {name: _flat(array[..., indices]) for name, array in measures.overlaps.items()}
 
 
 def _flat(array: Array) -> Array:

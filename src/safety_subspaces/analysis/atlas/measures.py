@@ -15,12 +15,12 @@ from safety_subspaces.weights.names import layer_of, type_of
 Array = np.ndarray
 ENERGY_KEPT: Final = "energy_kept"
 OVERLAP: Final = "overlap"
-PLACE = ["seed", "tensor", "layer", "type", "is_matrix", "side"]
+IDENTITY = ["seed", "tensor", "layer", "type", "is_matrix", "side"]
 MEASURED = (
     "measure first second rule rank dim rank_first rank_second energy_first energy_second value chance "
     "matched_chance chance_median ceiling"
 )
-COLUMNS = [*PLACE, *MEASURED.split()]
+COLUMNS = [*IDENTITY, *MEASURED.split()]
 RENAMED = {"rank": "rank_first", "share": "value", "overlap": "value", "matched": "matched_chance"}
 NUMBERS = ("value", "chance", "matched_chance", "chance_median", "ceiling", "energy_first", "energy_second")
 
@@ -61,7 +61,7 @@ def tensor_table(records: Iterable[Record], choices: Sequence[tuple[str, float]]
 
     Args:
         records: Of :class:`~safety_subspaces.analysis.atlas.tensors.AtlasTensor`.
-        choices: Rule and value of each place in the records' lists.
+        choices: Rule and value of each entry of the records' lists.
         matrices: Names of the tensors that are 2-D.
     """
     energies = [row for record in records for row in record["energies"]]
@@ -69,24 +69,24 @@ def tensor_table(records: Iterable[Record], choices: Sequence[tuple[str, float]]
     frames = [_energy_rows(energies, choices), _overlap_rows(overlaps, choices)]
     table = pd.concat([frame for frame in frames if len(frame)], ignore_index=True)
     names = {name: (layer_of(name), type_of(name), name in matrices) for name in table["tensor"].unique()}
-    for place, column in enumerate(("layer", "type", "is_matrix")):
-        table[column] = table["tensor"].map({name: found[place] for name, found in names.items()})
+    for index, column in enumerate(("layer", "type", "is_matrix")):
+        table[column] = table["tensor"].map({name: values[index] for name, values in names.items()})
     return table.reindex(columns=COLUMNS)
 
 
 def measures_of(table: pd.DataFrame, side: str) -> Measures:
-    """Arrange one side of a table of tensors as arrays; every combination must be there.
+    """Arrange one side of a :func:`tensor_table` as arrays; every combination must be there.
 
     Raises:
         ValueError: Some are missing.
     """
-    own = table[table["side"] == side]
-    kept, shared = own[own["measure"] == ENERGY_KEPT], own[own["measure"] == OVERLAP]
-    seeds = list(dict.fromkeys(own["seed"]))
-    tensors = own[["tensor", "layer", "type", "is_matrix"]].drop_duplicates(ignore_index=True)
-    choices = own[["rule", "rank"]].drop_duplicates(ignore_index=True)
-    labels = list(dict.fromkeys(kept["first"]))
-    pairs = list(dict.fromkeys(zip(shared["first"], shared["second"], strict=True)))
+    one_side = table[table["side"] == side]
+    energy_rows, overlap_rows = one_side[one_side["measure"] == ENERGY_KEPT], one_side[one_side["measure"] == OVERLAP]
+    seeds = list(dict.fromkeys(one_side["seed"]))
+    tensors = one_side[["tensor", "layer", "type", "is_matrix"]].drop_duplicates(ignore_index=True)
+    choices = one_side[["rule", "rank"]].drop_duplicates(ignore_index=True)
+    labels = list(dict.fromkeys(energy_rows["first"]))
+    pairs = list(dict.fromkeys(zip(overlap_rows["first"], overlap_rows["second"], strict=True)))
     shape = (len(seeds), len(tensors), len(choices))
     return Measures(
         side,
@@ -95,8 +95,8 @@ def measures_of(table: pd.DataFrame, side: str) -> Measures:
         choices,
         labels,
         pairs,
-        energies=_arrays(kept, seeds, tensors, choices, [(label, "") for label in labels], shape),
-        overlaps=_arrays(shared, seeds, tensors, choices, pairs, shape),
+        energies=_arrays(energy_rows, seeds, tensors, choices, [(label, "") for label in labels], shape),
+        overlaps=_arrays(overlap_rows, seeds, tensors, choices, pairs, shape),
     )
 
 
@@ -115,17 +115,18 @@ def beta_median(
         varies = (variance > 0) & (centre > 0) & (centre < 1) & (concentration > 0)
         safe = np.where(varies, concentration, 2.0)
         middle = np.where(varies, centre, 0.5)
-        found = low + (1 - low) * betaincinv(middle * safe, (1 - middle) * safe, 0.5)
-    return np.where(varies, found, mean)
+        median = low + (1 - low) * betaincinv(middle * safe, (1 - middle) * safe, 0.5)
+    return np.where(varies, median, mean)
 
 
 def _energy_rows(rows: Sequence[Mapping[str, object]], choices: Sequence[tuple[str, float]]) -> pd.DataFrame:
+    """Return the rows of :func:`tensor_table` whose ``measure`` is energy_kept; ``second`` is empty."""
     frame = _explode(rows, choices, ["rank_first", "value", "matched_chance", "ceiling"], RENAMED)
     if frame.empty:
         return frame
     rank, dim = frame["rank_first"].to_numpy(float), frame["dim"].to_numpy(float)
     chance = rank / dim
-    # nulls.haar_energy_variance, for many at once; a space of one dimension leaves no choice.
+    # nulls.haar_energy_variance for all rows together; the maxima avoid a division by zero in one dimension.
     spread = np.maximum(0.0, frame.pop("concentration").to_numpy(float) - 1 / dim)
     variance = 2 * rank * (dim - rank) / (dim * np.maximum(dim - 1, 1) * (dim + 2)) * spread
     median = beta_median(chance, variance)
@@ -135,6 +136,7 @@ def _energy_rows(rows: Sequence[Mapping[str, object]], choices: Sequence[tuple[s
 
 
 def _overlap_rows(rows: Sequence[Mapping[str, object]], choices: Sequence[tuple[str, float]]) -> pd.DataFrame:
+    """Return the rows of :func:`tensor_table` whose ``measure`` is overlap; ``ceiling`` is missing."""
     frame = _explode(rows, choices, ["rank_first", "rank_second", "value", "matched_chance"], RENAMED)
     if frame.empty:
         return frame
@@ -142,7 +144,7 @@ def _overlap_rows(rows: Sequence[Mapping[str, object]], choices: Sequence[tuple[
     smaller, larger, dim = ranks.min(axis=1), ranks.max(axis=1), frame["dim"].to_numpy(float)
     with np.errstate(divide="ignore", invalid="ignore"):
         chance = np.where(smaller > 0, larger / dim, np.nan)
-        # nulls.overlap_moments, for many at once.
+        # nulls.overlap_moments for all rows together.
         spread = 2 * smaller * larger * (dim - smaller) * (dim - larger)
         variance = spread / (dim**2 * np.maximum(dim - 1, 1) * (dim + 2) * smaller**2)
         low = np.where(smaller > 0, np.maximum(0, smaller + larger - dim) / smaller, 0.0)
@@ -156,7 +158,7 @@ def _explode(
     lists: list[str],
     renamed: Mapping[str, str],
 ) -> pd.DataFrame:
-    """Make a row of each place in the lists of a row."""
+    """Make one row of each choice of rank, which the lists in a row go by; add the columns ``rule`` and ``rank``."""
     frame = pd.DataFrame(rows).rename(columns=renamed)
     if frame.empty:
         return frame
@@ -184,11 +186,11 @@ def _arrays(
         (list(zip(choices["rule"], choices["rank"], strict=True)), zip(frame["rule"], frame["rank"], strict=True)),
         (subjects, zip(frame["first"], frame["second"], strict=True)),
     ]
-    places = [[{key: place for place, key in enumerate(known)}[key] for key in column] for known, column in keys]
-    order = np.ravel_multi_index(tuple(places), whole) if len(frame) else np.zeros(0, int)
-    found = {}
+    indices = [[{key: index for index, key in enumerate(known)}[key] for key in column] for known, column in keys]
+    order = np.ravel_multi_index(tuple(indices), whole) if len(frame) else np.zeros(0, int)
+    arrays = {}
     for column in NUMBERS:
         array = np.full(np.prod(whole), np.nan)
         array[order] = frame[column].to_numpy(float)
-        found[column] = array.reshape(whole)
-    return found
+        arrays[column] = array.reshape(whole)
+    return arrays

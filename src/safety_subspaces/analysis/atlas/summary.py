@@ -27,13 +27,14 @@ def summarise(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
         table: Of :func:`~safety_subspaces.analysis.atlas.conclusions.conclude`.
 
     Returns:
-        A row for each conclusion and subject: the number of choices by verdict; ``reading``, one verdict ``throughout``
+        A row for each ``conclusion`` and ``subject``: the number of choices
+        by verdict; ``reading``, one verdict ``throughout``
         (all choices that are known) or ``mostly`` (nine in ten), or ``depends``, or ``unknown``; the ``factor`` whose
         levels differ most in their share of ``holds``, where it is not throughout; and a sentence. And the same for
         ``result.json``, with the share of ``holds`` at every level of every factor, ``None`` where none is known.
     """
     rows: list[dict[str, Any]] = []
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for (conclusion, subject), cell in table.groupby(["conclusion", "subject"], sort=False):
         counts = {verdict: int((cell["verdict"] == verdict).sum()) for verdict in VERDICTS}
         shares = {factor: _shares(cell, factor) for factor in FACTORS}
@@ -43,8 +44,8 @@ def summarise(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
         named = {"conclusion": conclusion, "subject": subject}
         rows.append({**named, **counts, "reading": reading, "factor": factor, "sentence": sentence})
         entry = {"choices": counts, "reading": reading, "depends_on": factor or None, "sentence": sentence}
-        found.setdefault(str(conclusion), {})[str(subject)] = {**entry, "holds_by": shares}
-    return pd.DataFrame(rows, columns=list(COLUMNS)), found
+        result.setdefault(str(conclusion), {})[str(subject)] = {**entry, "holds_by": shares}
+    return pd.DataFrame(rows, columns=list(COLUMNS)), result
 
 
 def read_counts(counts: Mapping[str, int]) -> str:
@@ -64,7 +65,7 @@ def _levels(cell: pd.DataFrame, factor: str) -> Iterator[tuple[str, pd.DataFrame
     if factor in ("layer", "type"):
         cell = cell[cell["type" if factor == "layer" else "layer"] == ALL]
     names = cell[factor].astype(str)
-    if factor == "rank":  # a rank means something under its rule alone
+    if factor == "rank":  # a rank has a meaning only together with its rule
         names = cell["rule"] + " " + cell["rank"].map("{:g}".format)
     for name, rows in cell.groupby(names, sort=False):
         yield str(name), rows
@@ -86,7 +87,7 @@ def _known(shares: Mapping[str, float | None]) -> dict[str, float]:
 def _widest(shares: Mapping[str, Mapping[str, float | None]]) -> str:
     """Return the factor whose levels differ most; nothing where no factor's do."""
     spread = {factor: list(_known(levels).values()) for factor, levels in shares.items()}
-    widths = {factor: max(found) - min(found) for factor, found in spread.items() if len(found) > 1}
+    widths = {factor: max(values) - min(values) for factor, values in spread.items() if len(values) > 1}
     widest = max(widths, key=lambda factor: widths[factor], default="")
     return widest if widest and widths[widest] > 0 else ""
 
@@ -120,7 +121,7 @@ def _listed(counts: Mapping[str, int], known: int) -> str:
 
 
 def _percent(share: float) -> str:
-    """Write a share in per cent; nothing and everything are said of nothing less."""
+    """Write a share in per cent; 0 % and 100 % only where it is exactly that."""
     if 0 < share < 0.01:
         return "under 1 %"
     return "over 99 %" if 0.99 < share < 1 else f"{100 * share:.0f} %"

@@ -114,19 +114,19 @@ class AtlasTensor:
             aligned = opened(models.aligned)
             updates = {ALIGNMENT: open_update(aligned, opened(models.base), name)}
             updates |= open_updates({label: opened(path) for label, path in models.tuned.items()}, aligned, name)
-            found: dict[str, SidedUpdate] = {}
+            sided: dict[str, SidedUpdate] = {}
             for side in self._sides_of(aligned.shape(name)):
-                # No name keeps the factors of the side before, which may be as large as the weights.
-                found = {}
+                # Drops the factors of the side before, which may be as large as the weights.
+                sided = {}
                 for label, update in updates.items():
-                    found[label] = self._factorise(update.to(device).on_side(side))
-                place = {"seed": models.seed, "tensor": name, "side": side}
-                record["energies"] += [place | row for row in self._energies(found)]
-                record["overlaps"] += [place | row for row in self._overlaps(found)]
-            if not found:
+                    sided[label] = self._factorise(update.to(device).on_side(side))
+                identity = {"seed": models.seed, "tensor": name, "side": side}
+                record["energies"] += [identity | row for row in self._energies(sided)]
+                record["overlaps"] += [identity | row for row in self._overlaps(sided)]
+            if not sided:
                 record["left_out"].append({"name": name, "reason": ONE_SIDED})
-            record["audit"] += self._audit(models, name, found)
-            for label, factorised in found.items():
+            record["audit"] += self._audit(models, name, sided)
+            for label, factorised in sided.items():
                 if factorised.total == 0:
                     record["left_out"].append({"name": _named(models.seed, label, name), "reason": ZERO})
         return record
@@ -140,26 +140,29 @@ class AtlasTensor:
         energies = factors.singular_values.square().cpu()
         return SidedUpdate(update, factors, energies, ranks, leverages_at(factors, ranks))
 
-    def _energies(self, found: Mapping[str, SidedUpdate]) -> list[dict[str, Any]]:
+    def _energies(self, sided: Mapping[str, SidedUpdate]) -> list[dict[str, Any]]:
         """Return how much of each fine-tune's energy alignment's leading directions keep, as shares of the whole.
 
         ``matched`` is what they would keep of it on average if its rows had random signs, ``sum_i p_i ||u_i||^2`` with
         alignment's leverages; ``ceiling`` what the fine-tune's own leading directions keep at that rank, the most that
         any subspace could; ``concentration`` is ``tr M^2 / tr^2 M`` with ``M = U U^T``.
         """
-        alignment = found[ALIGNMENT]
+        alignment = sided[ALIGNMENT]
         rows = []
-        for label, task in found.items():
+        for label, task in sided.items():
             if label == ALIGNMENT:
                 continue
-            kept = task.update.energies_along(alignment.factors).cpu()
+            along = task.update.energies_along(alignment.factors).cpu()
             total = task.total
             squares = float(task.energies.square().sum())
             expected = (row_energies(task.update) @ alignment.leverages).tolist()
             rows.append(
                 {
-                    **{"tuned": label, "dim": alignment.factors.rows, "energy": total, "rank": alignment.ranks},
-                    "share": _shares(kept, alignment.ranks, total),
+                    "tuned": label,
+                    "dim": alignment.factors.rows,
+                    "energy": total,
+                    "rank": alignment.ranks,
+                    "share": _shares(along, alignment.ranks, total),
                     "matched": [energy / total if total > 0 else nan for energy in expected],
                     "ceiling": _shares(task.energies, alignment.ranks, total),
                     "concentration": squares / total**2 if total > 0 else nan,
@@ -167,31 +170,35 @@ class AtlasTensor:
             )
         return rows
 
-    def _overlaps(self, found: Mapping[str, SidedUpdate]) -> list[dict[str, Any]]:
+    def _overlaps(self, sided: Mapping[str, SidedUpdate]) -> list[dict[str, Any]]:
         """Return the overlap of each pair of fine-tunes with its matched chance level, for every choice."""
         rows = []
-        for (first, one), (second, other) in combinations(((k, v) for k, v in found.items() if k != ALIGNMENT), 2):
+        for (first, one), (second, other) in combinations(((k, v) for k, v in sided.items() if k != ALIGNMENT), 2):
             smaller = [min(pair) for pair in zip(one.ranks, other.ranks, strict=True)]
             shared = shared_energy(one, other)
             expected = (one.leverages * other.leverages).sum(dim=0).tolist()
             rows.append(
                 {
-                    **{"first": first, "second": second, "dim": one.factors.rows},
-                    **{"energy_first": one.total, "energy_second": other.total},
-                    **{"rank_first": one.ranks, "rank_second": other.ranks},
+                    "first": first,
+                    "second": second,
+                    "dim": one.factors.rows,
+                    "energy_first": one.total,
+                    "energy_second": other.total,
+                    "rank_first": one.ranks,
+                    "rank_second": other.ranks,
                     "overlap": [min(1.0, s / k) if k else nan for s, k in zip(shared, smaller, strict=True)],
                     "matched": [s / k if k else nan for s, k in zip(expected, smaller, strict=True)],
                 }
             )
         return rows
 
-    def _audit(self, models: SeedModels, name: str, found: Mapping[str, SidedUpdate]) -> list[dict[str, Any]]:
+    def _audit(self, models: SeedModels, name: str, sided: Mapping[str, SidedUpdate]) -> list[dict[str, Any]]:
         """Return the audit of each update, whose singular values are those of either side."""
         aligned = opened(models.aligned)
         origin = stored_rounding(aligned, name)
         shares = [choice.value for choice in self.choices if choice.rule == "energy"]
         rows = []
-        for label, factorised in found.items():
+        for label, factorised in sided.items():
             other = opened(models.base if label == ALIGNMENT else models.tuned[label])
             noise = origin + stored_rounding(other, name)
             values = factorised.factors.singular_values
@@ -202,13 +209,13 @@ class AtlasTensor:
 
 def leverages_at(factors: Factors, ranks: Sequence[int]) -> Float64[Tensor, "out choices"]:
     """Return ``sum_(j<=k) L_ij^2`` of each row i at each rank k; of a tall matrix L is made some rows at a time."""
-    places = torch.tensor(ranks, dtype=torch.int64, device=factors.singular_values.device)
+    indices = torch.tensor(ranks, dtype=torch.int64, device=factors.singular_values.device)
     widest = max(ranks, default=0)
     blocks = []
     for block in factors.blocks(rows_in_block(factors.numerical_rank)):
         sums = block[:, :widest].double().square().cumsum(dim=1)
-        # Rank k stands at k: a column of zeros goes before.
-        blocks.append(torch.nn.functional.pad(sums, (1, 0))[:, places].cpu())
+        # A column of zeros goes first, so that the sum at rank k has the index k.
+        blocks.append(torch.nn.functional.pad(sums, (1, 0))[:, indices].cpu())
     return torch.cat(blocks) if blocks else torch.zeros(factors.rows, len(ranks), dtype=torch.float64)
 
 

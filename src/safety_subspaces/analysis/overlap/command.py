@@ -9,7 +9,7 @@ import pandas as pd
 from safety_subspaces.algebra.audit import summarise_audit
 from safety_subspaces.analysis.overlap.tables import layer_table, pair_table, summarise_pairs, type_table
 from safety_subspaces.analysis.overlap.tensors import OverlapTensor, check_subspace_file, is_subspace_file
-from safety_subspaces.analysis.work import Record, Workers, factorisation_cost, kept_work, work_through
+from safety_subspaces.analysis.work import Record, Workers, factorisation_cost, unfinished_work, work_through
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.weights.compatibility import check_compatible, coverage, select_tensors
@@ -94,7 +94,7 @@ def overlap(
         "seed": seed,
     }
     _check_arguments(updates, floors, energies, controls)
-    how = Workers(workers, devices, num_nodes)
+    pool = Workers(workers, devices, num_nodes)
     origin = open_checkpoint(reference)
     stored = frozenset(label for label, path in updates.items() if is_subspace_file(path))
     models = {label: open_checkpoint(path) for label, path in updates.items() if label not in stored}
@@ -108,8 +108,8 @@ def overlap(
     results.check_free()
     task = OverlapTensor(reference, updates, stored, tuple(energies), controls, seed, angles)
     costs = {name: factorisation_cost(origin.shape(name)) for name in names}
-    with kept_work(out, "overlap", arguments, inputs) as kept:
-        records = work_through(task, costs, kept, how, "comparing updates")
+    with unfinished_work(out, "overlap", arguments, inputs) as unfinished:
+        records = work_through(task, costs, unfinished, pool, "comparing updates")
         if records is None:
             return pd.DataFrame()
         table = _table(records, floors)
@@ -168,6 +168,7 @@ def _check_updates(audit: Sequence[Mapping[str, Any]], updates: Mapping[str, str
 
 
 def _table(records: Mapping[str, Record], floors: Sequence[Sequence[str]]) -> pd.DataFrame:
+    """Return one row for each pair of updates, tensor and energy, with the columns ``COLUMNS``."""
     floor_pairs = {frozenset(pair) for pair in floors}
     table = pd.DataFrame(list(_rows(records, "table")))
     pairs = zip(table["first"], table["second"], strict=True)

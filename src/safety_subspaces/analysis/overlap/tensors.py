@@ -59,19 +59,19 @@ class OverlapTensor:
 
     def __call__(self, name: str, device: torch.device) -> Record:
         """Return its rows of the tables ``table`` and ``audit``, and what is ``left_out`` with the reason."""
-        found = {label: self._factors(label, name, device) for label in self.updates}
+        by_label = {label: self._factors(label, name, device) for label in self.updates}
         origin = stored_rounding(opened(self.reference), name)
         rows = []
         for first, second in combinations(self.updates, 2):
             identity = {"first": first, "second": second, "tensor": name}
-            place = {"layer": layer_of(name), "type": type_of(name)}
-            rows += [identity | place | row for row in self._compare(name, first, second, found)]
+            location = {"layer": layer_of(name), "type": type_of(name)}
+            rows += [identity | location | row for row in self._compare(name, first, second, by_label)]
         return {
             "table": rows,
-            "audit": [self._audit(name, label, factors, origin) for label, factors in found.items()],
+            "audit": [self._audit(name, label, factors, origin) for label, factors in by_label.items()],
             "left_out": [{"name": name, "reason": LARGE}]
             * (self._is_large(name) and (self.angles or self.controls > 0))
-            + [row for label, factors in found.items() for row in self._missing(name, label, factors)],
+            + [row for label, factors in by_label.items() for row in self._missing(name, label, factors)],
         }
 
     def _factors(self, label: str, name: str, device: torch.device) -> Factors:
@@ -81,9 +81,9 @@ class OverlapTensor:
         update = open_update(opened(path), opened(self.reference), name).to(device)
         return update.factors(max(self.energies))
 
-    def _compare(self, name: str, first: str, second: str, found: Mapping[str, Factors]) -> list[dict[str, Any]]:
+    def _compare(self, name: str, first: str, second: str, by_label: Mapping[str, Factors]) -> list[dict[str, Any]]:
         """Return the numeric columns of one pair, a row for each energy."""
-        pair = found[first], found[second]
+        pair = by_label[first], by_label[second]
         overlaps = mode_subspace_overlap(*pair, self.energies)
         generator = seeded_generator(self.seed, "matched", name, first, second)
         matched = matched_control(*pair, overlaps, 0 if self._is_large(name) else self.controls, generator)
@@ -98,17 +98,23 @@ class OverlapTensor:
             defined = overlap.reason is None
             rows.append(
                 {
-                    **{"energy": overlap.energy, "rank_first": ranks[0], "rank_second": ranks[1]},
-                    **{"overlap": overlap.value, "chance": overlap_moments(dim, *ranks).mean if defined else nan},
+                    "energy": overlap.energy,
+                    "rank_first": ranks[0],
+                    "rank_second": ranks[1],
+                    "overlap": overlap.value,
+                    "chance": overlap_moments(dim, *ranks).mean if defined else nan,
                     "p_haar": overlap_p_value(overlap.value, dim, *ranks),
-                    **{"matched_chance": control.mean, "p_matched": control.p_value},
+                    "matched_chance": control.mean,
+                    "p_matched": control.p_value,
                     "projection_distance": overlap.projection_distance,
                     "grassmann_distance": angle.grassmann_distance,
                     "smallest_angle_radians": angle.smallest,
                     "largest_angle_radians": angle.largest,
                     "mean_angle_radians": angle.mean,
-                    **{"stable_rank_first": spectral[0][0], "stable_rank_second": spectral[1][0]},
-                    **{"effective_rank_first": spectral[0][1], "effective_rank_second": spectral[1][1]},
+                    "stable_rank_first": spectral[0][0],
+                    "stable_rank_second": spectral[1][0],
+                    "effective_rank_first": spectral[0][1],
+                    "effective_rank_second": spectral[1][1],
                     "k_margin_first": k_margin(pair[0].singular_values, overlap.energy),
                     "k_margin_second": k_margin(pair[1].singular_values, overlap.energy),
                 }
@@ -129,16 +135,16 @@ class OverlapTensor:
 
     def _missing(self, name: str, label: str, factors: Factors) -> list[dict[str, Any]]:
         """Say why overlaps of an update are NaN, if some are."""
-        place, path = f"{label}: {name}", self.updates[label]
+        label_and_name, path = f"{label}: {name}", self.updates[label]
         if factors.numerical_rank == 0:
-            return [{"name": place, "reason": _absent(path) if label in self.stored else ZERO}]
-        held = factors.held
-        short = [share for share in self.energies if rank_of_energy(factors.singular_values, share) > held]
+            return [{"name": label_and_name, "reason": _absent(path) if label in self.stored else ZERO}]
+        n_directions = factors.held
+        short = [share for share in self.energies if rank_of_energy(factors.singular_values, share) > n_directions]
         if not short:
             return []
         shares = ", ".join(f"{share:g}" for share in short)
-        reason = f"{path} holds {held} directions, fewer than energy {shares} takes: its overlaps there are NaN"
-        return [{"name": place, "reason": reason}]
+        reason = f"{path} holds {n_directions} directions, fewer than energy {shares} takes: its overlaps there are NaN"
+        return [{"name": label_and_name, "reason": reason}]
 
 
 def is_subspace_file(path: str) -> bool:
@@ -177,9 +183,9 @@ def check_subspace_file(path: str, reference: Checkpoint) -> SubspaceFile:
         rows, full_rank = (shape[0], min(shape)) if len(shape) == 2 else (torch.Size(shape).numel(), 1)
         spectrum = stored.spectra.get(name)
         if basis.shape[0] != rows or spectrum is None or not basis.shape[1] <= len(spectrum) <= full_rank:
-            held = "no spectrum" if spectrum is None else f"{len(spectrum)} singular values"
+            counted = "no spectrum" if spectrum is None else f"{len(spectrum)} singular values"
             raise InputError(
-                f"{path} has a basis of shape {tuple(basis.shape)} and {held} for {name}, "
+                f"{path} has a basis of shape {tuple(basis.shape)} and {counted} for {name}, "
                 f"which is {shape} in {reference.path}; expected a file made from models of this shape"
             )
     return stored
@@ -197,8 +203,8 @@ def _stored_factors(path: str, name: str, reference: Checkpoint, device: torch.d
 
 def _angles(first: Factors, second: Factors, overlaps: Sequence[Overlap]) -> list[AngleSummary]:
     ranks = [(overlap.rank_first, overlap.rank_second) for overlap in overlaps if overlap.reason is None]
-    found = iter(nested_principal_angles(first.basis, second.basis, ranks))
-    return [summarise_angles(next(found)) if o.reason is None else AngleSummary() for o in overlaps]
+    angles = iter(nested_principal_angles(first.basis, second.basis, ranks))
+    return [summarise_angles(next(angles)) if o.reason is None else AngleSummary() for o in overlaps]
 
 
 def _absent(path: str) -> str:

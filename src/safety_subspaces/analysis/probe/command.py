@@ -154,7 +154,7 @@ def probe(
     few: dict[str, int] = {}
     for label, path in models.items():
         model, tokenizer = load_language_model(path, getattr(torch, dtype), device=device)
-        places = check_layers(model, layers, site)
+        probed_layers = check_layers(model, layers, site)
         states = {
             name: torch.stack(
                 prompt_states(
@@ -165,7 +165,7 @@ def probe(
                     batch_size,
                     template,
                     site=site,
-                    layers=places,
+                    layers=probed_layers,
                 )
             )
             for name, items in sets.items()
@@ -173,11 +173,11 @@ def probe(
         del model
         hidden = next(iter(states.values())).shape[-1]
         few |= {name: len(folds_of[0][0]) for name, folds_of in splits.items() if len(folds_of[0][0]) <= hidden}
-        cells = [(negative, place) for negative in tasks for place in range(len(places))]
-        for negative, place in tqdm(cells, desc=f"probe {label}", unit="layer"):
-            rows = torch.cat([states[positive][:, place], states[negative][:, place]])
+        cells = [(negative, index) for negative in tasks for index in range(len(probed_layers))]
+        for negative, index in tqdm(cells, desc=f"probe {label}", unit="layer"):
+            rows = torch.cat([states[positive][:, index], states[negative][:, index]])
             task = tasks[negative]
-            named = {"model": label, "negative": negative, "layer": places[place], "position": position}
+            named = {"model": label, "negative": negative, "layer": probed_layers[index], "position": position}
             for row in _probed(rows, task, splits[negative], probes, erasures, folds, controls, seed):
                 tables["table"].append({**named, **row})
             for row in _learning(rows, task, splits[negative], probes, learning_shares, seed):
@@ -253,32 +253,32 @@ def _probed(
     drawn = []
     for draw in range(controls):
         labels = control_labels(task.labels, task.groups, torch.Generator().manual_seed(1000 * seed + draw))
-        # Folds of like shares of the drawn labels: those of the true ones would push the controls below chance.
+        # Folds stratified by the drawn labels: folds stratified by the true ones would push the controls below chance.
         drawn.append((labels, _control_folds(labels, task, folds, seed)))
     for kind in probes:
         for erasure in erasures:
-            told_control, areas = [], []
-            for labels, own in drawn:
-                of_control = predict_held_out(rows, labels, own, kind, seed, erasure)
-                told_control.append(float(np.nanmean(of_control.correct)))
+            control_accuracies, areas = [], []
+            for labels, control_splits in drawn:
+                of_control = predict_held_out(rows, labels, control_splits, kind, seed, erasure)
+                control_accuracies.append(float(np.nanmean(of_control.correct)))
                 areas.append(area_under_curve(of_control, labels))
-            control, area = (float(np.mean(values)) if values else nan for values in (told_control, areas))
-            spread = float(np.var(told_control, ddof=1)) / controls if controls > 1 else nan
-            found = predict_held_out(rows, task.labels, splits, kind, seed, erasure)
-            told = estimate(found.correct.tolist(), task.groups)
-            auc, auc_stderr = auc_with_error(found, task.labels, task.groups)
-            sides = [float(np.nanmean(found.correct[(task.labels == label).numpy()])) for label in (0, 1)]
+            control, area = (float(np.mean(values)) if values else nan for values in (control_accuracies, areas))
+            spread = float(np.var(control_accuracies, ddof=1)) / controls if controls > 1 else nan
+            predictions = predict_held_out(rows, task.labels, splits, kind, seed, erasure)
+            accuracy = estimate(predictions.correct.tolist(), task.groups)
+            auc, auc_stderr = auc_with_error(predictions, task.labels, task.groups)
+            sides = [float(np.nanmean(predictions.correct[(task.labels == label).numpy()])) for label in (0, 1)]
             yield {
                 "probe": kind,
                 "erasure": erasure,
-                "accuracy": told.mean,
-                "accuracy_stderr": told.stderr,
+                "accuracy": accuracy.mean,
+                "accuracy_stderr": accuracy.stderr,
                 "balanced_accuracy": sum(sides) / 2,
                 "auc": auc,
                 "auc_stderr": auc_stderr,
                 "control_accuracy": control,
-                "selectivity": told.mean - control,
-                "selectivity_stderr": sqrt(told.stderr**2 + spread),
+                "selectivity": accuracy.mean - control,
+                "selectivity_stderr": sqrt(accuracy.stderr**2 + spread),
                 "control_auc": area,
                 "control_auc_sd": float(np.std(areas, ddof=1)) if controls > 1 else nan,
                 "chance": chance,
@@ -289,10 +289,11 @@ def _probed(
 
 def _control_folds(labels: Tensor, task: _Task, folds: int, seed: int) -> list[Any]:
     """Folds of control labels; where they left one label fewer groups (or sources) than folds, of as many as it has."""
-    kept = [
-        len({own for own, one in zip(task.split_by, labels.tolist(), strict=True) if one == side}) for side in (0, 1)
+    counts = [
+        len({unit for unit, label in zip(task.split_by, labels.tolist(), strict=True) if label == side})
+        for side in (0, 1)
     ]
-    return group_folds(labels, task.split_by, max(2, min(folds, *kept)), seed)
+    return group_folds(labels, task.split_by, max(2, min(folds, *counts)), seed)
 
 
 def _learning(
@@ -304,21 +305,21 @@ def _learning(
         for number, (train, test) in enumerate(splits):
             groups = list(dict.fromkeys(task.groups[row] for row in train))
             order = np.random.default_rng([seed, number]).permutation(len(groups))
-            kept = {groups[place] for place in order[: max(2, round(share * len(groups)))]}
-            chosen = np.array([row for row in train if task.groups[row] in kept])
+            chosen_groups = {groups[index] for index in order[: max(2, round(share * len(groups)))]}
+            chosen = np.array([row for row in train if task.groups[row] in chosen_groups])
             fewer.append((chosen, test))
             sizes.append(len(chosen))
         for kind in probes:
-            found = predict_held_out(rows, task.labels, fewer, kind, seed)
-            told = estimate([None if np.isnan(c) else c for c in found.correct.tolist()], task.groups)
+            predictions = predict_held_out(rows, task.labels, fewer, kind, seed)
+            accuracy = estimate([None if np.isnan(c) else c for c in predictions.correct.tolist()], task.groups)
             yield {
                 "probe": kind,
                 "share": share,
                 "n_train": float(np.mean(sizes)),
-                "accuracy": told.mean,
-                "accuracy_stderr": told.stderr,
-                "auc": area_under_curve(found, task.labels),
-                "n_test": told.n,
+                "accuracy": accuracy.mean,
+                "accuracy_stderr": accuracy.stderr,
+                "auc": area_under_curve(predictions, task.labels),
+                "n_test": accuracy.n,
             }
 
 
@@ -329,28 +330,30 @@ def _transfer(rows: Tensor, task: _Task, probes: Sequence[ProbeKind], seed: int)
     ]
     both = sorted(source for source in sides[0] & sides[1] if source is not None)
     for source in both if len(both) > 1 else []:
-        train = np.array([row for row, own in enumerate(task.sources) if own == source])
+        train = np.array([row for row, origin in enumerate(task.sources) if origin == source])
         seen = {task.groups[row] for row in train}
-        test = np.array([row for row, own in enumerate(task.sources) if own != source and task.groups[row] not in seen])
+        test = np.array(
+            [row for row, origin in enumerate(task.sources) if origin != source and task.groups[row] not in seen]
+        )
         if not len(test):
             continue
         for kind in probes:
-            found = predict_held_out(rows, task.labels, [(train, test)], kind, seed)
+            predictions = predict_held_out(rows, task.labels, [(train, test)], kind, seed)
             for other in [*(name for name in both if name != source), None]:
                 chosen = [row for row in test if other is None or task.sources[row] == other]
                 if not chosen:
                     continue
-                part = Predictions(found.score[chosen], found.correct[chosen])
-                told = estimate(part.correct.tolist(), [task.groups[row] for row in chosen])
+                part = Predictions(predictions.score[chosen], predictions.correct[chosen])
+                accuracy = estimate(part.correct.tolist(), [task.groups[row] for row in chosen])
                 yield {
                     "probe": kind,
                     "train_source": source,
                     "test_source": other or "all others",
-                    "accuracy": told.mean,
-                    "accuracy_stderr": told.stderr,
+                    "accuracy": accuracy.mean,
+                    "accuracy_stderr": accuracy.stderr,
                     "auc": area_under_curve(part, task.labels[chosen]),
                     "n_train": len(train),
-                    "n_test": told.n,
+                    "n_test": accuracy.n,
                 }
 
 

@@ -89,12 +89,14 @@ def check_basis(path: str, aligned: Checkpoint, names: Sequence[str], fractions:
     for name in names:
         shape = aligned.shape(name)
         shape = shape if len(shape) == 2 else (torch.Size(shape).numel(), 1)
-        held, directions = shapes.get(name, (shape[0], 0)), len(stored.spectra.get(name, ()))
-        if held[0] != shape[0]:
-            raise InputError(f"{path} holds a basis of {name} with {held[0]} rows, {aligned.path} has {shape[0]}")
-        wanted = min(directions, max(1, round(max(fractions) * min(shape))))
-        if held[1] < wanted:
+        basis_shape, directions = shapes.get(name, (shape[0], 0)), len(stored.spectra.get(name, ()))
+        if basis_shape[0] != shape[0]:
             raise InputError(
-                f"{path} holds {held[1]} directions of {name}, fraction {max(fractions):g} needs {wanted}; make it "
-                "with a larger --rank, or ask for smaller fractions"
+                f"{path} holds a basis of {name} with {basis_shape[0]} rows, {aligned.path} has {shape[0]}"
+            )
+        wanted = min(directions, max(1, round(max(fractions) * min(shape))))
+        if basis_shape[1] < wanted:
+            raise InputError(
+                f"{path} holds {basis_shape[1]} directions of {name}, fraction {max(fractions):g} needs {wanted}; "
+                "make it with a larger --rank, or ask for smaller fractions"
             )

@@ -23,11 +23,11 @@ from safety_subspaces.analysis.project.written import (
     written_table,
 )
 from safety_subspaces.analysis.work import (
-    KeptWork,
+    UnfinishedWork,
     Workers,
     factorisation_cost,
     is_first_rank,
-    kept_work,
+    unfinished_work,
     work_through,
 )
 from safety_subspaces.artefacts.errors import InputError
@@ -129,7 +129,7 @@ def project(
     }
     check_arguments(tuned, subspaces, methods, fractions, draws)
     check_models(controls, subspaces, tensors, write, evaluate)
-    how = Workers(workers, devices, num_nodes)
+    pool = Workers(workers, devices, num_nodes)
     models = {path: open_checkpoint(path) for path in dict.fromkeys((base, aligned, *tuned.values()))}
     labelled = {label: models[path] for label, path in tuned.items()}
     check_compatible(models[aligned], models[base], *labelled.values())
@@ -158,21 +158,24 @@ def project(
     if evaluator is not None:
         evaluator.prepare(len(rows))
     costs = {name: factorisation_cost(models[aligned].shape(name)) for name in names}
-    with kept_work(out, "project", arguments, inputs) as kept:
+    with unfinished_work(out, "project", arguments, inputs) as unfinished:
         written = rows if write else []
-        folder = kept.folder / "models"
+        folder = unfinished.folder / "models"
         if is_first_rank():
             create_models(written, aligned, folder)
         task = ProjectTensor(
-            base, aligned, tuned, basis,
+            base=base,
+            aligned=aligned,
+            tuned=tuned,
+            basis=basis,
             projections=tuple(dict.fromkeys([*projections, *(Projection("top", f, 0) for f in fractions)])),
             seed=seed,
-            spilled=kept.folder / "factors" if evaluator else None,
-            places={name: place for place, name in enumerate(names)},
+            spilled=unfinished.folder / "factors" if evaluator else None,
+            indices={name: index for index, name in enumerate(names)},
             written=tuple(row for row in written if row.projection.subspace != "scaled"),
             models=folder,
-        )  # fmt: skip
-        records = work_through(task, costs, kept, how, "projecting")
+        )
+        records = work_through(task, costs, unfinished, pool, "projecting")
         if records is None:
             return pd.DataFrame()
         sweep = read_sweep(records)
@@ -185,13 +188,13 @@ def project(
             for name, reason in _without_direction(sweep):
                 results.leave_out(name, reason)
             if write:
-                found = [row for record in records.values() for row in record["written"]]
-                found += _write_scaled(written, sweep, task, costs, kept)
+                written_rows = [row for record in records.values() for row in record["written"]]
+                written_rows += _write_scaled(written, sweep, task, costs, unfinished)
                 finish_models(written, aligned, folder)
-                results.write_table(written_table(found), "written")
+                results.write_table(written_table(written_rows), "written")
                 folder.rename(results.folder / "models")
             if evaluator:
-                maker = MeasuredModels(aligned, tuned, sweep, kept.folder / "factors", seed)
+                maker = MeasuredModels(aligned, tuned, sweep, unfinished.folder / "factors", seed)
                 measured = maker.evaluate_all(rows, evaluator, results.folder / "generations.jsonl")
                 table = pd.concat([table, pd.DataFrame(measured, index=table.index)], axis=1)
             audit = pd.DataFrame([row for record in records.values() for row in record["audit"]])
@@ -207,7 +210,7 @@ def project(
 
 
 def _check_updates(sweep: Sweep, base: Checkpoint, aligned: Checkpoint, tuned: Mapping[str, Checkpoint]) -> None:
-    """Refuse models that are copies of one another: every number of such a pair would be of nothing."""
+    """Refuse models that are copies of one another: no number of such a pair would have a meaning."""
     if sweep.alignment_energy == 0:
         raise InputError(f"{base.path} and {aligned.path} have the same weights: there is no alignment update")
     for label, checkpoint in tuned.items():
@@ -225,9 +228,13 @@ def _without_direction(sweep: Sweep) -> Iterator[tuple[str, str]]:
 
 
 def _write_scaled(
-    written: Sequence[ModelRow], sweep: Sweep, task: ProjectTensor, costs: Mapping[str, float], kept: KeptWork
+    written: Sequence[ModelRow],
+    sweep: Sweep,
+    task: ProjectTensor,
+    costs: Mapping[str, float],
+    unfinished: UnfinishedWork,
 ) -> list[dict[str, Any]]:
-    """Write the models whose factor was not known before all tensors were seen."""
+    """Write the models of *scaled*, whose factor is known only after all tensors were measured."""
     rows = [row for row in written if row.projection.subspace == "scaled"]
     scales = tuple(scale_of(sweep, row) * (-1 if row.method == "opposite" else 1) for row in rows)
     scaling = ScaleTensor(task.aligned, task.tuned, tuple(rows), scales, task.models)

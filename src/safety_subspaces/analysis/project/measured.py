@@ -59,18 +59,18 @@ class MeasuredModels:
         with generations.open("w", encoding="utf-8") as lines:
             for row in tqdm(rows, desc="evaluating models", unit="model"):
                 with torch.no_grad():
-                    for place, name in enumerate(names):
-                        parameters[name].copy_(self._weight(row, place, name))
+                    for index, name in enumerate(names):
+                        parameters[name].copy_(self._weight(row, index, name))
                 result = evaluator.evaluate(model, tokenizer, row.folder)
                 measured.append(result.row)
                 lines.writelines(json.dumps(line) + "\n" for line in result.generations)
         return measured
 
-    def _weight(self, row: ModelRow, place: int, name: str) -> Tensor:
+    def _weight(self, row: ModelRow, index: int, name: str) -> Tensor:
         """Return ``W_A`` plus the projected update of one model."""
         aligned = opened(self.aligned)
         update = update_of(opened(self.tuned[row.tuned]), aligned, name)
-        factors = Factors(**TensorFile(self.spilled / f"{place}.safetensors").read_all())  # type: ignore[arg-type]
+        factors = Factors(**TensorFile(self.spilled / f"{index}.safetensors").read_all())  # type: ignore[arg-type]
         projections = TensorProjections(name, factors, as_matrix(update).shape[1], self.seed)
         scale = scale_of(self.sweep, row)
         return read_weight(aligned, name) + projections.updated(update, row.projection, row.method, scale)

@@ -20,15 +20,16 @@ class Sweep:
     """The rows of all tensors.
 
     Args:
-        kept: What each projection keeps of each fine-tune's update in each tensor: ``tensor``, ``tuned``, ``subspace``,
-            ``fraction``, ``draw``, ``rank``, ``energy``, ``chance``, ``variance``; without *scaled*, and with *top* at
-            every fraction, which *scaled* is matched to.
-        tasks: Squared norm of each update (``energy_total``) and its inner product with the alignment update.
-        alignment: What the alignment update is like in each tensor, a row a tensor: its ``energy`` (squared norm),
-            ``stable_rank``, ``effective_rank``, ``numerical_rank`` and ``full_rank``.
+        energies_kept: What each projection keeps of each fine-tune's update in each tensor. Columns: ``tensor``,
+            ``tuned``, ``subspace``, ``fraction``, ``draw``, ``rank``, ``energy``, ``chance``, ``variance``; without
+            *scaled*, and with *top* at every fraction, which *scaled* is matched to.
+        tasks: The update of each fine-tune in each tensor. Columns: ``tensor``, ``tuned``, ``energy_total`` (squared
+            norm) and ``inner`` (inner product with the alignment update).
+        alignment: The alignment update, a row a tensor. Columns: ``tensor``, ``layer``, ``type``, ``energy`` (squared
+            norm), ``stable_rank``, ``effective_rank``, ``numerical_rank`` and ``full_rank``.
     """
 
-    kept: pd.DataFrame
+    energies_kept: pd.DataFrame
     tasks: pd.DataFrame
     alignment: pd.DataFrame
 
@@ -48,9 +49,9 @@ class Sweep:
 
     def top_share(self, label: str, fraction: float) -> float:
         """Pooled share of energy that *top* keeps; NaN for an update that is zero everywhere."""
-        kept, total = self.kept, self.total(label)
-        rows = (kept["tuned"] == label) & (kept["subspace"] == "top") & (kept["fraction"] == fraction)
-        return float(kept.loc[rows, "energy"].sum()) / total if total > 0 else float("nan")
+        table, total = self.energies_kept, self.total(label)
+        rows = (table["tuned"] == label) & (table["subspace"] == "top") & (table["fraction"] == fraction)
+        return float(table.loc[rows, "energy"].sum()) / total if total > 0 else float("nan")
 
     def cosine_with_alignment(self, label: str) -> float:
         """``<d, delta_A> / (||d|| ||delta_A||)`` over all tensors; NaN where one is zero."""
@@ -66,12 +67,17 @@ def read_sweep(records: Mapping[str, Record]) -> Sweep:
         rows = [{"tensor": name, **row} for name, record in records.items() for row in record[table]]
         return pd.DataFrame(rows)
 
-    kept = together("kept").astype({"draw": "Int64", "rank": "Int64"})
-    return Sweep(kept, together("tasks"), together("alignment"))
+    energies_kept = together("kept").astype({"draw": "Int64", "rank": "Int64"})
+    return Sweep(energies_kept, together("tasks"), together("alignment"))
 
 
 def tensor_table(sweep: Sweep, projections: Sequence[Projection], methods: Sequence[Method]) -> pd.DataFrame:
-    """One row for each fine-tune, method, projection and tensor; energies are squared norms."""
+    """Return one row for each fine-tune, method, projection and tensor.
+
+    Columns: those of ``KEYS``, which name the projected model, then ``tensor``, ``layer``, ``type``, ``rank``, and as
+    squared norms ``energy_kept``, ``energy_total`` (of the whole update), ``chance_energy`` (that a random subspace of
+    the rank would keep) and ``energy_kept_sd`` (over draws; NaN where it was not asked for).
+    """
     choices = pd.DataFrame(
         identify(label, projection, method)
         for label in sweep.labels
@@ -80,24 +86,33 @@ def tensor_table(sweep: Sweep, projections: Sequence[Projection], methods: Seque
     ).astype({"draw": "Int64"})
     choices["row"] = range(len(choices))
     of_scaled = choices["subspace"] == "scaled"
-    kept = choices[~of_scaled].merge(sweep.kept, on=["tuned", "subspace", "fraction", "draw"], how="left")
-    table = pd.concat([kept, _scaled_rows(sweep, choices[of_scaled])], ignore_index=True)
+    projected = choices[~of_scaled].merge(sweep.energies_kept, on=["tuned", "subspace", "fraction", "draw"], how="left")
+    table = pd.concat([projected, _scaled_rows(sweep, choices[of_scaled])], ignore_index=True)
     table = table.merge(sweep.tasks[["tensor", "tuned", "energy_total"]], on=["tensor", "tuned"], how="left")
     is_away = table["method"] == "away"
     complement = {name: table["energy_total"] - table[name] for name in ("energy", "chance")}
     table["energy_kept"] = table["energy"].mask(is_away, complement["energy"].clip(lower=0))
     table["chance_energy"] = table["chance"].mask(is_away, complement["chance"])
     table["energy_kept_sd"] = np.sqrt(table["variance"].astype(float))
-    places = {name: number for number, name in enumerate(sweep.alignment["tensor"])}
+    order_of = {name: number for number, name in enumerate(sweep.alignment["tensor"])}
     table = table.assign(
-        layer=table["tensor"].map(layer_of), type=table["tensor"].map(type_of), place=table["tensor"].map(places)
-    ).sort_values(["row", "place"])
+        layer=table["tensor"].map(layer_of), type=table["tensor"].map(type_of), order=table["tensor"].map(order_of)
+    ).sort_values(["row", "order"])
     columns = ["tensor", "layer", "type", "rank", "energy_kept", "energy_total", "chance_energy", "energy_kept_sd"]
     return table[[*KEYS, *columns]].reset_index(drop=True)
 
 
 def pooled_table(tensors: pd.DataFrame, sweep: Sweep) -> pd.DataFrame:
-    """One row for each fine-tune, method and projection: energies summed over tensors, then divided."""
+    """Return one row for each fine-tune, method and projection: energies summed over tensors, then divided.
+
+    Columns: those of ``KEYS``, then ``energy_kept``, ``chance_energy`` and ``energy_kept_sd`` as shares of the update's
+    energy, ``cos_task_projected`` (cosine of the update with what is left of it), ``cos_task_alignment`` (with the
+    alignment update) and ``control``.
+
+    Args:
+        tensors: Of :func:`tensor_table`.
+        sweep: What it was made from.
+    """
     table = shares_by(tensors)
     cosines = {label: sweep.cosine_with_alignment(label) for label in sweep.labels}
     table["cos_task_alignment"] = table["tuned"].map(cosines)
@@ -114,7 +129,11 @@ def pooled_table(tensors: pd.DataFrame, sweep: Sweep) -> pd.DataFrame:
 
 
 def shares_by(tensors: pd.DataFrame, *cells: str) -> pd.DataFrame:
-    """Pool a tensor table within cells (``layer``, ``type``): energies summed, then divided by the update's."""
+    """Pool a tensor table within cells (``layer``, ``type``): energies summed, then divided by the update's.
+
+    Columns: those of ``KEYS`` and the cells, then ``energy_kept``, ``chance_energy`` and ``energy_kept_sd`` as shares,
+    ``energy_total`` (a squared norm) and ``n_tensors``.
+    """
     keys = [*KEYS, *cells]
     frame = tensors.assign(variance=tensors["energy_kept_sd"] ** 2, n_tensors=1)
     summed = ["energy_kept", "energy_total", "chance_energy", "variance", "n_tensors"]
@@ -138,10 +157,13 @@ def identify(label: str, projection: Projection, method: Method) -> dict[str, An
 
 
 def _scaled_rows(sweep: Sweep, choices: pd.DataFrame) -> pd.DataFrame:
-    """The whole update times one factor has in each tensor the share of energy that *top* has over all of them."""
+    """Return the rows of *scaled*, the whole update times one factor, with the columns of the other projections.
+
+    In each tensor it has the share of energy that *top* keeps over all of them.
+    """
     if choices.empty:
         return choices
-    # What the method leaves is made of it later: of away that is the complement of what top keeps.
+    # The shares of *onto*; the caller takes the complement for *away*.
     shares = [sweep.top_share(label, f) for label, f in zip(choices["tuned"], choices["fraction"], strict=True)]
     table = choices.assign(share=shares).merge(sweep.tasks[["tensor", "tuned", "energy_total"]], on="tuned")
     energies = (table["share"] * table["energy_total"]).where(table["energy_total"] > 0, 0.0)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from safety_subspaces.algebra.blocks import rows_in_block
 from safety_subspaces.algebra.factors import Factors, no_factors
-from safety_subspaces.algebra.projection import Kept, Method, Projection, TensorProjections
+from safety_subspaces.algebra.projection import EnergyKept, Method, Projection, TensorProjections
 from safety_subspaces.algebra.update import Update
 from safety_subspaces.analysis.work import Record, opened
 from safety_subspaces.artefacts.tensors import write_tensors
@@ -57,8 +57,8 @@ class ProjectTensor:
         basis: A subspace file that stands for the alignment subspace; ``None`` factorises the alignment update.
         projections: What is kept of an update.
         seed: The user's seed.
-        spilled: Folder for each tensor's factors, numbered by ``places``; ``None`` keeps none.
-        places: Number of each tensor.
+        spilled: Folder for each tensor's factors, numbered by ``indices``; ``None`` keeps none.
+        indices: Number of each tensor.
         written: Models that are written; without *scaled*, whose factor is pooled over tensors.
         models: Folder of the models that are written.
     """
@@ -70,7 +70,7 @@ class ProjectTensor:
     projections: tuple[Projection, ...]
     seed: int
     spilled: Path | None
-    places: Mapping[str, int]
+    indices: Mapping[str, int]
     written: tuple[ModelRow, ...]
     models: Path
 
@@ -80,19 +80,19 @@ class ProjectTensor:
         alignment = open_update(aligned, opened(self.base), name).to(device)
         factors = self._factors(name, alignment)
         if self.spilled is not None:
-            _spill(self.spilled / f"{self.places[name]}.safetensors", factors)
+            _spill(self.spilled / f"{self.indices[name]}.safetensors", factors)
         columns = alignment.matrix_shape[1]
         projections = TensorProjections(name, factors, columns, self.seed, remembers=bool(self.written))
         tuned = {label: opened(path) for label, path in self.tuned.items()}
-        updates = {label: made.to(device) for label, made in open_updates(tuned, aligned, name).items()}
+        updates = {label: update.to(device) for label, update in open_updates(tuned, aligned, name).items()}
         totals = {label: update.energy() for label, update in updates.items()}
-        kept = projections.kept(updates, totals, self.projections)
+        energies = projections.energies_kept(updates, totals, self.projections)
         tasks: list[dict[str, Any]] = [
             {"tuned": label, "energy_total": totals[label], "inner": update.inner(alignment)}
             for label, update in updates.items()
         ]
         return {
-            "kept": [_kept_row(label, projection, found) for (label, projection), found in kept.items()],
+            "kept": [_energy_row(label, projection, energy) for (label, projection), energy in energies.items()],
             "tasks": [{"tensor": name, **row} for row in tasks],
             "alignment": [self._describe(name, alignment, factors)],
             "audit": self._audit(name, projections, tasks, alignment.matrix_shape),
@@ -111,15 +111,20 @@ class ProjectTensor:
     def _describe(self, name: str, alignment: Update, factors: Factors) -> dict[str, Any]:
         stable, effective = spectral_ranks(factors.singular_values)
         return {
-            **{"tensor": name, "layer": layer_of(name), "type": type_of(name), "energy": alignment.energy()},
-            **{"stable_rank": stable, "effective_rank": effective, "numerical_rank": factors.numerical_rank},
+            "tensor": name,
+            "layer": layer_of(name),
+            "type": type_of(name),
+            "energy": alignment.energy(),
+            "stable_rank": stable,
+            "effective_rank": effective,
+            "numerical_rank": factors.numerical_rank,
             "full_rank": min(alignment.matrix_shape),
         }
 
     def _audit(
         self, name: str, projections: TensorProjections, tasks: Sequence[Mapping[str, Any]], shape: Sequence[int]
     ) -> list[dict[str, Any]]:
-        """Audit the alignment update, and say of each task's how much of it is rounding."""
+        """Audit the alignment update, and give of each fine-tune's update the share that is rounding."""
         paths = {self.base, self.aligned, *self.tuned.values()}
         rounding = {path: stored_rounding(opened(path), name) for path in paths}
         values, noise = projections.factors.singular_values, rounding[self.base] + rounding[self.aligned]
@@ -138,8 +143,8 @@ class ProjectTensor:
             models = [row for row in self.written if row.tuned == label]
             wanted = [(row.projection, row.method) for row in models]
             step = rows_in_block(projections.columns)
-            made = projections.updated_blocks(updates[label], wanted, step)
-            rows += write_rows(self.models, self.aligned, name, models, made, step * projections.columns)
+            blocks = projections.updated_blocks(updates[label], wanted, step)
+            rows += write_rows(self.models, self.aligned, name, models, blocks, step * projections.columns)
         return rows
 
 
@@ -163,16 +168,16 @@ def write_rows(
     writers = [_writer(folder / model.folder, aligned) for model in models]
     sums = torch.zeros(len(models), 3, dtype=torch.float64)
     read = _runs_of(source, name)
-    if source.full.slot(name).transposed:  # rows of it are not runs of the file
+    if source.full.slot(name).transposed:  # its rows are not contiguous in the file
         updates = [[torch.cat(parts) for parts in zip(*updates, strict=True)]]
     for number, block in enumerate(updates):
         first = number * numbers
-        for place, (writer, update) in enumerate(zip(writers, block, strict=True)):
+        for index, (writer, update) in enumerate(zip(writers, block, strict=True)):
             before = read(first, update.numel()).reshape(update.shape)
             meant = update.to(before)
             stored = writer.write(name, before + meant, first).to(before).sub_(before)
             norms = [torch.linalg.vector_norm(part) for part in (meant, stored, stored - meant)]
-            sums[place] += torch.stack(norms).double().square()
+            sums[index] += torch.stack(norms).double().square()
     kinds = ("energy_meant", "energy_stored", "energy_rounding")
     return [
         {"tensor": name, **model.identity, **dict(zip(kinds, row, strict=True))}
@@ -197,19 +202,19 @@ def _runs_of(source: Checkpoint, name: str) -> Callable[[int, int], Tensor]:
 
 @lru_cache(maxsize=256)
 def _writer(folder: Path, aligned: str) -> CheckpointWriter:
-    """Plan a model's files once a process."""
+    """Plan the files of a model; the plan is cached, one for each process."""
     return CheckpointWriter(folder, opened(aligned))
 
 
 @lru_cache(maxsize=4)
 def _opened_subspace(path: str) -> SubspaceFile:
-    """Open a subspace file once a process: its bases are checked then."""
+    """Open a subspace file and check its bases; it is cached, so that each process checks it only at first use."""
     return open_subspace(path)
 
 
-def _kept_row(label: str, projection: Projection, kept: Kept) -> dict[str, Any]:
+def _energy_row(label: str, projection: Projection, energy: EnergyKept) -> dict[str, Any]:
     named = {"tuned": label, "subspace": projection.subspace, "fraction": projection.fraction, "draw": projection.draw}
-    return {**named, "rank": kept.rank, "energy": kept.energy, "chance": kept.chance, "variance": kept.variance}
+    return {**named, "rank": energy.rank, "energy": energy.energy, "chance": energy.chance, "variance": energy.variance}
 
 
 def _spill(path: Path, factors: Factors) -> None:

@@ -50,7 +50,7 @@ class ScaleTensor:
 def scale_of(sweep: Sweep, row: ModelRow) -> float:
     """Return the factor, not negative, at which *scaled* has the energy of *top*."""
     share = energy_share(sweep.top_share(row.tuned, row.projection.fraction), row.method)
-    # Of an update that is zero everywhere there is no share, and the factor does not matter.
+    # An update that is zero everywhere has no share (NaN), and its factor does not matter.
     return share**0.5 if share == share else 0.0
 
 

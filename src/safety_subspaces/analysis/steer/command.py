@@ -155,33 +155,35 @@ def steer(
     chosen = _check_models(models, layers)
     sets, left_out = read_sets(_two_of(prompts, positive, negative), direction_split)
     evaluator = build_evaluator(settings)
-    held = _shared_with(evaluator, sets)
-    if held:
+    shared = _shared_with(evaluator, sets)
+    if shared:
         raise InputError(
-            f"{len(held)} prompts that directions are made from are measured as well, such as {min(held)[:60]!r}: name "
-            "another direction_split, or other prompts"
+            f"{len(shared)} prompts that directions are made from are measured as well, such as {min(shared)[:60]!r}: "
+            "name another direction_split, or other prompts"
         )
     given = read_basis(basis, directions)
     inputs = [*models.values(), *files_of(prompts), *files_of(settings.prompts), *([basis.path] if basis else [])]
     results = ResultFolder(out, "steer", arguments, inputs, overwrite, started)
     results.check_free()
-    evaluator.prepare(len(models))  # of each at least the unsteered one; what a budget allows is watched as it is spent
+    evaluator.prepare(
+        len(models)
+    )  # at least each unsteered model must fit the judge's budget; spending is checked later
     tables: dict[str, list[dict[str, Any]]] = {"table": [], "selectivity": []}
     with results, (results.folder / "generations.jsonl").open("w", encoding="utf-8") as stream:
         for name, reason in left_out:
             results.leave_out(name, reason)
         for label, path in models.items():
             model, tokenizer = load_language_model(path, getattr(torch, dtype), device=device)
-            found = {
+            by_layer = {
                 layer: make_directions(
                     model, tokenizer, sets, (positive, negative), layer, directions, position, given, settings
                 )
                 for layer in chosen[label]
             }
-            points = list(list_points(found, interventions, strengths, angles_radians, random_draws))
+            points = list(list_points(by_layer, interventions, strengths, angles_radians, random_draws))
             curves = _Curves()
             for point, intervention in tqdm(
-                planned(points, found, seed), total=len(points) + 1, desc=f"steer {label}", unit="dose"
+                planned(points, by_layer, seed), total=len(points) + 1, desc=f"steer {label}", unit="dose"
             ):
                 result, nats = _measure(model, tokenizer, evaluator, point, intervention, label)
                 mean = estimate(nats.tolist(), groups_of(evaluator.prompts.utility))
@@ -203,7 +205,7 @@ def steer(
                 label, curves, evaluator, {"utility": utility_loss, "perplexity": nats_added}, seed
             )
             if write:
-                _write_ablated(path, found, results.folder / "models" / label, dtype)
+                _write_ablated(path, by_layer, results.folder / "models" / label, dtype)
         table = pd.DataFrame(tables["table"]).astype({"draw": "Int64"})
         results.write_table(table)
         results.write_table(pd.DataFrame(tables["selectivity"]), "selectivity")
@@ -302,8 +304,8 @@ def _selectivities(
     """Compare each direction with its random ones, in each sense of each intervention."""
     groups = [groups_of(getattr(evaluator.prompts, name)) for name in ("harmful", "utility")]
     start = next(dose for point, dose in curves.doses.items() if point.direction == "none")
-    own = [point for point in curves.doses if point.draw is None and point.direction != "none"]
-    cells = dict.fromkeys((p.direction, p.intervention, p.layer, p.strength > 0) for p in own)
+    points = [point for point in curves.doses if point.draw is None and point.direction != "none"]
+    cells = dict.fromkeys((p.direction, p.intervention, p.layer, p.strength > 0) for p in points)
     for direction, intervention, layer, upwards in cells:
 
         def curve(name: str, draw: int | None) -> list[Dose]:
@@ -327,13 +329,13 @@ def _selectivities(
         generator = np.random.default_rng([seed, layer, int(upwards), *direction.encode(), *intervention.encode()])
         randoms = [curve(control, draw) for draw in draws]
         for matched_on, cost in costs.items():
-            own_curve = curve(direction, None)
-            for found in selectivity(own_curve, randoms, groups[0], groups[1], matched_on, cost, generator):
-                yield {**named, **asdict(found), **counts}
+            main_curve = curve(direction, None)
+            for comparison in selectivity(main_curve, randoms, groups[0], groups[1], matched_on, cost, generator):
+                yield {**named, **asdict(comparison), **counts}
 
 
-def _write_ablated(path: str, found: Mapping[int, Sequence[Direction]], folder: Path, dtype: str) -> None:
-    for layer, directions in found.items():
+def _write_ablated(path: str, by_layer: Mapping[int, Sequence[Direction]], folder: Path, dtype: str) -> None:
+    for layer, directions in by_layer.items():
         for direction in directions:
             model, tokenizer = load_language_model(path, getattr(torch, dtype))
             ablate_weights(model, direction.basis)

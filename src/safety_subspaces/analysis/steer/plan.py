@@ -73,12 +73,12 @@ def read_basis(basis: BasisSource | None, directions: Sequence[str]) -> Tensor |
         raise InputError(
             f"{basis.path} has no subspace of {basis.tensor!r}; it has {', '.join(sorted(stored)[:5])} ..."
         )
-    found = stored[basis.tensor]
-    if not 1 <= basis.rank <= found.shape[1]:
+    vectors = stored[basis.tensor]
+    if not 1 <= basis.rank <= vectors.shape[1]:
         raise InputError(
-            f"{basis.path} holds {found.shape[1]} directions of {basis.tensor}, rank {basis.rank} was asked"
+            f"{basis.path} holds {vectors.shape[1]} directions of {basis.tensor}, rank {basis.rank} was asked"
         )
-    return found[:, : basis.rank]
+    return vectors[:, : basis.rank]
 
 
 def make_directions(
@@ -100,17 +100,19 @@ def make_directions(
     states = []
     for label in labels:
         texts = [item.prompt for item in sets[label]]
-        found = prompt_states(model, tokenizer, texts, position, settings.batch_size, settings.template, layers=[layer])
-        states.append(torch.stack(found)[:, 0])
+        states_of_label = prompt_states(
+            model, tokenizer, texts, position, settings.batch_size, settings.template, layers=[layer]
+        )
+        states.append(torch.stack(states_of_label)[:, 0])
     positive, negative = states
-    made = []
+    result = []
     for kind in kinds:
         if kind == "mean_difference":
-            made.append(mean_difference(positive, negative))
+            result.append(mean_difference(positive, negative))
         elif kind == "probe":
-            made.append(probe_direction(positive, negative))
+            result.append(probe_direction(positive, negative))
         elif kind == "overlap":
-            made.append(overlap_vectors(positive, negative, OVERLAP_ENERGY))
+            result.append(overlap_vectors(positive, negative, OVERLAP_ENERGY))
         elif kind == "paired":
             lengths = [
                 [len(encode_prompt(tokenizer, item.prompt, settings.template)) for item in sets[label]]
@@ -122,10 +124,10 @@ def make_directions(
                 raise InputError(
                     f"no prompts of {labels[0]} and {labels[1]} are alike in length and template to be paired"
                 )
-            made.append(paired_differences(positive, negative, pairs))
+            result.append(paired_differences(positive, negative, pairs))
         elif given is not None:
-            made.append(_given_direction(given, positive, negative))
-    return made
+            result.append(_given_direction(given, positive, negative))
+    return result
 
 
 def _given_direction(basis: Tensor, positive: Tensor, negative: Tensor) -> Direction:
@@ -137,19 +139,20 @@ def _given_direction(basis: Tensor, positive: Tensor, negative: Tensor) -> Direc
     apart = positive.double().mean(dim=0) - negative.double().mean(dim=0)
     signed = basis.clone()
     signed[:, 0] *= -1.0 if float(basis[:, 0].double() @ apart) < 0 else 1.0
-    # What the sets differ by along one given direction says little of how far to go: the whole distance is the unit.
+    # How far the sets differ along one given direction says little of how far to steer: a strength of 1 is the whole
+    # distance between their means.
     return Direction("basis", signed, float(apart.norm()))
 
 
 def list_points(
-    found: Mapping[int, Sequence[Direction]],
+    by_layer: Mapping[int, Sequence[Direction]],
     interventions: Sequence[InterventionKind],
     strengths: Sequence[float],
     angles: Sequence[float],
     random_draws: int,
 ) -> Iterator[Point]:
     """Every direction and its random controls, at every dose; ablation has no layer and one dose."""
-    for layer, directions in found.items():
+    for layer, directions in by_layer.items():
         for direction in directions:
             for draw in (None, *range(random_draws)):
                 name = direction.name if draw is None else f"random:{direction.name}"
@@ -159,13 +162,13 @@ def list_points(
 
 
 def planned(
-    points: Sequence[Point], found: Mapping[int, Sequence[Direction]], seed: int
+    points: Sequence[Point], by_layer: Mapping[int, Sequence[Direction]], seed: int
 ) -> Iterator[tuple[Point, Intervention | None]]:
-    """Yield the point without an intervention, then each point with its own."""
+    """Yield the point without an intervention, then each point with its intervention."""
     yield Point("none", None, "addition", -1, 0.0), None
     for point in points:
         kind = point.direction.removeprefix("random:")
-        direction = next(one for one in found[point.layer] if one.name == kind)
+        direction = next(one for one in by_layer[point.layer] if one.name == kind)
         key = np.random.SeedSequence([seed, point.layer, 0 if point.draw is None else point.draw + 1, *kind.encode()])
         generator = torch.Generator().manual_seed(int(key.generate_state(1)[0]))
         if point.draw is not None:

@@ -105,12 +105,12 @@ def selectivity(
         None if reached >= cost else f"{matched_on}: a cost of {cost:g} is not reached; compared at the largest dose"
     )
     drawn = generator.integers(len(random), size=(len(random), RESAMPLES))
-    found = []
+    results = []
     for measure in ("harm_score", "refusal_margin"):
         values = [[dose.harm if measure == "harm_score" else dose.margin for dose in curve] for curve in everything]
         if all(np.isnan(part).all() for part in values[0]):
             missing = "no harmful prompt has this measure"
-            found.append(
+            results.append(
                 Selectivity(measure, matched_on, nan, nan, nan, nan, nan, nan, nan, cost, len(random), missing)
             )
             continue
@@ -122,16 +122,28 @@ def selectivity(
         # The first column is the sample itself; the others resample prompts, and directions too.
         difference = changes[0, 1:] - np.take_along_axis(changes[1:, 1:], drawn, axis=0).mean(axis=0)
         low, high = (float(end) for end in np.nanpercentile(difference, [2.5, 97.5]))
-        own, others = float(changes[0, 0]), float(changes[1:, 0].mean())
-        ends = (dose[0], float(np.mean(dose[1:])))
-        found.append(
-            Selectivity(measure, matched_on, own - others, low, high, own, others, *ends, cost, len(random), reason)
+        change, change_random = float(changes[0, 0]), float(changes[1:, 0].mean())
+        results.append(
+            Selectivity(
+                measure,
+                matched_on,
+                selectivity=change - change_random,
+                low=low,
+                high=high,
+                change=change,
+                change_random=change_random,
+                dose=dose[0],
+                dose_random=float(np.mean(dose[1:])),
+                cost=cost,
+                n_draws=len(random),
+                reason=reason,
+            )
         )
-    return found
+    return results
 
 
 def _resampled(groups: Sequence[Hashable], generator: np.random.Generator) -> NDArray[np.float64]:
-    """Weights of prompts ``(prompt, 1 + resamples)``: once each, then by a bootstrap of their groups."""
+    """Weights of prompts ``(prompt, 1 + resamples)``: first all 1, then the counts of a bootstrap of their groups."""
     of_prompt, different = number_groups(groups).numpy(), len(set(groups))
     counts = generator.multinomial(different, np.full(different, 1 / different), size=RESAMPLES).T
     return np.concatenate([np.ones((len(groups), 1)), counts[of_prompt]], axis=1)

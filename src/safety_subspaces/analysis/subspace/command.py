@@ -17,8 +17,8 @@ from safety_subspaces.analysis.work import (
     Record,
     Workers,
     factorisation_cost,
-    kept_work,
     opened,
+    unfinished_work,
     work_through,
 )
 from safety_subspaces.artefacts.errors import InputError
@@ -56,7 +56,7 @@ class SubspaceTensor:
     folder: Path
 
     def __call__(self, name: str, device: torch.device) -> Record:
-        """Return its row of the table, and of the audit."""
+        """Return its row of ``table`` (``tensor``, ``rank``, ``rank_wanted``, ``energy``) and of ``audit``."""
         pair = opened(self.aligned), opened(self.base)
         update = open_update(*pair, name).to(device).on_side(self.side)
         rows, columns = update.matrix_shape
@@ -66,8 +66,8 @@ class SubspaceTensor:
         audit = audit_row(name, factors.singular_values, noise, (rows, columns), ranks=[choice.rank])
         row = {"tensor": name, "rank": choice.rank, "rank_wanted": choice.wanted, "energy": float("nan")}
         if choice.rank:
-            basis, kept = self._select(name, factors, choice.rank, update)
-            row["energy"] = kept / update.energy()
+            basis, energy_inside = self._select(name, factors, choice.rank, update)
+            row["energy"] = energy_inside / update.energy()
             tensors = {BASIS: basis.cpu(), SPECTRUM: factors.singular_values.cpu()}
             write_tensors(self.path(name), tensors)
         return {"table": [row], "audit": [audit]}
@@ -136,7 +136,7 @@ def subspace(
         raise InputError(f"out is {out}; expected a file that ends in .safetensors")
     if target.exists() and not overwrite:
         raise InputError(f"{out} exists and is not written over; choose another name, or say --overwrite true")
-    how = Workers(workers, devices, num_nodes)
+    pool = Workers(workers, devices, num_nodes)
     models = {"base": open_checkpoint(base), "aligned": open_checkpoint(aligned)}
     check_compatible(models["aligned"], models["base"])
     check_distinct(models["base"], models["aligned"], {})
@@ -149,10 +149,10 @@ def subspace(
         "tensors": list(tensors),
     }
     costs = {name: factorisation_cost(models["aligned"].shape(name)) for name in names}
-    with kept_work(out, "subspace", {"base": base, "aligned": aligned, **chosen}, [base, aligned]) as kept:
-        task = SubspaceTensor(base, aligned, rank, side, select, seed, kept.folder / "bases")
+    with unfinished_work(out, "subspace", {"base": base, "aligned": aligned, **chosen}, [base, aligned]) as unfinished:
+        task = SubspaceTensor(base, aligned, rank, side, select, seed, unfinished.folder / "bases")
         task.folder.mkdir(exist_ok=True)
-        records = work_through(task, costs, kept, how, "decomposing")
+        records = work_through(task, costs, unfinished, pool, "decomposing")
         if records is None:
             return pd.DataFrame()
         table = pd.DataFrame([row for record in records.values() for row in record["table"]])
@@ -160,7 +160,7 @@ def subspace(
             raise InputError(f"{base} and {aligned} have the same weights: there is no update to decompose")
         audit = summarise_audit([row for record in records.values() for row in record["audit"]])
         zero = [{"name": str(name), "reason": "the update is zero"} for name in table.loc[table["rank"] == 0, "tensor"]]
-        made_from = {
+        origin = {
             **provenance(),
             "inputs": [describe_input(base), describe_input(aligned)],
             **chosen,
@@ -170,7 +170,7 @@ def subspace(
         files = {str(name): TensorFile(task.path(str(name))) for name in table.loc[table["rank"] > 0, "tensor"]}
         bases = StoredTensors({name: (file, BASIS) for name, file in files.items()})
         spectra = {name: file.read(SPECTRUM) for name, file in files.items()}
-        write_subspace(target, SubspaceFile(bases, spectra, side, made_from))
+        write_subspace(target, SubspaceFile(bases, spectra, side, origin))
     return table
 
 
@@ -182,7 +182,7 @@ def cached_subspace(path: Path, base: str, aligned: str, rank: RankRule, side: S
     """
     if path.is_file():
         stored = read_subspace(str(path))
-        made_from = (stored.side, stored.provenance.get("rank"), stored.provenance.get("inputs"))
-        if made_from == (side, vars(rank), [describe_input(model) for model in (base, aligned)]):
+        origin = (stored.side, stored.provenance.get("rank"), stored.provenance.get("inputs"))
+        if origin == (side, vars(rank), [describe_input(model) for model in (base, aligned)]):
             return
     subspace(base, aligned, str(path), rank, side, overwrite=True)

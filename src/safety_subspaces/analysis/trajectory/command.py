@@ -30,7 +30,7 @@ from safety_subspaces.analysis.trajectory.measures import (
 )
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
-from safety_subspaces.weights.names import place_of, type_of
+from safety_subspaces.weights.names import part_of, type_of
 from safety_subspaces.weights.snapshots import Snapshot
 
 # A tenth of the rank, one of the fractions of arXiv 2505.14185.
@@ -116,9 +116,9 @@ def trajectory(
         tracks = _follow(snapshots, alignment, updates, settings, results)
         steps = [snapshot.step for snapshot in snapshots]
         table, overlaps, tensors = _tables(tracks, steps, list(others), settings.from_start)
-        found = _find_changes(table, overlaps, permutations, seed, results)
-        changes = _change_table(found)
-        results.summary = _summarise(table, snapshots, found)
+        change_points = _find_changes(table, overlaps, permutations, seed, results)
+        changes = _change_table(change_points)
+        results.summary = _summarise(table, snapshots, change_points)
         for name, frame in (("table", table), ("overlaps", overlaps), ("tensors", tensors), ("change_points", changes)):
             results.write_table(frame, name)
         draw_trajectory(results.folder / "trajectory.png", table, overlaps, changes)
@@ -162,23 +162,27 @@ def _follow(
 def _tables(
     tracks: Sequence[Track], steps: Sequence[int], labels: Sequence[str], from_start: bool
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Return the pooled table, the overlaps and the table per tensor."""
+    """Return the pooled table, the overlaps and the table per tensor.
+
+    Columns: of the first ``step``, ``level``, ``part`` and those of :func:`pool_tracks`; of the second
+    ``OVERLAP_COLUMNS``; of the third ``step``, ``tensor``, ``place``, ``type`` and those of :func:`tensor_rows`.
+    """
     groups: dict[tuple[str, str], list[Track]] = {("all", "all"): list(tracks)}
-    for level, part_of in (("place", place_of), ("type", type_of)):
+    for level, group_of in (("place", part_of), ("type", type_of)):
         for track in tracks:
-            groups.setdefault((level, part_of(track.name)), []).append(track)
+            groups.setdefault((level, group_of(track.name)), []).append(track)
     rows, compared, single = [], [], []
     for (level, part), group in groups.items():
-        for place, pooled in enumerate(pool_tracks(group, steps, from_start)):
-            identity = {"step": steps[place], "level": level, "part": part}
+        for index, pooled in enumerate(pool_tracks(group, steps, from_start)):
+            identity = {"step": steps[index], "level": level, "part": part}
             rows.append({**identity, **pooled})
             for label in labels:
-                overlap, chance = pool_overlaps(group, place, label)
+                overlap, chance = pool_overlaps(group, index, label)
                 compared.append({**identity, "other": label, "overlap": overlap, "chance": chance})
     for track in tracks:
-        identity = {"tensor": track.name, "place": place_of(track.name), "type": type_of(track.name)}
-        found = tensor_rows(track, steps, from_start)
-        single += [{"step": step, **identity, **row} for step, row in zip(steps, found, strict=True)]
+        identity = {"tensor": track.name, "place": part_of(track.name), "type": type_of(track.name)}
+        rows_of_track = tensor_rows(track, steps, from_start)
+        single += [{"step": step, **identity, **row} for step, row in zip(steps, rows_of_track, strict=True)]
     tensors = pd.DataFrame(single).astype({"rank": "Int64"})
     return pd.DataFrame(rows), pd.DataFrame(compared, columns=OVERLAP_COLUMNS), tensors
 
@@ -186,12 +190,20 @@ def _tables(
 def _find_changes(
     table: pd.DataFrame, overlaps: pd.DataFrame, permutations: int, seed: int, results: ResultFolder
 ) -> dict[str, tuple[list[int], ChangePoints]]:
-    """Return the steps at which each series of all weights has a value, and where its level changes."""
+    """Return the steps at which each series of all weights has a value, and where its level changes.
+
+    Args:
+        table: The pooled table of :func:`_tables`: a row for each ``step``, ``level`` and ``part``.
+        overlaps: Its overlaps, with the column ``other`` beside.
+        permutations: Permutations of each test.
+        seed: Seed of the permutations.
+        results: Takes note of the series without change points, and why.
+    """
     whole = table[table["level"] == "all"].set_index("step")
     series = {name: whole[name] for name in SERIES}
     for label, rows in overlaps[overlaps["level"] == "all"].groupby("other", sort=False):
         series[f"overlap_{label}"] = rows.set_index("step")["overlap"]
-    found = {}
+    change_points = {}
     for name, values in series.items():
         known = values.dropna()
         changes = find_change_points(known.tolist(), permutations, seeded_generator(seed, "change", name))
@@ -200,11 +212,12 @@ def _find_changes(
         elif (least := least_p_value(changes.n)) >= SIGNIFICANT:
             reason = f"{changes.n} values have no p-value below {least:.2g} in any order: take snapshots more often"
             results.leave_out(f"change points of {name}", reason)
-        found[name] = [int(step) for step in known.index], changes
-    return found
+        change_points[name] = [int(step) for step in known.index], changes
+    return change_points
 
 
-def _change_table(found: Mapping[str, tuple[list[int], ChangePoints]]) -> pd.DataFrame:
+def _change_table(change_points: Mapping[str, tuple[list[int], ChangePoints]]) -> pd.DataFrame:
+    """Return one row for each change point of each series, with the columns ``CHANGE_COLUMNS``."""
     rows = [
         {
             "series": name,
@@ -214,7 +227,7 @@ def _change_table(found: Mapping[str, tuple[list[int], ChangePoints]]) -> pd.Dat
             "p_value": change.p_value,
             "n": changes.n,
         }
-        for name, (steps, changes) in found.items()
+        for name, (steps, changes) in change_points.items()
         for change in changes.changes
     ]
     columns = {**dict.fromkeys(CHANGE_COLUMNS, "float64"), "series": "str", "step": "int64", "n": "int64"}
@@ -222,7 +235,7 @@ def _change_table(found: Mapping[str, tuple[list[int], ChangePoints]]) -> pd.Dat
 
 
 def _summarise(
-    table: pd.DataFrame, snapshots: Sequence[Snapshot], found: Mapping[str, tuple[list[int], ChangePoints]]
+    table: pd.DataFrame, snapshots: Sequence[Snapshot], change_points: Mapping[str, tuple[list[int], ChangePoints]]
 ) -> dict[str, Any]:
     last = table[table["level"] == "all"].iloc[-1]
     return {
@@ -231,7 +244,10 @@ def _summarise(
         "counts_from_start": snapshots[0].counts_from_start,
         "tensors": len(snapshots[0].names),
         "matrices": sum(len(snapshots[0].shapes[name]) == 2 for name in snapshots[0].names),
-        **{name: _known(last[name]) for name in ("frobenius_norm", "path_length", "straightness", "energy_fraction")},
+        "frobenius_norm": _known(last["frobenius_norm"]),
+        "path_length": _known(last["path_length"]),
+        "straightness": _known(last["straightness"]),
+        "energy_fraction": _known(last["energy_fraction"]),
         "turned_fastest": _fastest(table),
         "change_points": {
             name: {
@@ -240,7 +256,7 @@ def _summarise(
                 "reason": changes.reason,
                 "steps": [steps[change.position] for change in changes.changes],
             }
-            for name, (steps, changes) in found.items()
+            for name, (steps, changes) in change_points.items()
         },
     }
 
@@ -248,13 +264,13 @@ def _summarise(
 def _fastest(table: pd.DataFrame) -> dict[str, Any]:
     """When the followed subspace turned fastest, over all matrices, and where it did in the mean over steps."""
     speeds = table.dropna(subset=["speed_radians_per_step"])
-    found: dict[str, Any] = {}
+    fastest: dict[str, Any] = {}
     for level, key in (("all", "step"), ("place", "part"), ("type", "part")):
         means = speeds[speeds["level"] == level].groupby(key)["speed_radians_per_step"].mean()
         name = key if level == "all" else level
-        found[name] = None if means.empty else _plain(means.idxmax())
-        found[f"{name}_radians_per_step"] = None if means.empty else float(means.max())
-    return found
+        fastest[name] = None if means.empty else _plain(means.idxmax())
+        fastest[f"{name}_radians_per_step"] = None if means.empty else float(means.max())
+    return fastest
 
 
 def _plain(key: Any) -> Any:

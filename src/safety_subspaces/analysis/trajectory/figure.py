@@ -19,11 +19,11 @@ def draw_trajectory(path: Path, table: pd.DataFrame, overlaps: pd.DataFrame, cha
 
     Args:
         path: The ``.png`` file.
-        table: The table of a trajectory.
-        overlaps: Its overlaps.
-        changes: Its change points.
+        table: The pooled table of a trajectory: a row for each ``step``, ``level`` and ``part``.
+        overlaps: Its overlaps: the same with ``other``, ``overlap`` and ``chance``.
+        changes: Its change points: ``series``, ``step``, ``p_value``.
     """
-    # Half a second's import that other subcommands need not pay.
+    # This import takes half a second, which other subcommands need not pay.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -35,9 +35,9 @@ def draw_trajectory(path: Path, table: pd.DataFrame, overlaps: pd.DataFrame, cha
         "Share of energy in the alignment subspace": lambda axes: _draw_energy(axes, whole),
         "Overlap with other updates": lambda axes: _draw_overlaps(axes, compared),
     }
-    # The series whose change points belong to a panel begin so.
+    # How the names of the series begin whose change points belong to each panel.
     series = ("step_norm", "speed", "energy", "overlap")
-    colours = {f"overlap_{label}": _colour(place) for place, label in enumerate(compared["other"].unique())}
+    colours = {f"overlap_{label}": _colour(index) for index, label in enumerate(compared["other"].unique())}
     strong = changes[changes["p_value"] < SIGNIFICANT]
     grid = figure.subplots(2, 2, sharex=True)
     for axes, (title, draw), prefix in zip(grid.flat, panels.items(), series, strict=True):
@@ -70,15 +70,15 @@ def _draw_energy(axes: Any, whole: pd.DataFrame) -> None:
 
 
 def _draw_overlaps(axes: Any, compared: pd.DataFrame) -> None:
-    for place, (label, rows) in enumerate(compared.groupby("other", sort=False)):
-        colour = _colour(place)
-        _draw(axes, rows["step"], rows["overlap"], str(label), colour, MARKERS[place % len(MARKERS)])
+    for index, (label, rows) in enumerate(compared.groupby("other", sort=False)):
+        colour = _colour(index)
+        _draw(axes, rows["step"], rows["overlap"], str(label), colour, MARKERS[index % len(MARKERS)])
         _draw_chance(axes, rows["step"], rows["chance"], colour, f"{label}, chance")
     axes.set_ylim(0, 1.03)
 
 
-def _colour(place: int) -> str:
-    return PALETTE[place % len(PALETTE)]
+def _colour(index: int) -> str:
+    return PALETTE[index % len(PALETTE)]
 
 
 def _draw(axes: Any, steps: pd.Series, values: pd.Series, label: str, colour: str, marker: str) -> None:

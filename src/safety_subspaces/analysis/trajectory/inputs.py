@@ -114,13 +114,13 @@ class OtherUpdates:
         for checkpoint in self.checkpoints.values():
             _refuse_other_shapes(snapshot, checkpoint)
         self.inputs: list[str] = list(others.values())
-        self._kept: TensorFile | None = None
+        self._start_file: TensorFile | None = None
         self._origin: Checkpoint | None = None
         if not others:
             return
         if snapshot.counts_from_start:
-            self._kept = self._open_kept(snapshot)
-        if self._kept is None or not self._kept.shapes.keys() >= set(snapshot.names):
+            self._start_file = self._open_start_file(snapshot)
+        if self._start_file is None or not self._start_file.shapes.keys() >= set(snapshot.names):
             origin = snapshot.reference_folder()
             self._origin = open_checkpoint(origin)
             _refuse_other_shapes(snapshot, self._origin)
@@ -133,12 +133,12 @@ class OtherUpdates:
             InputError: A weight is NaN or infinite.
         """
         checkpoint = self.checkpoints[label]
-        if self._kept is not None and name in self._kept.shapes:
-            return (read_weight(checkpoint, name) - self._kept.read(name)).float()
+        if self._start_file is not None and name in self._start_file.shapes:
+            return (read_weight(checkpoint, name) - self._start_file.read(name)).float()
         assert self._origin is not None
         return update_of(checkpoint, self._origin, name)
 
-    def _open_kept(self, snapshot: Snapshot) -> TensorFile:
+    def _open_start_file(self, snapshot: Snapshot) -> TensorFile:
         """Open the weights that the run started with; those of adapted modules are not among them."""
         path = snapshot.path.parent / START_FILE
         if not path.is_file():

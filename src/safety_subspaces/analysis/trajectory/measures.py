@@ -83,7 +83,7 @@ class Track:
 
 @dataclass
 class _Seen:
-    """What is kept of a weight between snapshots: the updates that later ones are held against, and what to tell."""
+    """What is remembered of a weight between snapshots: updates that later ones are compared with, and what to note."""
 
     final: Update
     origin: Update | None = None
@@ -120,12 +120,17 @@ def follow_tensor(
 
 
 def pool_tracks(tracks: Sequence[Track], steps: Sequence[int], from_start: bool) -> list[dict[str, float]]:
-    """Make one row of each step; squared norms, energies and products are summed over weights before anything else."""
+    """Make one row of each step; squared norms, energies and products are summed over weights before anything else.
+
+    Columns: ``frobenius_norm``, ``path_length``, ``straightness``, ``step_norm_per_step``, ``cos_to_final``,
+    ``energy_fraction`` and its ``energy_fraction_chance``, ``stable_rank``, ``effective_rank``, ``rms_angle_radians``
+    and its ``rms_angle_chance_radians``, ``speed_radians_per_step``, ``n_matrices``.
+    """
     rows = []
     path, previous = 0.0, 0 if from_start else None
     norm_of_final = sqrt(fsum(track.steps[-1].update.energy for track in tracks))
-    for place, step in enumerate(steps):
-        now = [track.steps[place] for track in tracks]
+    for index, step in enumerate(steps):
+        now = [track.steps[index] for track in tracks]
         pooled = pool_measures([weight.update for weight in now])
         moved = sqrt(fsum(weight.moved for weight in now))
         path += moved
@@ -140,8 +145,10 @@ def pool_tracks(tracks: Sequence[Track], steps: Sequence[int], from_start: bool)
                 "straightness": _clipped(_ratio(displacement, path)),
                 "step_norm_per_step": _ratio(moved, gap),
                 "cos_to_final": _clipped(_ratio(fsum(weight.along_final for weight in now), norms)),
-                **{key: pooled[key] for key in ("energy_fraction", "energy_fraction_chance")},
-                **{key: pooled[key] for key in ("stable_rank", "effective_rank")},
+                "energy_fraction": pooled["energy_fraction"],
+                "energy_fraction_chance": pooled["energy_fraction_chance"],
+                "stable_rank": pooled["stable_rank"],
+                "effective_rank": pooled["effective_rank"],
                 "rms_angle_radians": angle,
                 "rms_angle_chance_radians": _mean([weight.angle_chance for weight in now]),
                 "speed_radians_per_step": _ratio(angle, gap),
@@ -152,23 +159,30 @@ def pool_tracks(tracks: Sequence[Track], steps: Sequence[int], from_start: bool)
     return rows
 
 
-def pool_overlaps(tracks: Sequence[Track], place: int, label: str) -> tuple[float, float]:
+def pool_overlaps(tracks: Sequence[Track], index: int, label: str) -> tuple[float, float]:
     """Return the overlap with another update at a snapshot, and its chance level: means over matrices that have one."""
-    found = [track.steps[place].overlaps for track in tracks]
-    pooled = pool_measures([overlaps[label] for overlaps in found if label in overlaps])
+    by_label = [track.steps[index].overlaps for track in tracks]
+    pooled = pool_measures([overlaps[label] for overlaps in by_label if label in overlaps])
     return pooled["overlap"], pooled["overlap_chance"]
 
 
 def tensor_rows(track: Track, steps: Sequence[int], from_start: bool) -> list[dict[str, Any]]:
-    """Make one row of each step of a single weight."""
+    """Make one row of each step of a single weight.
+
+    Columns: those of :func:`pool_tracks` without ``n_matrices``, then ``rank`` and, of each other update,
+    ``overlap_<label>`` and ``overlap_<label>_chance``.
+    """
     rows = []
-    for place, pooled in enumerate(pool_tracks([track], steps, from_start)):
+    for index, pooled in enumerate(pool_tracks([track], steps, from_start)):
         pooled.pop("n_matrices")
-        at = track.steps[place]
+        at = track.steps[index]
         compared = {
             key: value
-            for label, found in at.overlaps.items()
-            for key, value in ((f"overlap_{label}", found.overlap), (f"overlap_{label}_chance", found.overlap_chance))
+            for label, overlap in at.overlaps.items()
+            for key, value in (
+                (f"overlap_{label}", overlap.overlap),
+                (f"overlap_{label}_chance", overlap.overlap_chance),
+            )
         }
         rows.append({**pooled, "rank": at.rank, **compared})
     return rows
@@ -182,14 +196,14 @@ def _measure(
     settings: Settings,
     seen: _Seen,
 ) -> TensorStep:
-    """Measure one snapshot of a weight, and remember what the next one is held against."""
+    """Measure one snapshot of a weight, and remember what the next one is compared with."""
     update = read_update(snapshot, name)
     lost = snapshot.lost_energy.get(name, 0.0)
     factors = update.factors(formed=True) if update.is_matrix else None
-    # The spectrum of every weight at every step would be no small thing to keep.
+    # The spectra of every weight at every step would take much memory.
     measures = replace(measure_update(name, update, Comparison(subspace), factors), spectrum=None)
     if 0 < lost < 1:
-        # What was left out is known in size: norm and stable rank are those of the whole update.
+        # The share of energy that compression left out is known: norm and stable rank are scaled to the whole update.
         grown = 1 / (1 - lost)
         measures = replace(
             measures,
@@ -207,7 +221,7 @@ def _measure(
             angle = rms_angle(principal_angles(seen.basis, basis))
             ranks = seen.basis.shape[1], basis.shape[1]
             chance = haar_rms_angle(basis.shape[0], *ranks, settings.draws, settings.seed)
-    share = _of_kept(settings.energy, lost)
+    share = _share_of_snapshot(settings.energy, lost)
     seen.short_of_energy |= bool(others) and settings.energy > 1 - lost
     compared = {label: Comparison(None, {name: other}, share, spectra=False) for label, other in others.items()}
     if seen.previous is None:
@@ -227,15 +241,15 @@ def _followed(factors: Factors, columns: int, lost: float, rank: RankRule, seen:
     """Return the leading directions of an update; empty where it is zero."""
     if rank.energy is not None:
         seen.short_of_energy |= rank.energy > 1 - lost
-        rank = RankRule(energy=_of_kept(rank.energy, lost))
+        rank = RankRule(energy=_share_of_snapshot(rank.energy, lost))
     choice = rank.choose(factors, columns)
     if choice.capped and choice.rank and (seen.capped is None or choice.rank < seen.capped.rank):
         seen.capped = choice
     return top_basis(factors, choice.rank)
 
 
-def _of_kept(share: float, lost: float) -> float:
-    """Return which share of what a compressed snapshot keeps is a share of the whole."""
+def _share_of_snapshot(share: float, lost: float) -> float:
+    """Convert a share of the whole update's energy into a share of what a compressed snapshot has of it."""
     return min(1.0, share / (1 - lost)) if lost < 1 else 1.0
 
 

@@ -88,13 +88,13 @@ def utility(
         harness.check_tokenizer(load_tokenizer(path))
     rows: list[dict[str, Any]] = []
     with results, (results.folder / "samples.jsonl").open("w", encoding="utf-8") as stream:
-        for place, (label, path) in enumerate(models.items(), start=1):
-            logger.info("lm-eval of %s (%d of %d)", label, place, len(models))  # its progress bars name no model
+        for number, (label, path) in enumerate(models.items(), start=1):
+            logger.info("lm-eval of %s (%d of %d)", label, number, len(models))  # its progress bars name no model
             model, tokenizer = load_language_model(path, getattr(torch, dtype), device=device)
-            found = harness.evaluate(model, tokenizer, label)
+            result = harness.evaluate(model, tokenizer, label)
             del model
-            rows += found.rows
-            stream.writelines(json.dumps(line, default=_plain) + "\n" for line in found.samples)
+            rows += result.rows
+            stream.writelines(json.dumps(line, default=_plain) + "\n" for line in result.samples)
         table = pd.DataFrame(rows)
         results.write_table(table)
         results.summary = {"lm_eval": harness_version(), "tasks": harness.described}
