@@ -125,13 +125,13 @@ def trait_correlations(by_seed: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for trait in TRAITS:
-        found, sizes = [], []
+        rhos, sizes = [], []
         for _, cell in by_seed.groupby("seed", sort=False):
             pair = cell[["lost_share", trait]].dropna().astype(float)
             sizes.append(len(pair))
             moves = len(pair) >= LEAST_ALIGNMENTS and np.ptp(pair[trait]) > 0 and np.ptp(pair["lost_share"]) > 0
-            found.append(float(stats.spearmanr(pair[trait], pair["lost_share"]).statistic) if moves else np.nan)
-        over = fisher_interval(pd.Series(found))
+            rhos.append(float(stats.spearmanr(pair[trait], pair["lost_share"]).statistic) if moves else np.nan)
+        over = fisher_interval(pd.Series(rhos))
         described = {"alignments": min(sizes, default=0), "seeds": over.n}
         rows.append({"trait": trait, "rho": over.mean, "low": over.low, "high": over.high, **described})
     return pd.DataFrame(rows)
@@ -156,8 +156,8 @@ def _common_fractions(organisms: Sequence[Organism]) -> set[float]:
         every = organism.seeds.projections
         rows = every[(every["tuned"] == JUDGED_BY) & (every["subspace"] == "random-energy")]
         for _, of_seed in rows.groupby("seed"):
-            found = set(of_seed["fraction"].astype(float))
-            shared = found if shared is None else shared & found
+            fractions = set(of_seed["fraction"].astype(float))
+            shared = fractions if shared is None else shared & fractions
     return shared or set()
 
 

@@ -92,8 +92,8 @@ def _one_evaluation_each(models: pd.DataFrame) -> pd.DataFrame:
 
 def _twin(stage: Stage, candidates: list[Stage]) -> Stage | None:
     """Return the run that differs from a constrained one in its constraint alone."""
-    unheld = [other for other in candidates if other.constraint is None]
-    return next((other for other in unheld if other.recipe == stage.recipe is not None), None)
+    unconstrained = [other for other in candidates if other.constraint is None]
+    return next((other for other in unconstrained if other.recipe == stage.recipe is not None), None)
 
 
 def _row(study: Study, evaluated: pd.Series, stage: Stage, constraint: Constraint, fine_tune: str) -> dict[str, Any]:

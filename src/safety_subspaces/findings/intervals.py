@@ -93,7 +93,7 @@ def over_seeds(
         for measure in measures:
             interval = t_interval(cell[measure])
             row |= {measure: interval.mean, f"{measure}_reach": interval.reach, f"{measure}_seeds": interval.n}
-        rows.append(row | {name: cell[name].agg(how) for name, how in described.items()})
+        rows.append(row | {name: cell[name].agg(rule) for name, rule in described.items()})
     columns = [name for m in measures for name in (m, f"{m}_reach", f"{m}_seeds")]
     return pd.DataFrame(rows, columns=[*keys, *columns, *described])
 

@@ -77,9 +77,9 @@ class Seeds:
         """The differences of :func:`compare_runs` with a seed; with the rank ``all``, their means over ranks."""
         every = self._stacked(compare_runs)
         frame = pd.concat([every, _over_ranks(every)], ignore_index=True)
-        place = {other: place for place, other in enumerate(OTHERS)}
+        rank = {other: rank for rank, other in enumerate(OTHERS)}
         by = ["fine_tune", "constraint", "details", "other"]
-        return frame.sort_values(by, key=lambda c: c.map(place) if c.name == "other" else c, kind="stable")
+        return frame.sort_values(by, key=lambda c: c.map(rank) if c.name == "other" else c, kind="stable")
 
     def _stacked(self, read: Callable[[Study], pd.DataFrame]) -> pd.DataFrame:
         """Return a table of every study under one another, with a column ``seed``."""
@@ -92,14 +92,14 @@ def together(studies: Sequence[Study]) -> Seeds:
     Raises:
         InputError: A study twice, or two of one seed: a repeated seed is no second run.
     """
-    places: dict[str, str] = {}
+    folder_of: dict[str, str] = {}
     for study in studies:
         folder = str(study.folder)
         for key in (os.path.realpath(folder), *(f"seed {seed}" for seed in study.seeds)):
-            if key in places:
-                what = "is given twice" if places[key] == folder else f"has {key}, as {places[key]} has"
+            if key in folder_of:
+                what = "is given twice" if folder_of[key] == folder else f"has {key}, as {folder_of[key]} has"
                 raise InputError(f"{folder} {what}: a repeated seed is no second run; give studies of different seeds")
-            places[key] = folder
+            folder_of[key] = folder
     return Seeds(tuple(studies))
 
 

@@ -31,24 +31,30 @@ AUC_CHANCE: Final = 0.5
 TELLING: Final = ("quadratic",)
 FEWEST_CONTROLS: Final = 3
 
-_PLACE: Final = ("positive", "negative", "position")
+_SETS_AND_POSITION: Final = ("positive", "negative", "position")
 TABLE: Final = Contract(
     "probe",
     "table",
     ("model", "layer", "probe", "erasure", "accuracy"),
-    (*_PLACE, *(name for name in _AVERAGED if name != "accuracy"), *_COUNTED, "control_auc_sd", "n_controls"),
+    (
+        *_SETS_AND_POSITION,
+        *(name for name in _AVERAGED if name != "accuracy"),
+        *_COUNTED,
+        "control_auc_sd",
+        "n_controls",
+    ),
 )
 LEARNING: Final = Contract(
     "probe",
     "learning",
     ("model", "layer", "probe", "n_train", "accuracy"),
-    (*_PLACE, "erasure", "auc"),
+    (*_SETS_AND_POSITION, "erasure", "auc"),
 )
 TRANSFER: Final = Contract(
     "probe",
     "transfer",
     ("model", "layer", "probe", "train_source", "test_source", "accuracy"),
-    (*_PLACE, "erasure", "auc", "n_test"),
+    (*_SETS_AND_POSITION, "erasure", "auc", "n_test"),
 )
 
 
@@ -115,9 +121,9 @@ def over_layers(frame: pd.DataFrame) -> pd.DataFrame:
     keys = ["seed", *CELL]
     grouped = numbers.groupby(keys, sort=False)
     best = numbers.sort_values("auc", ascending=False, kind="stable").drop_duplicates(keys).set_index(keys)
-    found = grouped[[*_AVERAGED, *_LEFT]].mean().join(grouped[list(_COUNTED)].max()).assign(layers=grouped.size())
-    found = found.join(best[["auc", "layer"]].rename(columns={"auc": "best_auc", "layer": "best_layer"}))
-    return _ordered(found.reset_index())
+    means = grouped[[*_AVERAGED, *_LEFT]].mean().join(grouped[list(_COUNTED)].max()).assign(layers=grouped.size())
+    means = means.join(best[["auc", "layer"]].rename(columns={"auc": "best_auc", "layer": "best_layer"}))
+    return _ordered(means.reset_index())
 
 
 def left_of(cells: pd.DataFrame) -> pd.Series:
@@ -149,7 +155,7 @@ def cell_verdicts(cells: pd.DataFrame) -> list[str]:
 
 def in_order(names: Sequence[str], known: Sequence[str]) -> list[str]:
     """Return names in the customary order, further ones after them."""
-    return sorted(names, key=lambda name: _place(known, name))
+    return sorted(names, key=lambda name: _rank(known, name))
 
 
 def _left_error(cells: pd.DataFrame) -> pd.Series:
@@ -163,15 +169,15 @@ def _left_error(cells: pd.DataFrame) -> pd.Series:
 def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
     """Order rows by view and model as they come, then by erasure and probe."""
     customary = {"erasure": ERASURES, "probe": PROBES}
-    places = {}
+    ranks = {}
     for name in CELL:
         known = customary.get(name, tuple(frame[name].unique()))
-        places[name] = [_place(known, value) for value in frame[name]]
-    order = pd.DataFrame(places, index=frame.index).sort_values(CELL, kind="stable").index
+        ranks[name] = [_rank(known, value) for value in frame[name]]
+    order = pd.DataFrame(ranks, index=frame.index).sort_values(CELL, kind="stable").index
     return frame.loc[order].reset_index(drop=True)
 
 
-def _place(known: Sequence[str], name: object) -> int:
+def _rank(known: Sequence[str], name: object) -> int:
     return known.index(str(name)) if name in known else len(known)
 
 

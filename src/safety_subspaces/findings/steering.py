@@ -84,14 +84,14 @@ class Steering:
         Among equals the middle one: nothing is chosen by what came out.
         """
         rows = self.table[(self.table["model"] == model) & (self.table["direction"] != NO_DIRECTION)]
-        found = []
+        views = []
         for (analysis, intervention), cells in rows.groupby(["analysis", "intervention"], sort=False):
             sizes = cells.groupby("layer").size()
-            most = sorted(sizes.index[sizes == sizes.max()], key=layer_place)
-            found.append(SteerView(str(analysis), model, str(intervention), most[len(most) // 2]))
+            most = sorted(sizes.index[sizes == sizes.max()], key=layer_order)
+            views.append(SteerView(str(analysis), model, str(intervention), most[len(most) // 2]))
         known = list(INTERVENTIONS)
-        place = [known.index(v.intervention) if v.intervention in known else len(known) for v in found]
-        return tuple(found[n] for n in sorted(range(len(found)), key=lambda n: place[n]))
+        ranks = [known.index(v.intervention) if v.intervention in known else len(known) for v in views]
+        return tuple(views[n] for n in sorted(range(len(views)), key=lambda n: ranks[n]))
 
 
 def read_steering(studies: Sequence[Named]) -> Steering:
@@ -114,12 +114,12 @@ def of_view(steering: Steering, view: SteerView) -> pd.DataFrame:
     rows = steering.table
     rows = rows[(rows["analysis"] == view.analysis) & (rows["model"] == view.model)]
     start = rows[rows["direction"] == NO_DIRECTION].assign(strength=0.0)
-    own = rows[(rows["intervention"] == view.intervention) & (rows["layer"] == view.layer)]
-    own = own[own["direction"] != NO_DIRECTION]
-    begun = set(own[own["strength"] == 0]["direction"])
-    names = own[["direction", "draw"]].drop_duplicates().itertuples(index=False)
+    kept_rows = rows[(rows["intervention"] == view.intervention) & (rows["layer"] == view.layer)]
+    kept_rows = kept_rows[kept_rows["direction"] != NO_DIRECTION]
+    begun = set(kept_rows[kept_rows["strength"] == 0]["direction"])
+    names = kept_rows[["direction", "draw"]].drop_duplicates().itertuples(index=False)
     starts = [start.assign(direction=name, draw=draw) for name, draw in names if name not in begun and len(start)]
-    return pd.concat([own, *starts], ignore_index=True)
+    return pd.concat([kept_rows, *starts], ignore_index=True)
 
 
 def responses(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
@@ -129,14 +129,14 @@ def responses(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
         A row each: ``value`` (mean over the scored draws), ``error`` (the standard error over prompts, mean over
         draws), ``low`` and ``high`` (the lowest and the highest draw) and the number of ``draws``.
     """
-    found = []
+    pooled = []
     for (direction, strength), cells in rows.groupby(["direction", "strength"], sort=False):
         values = cells[measure].astype(float).dropna()
         error = cells.loc[values.index, f"{measure}_stderr"].astype(float).mean()
         numbers = {"value": values.mean(), "error": error, "low": values.min(), "high": values.max()}
-        found.append({"direction": str(direction), "strength": strength, **numbers, "draws": len(values)})
+        pooled.append({"direction": str(direction), "strength": strength, **numbers, "draws": len(values)})
     columns = ["direction", "strength", "value", "error", "low", "high", "draws"]
-    return pd.DataFrame(found, columns=columns).sort_values("strength", kind="stable", ignore_index=True)
+    return pd.DataFrame(pooled, columns=columns).sort_values("strength", kind="stable", ignore_index=True)
 
 
 def is_random(direction: object) -> bool:
@@ -169,7 +169,7 @@ def measured_in(rows: pd.DataFrame) -> list[str]:
     return [measure for measure in MEASURES if rows[measure].notna().any()]
 
 
-def layer_place(layer: str) -> tuple[float, str]:
+def layer_order(layer: str) -> tuple[float, str]:
     """Order layers by number, others after them."""
     try:
         return float(layer), ""

@@ -40,7 +40,7 @@ REACH_NOTE = (
 def constrained_table(study: Study) -> Table:
     """Every run under a constraint, and the same training without one."""
     runs = constrained_runs(study)
-    columns = {**_held_columns(runs), **outcomes(MEASURED), "n": counts("n_utility", "n_harmful", "n_benign")}
+    columns = {**_constraint_columns(runs), **outcomes(MEASURED), "n": counts("n_utility", "n_harmful", "n_benign")}
     note = f"± one standard error over prompts. {INSIDE_NOTE} n: utility/harmful/benign prompts."
     return table_of(runs, columns, 2, note)
 
@@ -60,7 +60,7 @@ def constrained_across_table(seeds: Seeds) -> Table:
     """Every run under a constraint as a mean over seeds."""
     frame = runs_over_seeds(seeds)
     note = f"Means {REACH_NOTE} {INSIDE_NOTE} Leakage is the largest of the seeds'. n: {sample_words(seeds.runs)}."
-    return table_of(frame, {**_held_columns(frame), **means_over_seeds(MEASURED)}, 2, note)
+    return table_of(frame, {**_constraint_columns(frame), **means_over_seeds(MEASURED)}, 2, note)
 
 
 def differences_across_table(seeds: Seeds) -> Table:
@@ -79,7 +79,7 @@ def differences_across_table(seeds: Seeds) -> Table:
     return table_of(frame, columns, 2, note)
 
 
-def _held_columns(runs: pd.DataFrame) -> dict[str, Cell]:
+def _constraint_columns(runs: pd.DataFrame) -> dict[str, Cell]:
     """Return the columns of what each run was held to, and of where its update lies."""
     return {
         "constraint": _constraint_in(runs),
