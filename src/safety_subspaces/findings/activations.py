@@ -147,9 +147,10 @@ def overlap_cells(activations: Activations, view: View) -> pd.DataFrame:
     """Return a row for each seed, model, pair and layer of a view.
 
     Returns:
-        The rows of whole sets with ``level`` (matched chance, chance where no control was run), ``above`` (overlap
-        minus it), ``floor_overlap`` and ``floor_above`` (the same of the two halves of one set, mean of both sets) and
-        ``alike_above`` (the same of prompts of like length and template alone).
+        The rows of whole sets with ``seed``, ``analysis``, the columns of ``OVERLAPS``, ``level`` (matched chance,
+        chance where no control was run), ``above`` (overlap minus it), ``floor_overlap`` and ``floor_above`` (the same
+        of the two halves of one set, mean of both sets) and ``alike_above`` (the same of prompts of like length and
+        template alone).
     """
     rows = _at(activations.overlaps, view)
     measured = rows.assign(overlap=rows["overlap"].astype(float), level=_level(rows))
@@ -173,8 +174,8 @@ def equivalence_tests(activations: Activations, view: View) -> pd.DataFrame:
     """Return the equivalence tests of an analysis and position, at every share of energy.
 
     Returns:
-        The rows with ``from_margin``, overlap minus margin; NaN where the test is undefined: no margin lies between a
-        floor and a chance that are one.
+        The columns ``seed``, ``analysis``, those of ``EQUIVALENCE``, and ``from_margin``, overlap minus margin; NaN
+        where the test is undefined: no margin lies between a floor and a chance that are one.
     """
     rows = at_position(activations.equivalence, view)
     distance = rows["overlap"].astype(float) - rows["margin"].astype(float)
@@ -182,23 +183,23 @@ def equivalence_tests(activations: Activations, view: View) -> pd.DataFrame:
 
 
 def margin_cells(activations: Activations, view: View) -> pd.DataFrame:
-    """Return the equivalence tests at the view's own share of energy."""
+    """Return the rows of :func:`equivalence_tests` at the view's own share of energy."""
     rows = equivalence_tests(activations, view)
     return rows[rows["energy"] == view.energy]
 
 
 def of_pair(rows: pd.DataFrame, pair: tuple[str, str]) -> pd.DataFrame:
-    """Keep the rows of one pair of sets."""
+    """Keep the rows of one pair of sets, by the columns ``first`` and ``second``."""
     return rows[(rows["first"] == pair[0]) & (rows["second"] == pair[1])]
 
 
 def at_position(frame: pd.DataFrame, view: View) -> pd.DataFrame:
-    """Keep the rows of an analysis and position, whatever the energy."""
+    """Keep the rows of a view's ``analysis`` and ``position``, whatever the energy."""
     return frame[(frame["analysis"] == view.analysis) & (frame["position"] == view.position)]
 
 
 def verdict_counts(cells: pd.DataFrame) -> dict[str, int]:
-    """Count the cells of each verdict of the equivalence test; one that is not known is undefined."""
+    """Count the cells of each verdict in the column ``verdict``; an unknown verdict counts as undefined."""
     verdicts = cells["verdict"].astype(str)
     counts = {name: int((verdicts == name).sum()) for name in VERDICTS[:-1]}
     return counts | {VERDICTS[-1]: len(verdicts) - sum(counts.values())}
@@ -211,11 +212,13 @@ def level_words(activations: Activations, view: View, matched: str = "matched ch
 
 
 def _at(frame: pd.DataFrame, view: View) -> pd.DataFrame:
+    """Keep the rows of a view, by ``analysis``, ``position`` and ``energy``."""
     rows = at_position(frame, view)
     return rows[rows["energy"] == view.energy]
 
 
 def _level(rows: pd.DataFrame) -> pd.Series:
+    """Return what an overlap is read against: ``matched_chance``, or ``chance`` where no control was run."""
     return rows["matched_chance" if rows["matched_chance"].notna().any() else "chance"].astype(float)
 
 

@@ -69,7 +69,11 @@ def alignments_by_seed(organisms: Sequence[Organism]) -> pd.DataFrame:
 
 
 def alignments_over_seeds(by_seed: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for each alignment, as :func:`~.intervals.over_seeds`, draws and fractions."""
+    """Return a row for each alignment, its measures averaged over seeds.
+
+    Columns: ``organism``; each of ``MEASURES``, ``TRAITS`` and ``tuned_margin`` with ``_reach`` and ``_seeds``, as in
+    :func:`~.intervals.over_seeds`; ``draws`` and ``fractions``, the most of a seed.
+    """
     described = {"draws": "max", "fractions": "max"}
     return over_seeds(by_seed, ["organism"], (*MEASURES, *TRAITS, "tuned_margin"), described)
 
@@ -119,9 +123,9 @@ def gap(organisms: Sequence[Organism], by_seed: pd.DataFrame, measure: str) -> I
 def trait_correlations(by_seed: pd.DataFrame) -> pd.DataFrame:
     """Return Spearman's rho of the lost margin's share with each trait over alignments, a row a trait.
 
-    ``rho`` is the mean over seeds of each seed's own, ``low`` and ``high`` the 95 % t interval over seeds on Fisher's z
-    scale; ``alignments`` (the fewest of a seed) and ``seeds`` are what stands behind it. NaN with fewer than six
-    alignments.
+    Columns: ``trait``; ``rho``, the mean over seeds of each seed's own; ``low`` and ``high``, the 95 % t interval
+    over seeds on Fisher's z scale; and the sample: ``alignments`` (the fewest of a seed) and ``seeds``. NaN with fewer
+    than six alignments.
     """
     rows = []
     for trait in TRAITS:
@@ -162,6 +166,7 @@ def _common_fractions(organisms: Sequence[Organism]) -> set[float]:
 
 
 def _traits(update: pd.DataFrame) -> dict[str, float]:
+    """Return norm, stable rank and head share of one seed's update, from ``Seeds.alignment_updates``."""
     energy = update["energy"].astype(float)
     total = float(energy.sum())
     if total == 0:

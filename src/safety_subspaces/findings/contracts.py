@@ -36,7 +36,9 @@ class Contract:
 
 
 def stacked(studies: Iterable[Named], contract: Contract) -> pd.DataFrame:
-    """Return a table of every run of a subcommand in every study, with the columns ``seed`` and ``analysis`` before it.
+    """Return the rows of one table of every run of a subcommand in every study.
+
+    Columns: ``seed``, ``analysis`` (the label of the run), then those that the contract names, in its order.
 
     Raises:
         InputError: A table lacks a column that is required.

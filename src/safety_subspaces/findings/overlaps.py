@@ -38,9 +38,10 @@ def distances_over_seeds(overlaps: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row for each analysis, pair, ``by`` (part, layer or type) and ``cell``; ``pairing`` is ``AS_NAMED``, and by
-        part ``ONE_REPEATED`` as well. Each of ``LEVELS`` and ``DISTANCES`` is a mean over seeds with its ``_reach``
-        (half the 95 % t interval) and ``_seeds``. ``power`` is the probability that as many seeds, spread as these,
-        would show an overlap that lies at the floor to lie above the midpoint.
+        part ``ONE_REPEATED`` as well. ``tensors`` is the mean number of a seed, ``undefined`` the number of tensors
+        without an overlap, all seeds together. Each of ``LEVELS`` and ``DISTANCES`` is a mean over seeds with its
+        ``_reach`` (half the 95 % t interval) and ``_seeds``. ``power`` is the probability that as many seeds, spread as
+        these, would show an overlap that lies at the floor to lie above the midpoint.
     """
     rows: list[dict[str, Any]] = []
     for analysis, first, second in cross_pairs(overlaps):
@@ -92,7 +93,10 @@ def _cells(overlaps: pd.DataFrame, by: By) -> pd.DataFrame:
 
 
 def _distances(overlaps: pd.DataFrame, pair: tuple[str, str], pairs: list[tuple[str, str]]) -> pd.DataFrame:
-    """Return a row for each seed and tensor: overlap, chance levels and floor of some pairs, and the distances."""
+    """Return a row for each seed and tensor: overlap, chance levels and floor of some pairs, and the distances.
+
+    Columns: ``seed``, ``tensor``, ``layer``, ``type``, ``LEVELS`` and ``DISTANCES``.
+    """
     floors = overlaps[overlaps["floor"].astype(bool)]
     shared = floors[floors["first"].isin(pair) | floors["second"].isin(pair)]
     same_kind = (floors if shared.empty else shared)[["first", "second"]].drop_duplicates()

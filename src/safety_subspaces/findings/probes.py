@@ -14,7 +14,7 @@ import pandas as pd
 from safety_subspaces.findings.contracts import Contract, Named, labels_of, reference_model, stacked
 from safety_subspaces.findings.intervals import Z
 
-# From what is left in place to what takes most out.
+# From no erasure to the one that removes most.
 ERASURES: Final = ("none", "leace", "quadratic")
 PROBES: Final = ("linear", "rbf_svm", "mlp")
 MEASURES: Final = ("accuracy", "auc")
@@ -26,8 +26,8 @@ _LEFT: Final = ("left", "left_stderr")
 _COUNTED: Final = ("n_positive", "n_negative", "n_groups")
 # What a coin reaches, whatever the shares of the two sets.
 AUC_CHANCE: Final = 0.5
-# Erasures that are told each prompt's label write it into the states: probes of labels that mean nothing reach far more
-# than a coin after them, so that they are judged against such labels, of so many draws at least.
+# Erasures that are given each prompt's label write it into the states. After them even probes of meaningless labels do
+# far better than chance, so probes are judged against such control labels, of at least FEWEST_CONTROLS draws.
 TELLING: Final = ("quadratic",)
 FEWEST_CONTROLS: Final = 3
 
@@ -99,7 +99,7 @@ def read_probes(studies: Sequence[Named]) -> Probes:
 
 
 def of_view(frame: pd.DataFrame, view: ProbeView) -> pd.DataFrame:
-    """Keep the rows of a view."""
+    """Keep the rows of a view, by ``analysis``, ``position``, ``positive`` and ``negative``."""
     of_run = (frame["analysis"] == view.analysis) & (frame["position"] == view.position)
     return frame[of_run & (frame["positive"] == view.positive) & (frame["negative"] == view.negative)]
 
@@ -113,8 +113,9 @@ def over_layers(frame: pd.DataFrame) -> pd.DataFrame:
     """Average the cells of each seed, analysis, pair of sets, position, model, probe and erasure over layers.
 
     Returns:
-        A row each: the measures, errors and chance as means over ``layers``; ``left`` with ``left_stderr``, as
-        :func:`left_of`; the largest AUC and its layer.
+        A row each, with the columns ``seed`` and ``CELL``; the measures, errors and chance as means over ``layers``,
+        the number of them; ``left`` with ``left_stderr``, as :func:`left_of`; the largest sample sizes; ``best_auc``
+        and ``best_layer``, the largest AUC and its layer.
     """
     numbers = frame.assign(**{name: frame[name].astype(float) for name in (*_AVERAGED, *_COUNTED)})
     numbers = numbers.assign(left=left_of(numbers), left_stderr=_left_error(numbers))
@@ -129,8 +130,9 @@ def over_layers(frame: pd.DataFrame) -> pd.DataFrame:
 def left_of(cells: pd.DataFrame) -> pd.Series:
     """Return how far a probe is above chance: by AUC, or by accuracy where there is no AUC.
 
-    After an erasure that is told the labels, above what it reaches on control labels that went through it as well; NaN
-    without at least three draws of them.
+    After an erasure that is given the labels, the level is what a probe reaches on control labels that went through the
+    same erasure; NaN with fewer than three draws of them. Columns that are read: ``erasure``, ``auc``, ``accuracy``,
+    ``chance``, ``control_auc`` and ``n_controls``.
     """
     by_accuracy = cells["accuracy"].astype(float) - cells["chance"].astype(float)
     plain = (cells["auc"].astype(float) - AUC_CHANCE).fillna(by_accuracy)

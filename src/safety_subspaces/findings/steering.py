@@ -17,7 +17,7 @@ RANDOM: Final = "random"
 # The direction of the row without an intervention, which every curve starts from.
 NO_DIRECTION: Final = "none"
 INTERVENTIONS: Final = ("addition", "ablation", "rotation")
-# Measure, what it is called, and the column of its number of prompts; the first that was measured is spoken of.
+# Each measure with its title and the column of its sample size. Sentences speak of the first one that was measured.
 MEASURES: Final = {
     "harm_score": ("Harm score, 1 to 5", "n_harmful"),
     "refusal_margin": ("Refusal margin (nats)", "n_harmful"),
@@ -110,7 +110,10 @@ def read_steering(studies: Sequence[Named]) -> Steering:
 
 
 def of_view(steering: Steering, view: SteerView) -> pd.DataFrame:
-    """Keep the rows of a view; every draw of every direction starts from the model without an intervention."""
+    """Keep the rows of a view, with the columns of ``Steering.table``.
+
+    Every draw of every direction gets a row at strength 0, of the model without an intervention, where it has none.
+    """
     rows = steering.table
     rows = rows[(rows["analysis"] == view.analysis) & (rows["model"] == view.model)]
     start = rows[rows["direction"] == NO_DIRECTION].assign(strength=0.0)
@@ -126,8 +129,9 @@ def responses(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
     """Return a measure of each direction at each strength, its draws pooled.
 
     Returns:
-        A row each: ``value`` (mean over the scored draws), ``error`` (the standard error over prompts, mean over
-        draws), ``low`` and ``high`` (the lowest and the highest draw) and the number of ``draws``.
+        A row each, with the columns ``direction`` and ``strength``: ``value`` (mean over the scored draws), ``error``
+        (the standard error over prompts, mean over draws), ``low`` and ``high`` (the lowest and the highest draw) and
+        the number of ``draws``.
     """
     pooled = []
     for (direction, strength), cells in rows.groupby(["direction", "strength"], sort=False):
@@ -178,6 +182,7 @@ def layer_order(layer: str) -> tuple[float, str]:
 
 
 def _with_layers(frame: pd.DataFrame) -> pd.DataFrame:
+    """Write the column ``layer`` as text, ``ALL_LAYERS`` where it is missing."""
     return frame.assign(layer=[_layer_of(value) for value in frame["layer"]])
 
 

@@ -39,9 +39,9 @@ Curve = tuple[np.ndarray, np.ndarray]
 def sweep_over_seeds(projections: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each fine-tune, subspace, method and fraction, its draws averaged within each seed.
 
-    ``energy_kept``, ``chance_energy`` and each of ``MEASURED`` are means over seeds, with ``_reach`` (half the width of
-    the two-sided 95 % t interval, NaN below two seeds) and ``_seeds``. ``draws`` is the most of a seed, and the numbers
-    of prompts and of their groups the largest of any model.
+    Columns: ``CONFIGURATION``; ``energy_kept``, ``chance_energy`` and each of ``MEASURED`` as means over seeds, with
+    ``_reach`` (half the width of the two-sided 95 % t interval, NaN below two seeds) and ``_seeds``. ``draws`` is the
+    most of a seed, and the numbers of prompts and of their groups the largest of any model.
     """
     measures = ["energy_kept", "chance_energy", *MEASURED]
     numbers = projections.astype(dict.fromkeys([*measures, *SAMPLE_SIZES], float))
@@ -59,10 +59,10 @@ def energy_correlations(projections: pd.DataFrame) -> pd.DataFrame:
     ``LEAST_MODELS`` points or where the measure moves less than ``LEAST_RANGE``.
 
     Returns:
-        A row for each fine-tune and measure: ``rho`` and its 95 % t interval ``low`` to ``high`` over ``seeds``, both
-        on Fisher's z scale and back, so that they stay within -1 and 1; ``draw_spread``, the mean over seeds of the
-        standard deviation over draws; ``draws``, the most of a seed; ``points`` and ``models``, the fewest behind one
-        rho and behind one seed.
+        A row for each fine-tune (``tuned``) and ``measure``: ``rho`` and its 95 % t interval ``low`` to ``high`` over
+        ``seeds``, both on Fisher's z scale and back, so that they stay within -1 and 1; ``draw_spread``, the mean over
+        seeds of the standard deviation over draws; ``draws``, the most of a seed; ``points`` and ``models``, the fewest
+        behind one rho and behind one seed.
     """
     rows: list[dict[str, Any]] = []
     for tuned, of_tuned in _onto_or_away(projections).groupby("tuned", sort=False):
@@ -212,6 +212,7 @@ class _Walk:
 
 
 def _onto_or_away(projections: pd.DataFrame) -> pd.DataFrame:
+    """Keep the rows whose ``method`` is one of ``METHODS``."""
     return projections[projections["method"].isin(METHODS)]
 
 

@@ -125,7 +125,7 @@ def _listed(sentences: list[str], width: int) -> str:
 
 
 def _refuse_what_is_no_page(target: Path, usual: Path, is_folder_name: bool) -> None:
-    """Raise where writing ``target`` would fail, or replace a file that is neither ``own`` nor a page."""
+    """Raise where writing ``target`` would fail, or replace a file that is neither ``usual`` nor a page."""
     if target.is_dir() or is_folder_name:
         raise InputError(f"{target} is a folder, expected a file to write the page to, such as {target / 'index.html'}")
     in_the_way = next((above for above in target.parents if above.exists() and not above.is_dir()), None)

@@ -124,7 +124,7 @@ def finished_by_layer(
 
 
 def curve_style(index: int) -> dict[str, Any]:
-    """Return how the curve of a label is drawn: a colour and a symbol by its place, the same in every panel."""
+    """Return how the curve of a label is drawn: a colour and a symbol by its index, the same in every panel."""
     colour = PALETTE[index % len(PALETTE)]
     return {
         "mode": "lines+markers",

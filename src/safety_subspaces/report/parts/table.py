@@ -109,7 +109,7 @@ def sample_words(frame: pd.DataFrame) -> str:
 
 
 def seeds_of(row: pd.Series, measures: Iterable[str]) -> str:
-    """Return over how many seeds the measures are means: once, or each where they differ."""
+    """Return over how many seeds the measures are means: one count, or all of them where they differ."""
     return joined_counts([count(row[f"{measure}_seeds"]) for measure in measures])
 
 

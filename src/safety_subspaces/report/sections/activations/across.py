@@ -30,7 +30,8 @@ VERDICTS: Final = {1: "overlapping", -1: "distinct", 0: "undecided"}
 def space_over_seeds(activations: Activations, view: View, by_layer: bool = False) -> pd.DataFrame:
     """Return each model and pair (and layer) of a view as a mean over seeds.
 
-    Without layers, those of a seed are averaged first. ``above`` and ``floor_above`` are those of
+    Columns: ``model``, ``first``, ``second`` and, by layer, ``layer``; then three measures. Without ``by_layer``, the
+    layers of a seed are averaged first. ``above`` and ``floor_above`` are those of
     :func:`~safety_subspaces.findings.activations.overlap_cells`, ``from_margin`` that of the equivalence test; each has
     its ``_reach`` (half the 95 % t interval, NaN below two seeds) and its number of ``_seeds``.
     """

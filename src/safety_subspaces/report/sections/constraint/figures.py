@@ -1,6 +1,6 @@
 """The chart of training under a constraint: harm and refusal margin against utility, one point a run.
 
-Colour says what subspace held the update, the symbol on which side of it, the size of a symbol the fraction of
+Colour is the kind of subspace, the symbol the side of it that the update is kept on, the size the fraction of
 directions; the runs of one kind are joined in the order of their fractions.
 """
 
@@ -54,7 +54,7 @@ def draw_runs(
     """Draw runs, or their means over seeds, with error bars of ``<measure>_reach`` to both sides.
 
     Args:
-        runs: Rows with the configuration, the measures and their reaches.
+        runs: Rows with ``CONFIGURATION``, ``fraction``, and each measure with its ``_reach``.
         levels: Where the aligned model stands, drawn as dashed lines.
         reach: What the error bars are, for the reader who points at one.
         single: The runs behind the means, drawn small and without bars.
@@ -167,7 +167,7 @@ def _draw_single(figure: go.Figure, single: pd.DataFrame, measure: str, panel: i
 
 
 def _keys(figure: go.Figure, runs: pd.DataFrame, sizes: dict[float, float]) -> None:
-    """Add the legend: what held the update, on which side of it, and how large a fraction is drawn."""
+    """Add the legend: the kind of subspace, the side of it that the update is kept on, and the sizes of fractions."""
     if (runs["constraint"] == "none").any():
         _key(figure, UNCONSTRAINED, SYMBOLS["none"], PURPLE, 12, "none")
     constrained = runs[runs["constraint"] != "none"]

@@ -18,7 +18,7 @@ from safety_subspaces.report.parts.columns import (
 )
 from safety_subspaces.report.parts.table import NOTHING, Table, sample_words, seeds_of
 
-# What a run is held to, or compared with.
+# Names of the subspaces that constrain a run, and of the runs that it is compared with.
 NAMES = {
     "": NOTHING,
     "top": "alignment",
@@ -80,7 +80,7 @@ def differences_across_table(seeds: Seeds) -> Table:
 
 
 def _constraint_columns(runs: pd.DataFrame) -> dict[str, Cell]:
-    """Return the columns of what each run was held to, and of where its update lies."""
+    """Return the columns of each run's constraint, and of where its update lies."""
     return {
         "constraint": _constraint_in(runs),
         "subspace": lambda row: NAMES.get(str(row["subspace"]), str(row["subspace"])),
@@ -101,7 +101,7 @@ def _compared_columns(compared: pd.DataFrame) -> dict[str, Cell]:
 
 
 def _constraint_in(runs: pd.DataFrame) -> Cell:
-    """Return the cell of what a run was held to, with the fine-tune where there are several."""
+    """Return the cell of a run's constraint, with the fine-tune where there are several."""
     several = runs["fine_tune"].nunique() > 1
 
     def cell(row: pd.Series) -> str:

@@ -32,7 +32,7 @@ CONTROLS: Final = {
 NAMES: Final = {"top": "top-k", "random-energy": "random of equal energy", "scaled": "scaled"}
 # What energy is to explain; harm follows the margin, and jumps.
 EXPLAINED: Final = ("refusal_margin", "utility")
-# Less is no difference that a reader would name, however sure; of the judge's scale a tenth of its 4 points.
+# A smaller difference is not called one, however sure it is; of the harm score, a tenth of the scale's 4 points.
 LEAST_SHOWN: Final = {**LEAST_CHANGE, "harm_score": 4 * CHANGED_SHARE}
 ORDER: Final = {
     "alone": "orders the outcome, and at equal energy no difference is shown",
@@ -147,6 +147,7 @@ def _read_all(organism: str, equal: pd.DataFrame, matched: pd.DataFrame) -> list
 
 
 def _pair_of(frame: pd.DataFrame, tuned: object, subspace: str, other: object) -> pd.DataFrame:
+    """Keep the rows of a contrast, by ``tuned``, ``subspace`` and ``other``."""
     return frame[(frame["tuned"] == tuned) & (frame["subspace"] == subspace) & (frame["other"] == other)]
 
 

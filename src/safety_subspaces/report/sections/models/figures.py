@@ -1,4 +1,4 @@
-"""The report's charts of projections, overlaps and training; what they share is in :mod:`chart_style`."""
+"""The chart of training losses."""
 
 from collections.abc import Sequence
 
@@ -56,6 +56,7 @@ def loss_figure(stages: Sequence[Stage]) -> go.Figure:
 
 
 def _thinned(curve: pd.DataFrame) -> pd.DataFrame:
+    """Keep at most about ``MOST_POINTS`` rows of a curve, evenly spread, and the last one."""
     step = max(1, -(-len(curve) // MOST_POINTS))
     last = curve.iloc[[-1]]
     return pd.concat([curve.iloc[:-1:step], last])

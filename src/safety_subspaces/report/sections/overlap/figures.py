@@ -14,9 +14,9 @@ from safety_subspaces.findings.overlaps import AS_NAMED, distances_over_seeds
 from safety_subspaces.report.parts.chart import draw_key, draw_silent, error_bar, finished, layer_step
 
 PANELS: Final = {"layer": "layer", "type": "type of tensor"}
-# Level, dash and how its line is told in the legend; lines are drawn across the place that they belong to.
+# Column of a chance level, dash of its line, and its name in the legend. A line spans its cell (a layer or a type).
 LINES: Final = (("chance", "dot", "chance"), ("matched_chance", "dashdot", "matched chance"))
-# Share of the room between two places that one place fills.
+# Share of the room between two cells that the marks of one cell fill.
 FILLED: Final = 0.8
 
 
@@ -183,6 +183,7 @@ def _pair_name(pair: Iterable[Any], rows: pd.DataFrame) -> str:
 
 
 def _shown(overlaps: pd.DataFrame, analysis: str) -> pd.DataFrame:
+    """Return the rows of :func:`distances_over_seeds` that the chart of one analysis draws."""
     frame = distances_over_seeds(overlaps[overlaps["analysis"] == analysis])
     return frame[(frame["pairing"] == AS_NAMED) & frame["by"].isin(list(PANELS))]
 
@@ -198,8 +199,8 @@ def _tensors(frame: pd.DataFrame, by: str) -> str:
 def _draw(
     figure: go.Figure, panel: int, rows: pd.DataFrame, centres: list[float], width: float, name: str, colour: str
 ) -> None:
-    """Draw one pair in one panel: lines across each place at its levels, then floor and pair with their intervals."""
-    # One line across each place, with a gap between places.
+    """Draw one pair in one panel: lines across each cell at its levels, then floor and pair with their intervals."""
+    # One line across each cell, with a gap between cells.
     ends = [end for centre in centres for end in (centre - width / 2, centre + width / 2, None)]
     for level, dash, _ in LINES:
         draw_silent(figure, panel, ends, _twice(rows[level]), {"color": GREY, "dash": dash, "width": 1.6})

@@ -93,7 +93,7 @@ def read_overlaps_across(overlaps: pd.DataFrame, organism: str) -> list[Finding]
 
 
 def midpoint_verdict(row: pd.Series) -> str:
-    """Judge by the side of the midpoint, half-way between floor and matched chance, that the whole interval is on."""
+    """Judge by the interval: wholly above, wholly below, or across the midpoint between floor and matched chance."""
     if _why_unknown(row):
         return "unknown"
     return {1: "as the same kind", -1: "apart", 0: "undecided"}[interval_of(row, "from_midpoint").sign]
@@ -151,7 +151,7 @@ def _read_pair(name: str, cell: pd.DataFrame, floor: pd.Series, of_head: float, 
 
 
 def _why_unknown(row: pd.Series) -> str:
-    """Return why a pair has no place between matched chance and floor; nothing where it has one."""
+    """Return why a pair cannot be judged between matched chance and floor; nothing where it can."""
     if row["overlap_seeds"] == 0:
         return "no overlap is defined"
     if np.isnan(row["floor"]):

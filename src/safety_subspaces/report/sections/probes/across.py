@@ -31,7 +31,10 @@ MOST_VIEWS: Final = 2
 
 
 def probes_over_seeds(probes: Probes) -> pd.DataFrame:
-    """Return each probe of each erasure, model and view: measures over layers as means over seeds with ``_reach``."""
+    """Return each probe of each erasure, model and view: measures over layers as means over seeds with ``_reach``.
+
+    Columns: ``CELL``, and each of ``MEASURES`` with ``_reach`` and ``_seeds``.
+    """
     return over_seeds(over_layers(probes.table), CELL, MEASURES)
 
 

@@ -18,8 +18,10 @@ from safety_subspaces.report.sections.steering.tables import SENSE, selectivity_
 def selectivity_over_seeds(steering: Steering) -> pd.DataFrame:
     """Return the selectivity of each model, direction, intervention, sense and measure as a mean over seeds.
 
-    Layers of a seed are averaged first. ``low`` and ``high`` are the 95 % t interval over ``selectivity_seeds``, NaN
-    below two; the intervals within a seed are not used. ``reserved`` counts the values with a reason.
+    Columns: ``COMPARISON``, ``selectivity`` with ``_reach`` and ``_seeds``, and ``reserved``, ``low``, ``high``,
+    ``row`` (the name of a row in a chart) and ``judged``. Layers of a seed are averaged first. ``low`` and ``high`` are
+    the 95 % t interval over ``selectivity_seeds``, NaN below two; the intervals within a seed are not used.
+    ``reserved`` counts the values with a reason.
     """
     numbers = steering.selectivity.assign(
         selectivity=steering.selectivity["selectivity"].astype(float),

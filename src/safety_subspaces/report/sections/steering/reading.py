@@ -113,6 +113,7 @@ def _read_dose(steering: Steering, view: SteerView) -> Finding:
 
 
 def _at_dose(rows: pd.DataFrame, measure: str, strength: float) -> pd.DataFrame:
+    """Return the rows of :func:`responses` at one strength, indexed by ``direction``; unscored ones are left out."""
     pooled = responses(rows, measure)
     return pooled[pooled["strength"] == strength].dropna(subset="value").set_index("direction")
 
