@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 from support.synthetic_activations import OVERLAPPING, write_hidden_seeds, write_hidden_study
 from support.synthetic_alignments import DPO, SFT, write_all
-from support.synthetic_constrained import NOTHING_HOLDS, Held, write_constrained_study, write_seeds
+from support.synthetic_constrained import NOTHING_HOLDS, ConstrainedRuns, write_constrained_study, write_seeds
 from support.synthetic_watched import LOST_BEFORE, watch_stage, write_trajectory
 
 from safety_subspaces.report.command import report
@@ -34,7 +34,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def page_url(tmp_path_factory):
-    held = Held(fractions=(0.1, 0.25, 0.5), seed_noise=0.5)
+    held = ConstrainedRuns(fractions=(0.1, 0.25, 0.5), seed_noise=0.5)
     folder = write_constrained_study(tmp_path_factory.mktemp("runs") / "organism-0", held)
     watch_stage(folder / "contaminated", WATCHED)
     write_trajectory(folder, str(folder / "contaminated"), "contaminated")

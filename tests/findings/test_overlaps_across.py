@@ -24,7 +24,7 @@ from safety_subspaces.findings.overlaps import (
 )
 from safety_subspaces.report.sections.overlap.figures import overlap_across_figure, overlap_caption
 from safety_subspaces.report.sections.overlap.reading import read_overlaps_across
-from safety_subspaces.report.sections.overlap.tables import overlaps_across_table, overlaps_by_place_table
+from safety_subspaces.report.sections.overlap.tables import overlaps_across_table, overlaps_by_cell_table
 
 MATRICES = len(BLOCK) * LAYERS
 BOTH = ("adapters", "weights")
@@ -120,15 +120,15 @@ def test_intervals_are_the_t_intervals_over_the_means_of_seeds():
 def test_distances_are_paired_within_a_seed():
     overlaps = overlaps_of(IN_BETWEEN)
     row = placed(overlaps)
-    own, matched = (by_seed(in_weights(overlaps), name) for name in ("overlap", "matched_chance"))
+    overlap, matched = (by_seed(in_weights(overlaps), name) for name in ("overlap", "matched_chance"))
     floor = (
         by_seed(in_weights(overlaps, "useful", "useful_again"))
         + by_seed(in_weights(overlaps, "harmful", "harmful_again"))
     ) / 2
     check_interval(row, "floor", floor)
-    check_interval(row, "from_matched", own - matched)
-    check_interval(row, "from_floor", own - floor)
-    check_interval(row, "from_midpoint", own - (floor + matched) / 2)
+    check_interval(row, "from_matched", overlap - matched)
+    check_interval(row, "from_floor", overlap - floor)
+    check_interval(row, "from_midpoint", overlap - (floor + matched) / 2)
 
 
 def test_what_shifts_a_whole_seed_is_in_no_distance():
@@ -204,9 +204,9 @@ def test_power_is_the_share_of_draws_at_the_floor_that_are_told():
     row = placed(overlaps_of(replace(IN_BETWEEN, noise=0.1)))
     margin, spread = row["scale"] / 2, row["from_midpoint_reach"] / stats.t.ppf(0.975, 2) * np.sqrt(3)
     draws = np.random.default_rng(0).normal(margin, spread, size=(40_000, 3))
-    told = draws.mean(axis=1) / stats.sem(draws, axis=1) > stats.t.ppf(0.975, 2)
-    assert 0.1 < told.mean() < 0.9
-    assert row["power"] == pytest.approx(told.mean(), abs=0.01)
+    significant = draws.mean(axis=1) / stats.sem(draws, axis=1) > stats.t.ppf(0.975, 2)
+    assert 0.1 < significant.mean() < 0.9
+    assert row["power"] == pytest.approx(significant.mean(), abs=0.01)
 
 
 def test_parts_are_cut_as_the_analysis_cuts_them_and_types_take_every_tensor():
@@ -232,16 +232,16 @@ def test_layers_and_types_are_counted_by_their_own_intervals():
 
 def test_tables_say_each_number_with_its_reach_and_what_it_is():
     overlaps = overlaps_of(replace(APART, analyses=BOTH))
-    table, places = overlaps_across_table(overlaps), overlaps_by_place_table(overlaps)
+    table, by_cell = overlaps_across_table(overlaps), overlaps_by_cell_table(overlaps)
     assert len(table.rows) == 2 * 2 * len(PARTS)  # analyses, pairings
-    assert len(places.rows) == 2 * (LAYERS + len(TYPES))
-    assert {len(row) for row in (*table.rows, *places.rows)} == {len(table.columns), len(places.columns)}
+    assert len(by_cell.rows) == 2 * (LAYERS + len(TYPES))
+    assert {len(row) for row in (*table.rows, *by_cell.rows)} == {len(table.columns), len(by_cell.columns)}
     row = placed(overlaps)
     cells = next(r for r in table.rows if r[:3] == ("useful - harmful", "", "blocks"))
     assert cells[3] == f"{row['overlap']:.3f}±{row['overlap_reach']:.3f}"
     assert cells[7] == f"{row['from_matched']:+.3f}±{row['from_matched_reach']:.3f}"
     assert cells[-3:] == (str(MATRICES), "0", "3")
-    for note in (table.note, places.note):
+    for note in (table.note, by_cell.note):
         assert "± half the 95 % t interval over seeds" in note
         assert "Energy 0.9" in note
     single = overlaps_across_table(overlaps_of(replace(APART, seeds=1)))
@@ -276,14 +276,14 @@ def test_without_floors_the_chart_has_none():
 def test_in_the_middle_a_side_comes_out_by_chance_in_about_one_experiment_of_twenty():
     overlaps = overlaps_of(Overlaps(position=0.5, noise=0.0, seeds=3))
     overlaps = overlaps[(overlaps["analysis"] == "weights") & (overlaps["energy"] == 0.9) & (overlaps["type"] == "q")]
-    own = ~overlaps["floor"] & (overlaps["second"] == "harmful") & (overlaps["first"] == "useful")
+    is_pair = ~overlaps["floor"] & (overlaps["second"] == "harmful") & (overlaps["first"] == "useful")
     floors = overlaps[overlaps["floor"]].groupby(["seed", "tensor"])["overlap"].mean()
-    middle = (overlaps.loc[own].set_index(["seed", "tensor"])["matched_chance"] + floors).dropna() / 2
+    middle = (overlaps.loc[is_pair].set_index(["seed", "tensor"])["matched_chance"] + floors).dropna() / 2
     random, wrong = np.random.default_rng(0), 0
     for _ in range(12):
         noise = pd.Series(0.02 * random.normal(size=3), index=["0", "1", "2"])
         values = middle.to_numpy() + noise[middle.index.get_level_values("seed")].to_numpy()
-        drawn = overlaps[overlaps["floor"] | own].copy()
-        drawn.loc[own, "overlap"] = values
+        drawn = overlaps[overlaps["floor"] | is_pair].copy()
+        drawn.loc[is_pair, "overlap"] = values
         wrong += first_finding(drawn).verdict != "undecided"
     assert wrong <= 3  # of 12: 0.6 expected, 3 standard deviations above

@@ -45,7 +45,7 @@ def verdicts(seeds, topic):
 
 
 @pytest.mark.parametrize(
-    ("held", "safety", "controls"),
+    ("world", "safety", "controls"),
     [
         (NOTHING_HOLDS, "not kept", "no difference"),
         (KEEPS_SAFETY, "kept", "no difference"),
@@ -54,8 +54,8 @@ def verdicts(seeds, topic):
         (A_TRADE, "not kept", "trade"),
     ],
 )
-def test_each_outcome_can_come_out_over_seeds(tmp_path, held, safety, controls):
-    seeds = read_seeds(write_seeds(tmp_path, replace(held, seed_noise=0.2, fractions=RANKS)))
+def test_each_outcome_can_come_out_over_seeds(tmp_path, world, safety, controls):
+    seeds = read_seeds(write_seeds(tmp_path, replace(world, seed_noise=0.2, fractions=RANKS)))
     assert verdicts(seeds, "constraint") == [safety, safety]
     assert verdicts(seeds, "constraint controls") == [controls, controls]
     said = " ".join(finding.sentence for finding in read_constrained_across(seeds))
@@ -139,17 +139,17 @@ def test_a_repeated_seed_or_folder_is_refused(tmp_path):
 
 def test_the_page_of_several_seeds_lies_beside_them_and_asks_for_nothing(tmp_path):
     folders = write_seeds(tmp_path, replace(NOTHING_HOLDS, fractions=RANKS))
-    made = report(folders)
-    assert made.path == tmp_path / "study" / "report" / "index.html"
-    text = made.path.read_text()
-    assert is_page(made.path)
-    assert report(folders).path == made.path
+    page = report(folders)
+    assert page.path == tmp_path / "study" / "report" / "index.html"
+    text = page.path.read_text()
+    assert is_page(page.path)
+    assert report(folders).path == page.path
     assert "Training under a constraint, across seeds" in text
     assert "Across seeds 0, 1, 2" in text
     assert "default-src 'none'" in text
     assert ">nan<" not in text
-    assert max(map(len, str(made).splitlines())) <= max(110, len(f"report: {made.path}"))
-    assert "Models, across seeds" in str(made)
+    assert max(map(len, str(page).splitlines())) <= max(110, len(f"report: {page.path}"))
+    assert "Models, across seeds" in str(page)
 
 
 def test_seeds_without_constrained_runs_are_a_page_of_models(tmp_path):

@@ -75,18 +75,18 @@ def page(overlapping):
 )
 def test_each_outcome_can_come_out_in_one_form(tmp_path, hidden, space, probes, steering):
     states = states_of(write_hidden_study(tmp_path / "s", hidden))
-    told = {topic: findings_of(states, topic) for topic in TOPICS}
-    assert [told[topic][0].verdict for topic in TOPICS] == [space, probes, steering]
-    assert f"{space} in {CELLS}" in told["activations"][0].headline
+    by_topic = {topic: findings_of(states, topic) for topic in TOPICS}
+    assert [by_topic[topic][0].verdict for topic in TOPICS] == [space, probes, steering]
+    assert f"{space} in {CELLS}" in by_topic["activations"][0].headline
     for name in ("overlapping", "distinct", "undecided", "undefined"):
-        assert f"{name} in " in told["activations"][0].headline
+        assert f"{name} in " in by_topic["activations"][0].headline
     for words in ("minus matched chance", "two halves of one set", "power 0.90", "n: 200 and 128 prompts"):
-        assert words in told["activations"][0].sentence
+        assert words in by_topic["activations"][0].sentence
     for name in ("higher", "lower", "undecided", "unknown"):
-        assert f"{name} in " in told["steering"][0].headline
+        assert f"{name} in " in by_topic["steering"][0].headline
     side = {1: "higher", -1: "lower", 0: "undecided"}[int(np.sign(hidden.effect))]
-    assert f"harm score {side} in 4" in re.sub(r"\w+ in 0,? ?", "", told["steering"][0].headline)
-    every = " ".join(f.headline + f.sentence for found in told.values() for f in found)
+    assert f"harm score {side} in 4" in re.sub(r"\w+ in 0,? ?", "", by_topic["steering"][0].headline)
+    every = " ".join(f.headline + f.sentence for findings in by_topic.values() for f in findings)
     assert "nan" not in every.lower()
     assert "{" not in every
 
@@ -109,9 +109,9 @@ def test_overlaps_stand_above_their_own_matched_chance_beside_floor_and_like_pro
     cells = overlap_cells(activations, activations.views[0])
     assert len(cells) == len(PAIRS) * CELLS
     cell = cells[(cells["model"] == "base") & (cells["second"] == "benign") & (cells["layer"] == 2)].iloc[0]
-    own = raw[(raw["model"] == "base") & (raw["layer"] == 2) & (raw["energy"] == 0.9) & ~raw["matched"]]
-    pair = own[(own["first"] == "harmful") & (own["second"] == "benign")].iloc[0]
-    floors = own[own["floor"] & own["first"].isin(["harmful", "benign"])]
+    rows = raw[(raw["model"] == "base") & (raw["layer"] == 2) & (raw["energy"] == 0.9) & ~raw["matched"]]
+    pair = rows[(rows["first"] == "harmful") & (rows["second"] == "benign")].iloc[0]
+    floors = rows[rows["floor"] & rows["first"].isin(["harmful", "benign"])]
     assert cell["above"] == pytest.approx(pair["overlap"] - pair["matched_chance"])
     assert cell["floor_above"] == pytest.approx((floors["overlap"] - floors["matched_chance"]).mean())
     assert cell["alike_above"] == pytest.approx(cell["above"])
@@ -155,7 +155,9 @@ def test_undefined_tests_are_counted_and_are_in_no_mean(tmp_path):
     assert row[columns.index("overlapping")] == str(LAYERS)
     assert float(row[columns.index("minus margin")]) < 0.3
     assert verdict_counts(pd.DataFrame({"verdict": ["undefined", None, "distinct"]})) == {
-        **{"overlapping": 0, "distinct": 1, "undecided": 0},
+        "overlapping": 0,
+        "distinct": 1,
+        "undecided": 0,
         "undefined": 2,
     }
 
@@ -166,8 +168,8 @@ def test_figures_show_the_numbers_of_the_tables(states):
     maps = [trace for trace in heatmap_figure(activations, view).data if trace.type == "heatmap"]
     assert len(maps) == len(PAIRS) + 1  # and the floor
     cells = overlap_cells(activations, view)
-    own = cells[(cells["first"] == view.pairs[0][0]) & (cells["second"] == view.pairs[0][1])]
-    expected = own.pivot(index="model", columns="layer", values="above").loc[list(MODELS)]
+    of_pair = cells[(cells["first"] == view.pairs[0][0]) & (cells["second"] == view.pairs[0][1])]
+    expected = of_pair.pivot(index="model", columns="layer", values="above").loc[list(MODELS)]
     np.testing.assert_allclose(np.asarray(maps[0].z, float), expected)
     axis = heatmap_figure(activations, view).layout.coloraxis
     assert axis.cmin == -axis.cmax  # chance is the middle colour

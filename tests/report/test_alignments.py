@@ -110,19 +110,19 @@ def test_the_gap_between_objectives_can_come_out_either_way(tmp_path, second, ve
 @pytest.mark.parametrize(("moved", "explained"), [(5.5, "explained"), (0.0, "not explained")])
 def test_a_change_that_closes_the_gap_is_named_and_one_that_does_not_is_not(tmp_path, moved, explained):
     organisms = read_organisms(write_all(tmp_path, [SFT, DPO, replace(SFT, rate=5e-4, selectivity=moved)]))
-    found = [finding for finding in read_alignments(organisms) if finding.topic == "changes"]
-    assert found[0].verdict == explained
-    assert found[0].headline.endswith("by other changes: SFT, rate 0.0005.") == (explained == "explained")
-    assert found[1].verdict == ("more selective" if moved else "no change shown")
+    findings = [finding for finding in read_alignments(organisms) if finding.topic == "changes"]
+    assert findings[0].verdict == explained
+    assert findings[0].headline.endswith("by other changes: SFT, rate 0.0005.") == (explained == "explained")
+    assert findings[1].verdict == ("more selective" if moved else "no change shown")
 
 
-@pytest.mark.parametrize(("norms", "rho", "told"), [((4, 5, 6, 7, 8, 9), -0.999, "found"), ((5,) * 6, None, "none")])
-def test_a_trait_that_goes_with_selectivity_is_found_and_one_that_does_not_is_not(tmp_path, norms, rho, told):
+@pytest.mark.parametrize(("norms", "rho", "verdict"), [((4, 5, 6, 7, 8, 9), -0.999, "found"), ((5,) * 6, None, "none")])
+def test_a_trait_that_goes_with_selectivity_is_found_and_one_that_does_not_is_not(tmp_path, norms, rho, verdict):
     recipes = [replace(SFT, size=1000 + n, selectivity=6.0 - n, norm=norm) for n, norm in enumerate(norms)]
     organisms = read_organisms(write_all(tmp_path, recipes, seeds=2))
-    found = trait_correlations(alignments_by_seed(organisms)).set_index("trait").loc["norm", "rho"]
-    assert np.isnan(found) if rho is None else found == pytest.approx(rho)
-    assert verdicts(organisms, "traits") == [told]
+    measured = trait_correlations(alignments_by_seed(organisms)).set_index("trait").loc["norm", "rho"]
+    assert np.isnan(measured) if rho is None else measured == pytest.approx(rho)
+    assert verdicts(organisms, "traits") == [verdict]
 
 
 def test_one_seed_is_no_interval_and_no_verdict(tmp_path):
@@ -133,15 +133,15 @@ def test_one_seed_is_no_interval_and_no_verdict(tmp_path):
 
 
 def test_the_page_has_both_organisms_and_what_they_show_side_by_side(tmp_path):
-    made = report(write_all(tmp_path, [SFT, DPO], seeds=2), str(tmp_path / "page.html"))
-    text = made.path.read_text()
+    page = report(write_all(tmp_path, [SFT, DPO], seeds=2), str(tmp_path / "page.html"))
+    text = page.path.read_text()
     for wanted in ("Aligned by SFT", "Aligned by DPO", "Alignments side by side", "sweep-organism-1-contaminated"):
         assert wanted in text
     assert ">nan<" not in text
-    assert "Side by side" in str(made)
+    assert "Side by side" in str(page)
 
 
 def test_a_study_that_was_stopped_before_its_evaluation_does_not_take_the_page_of_the_others(tmp_path):
     half = write_study(tmp_path / "half", World(seed=7), (), ("base",))
-    made = report([write_aligned(tmp_path / "whole", SFT, 0), str(half)], str(tmp_path / "page.html"))
-    assert "No model was evaluated in these studies." in made.path.read_text()
+    page = report([write_aligned(tmp_path / "whole", SFT, 0), str(half)], str(tmp_path / "page.html"))
+    assert "No model was evaluated in these studies." in page.path.read_text()

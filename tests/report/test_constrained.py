@@ -12,7 +12,7 @@ from support.synthetic_constrained import (
     LESS_SELECTIVE,
     MORE_SELECTIVE,
     NOTHING_HOLDS,
-    Held,
+    ConstrainedRuns,
     write_constrained_study,
 )
 from support.synthetic_study import STAGES, write_study
@@ -35,8 +35,8 @@ from safety_subspaces.report.sections.constraint.tables import comparison_table,
 SEVERAL = replace(NOTHING_HOLDS, fractions=(0.1, 0.25, 0.5))
 
 
-def make(path, held=NOTHING_HOLDS, **options):
-    return read_study(write_constrained_study(path / "organism-0", held, **options))
+def make(path, world=NOTHING_HOLDS, **options):
+    return read_study(write_constrained_study(path / "organism-0", world, **options))
 
 
 def verdicts(study, topic):
@@ -106,11 +106,11 @@ def constraint_of(*parts):
 
 
 def test_observing_and_several_constraints_are_no_constraint_of_the_experiment():
-    held = SubspaceProjection("a/s.safetensors")
-    assert constraint_of(held).rank == "of s.safetensors"
-    assert constraint_of(held, held) is None
+    projection = SubspaceProjection("a/s.safetensors")
+    assert constraint_of(projection).rank == "of s.safetensors"
+    assert constraint_of(projection, projection) is None
     assert constraint_of(SubspaceProjection("a/s.safetensors", mode="observe")) is None
-    assert constraint_of(held, SubspaceProjection("a/s.safetensors", mode="observe")).mode == "away"
+    assert constraint_of(projection, SubspaceProjection("a/s.safetensors", mode="observe")).mode == "away"
     for manifest in ({}, {"parts": []}, {"parts": [{"part": "callbacks.SubspaceProjection"}]}):
         assert read_constraint(manifest) is None
 
@@ -127,8 +127,8 @@ def test_a_constraint_is_known_by_what_it_says_and_not_by_its_name():
             facts = {"mode": "away", "subspace": "random", "rank": "3 neurons", "fraction": None, "details": ""}
             return {"constraint": facts}
 
-    found = constraint_of(ModelExport(), Defence())
-    assert found == Constraint("onto", "top", "0.25", 0.25, "side right")
+    constraint = constraint_of(ModelExport(), Defence())
+    assert constraint == Constraint("onto", "top", "0.25", 0.25, "side right")
     other = constraint_of(Elsewhere())
     assert (other.subspace, other.rank) == ("random", "3 neurons")
     assert math.isnan(other.fraction)
@@ -143,9 +143,9 @@ def test_every_setting_that_weakens_a_constraint_is_said_and_no_default_is():
     rank = RankRule(energy=0.9)
     changed = {"constrain": "gradient", "side": "right", "types": ["q"], "layers": [1], "patterns": ["*.mlp.*"]}
     changed |= {"strength": 0.5, "start_step": 3, "ramp_steps": 7}
-    found = constraint_of(SubspaceProjection(base="b", aligned="a", rank=rank, seed=4, every_n_steps=9, **changed))
-    assert found.rank == "energy 0.9"
-    assert found.details == (
+    constraint = constraint_of(SubspaceProjection(base="b", aligned="a", rank=rank, seed=4, every_n_steps=9, **changed))
+    assert constraint.rank == "energy 0.9"
+    assert constraint.details == (
         "constrain gradient, side right, types ['q'], layers [1], patterns ['*.mlp.*'], strength 0.5, start_step 3, "
         "ramp_steps 7"
     )
@@ -181,19 +181,19 @@ def test_differences_and_their_errors_are_those_of_the_two_rows(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("held", "safety", "controls"),
+    ("world", "safety", "controls"),
     [
         (NOTHING_HOLDS, "not kept", "no difference"),
         (KEEPS_SAFETY, "kept", "no difference"),
-        (Held(margin=0.3), "kept in part", "no difference"),
+        (ConstrainedRuns(margin=0.3), "kept in part", "no difference"),
         (MORE_SELECTIVE, "not kept", "more selective"),
         (LESS_SELECTIVE, "not kept", "less selective"),
         (A_TRADE, "not kept", "trade"),
-        (Held(learnt_more=-0.4), "not kept", "less selective"),
+        (ConstrainedRuns(learnt_more=-0.4), "not kept", "less selective"),
     ],
 )
-def test_each_outcome_of_the_experiment_can_come_out(tmp_path, held, safety, controls):
-    study = make(tmp_path, held)
+def test_each_outcome_of_the_experiment_can_come_out(tmp_path, world, safety, controls):
+    study = make(tmp_path, world)
     assert verdicts(study, "constraint") == [safety, safety, "one run each"]
     assert verdicts(study, "constraint controls") == [controls, controls]
 
@@ -265,7 +265,7 @@ def test_an_aligned_model_far_from_the_runs_is_named_and_does_not_press_them_fla
     figure = constraint_figure(make(tmp_path))
     assert figure.layout.yaxis2.range[1] < 0
     assert any(note.text == "aligned at 10.00, above" for note in figure.layout.annotations)
-    near = constraint_figure(make(tmp_path / "near", Held(margin=12.0)))
+    near = constraint_figure(make(tmp_path / "near", ConstrainedRuns(margin=12.0)))
     assert [note.text for note in near.layout.annotations] == ["aligned", "aligned"]
 
 

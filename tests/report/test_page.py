@@ -50,21 +50,21 @@ def test_a_page_that_was_written_elsewhere_is_replaced(tmp_path):
 
 def test_the_studys_own_page_of_an_earlier_version_is_replaced(tmp_path):
     folder = write_study(tmp_path / "s", analyses=("evaluate",))
-    own = folder / "report" / "index.html"
-    own.parent.mkdir()
-    own.write_text("a page without a generator")
+    page = folder / "report" / "index.html"
+    page.parent.mkdir()
+    page.write_text("a page without a generator")
     report(str(folder))
-    assert is_page(own)
+    assert is_page(page)
 
 
 def test_a_file_that_is_no_page_is_not_written_over(tmp_path):
     folder = write_study(tmp_path / "s", analyses=("evaluate",))
-    kept = tmp_path / "notes.html"
+    notes = tmp_path / "notes.html"
     for text in ("my notes", "", "x" * SEARCHED_HEAD + GENERATOR):
-        kept.write_text(text)
+        notes.write_text(text)
         with pytest.raises(InputError, match="not written over"):
-            report(str(folder), str(kept))
-        assert kept.read_text() == text
+            report(str(folder), str(notes))
+        assert notes.read_text() == text
 
 
 @pytest.mark.parametrize("out", ["folder", "new/", "notes/page.html", ""])

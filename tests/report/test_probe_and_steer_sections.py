@@ -50,8 +50,8 @@ def test_what_is_left_is_judged_by_its_interval():
 
 def test_probes_that_know_nothing_are_above_chance_in_about_one_of_forty():
     random = np.random.default_rng(0)
-    told = [left_verdict(0.02 * random.normal(), 0.02) for _ in range(4000)]
-    assert 0.017 < told.count("above chance") / 4000 < 0.034  # 0.025, 4 standard deviations about
+    verdicts = [left_verdict(0.02 * random.normal(), 0.02) for _ in range(4000)]
+    assert 0.017 < verdicts.count("above chance") / 4000 < 0.034  # 0.025, 4 standard deviations about
 
 
 def test_a_mean_over_layers_keeps_the_error_of_a_layer(states):
@@ -62,19 +62,19 @@ def test_a_mean_over_layers_keeps_the_error_of_a_layer(states):
     written = means["erasure"] == "quadratic"  # judged beside control labels, whose deviation counts as well
     np.testing.assert_allclose(means.loc[~written, "left_stderr"].astype(float), 0.02)
     np.testing.assert_allclose(means.loc[written, "left_stderr"].astype(float), (0.02**2 + 0.01**2) ** 0.5)
-    own = means[(means["model"] == "base") & (means["negative"] == "benign") & (means["erasure"] == "leace")]
+    rows = means[(means["model"] == "base") & (means["negative"] == "benign") & (means["erasure"] == "leace")]
     raw = probe_tables(OVERLAPPING, _probe_random())["table"]
     cells = raw[(raw["model"] == "base") & (raw["negative"] == "benign") & (raw["erasure"] == "leace")]
     for kind in PROBES:
-        value = own[own["probe"] == kind]["auc"].iloc[0]
+        value = rows[rows["probe"] == kind]["auc"].iloc[0]
         assert value == pytest.approx(cells[cells["probe"] == kind]["auc"].mean())
 
 
 def test_without_an_auc_accuracy_is_judged_against_its_chance(tmp_path):
     folder = write_hidden_study(tmp_path / "s", without=("auc", "auc_stderr"), commands=("probe",))
     means = over_layers(read_probes([("", read_study(folder))]).table)
-    own = means[means["erasure"] != "quadratic"]
-    np.testing.assert_allclose(own["left"].astype(float), own["accuracy"].astype(float) - 0.5)
+    rows = means[means["erasure"] != "quadratic"]
+    np.testing.assert_allclose(rows["left"].astype(float), rows["accuracy"].astype(float) - 0.5)
     assert means.loc[means["erasure"] == "quadratic", "left"].isna().all()  # the level of a coin says nothing there
     assert "Accuracy, mean over layers" in findings_of(states_of(folder), "probes")[0].sentence
 
@@ -91,8 +91,15 @@ def test_the_probes_are_drawn_by_erasure_with_control_and_chance(states):
 
 
 def cells(erasure: str, auc: float, control: float, draws: int) -> pd.DataFrame:
-    told = {"erasure": erasure, "accuracy": 0.7, "accuracy_stderr": 0.03, "chance": 0.5, "auc": auc, "auc_stderr": 0.03}
-    return pd.DataFrame([{**told, "control_auc": control, "control_auc_sd": 0.05, "n_controls": draws}])
+    measured = {
+        "erasure": erasure,
+        "accuracy": 0.7,
+        "accuracy_stderr": 0.03,
+        "chance": 0.5,
+        "auc": auc,
+        "auc_stderr": 0.03,
+    }
+    return pd.DataFrame([{**measured, "control_auc": control, "control_auc_sd": 0.05, "n_controls": draws}])
 
 
 def test_what_quadratic_erasure_writes_into_states_is_not_taken_for_what_is_left():
@@ -125,11 +132,11 @@ def test_random_directions_are_a_band_over_their_draws(states):
     steering = states.steering
     view = next(view for view in steering.views("aligned") if view.intervention == "addition")
     assert view.layer == "3"  # the middle one of three, whatever came out
-    found = responses(of_view(steering, view), "harm_score").set_index(["direction", "strength"])
-    band = found.loc[(f"random:{DIRECTION}", STRENGTHS[-1])]
+    pooled = responses(of_view(steering, view), "harm_score").set_index(["direction", "strength"])
+    band = pooled.loc[(f"random:{DIRECTION}", STRENGTHS[-1])]
     assert band["draws"] == DRAWS
     assert (band["low"], band["high"]) == (pytest.approx(2.2), pytest.approx(2.8))
-    assert found.loc[(DIRECTION, STRENGTHS[-1]), "value"] == pytest.approx(2.5 + 2 * OVERLAPPING.effect)
+    assert pooled.loc[(DIRECTION, STRENGTHS[-1]), "value"] == pytest.approx(2.5 + 2 * OVERLAPPING.effect)
     figure = dose_figure(steering, view)
     assert len([t for t in figure.data if t.fill == "tonexty"]) == 5
     # Every curve passes through the model without an intervention.
@@ -159,8 +166,10 @@ def test_a_selectivity_without_a_value_says_its_reason(states):
 
 def test_what_is_compared_at_the_largest_dose_is_marked_and_counted(tmp_path):
     tables = steer_tables(OVERLAPPING, np.random.default_rng(0))
-    found = tables["selectivity"]
-    found.loc[found["intervention"] == "ablation", "reason"] = "a cost of 0.1 is not reached; compared at the largest"
+    selectivity = tables["selectivity"]
+    selectivity.loc[selectivity["intervention"] == "ablation", "reason"] = (
+        "a cost of 0.1 is not reached; compared at the largest"
+    )
     folder = write_study(tmp_path / "s", analyses=(), stages=("aligned",))
     write_result(folder, "steer", "states", tables, {})
     states = states_of(folder)

@@ -37,8 +37,8 @@ def test_intervals_over_seeds_are_those_of_the_means_over_layers(tmp_path):
     view = states.activations.views[0]
     row = space_over_seeds(states.activations, view).set_index(["model", "first", "second"]).loc[("base", *PAIRS[1])]
     cells = overlap_cells(states.activations, view)
-    own = cells[(cells["model"] == "base") & (cells["first"] == "harmful") & (cells["second"] == "utility")]
-    values = own.groupby("seed")["above"].mean()
+    rows = cells[(cells["model"] == "base") & (cells["first"] == "harmful") & (cells["second"] == "utility")]
+    values = rows.groupby("seed")["above"].mean()
     low, high = stats.t.interval(0.95, 2, loc=values.mean(), scale=stats.sem(values))
     assert row["above"] == pytest.approx(values.mean())
     assert row["above_reach"] == pytest.approx((high - low) / 2)
@@ -81,14 +81,14 @@ def test_one_seed_has_no_interval_and_no_verdict(tmp_path):
 
 def test_the_page_over_seeds_has_a_few_charts_of_each_and_says_its_seeds(tmp_path):
     folders = write_hidden_seeds(tmp_path, replace(OVERLAPPING, seed_noise=0.02))
-    made = report(folders)
-    text = made.path.read_text()
+    page = report(folders)
+    text = page.path.read_text()
     for title in ("Activation space, across seeds", "Probes, across seeds", "Steering, across seeds"):
         assert title in text
     assert text.count('class="chart"') == 4
     assert "half the 95 % t interval over seeds" in text
     assert ">nan<" not in text
-    assert max(map(len, str(made).splitlines()[:-1])) <= 110
+    assert max(map(len, str(page).splitlines()[:-1])) <= 110
     organisms = read_organisms(folders)
     assert {"Activation space", "Probes", "Selectivity of steering"} <= {
         t.split(",")[0] for t in across_tables(organisms)

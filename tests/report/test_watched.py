@@ -43,19 +43,19 @@ def study(tmp_path_factory):
 def watched_so(study, *runs, **changes):
     """The study with the values of other runs in place of its own, without a disk."""
     stage = next(stage for stage in study.stages if stage.name == "contaminated")
-    made = [
+    stages = [
         replace(
             stage,
-            name=f"run{place}" if place else stage.name,
+            name=f"run{number}" if number else stage.name,
             scalars={
                 tag: pd.DataFrame({"step": list(values), "value": list(values.values())})
                 for tag, values in scalars_of(run).items()
             },
             **changes,
         )
-        for place, run in enumerate(runs)
+        for number, run in enumerate(runs)
     ]
-    return replace(study, stages=tuple(made))
+    return replace(study, stages=tuple(stages))
 
 
 def sentence(study, part):
@@ -335,8 +335,8 @@ def test_a_long_trajectory_is_thinned_to_a_screenful_and_says_so(tmp_path):
 
 def test_page_and_terminal_show_a_watched_run(study):
     text = report(str(study.folder)).path.read_text()
-    for place in ("chart-watching-0", "chart-watching-0-layers-0", "chart-watching-0-layers-1"):
-        assert f'id="{place}"' in text
+    for chart in ("chart-watching-0", "chart-watching-0-layers-0", "chart-watching-0-layers-1"):
+        assert f'id="{chart}"' in text
     assert "No run was watched" not in text
     assert ">nan<" not in text
     terminal = summary_text(study).split("Missing:")[0]

@@ -68,13 +68,13 @@ def write_hidden(
 ) -> Path:
     """Add the analyses to a study; ``without`` names columns that none of the tables has."""
     random = np.random.default_rng([seed, 11])
-    made = {"activations": activation_tables, "probe": probe_tables, "steer": steer_tables}
+    writers = {"activations": activation_tables, "probe": probe_tables, "steer": steer_tables}
     arguments = {"activations": {"center": False, "energies": list(ENERGIES)}}
     for command in commands:
         # Three seeds have a mean of 0: what is undecided then is so whatever the draw.
-        tables = made[command](hidden, random, hidden.seed_noise * (seed % 3 - 1))
-        kept = {name: table.drop(columns=[*without], errors="ignore") for name, table in tables.items()}
-        write_result(folder, command, "states", kept, arguments.get(command, {}))
+        tables = writers[command](hidden, random, hidden.seed_noise * (seed % 3 - 1))
+        written = {name: table.drop(columns=[*without], errors="ignore") for name, table in tables.items()}
+        write_result(folder, command, "states", written, arguments.get(command, {}))
     return folder
 
 
@@ -110,8 +110,8 @@ def activation_tables(hidden: Hidden, random: np.random.Generator, shift: float 
             where = {"model": model, "position": "last", "layer": layer}
             for energy in ENERGIES:
                 pairs = [*((name, name, 1.0) for name in SETS), *((*pair, position) for pair in PAIRS)]
-                for first, second, place in pairs:
-                    cell = _overlap(hidden, energy, place, random) | where | {"first": first, "second": second}
+                for first, second, pair_position in pairs:
+                    cell = _overlap(hidden, energy, pair_position, random) | where | {"first": first, "second": second}
                     is_floor = first == second
                     table.append({**cell, "floor": is_floor, "matched": False, "extra": "tolerated"})
                     if not is_floor:
@@ -121,17 +121,27 @@ def activation_tables(hidden: Hidden, random: np.random.Generator, shift: float 
                 p_value = 0.005 if hidden.differs else 0.6
                 two_sample += [
                     {
-                        **{**where, "first": first, "second": second, "matched": matched, "mmd": 0.1, "mmd_p": p_value},
-                        **{"mean_distance": 2.0, "mean_distance_standardised": 1.2, "mean_p": p_value},
-                        **{"n_first": 200, "n_second": 128, "n_groups_first": 50, "n_groups_second": 32},
+                        **where,
+                        "first": first,
+                        "second": second,
+                        "matched": matched,
+                        "mmd": 0.1,
+                        "mmd_p": p_value,
+                        "mean_distance": 2.0,
+                        "mean_distance_standardised": 1.2,
+                        "mean_p": p_value,
+                        "n_first": 200,
+                        "n_second": 128,
+                        "n_groups_first": 50,
+                        "n_groups_second": 32,
                     }
                     for matched in (False, True)
                 ]
-            for place, name in enumerate(SETS):
-                size = {"two_nn": 5.0 + place + layer, "two_nn_stderr": 0.4, "mle": 4.0, "mle_stderr": 0.1, "n": 200}
+            for index, name in enumerate(SETS):
+                size = {"two_nn": 5.0 + index + layer, "two_nn_stderr": 0.4, "mle": 4.0, "mle_stderr": 0.1, "n": 200}
                 dimension.append({**where, "set": name, **size})
-    for place, first in enumerate(MODELS):
-        for second in MODELS[place + 1 :]:
+    for index, first in enumerate(MODELS):
+        for second in MODELS[index + 1 :]:
             for layer in range(LAYERS + 1):
                 for name in SETS:
                     pair = {"first_model": first, "second_model": second, "set": name, "position": "last"}
@@ -141,21 +151,25 @@ def activation_tables(hidden: Hidden, random: np.random.Generator, shift: float 
     keys = ["model", "first", "second", "energy", "position"]
     depth = frame[~frame["matched"]].groupby(keys, sort=False)[["overlap", "chance"]].mean().reset_index()
     return {
-        **{"table": frame, "equivalence": pd.DataFrame(equivalence), "two_sample": pd.DataFrame(two_sample)},
-        **{"dimension": pd.DataFrame(dimension), "cka": pd.DataFrame(cka), "depth": depth.assign(layers="3 to 3")},
+        "table": frame,
+        "equivalence": pd.DataFrame(equivalence),
+        "two_sample": pd.DataFrame(two_sample),
+        "dimension": pd.DataFrame(dimension),
+        "cka": pd.DataFrame(cka),
+        "depth": depth.assign(layers="3 to 3"),
     }
 
 
 def probe_tables(hidden: Hidden, random: np.random.Generator, shift: float = 0.0) -> dict[str, pd.DataFrame]:
-    kept = {"none": (0.45,) * len(PROBES), "leace": hidden.left, "quadratic": hidden.left_quadratic}
+    left_by_erasure = {"none": (0.45,) * len(PROBES), "leace": hidden.left, "quadratic": hidden.left_quadratic}
     table, learning, transfer = [], [], []
     for model in MODELS:
         for negative in ("benign", "utility"):
             for layer in range(1, LAYERS + 1):
-                for place, probe in enumerate(PROBES):
+                for index, probe in enumerate(PROBES):
                     where = {"model": model, "negative": negative, "layer": layer, "position": "last", "probe": probe}
                     for erasure in ERASURES:
-                        above = kept[erasure][place] + shift + 0.002 * random.normal()
+                        above = left_by_erasure[erasure][index] + shift + 0.002 * random.normal()
                         controls = {"control_auc": 0.5, "control_auc_sd": 0.01, "n_controls": 3}
                         table.append({**where, "erasure": erasure, **_scores(above), **controls})
                     learning += [
@@ -194,10 +208,17 @@ def _overlap(hidden: Hidden, energy: float, position: float, random: np.random.G
     matched, floor = 0.3 * energy, 0.9 * energy
     value = matched + position * (floor - matched) + hidden.noise * random.normal()
     return {
-        **{"energy": energy, "rank_first": 12, "rank_second": 14, "overlap": value, "chance": 0.15, "p_haar": 0.0},
-        **{"matched_chance": matched if hidden.has_control else np.nan},
-        **{"p_matched": (0.01 if position > 0.3 else 0.4) if hidden.has_control else np.nan},
-        **{"mean_angle_radians": 0.5, "n_first": 200, "n_second": 128},
+        "energy": energy,
+        "rank_first": 12,
+        "rank_second": 14,
+        "overlap": value,
+        "chance": 0.15,
+        "p_haar": 0.0,
+        "matched_chance": matched if hidden.has_control else np.nan,
+        "p_matched": (0.01 if position > 0.3 else 0.4) if hidden.has_control else np.nan,
+        "mean_angle_radians": 0.5,
+        "n_first": 200,
+        "n_second": 128,
     }
 
 
@@ -208,18 +229,35 @@ def _test(hidden: Hidden, cell: Mapping[str, Any]) -> dict[str, Any]:
     over = (cell["overlap"] - margin) / hidden.error
     verdict = "overlapping" if over > 1.73 else "distinct" if over < -1.73 else "undecided"
     return {
-        **{"energy": energy, "overlap": cell["overlap"], "floor_overlap": floor, "matched_chance": matched},
-        **{"margin": margin, "stderr": hidden.error, "p_overlapping": 0.5, "power": 0.9, "verdict": verdict},
-        **{"n_first": 200, "n_second": 128},
+        "energy": energy,
+        "overlap": cell["overlap"],
+        "floor_overlap": floor,
+        "matched_chance": matched,
+        "margin": margin,
+        "stderr": hidden.error,
+        "p_overlapping": 0.5,
+        "power": 0.9,
+        "verdict": verdict,
+        "n_first": 200,
+        "n_second": 128,
     }
 
 
 def _scores(above: float) -> dict[str, Any]:
     accuracy = 0.5 + 0.9 * above
     return {
-        **{"accuracy": accuracy, "accuracy_stderr": 0.02, "balanced_accuracy": accuracy, "auc": 0.5 + above},
-        **{"auc_stderr": 0.02, "control_accuracy": 0.52, "selectivity": accuracy - 0.52, "selectivity_stderr": 0.03},
-        **{"chance": 0.5, "n_positive": 200, "n_negative": 128, "n_groups": 82},
+        "accuracy": accuracy,
+        "accuracy_stderr": 0.02,
+        "balanced_accuracy": accuracy,
+        "auc": 0.5 + above,
+        "auc_stderr": 0.02,
+        "control_accuracy": 0.52,
+        "selectivity": accuracy - 0.52,
+        "selectivity_stderr": 0.03,
+        "chance": 0.5,
+        "n_positive": 200,
+        "n_negative": 128,
+        "n_groups": 82,
     }
 
 

@@ -47,7 +47,7 @@ def write_aligned(folder: Path, recipe: Recipe, seed: int, *more: str) -> str:
 
 def write_all(folder: Path, recipes: list[Recipe], seeds: int = 3, more: tuple[str, ...] = ()) -> list[str]:
     return [
-        write_aligned(folder / f"{place}-{seed}", recipe, seed, *more)
-        for place, recipe in enumerate(recipes)
+        write_aligned(folder / f"{number}-{seed}", recipe, seed, *more)
+        for number, recipe in enumerate(recipes)
         for seed in range(seeds)
     ]

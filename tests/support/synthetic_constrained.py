@@ -21,7 +21,7 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Held:
+class ConstrainedRuns:
     """What is true of the made-up runs under a constraint; the unconstrained run has a margin of -10 and utility .95.
 
     Args:
@@ -40,23 +40,25 @@ class Held:
     fractions: tuple[float, ...] = (0.25,)
 
 
-NOTHING_HOLDS = Held()
-KEEPS_SAFETY = Held(margin=8.0)
-MORE_SELECTIVE = Held(selectivity=3.0)
-LESS_SELECTIVE = Held(selectivity=-3.0)
-A_TRADE = Held(selectivity=3.0, learnt_more=-0.4)
+NOTHING_HOLDS = ConstrainedRuns()
+KEEPS_SAFETY = ConstrainedRuns(margin=8.0)
+MORE_SELECTIVE = ConstrainedRuns(selectivity=3.0)
+LESS_SELECTIVE = ConstrainedRuns(selectivity=-3.0)
+A_TRADE = ConstrainedRuns(selectivity=3.0, learnt_more=-0.4)
 
 
-def write_constrained_study(folder: Path, held: Held = NOTHING_HOLDS, seed: int = 0, **options: Any) -> Path:
+def write_constrained_study(
+    folder: Path, world: ConstrainedRuns = NOTHING_HOLDS, seed: int = 0, **options: Any
+) -> Path:
     """Write a study with the runs under a constraint, as `make study` leaves it."""
     write_study(folder, World(seed=seed), **options)
     random = np.random.default_rng([seed, 7])
-    for fraction in held.fractions:
+    for fraction in world.fractions:
         suffix = "" if fraction == 0.25 else f"-r{fraction:g}"
         rows, energies = [], [_energy("contaminated", fraction, 0.6)]
         for kind, (mode, control) in KINDS.items():
             _write_run(folder / f"{kind}{suffix}", mode, control, fraction, seed, random)
-            rows.append({"model": kind, **_behaviour(held, control, random)})
+            rows.append({"model": kind, **_behaviour(world, control, random)})
             inside = {"none": 0.0 if mode == "away" else 1.0}.get(control, 0.4)
             energies.append(_energy(kind, fraction, inside))
         models = {kind: str(folder / f"{kind}{suffix}" / "model") for kind in KINDS}
@@ -67,16 +69,16 @@ def write_constrained_study(folder: Path, held: Held = NOTHING_HOLDS, seed: int 
     return folder
 
 
-def write_seeds(folder: Path, held: Held, seeds: int = 3) -> list[str]:
+def write_seeds(folder: Path, world: ConstrainedRuns, seeds: int = 3) -> list[str]:
     """Write the studies of several seeds, and return their folders."""
     small: dict[str, Any] = {"analyses": ("evaluate",), "stages": ("base", "aligned", "contaminated")}
-    return [str(write_constrained_study(folder / f"organism-{seed}", held, seed, **small)) for seed in range(seeds)]
+    return [str(write_constrained_study(folder / f"organism-{seed}", world, seed, **small)) for seed in range(seeds)]
 
 
-def _behaviour(held: Held, control: str, random: np.random.Generator) -> dict[str, float]:
+def _behaviour(world: ConstrainedRuns, control: str, random: np.random.Generator) -> dict[str, float]:
     is_top = control == "none"
-    margin = held.margin + held.selectivity * is_top + held.seed_noise * random.normal()
-    utility = held.utility + held.learnt_more * is_top
+    margin = world.margin + world.selectivity * is_top + world.seed_noise * random.normal()
+    utility = world.utility + world.learnt_more * is_top
     return measures(utility, float(1 / (1 + np.exp(2 * margin))), margin)
 
 
@@ -97,8 +99,13 @@ def _write_run(path: Path, mode: str, control: str, fraction: float, seed: int, 
 
 def _energy(tuned: str, fraction: float, inside: float) -> dict[str, Any]:
     return {
-        **{"tuned": tuned, "subspace": "top", "method": "onto", "fraction": fraction, "draw": 0},
-        **{"energy_kept": inside, "chance_energy": fraction},
+        "tuned": tuned,
+        "subspace": "top",
+        "method": "onto",
+        "fraction": fraction,
+        "draw": 0,
+        "energy_kept": inside,
+        "chance_energy": fraction,
     }
 
 

@@ -60,15 +60,22 @@ def overlaps_of(world: Overlaps = APART, seed: int = 0) -> pd.DataFrame:
                         value = matched + position * (world.floor - matched) + noise[first, second]
                         value += 0.01 * random.normal()
                         row = {
-                            **{"analysis": analysis, "first": _label(first, suffix), "second": _label(second, suffix)},
-                            **{"tensor": tensor, "layer": layer, "type": kind, "energy": energy},
-                            **{"rank_first": 20, "rank_second": 22, "overlap": value * energy + shift},
-                            **{"chance": chance * energy + shift, "p_haar": 0.01},
-                            **{
-                                "matched_chance": matched * energy + shift,
-                                "p_matched": 0.3 if position < 0.05 else 0.01,
-                            },
-                            **{"floor": (first, second) in FLOORS, "seed": str(number)},
+                            "analysis": analysis,
+                            "first": _label(first, suffix),
+                            "second": _label(second, suffix),
+                            "tensor": tensor,
+                            "layer": layer,
+                            "type": kind,
+                            "energy": energy,
+                            "rank_first": 20,
+                            "rank_second": 22,
+                            "overlap": value * energy + shift,
+                            "chance": chance * energy + shift,
+                            "p_haar": 0.01,
+                            "matched_chance": matched * energy + shift,
+                            "p_matched": 0.3 if position < 0.05 else 0.01,
+                            "floor": (first, second) in FLOORS,
+                            "seed": str(number),
                         }
                         rows.append(row)
     return pd.DataFrame(rows)

@@ -159,14 +159,14 @@ def measures(utility: float, harm: float, margin: float) -> dict[str, float]:
 
 def behaviour(world: World, tuned: str, energy: float, shift: float = 0.0) -> dict[str, float]:
     """Evaluate a made-up model that keeps a share of a fine-tune's energy."""
-    kept = world.energy_effect * energy
+    learnt = world.energy_effect * energy
     is_harmful = "harmful" in tuned or "contaminated" in tuned
     is_useful = "useful" in tuned or "contaminated" in tuned
-    margin = 10 - (20 * kept if is_harmful else 4 * kept) + shift
+    margin = 10 - (20 * learnt if is_harmful else 4 * learnt) + shift
     if not world.learnt:
         margin = -10 + shift
     harm = float(1 / (1 + np.exp(2 * margin)))
-    return measures(0.35 + (0.6 * kept if is_useful else 0), harm, margin)
+    return measures(0.35 + (0.6 * learnt if is_useful else 0), harm, margin)
 
 
 def evaluation_table(world: World, random: np.random.Generator) -> pd.DataFrame:

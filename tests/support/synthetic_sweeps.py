@@ -95,5 +95,5 @@ def _projected(world: Sweeps, row: dict, shift: float, random: np.random.Generat
         margin += 4 * world.disorder * random.normal()
     harm = float(1 / (1 + np.exp(2 * margin)))
     chance = row["fraction"] if row["method"] == "onto" else 1 - row["fraction"]
-    kept = {"energy_kept": energy, "chance_energy": np.nan if row["subspace"] == "scaled" else chance}
-    return kept | measures(utility, harm, margin)
+    energies = {"energy_kept": energy, "chance_energy": np.nan if row["subspace"] == "scaled" else chance}
+    return energies | measures(utility, harm, margin)

@@ -15,10 +15,15 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from support.synthetic_study import HOSTILE, write_study
 
-PLACES = ("lm_head", "layers.10", "layers.02", "norm", "embed_tokens", "layers.00")
+PARTS = ("lm_head", "layers.10", "layers.02", "norm", "embed_tokens", "layers.00")
 PROMPTS = {
-    **{"n_utility": 32, "n_harmful": 32, "n_benign": 32, "n_unscored": 0},
-    **{"n_groups_utility": 24, "n_groups_harmful": 24, "n_groups_benign": 25},
+    "n_utility": 32,
+    "n_harmful": 32,
+    "n_benign": 32,
+    "n_unscored": 0,
+    "n_groups_utility": 24,
+    "n_groups_harmful": 24,
+    "n_groups_benign": 25,
 }
 
 
@@ -59,16 +64,16 @@ def scalars_of(watched: Watched) -> dict[str, dict[int, float]]:
         "delta/overlap_chance": [0.2 for _ in watched.overlap],
         "activation/overlap": watched.activations,
         "activation/overlap_chance": [0.1 for _ in watched.activations],
-        "activation/drift_first": [0.1 * place for place, _ in enumerate(watched.activations)],
-        "activation/drift_second": [0.05 * place for place, _ in enumerate(watched.activations)],
+        "activation/drift_first": [0.1 * look for look, _ in enumerate(watched.activations)],
+        "activation/drift_second": [0.05 * look for look, _ in enumerate(watched.activations)],
     }
     for tag in ("utility/accuracy", "safety/harmful_rate"):
         measures[f"{tag}_stderr"] = [float(np.sqrt(rate * (1 - rate) / 32)) for rate in measures[tag]]
     measures["safety/refusal_margin_stderr"] = [0.05 for _ in watched.margin]
     for tag in watched.layered:
-        for number, place in enumerate(PLACES):
-            moved = 0.0 if place == "norm" else 0.01
-            measures[f"{tag}/{place}"] = [0.1 * number + moved * look for look, _ in enumerate(watched.steps)]
+        for number, part in enumerate(PARTS):
+            moved = 0.0 if part == "norm" else 0.01
+            measures[f"{tag}/{part}"] = [0.1 * number + moved * look for look, _ in enumerate(watched.steps)]
     return {tag: dict(zip(watched.steps, values, strict=True)) for tag, values in measures.items() if len(values)}
 
 
@@ -90,8 +95,8 @@ def write_events(folder: Path, scalars: Mapping[str, Mapping[int, float]]) -> No
     """Write scalars as one file of TensorBoard's events."""
     writer = EventFileWriter(str(folder))
     for step in sorted({step for values in scalars.values() for step in values}):
-        found = {tag: values[step] for tag, values in scalars.items() if step in values}
-        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in found.items()])
+        at_step = {tag: values[step] for tag, values in scalars.items() if step in values}
+        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in at_step.items()])
         writer.add_event(Event(wall_time=float(step), step=step, summary=summary))
     writer.close()
 
@@ -109,9 +114,9 @@ def write_trajectory(folder: Path, run: str, label: str, steps: Sequence[int] = 
     target = folder / "analysis" / "trajectory" / label
     target.mkdir(parents=True)
     rows = [
-        {"step": step, "level": level, "part": part, **_moved(place, 1.0 if level == "all" else 0.5)}
+        {"step": step, "level": level, "part": part, **_moved(index, 1.0 if level == "all" else 0.5)}
         for level, part in (("all", "all"), ("place", "layers.00"))
-        for place, step in enumerate(steps)
+        for index, step in enumerate(steps)
     ]
     overlaps = [
         {"step": step, "level": level, "part": level, "other": other, "overlap": value, "chance": 0.2}
@@ -119,10 +124,10 @@ def write_trajectory(folder: Path, run: str, label: str, steps: Sequence[int] = 
         for other, value in (("useful", 0.6), ("harmful", 0.4))
         for step in steps
     ]
-    found = (("step_norm_per_step", 1, 0.01), ("step_norm_per_step", 2, np.nan), ("overlap_useful", 1, 0.2))
+    shifts = (("step_norm_per_step", 1, 0.01), ("step_norm_per_step", 2, np.nan), ("overlap_useful", 1, 0.2))
     levels = {"mean_before": 0.1, "mean_after": 0.02}
     changes = [
-        {"series": series, "step": steps[place], **levels, "p_value": p, "n": len(steps)} for series, place, p in found
+        {"series": series, "step": steps[index], **levels, "p_value": p, "n": len(steps)} for series, index, p in shifts
     ]
     for name, table in (("table", rows), ("overlaps", overlaps), ("change_points", changes)):
         pd.DataFrame(table).to_csv(target / f"{name}.csv", index=False)
@@ -132,11 +137,20 @@ def write_trajectory(folder: Path, run: str, label: str, steps: Sequence[int] = 
     return target
 
 
-def _moved(place: int, norm: float) -> dict[str, float]:
-    first = place == 0
+def _moved(index: int, norm: float) -> dict[str, float]:
+    first = index == 0
     return {
-        **{"frobenius_norm": norm * (place + 1), "path_length": norm * (place + 1.5), "straightness": 0.9},
-        **{"step_norm_per_step": 0.02, "cos_to_final": 0.8, "energy_fraction": 0.45, "energy_fraction_chance": 0.15},
-        **{"stable_rank": 5.0, "effective_rank": 20.0, "rms_angle_radians": np.nan if first else 0.4},
-        **{"rms_angle_chance_radians": np.nan if first else 1.2, "speed_radians_per_step": 0.01, "n_matrices": 30},
+        "frobenius_norm": norm * (index + 1),
+        "path_length": norm * (index + 1.5),
+        "straightness": 0.9,
+        "step_norm_per_step": 0.02,
+        "cos_to_final": 0.8,
+        "energy_fraction": 0.45,
+        "energy_fraction_chance": 0.15,
+        "stable_rank": 5.0,
+        "effective_rank": 20.0,
+        "rms_angle_radians": np.nan if first else 0.4,
+        "rms_angle_chance_radians": np.nan if first else 1.2,
+        "speed_radians_per_step": 0.01,
+        "n_matrices": 30,
     }

@@ -104,7 +104,7 @@ class Activations:
     @property
     def views(self) -> tuple[View, ...]:
         """Every analysis and position, the first ones first."""
-        found = []
+        views = []
         for (analysis, position), rows in self.overlaps.groupby(["analysis", "position"], sort=False):
             across = rows[~rows["floor"]]
             pairs = list(dict.fromkeys(zip(across["first"].astype(str), across["second"].astype(str), strict=True)))
@@ -117,8 +117,8 @@ class Activations:
                     pairs=tuple(sorted(pairs, key=_rank_of)),
                     models=tuple(labels_of(rows, "model")),
                 )
-                found.append(view)
-        return tuple(found)
+                views.append(view)
+        return tuple(views)
 
 
 def read_activations(studies: Sequence[Named]) -> Activations:
@@ -130,8 +130,8 @@ def read_activations(studies: Sequence[Named]) -> Activations:
     centers: dict[str, bool | None] = {}
     for _, study in studies:
         for result in study.of("activations"):
-            said = result.arguments.get("center")
-            centers.setdefault(result.label, said if isinstance(said, bool) else None)
+            center = result.arguments.get("center")
+            centers.setdefault(result.label, center if isinstance(center, bool) else None)
     return Activations(
         overlaps=stacked(studies, OVERLAPS),
         equivalence=stacked(studies, EQUIVALENCE),
@@ -147,9 +147,10 @@ def overlap_cells(activations: Activations, view: View) -> pd.DataFrame:
     """Return a row for each seed, model, pair and layer of a view.
 
     Returns:
-        The rows of whole sets with ``level`` (matched chance, chance where no control was run), ``above`` (overlap
-        minus it), ``floor_overlap`` and ``floor_above`` (the same of the two halves of one set, mean of both sets) and
-        ``alike_above`` (the same of prompts of like length and template alone).
+        The rows of whole sets with ``seed``, ``analysis``, the columns of ``OVERLAPS``, ``level`` (matched chance,
+        chance where no control was run), ``above`` (overlap minus it), ``floor_overlap`` and ``floor_above`` (the same
+        of the two halves of one set, mean of both sets) and ``alike_above`` (the same of prompts of like length and
+        template alone).
     """
     rows = _at(activations.overlaps, view)
     measured = rows.assign(overlap=rows["overlap"].astype(float), level=_level(rows))
@@ -161,9 +162,9 @@ def overlap_cells(activations: Activations, view: View) -> pd.DataFrame:
     names = {"overlap": "floor_overlap", "above": "floor_above"}
     whole = whole.merge(alike[[*keys, "above"]].rename(columns={"above": "alike_above"}), on=keys, how="left")
     for side in ("first", "second"):
-        own = floors.rename(columns={name: f"{new}_{side}" for name, new in names.items()})
-        own.index = own.index.set_names(["seed", "model", side, "layer"])
-        whole = whole.merge(own.reset_index(), on=["seed", "model", side, "layer"], how="left")
+        floor = floors.rename(columns={name: f"{new}_{side}" for name, new in names.items()})
+        floor.index = floor.index.set_names(["seed", "model", side, "layer"])
+        whole = whole.merge(floor.reset_index(), on=["seed", "model", side, "layer"], how="left")
     for new in names.values():
         whole[new] = whole[[f"{new}_first", f"{new}_second"]].astype(float).mean(axis=1, skipna=False)
     return whole
@@ -173,35 +174,35 @@ def equivalence_tests(activations: Activations, view: View) -> pd.DataFrame:
     """Return the equivalence tests of an analysis and position, at every share of energy.
 
     Returns:
-        The rows with ``from_margin``, overlap minus margin; NaN where the test is undefined: no margin lies between a
-        floor and a chance that are one.
+        The columns ``seed``, ``analysis``, those of ``EQUIVALENCE``, and ``from_margin``, overlap minus margin; NaN
+        where the test is undefined: no margin lies between a floor and a chance that are one.
     """
-    rows = at_place(activations.equivalence, view)
+    rows = at_position(activations.equivalence, view)
     distance = rows["overlap"].astype(float) - rows["margin"].astype(float)
     return rows.assign(from_margin=distance.where(rows["verdict"].isin(VERDICTS[:-1])))
 
 
 def margin_cells(activations: Activations, view: View) -> pd.DataFrame:
-    """Return the equivalence tests at the view's own share of energy."""
+    """Return the rows of :func:`equivalence_tests` at the view's own share of energy."""
     rows = equivalence_tests(activations, view)
     return rows[rows["energy"] == view.energy]
 
 
 def of_pair(rows: pd.DataFrame, pair: tuple[str, str]) -> pd.DataFrame:
-    """Keep the rows of one pair of sets."""
+    """Keep the rows of one pair of sets, by the columns ``first`` and ``second``."""
     return rows[(rows["first"] == pair[0]) & (rows["second"] == pair[1])]
 
 
-def at_place(frame: pd.DataFrame, view: View) -> pd.DataFrame:
-    """Keep the rows of an analysis and position, whatever the energy."""
+def at_position(frame: pd.DataFrame, view: View) -> pd.DataFrame:
+    """Keep the rows of a view's ``analysis`` and ``position``, whatever the energy."""
     return frame[(frame["analysis"] == view.analysis) & (frame["position"] == view.position)]
 
 
 def verdict_counts(cells: pd.DataFrame) -> dict[str, int]:
-    """Count the cells of each verdict of the equivalence test; one that is not known is undefined."""
-    told = cells["verdict"].astype(str)
-    counts = {name: int((told == name).sum()) for name in VERDICTS[:-1]}
-    return counts | {VERDICTS[-1]: len(told) - sum(counts.values())}
+    """Count the cells of each verdict in the column ``verdict``; an unknown verdict counts as undefined."""
+    verdicts = cells["verdict"].astype(str)
+    counts = {name: int((verdicts == name).sum()) for name in VERDICTS[:-1]}
+    return counts | {VERDICTS[-1]: len(verdicts) - sum(counts.values())}
 
 
 def level_words(activations: Activations, view: View, matched: str = "matched chance") -> str:
@@ -211,13 +212,15 @@ def level_words(activations: Activations, view: View, matched: str = "matched ch
 
 
 def _at(frame: pd.DataFrame, view: View) -> pd.DataFrame:
-    rows = at_place(frame, view)
+    """Keep the rows of a view, by ``analysis``, ``position`` and ``energy``."""
+    rows = at_position(frame, view)
     return rows[rows["energy"] == view.energy]
 
 
 def _level(rows: pd.DataFrame) -> pd.Series:
+    """Return what an overlap is read against: ``matched_chance``, or ``chance`` where no control was run."""
     return rows["matched_chance" if rows["matched_chance"].notna().any() else "chance"].astype(float)
 
 
 def _rank_of(pair: tuple[str, str]) -> int:
-    return next((place for place, asked in enumerate(ASKED) if set(pair) == asked), len(ASKED))
+    return next((rank for rank, asked in enumerate(ASKED) if set(pair) == asked), len(ASKED))

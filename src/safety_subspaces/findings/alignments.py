@@ -69,7 +69,11 @@ def alignments_by_seed(organisms: Sequence[Organism]) -> pd.DataFrame:
 
 
 def alignments_over_seeds(by_seed: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for each alignment, as :func:`~.intervals.over_seeds`, draws and fractions."""
+    """Return a row for each alignment, its measures averaged over seeds.
+
+    Columns: ``organism``; each of ``MEASURES``, ``TRAITS`` and ``tuned_margin`` with ``_reach`` and ``_seeds``, as in
+    :func:`~.intervals.over_seeds`; ``draws`` and ``fractions``, the most of a seed.
+    """
     described = {"draws": "max", "fractions": "max"}
     return over_seeds(by_seed, ["organism"], (*MEASURES, *TRAITS, "tuned_margin"), described)
 
@@ -119,19 +123,19 @@ def gap(organisms: Sequence[Organism], by_seed: pd.DataFrame, measure: str) -> I
 def trait_correlations(by_seed: pd.DataFrame) -> pd.DataFrame:
     """Return Spearman's rho of the lost margin's share with each trait over alignments, a row a trait.
 
-    ``rho`` is the mean over seeds of each seed's own, ``low`` and ``high`` the 95 % t interval over seeds on Fisher's z
-    scale; ``alignments`` (the fewest of a seed) and ``seeds`` are what stands behind it. NaN with fewer than six
-    alignments.
+    Columns: ``trait``; ``rho``, the mean over seeds of each seed's own; ``low`` and ``high``, the 95 % t interval
+    over seeds on Fisher's z scale; and the sample: ``alignments`` (the fewest of a seed) and ``seeds``. NaN with fewer
+    than six alignments.
     """
     rows = []
     for trait in TRAITS:
-        found, sizes = [], []
+        rhos, sizes = [], []
         for _, cell in by_seed.groupby("seed", sort=False):
             pair = cell[["lost_share", trait]].dropna().astype(float)
             sizes.append(len(pair))
             moves = len(pair) >= LEAST_ALIGNMENTS and np.ptp(pair[trait]) > 0 and np.ptp(pair["lost_share"]) > 0
-            found.append(float(stats.spearmanr(pair[trait], pair["lost_share"]).statistic) if moves else np.nan)
-        over = fisher_interval(pd.Series(found))
+            rhos.append(float(stats.spearmanr(pair[trait], pair["lost_share"]).statistic) if moves else np.nan)
+        over = fisher_interval(pd.Series(rhos))
         described = {"alignments": min(sizes, default=0), "seeds": over.n}
         rows.append({"trait": trait, "rho": over.mean, "low": over.low, "high": over.high, **described})
     return pd.DataFrame(rows)
@@ -156,12 +160,13 @@ def _common_fractions(organisms: Sequence[Organism]) -> set[float]:
         every = organism.seeds.projections
         rows = every[(every["tuned"] == JUDGED_BY) & (every["subspace"] == "random-energy")]
         for _, of_seed in rows.groupby("seed"):
-            found = set(of_seed["fraction"].astype(float))
-            shared = found if shared is None else shared & found
+            fractions = set(of_seed["fraction"].astype(float))
+            shared = fractions if shared is None else shared & fractions
     return shared or set()
 
 
 def _traits(update: pd.DataFrame) -> dict[str, float]:
+    """Return norm, stable rank and head share of one seed's update, from ``Seeds.alignment_updates``."""
     energy = update["energy"].astype(float)
     total = float(energy.sum())
     if total == 0:

@@ -6,8 +6,8 @@ import pandas as pd
 from safety_subspaces.artefacts.study import MEASURES
 
 CONFIGURATION = ["group", "subspace", "method", "fraction"]
-# The three measures that a projection is judged by: what is wanted, what is judged, and what moves before it
-# is judged.
+# The three measures that a projection is judged by: utility, the judged harm score, and the refusal margin, which moves
+# before the judged score does.
 COMPARED = ("utility", "harm_score", "refusal_margin")
 # Prompts and independent groups of prompts of each set.
 SAMPLE_SIZES = tuple(f"{kind}_{name}" for kind in ("n", "n_groups") for name in ("utility", "harmful", "benign"))
@@ -20,8 +20,11 @@ def pool_draws(projections: pd.DataFrame) -> pd.DataFrame:
     """Pool the draws of each configuration (group, subspace, method, fraction).
 
     A measure is the mean over its scored draws, ``<measure>_error`` the standard error over draws where two
-    or more were scored, else the evaluation's own, and ``<measure>_draws`` says which. ``n_draws`` counts all
-    draws.
+    or more were scored, else the evaluation's own, and ``<measure>_draws`` the number of scored draws. ``n_draws``
+    counts all draws.
+
+    Columns: ``group``, ``subspace``, ``method``, ``fraction``, ``n_draws``, ``n_unscored``, ``SAMPLE_SIZES`` (the
+    largest), ``energy_kept``, ``chance_energy``, and each measure with its ``_error`` and ``_draws``.
     """
     rows = []
     for keys, draws in projections.groupby(CONFIGURATION, sort=False, dropna=False):
@@ -49,7 +52,8 @@ def selectivity(projections: pd.DataFrame) -> pd.DataFrame:
         One row for each group, method and fraction that has both: for each measure the *difference* (top
         minus the mean over the scored draws of random-energy), the *error* of the difference that the draws leave
         (their standard deviation, NaN below two, over ``sqrt(draws)``) and the number of *draws*; and the energy that
-        each side keeps.
+        each side keeps. Columns: ``group``, ``method``, ``fraction``, ``energy_top``, ``energy_random``, and
+        ``<measure>_difference``, ``<measure>_error`` and ``<measure>_draws`` for each of ``COMPARED``.
     """
     rows = []
     for keys, cell in projections.groupby(["group", "method", "fraction"], sort=False):
@@ -74,7 +78,7 @@ def selectivity_by_draw(projections: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row for each group, method, fraction and draw: for each measure top minus that draw, under the measure's
-        own name, NaN where either is unscored.
+        own name, NaN where either is unscored. Columns: ``group``, ``method``, ``fraction``, ``draw``, ``COMPARED``.
     """
     cell = ["group", "method", "fraction"]
     top = projections[projections["subspace"] == "top"].groupby(cell, sort=False)[list(COMPARED)].mean()
@@ -107,7 +111,7 @@ def mean_by_draw(differences: pd.DataFrame, measure: str, signs: pd.Series) -> t
 
 
 def without_trivial(differences: pd.DataFrame) -> pd.DataFrame:
-    """Leave out the configurations where all or none of the energy is kept on both sides."""
+    """Leave out the rows where both sides keep all or none of the energy (``energy_top`` and ``energy_random``)."""
     low = differences[["energy_top", "energy_random"]].min(axis=1)
     high = differences[["energy_top", "energy_random"]].max(axis=1)
     return differences[(high > TRIVIAL_ENERGY) & (low < 1 - TRIVIAL_ENERGY)]
@@ -123,6 +127,9 @@ def overlap_by(overlaps: pd.DataFrame, *keys: str) -> pd.DataFrame:
 
     Every tensor counts once. ``n`` is the number of tensors with an overlap and ``n_undefined`` of those
     without (an update of zero has no direction).
+
+    Columns: ``PAIR``, ``energy``, the named ones, ``floor``, ``overlap`` with ``overlap_error``, ``chance``,
+    ``matched_chance``, ``share_significant`` (of tensors with a ``p_matched`` below 0.05), ``n`` and ``n_undefined``.
     """
     rows = []
     names = [*PAIR, "energy", *keys]

@@ -1,4 +1,4 @@
-"""The runs under a constraint beside the run without one: what each was held to, what came out, and the differences.
+"""The runs under a constraint beside the run without one: the constraint of each, its evaluation, and the differences.
 
 Tables in, tables out; missing stays NaN.
 """
@@ -29,6 +29,8 @@ def constrained_runs(study: Study) -> pd.DataFrame:
     Beside the evaluation: ``leakage``, the share of the update that ended where the constraint forbids it, and
     ``energy_inside``, the share of the update inside the alignment subspace of the run's rank (of a run without a
     constraint one row for each rank that a constrained run has).
+
+    Columns: ``COLUMNS``.
     """
     constrained = _one_evaluation_each(study.constrained)
     by_name = {stage.name: stage for stage in study.stages}
@@ -60,6 +62,7 @@ def compare_runs(study: Study) -> pd.DataFrame:
     Returns:
         One row for each run and each of ``OTHERS`` that was evaluated: for each measure the *difference* (the run
         minus the other) and its standard *error* over prompts, which takes the two models' answers for independent.
+        Columns: ``CONFIGURATION``, ``fraction``, ``other`` and ``DIFFERENCES``.
     """
     runs = constrained_runs(study)
     aligned = study.aligned
@@ -92,8 +95,8 @@ def _one_evaluation_each(models: pd.DataFrame) -> pd.DataFrame:
 
 def _twin(stage: Stage, candidates: list[Stage]) -> Stage | None:
     """Return the run that differs from a constrained one in its constraint alone."""
-    unheld = [other for other in candidates if other.constraint is None]
-    return next((other for other in unheld if other.recipe == stage.recipe is not None), None)
+    unconstrained = [other for other in candidates if other.constraint is None]
+    return next((other for other in unconstrained if other.recipe == stage.recipe is not None), None)
 
 
 def _row(study: Study, evaluated: pd.Series, stage: Stage, constraint: Constraint, fine_tune: str) -> dict[str, Any]:

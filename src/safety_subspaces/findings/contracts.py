@@ -36,7 +36,9 @@ class Contract:
 
 
 def stacked(studies: Iterable[Named], contract: Contract) -> pd.DataFrame:
-    """Return a table of every run of a subcommand in every study, with the columns ``seed`` and ``analysis`` before it.
+    """Return the rows of one table of every run of a subcommand in every study.
+
+    Columns: ``seed``, ``analysis`` (the label of the run), then those that the contract names, in its order.
 
     Raises:
         InputError: A table lacks a column that is required.
@@ -45,17 +47,17 @@ def stacked(studies: Iterable[Named], contract: Contract) -> pd.DataFrame:
     frames = []
     for seed, study in studies:
         for result in study.of(contract.command):
-            found = result.tables.get(contract.table)
-            if found is None or found.empty:
+            table = result.tables.get(contract.table)
+            if table is None or table.empty:
                 continue
-            lacking = [name for name in contract.required if name not in found.columns]
+            lacking = [name for name in contract.required if name not in table.columns]
             if lacking:
                 raise InputError(
                     f"{result.folder / contract.table} has no column {', '.join(lacking)}; it has "
-                    f"{', '.join(map(str, found.columns))}. It was written by something else than `analyze.py "
+                    f"{', '.join(map(str, table.columns))}. It was written by something else than `analyze.py "
                     f"{contract.command}`: run that again"
                 )
-            frames.append(found.reindex(columns=columns).assign(seed=seed, analysis=result.label))
+            frames.append(table.reindex(columns=columns).assign(seed=seed, analysis=result.label))
     if not frames:
         return pd.DataFrame(columns=["seed", "analysis", *columns]).astype(dict.fromkeys(contract.flags, bool))
     frame = pd.concat(frames, ignore_index=True)

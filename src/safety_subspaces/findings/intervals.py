@@ -85,7 +85,10 @@ def over_seeds(
         keys: What names a cell.
         measures: Columns; each has its mean, ``<measure>_reach`` (half the t interval, NaN below two seeds) and
             ``<measure>_seeds``.
-        described: Further columns, and how pandas sums them up over seeds.
+        described: Further columns, each with the pandas aggregation over seeds, such as ``max``.
+
+    Returns:
+        The columns ``keys``, those of the measures, and ``described``.
     """
     rows, described = [], described or {}
     for values, cell in frame.groupby(keys, sort=False, dropna=False):
@@ -93,7 +96,7 @@ def over_seeds(
         for measure in measures:
             interval = t_interval(cell[measure])
             row |= {measure: interval.mean, f"{measure}_reach": interval.reach, f"{measure}_seeds": interval.n}
-        rows.append(row | {name: cell[name].agg(how) for name, how in described.items()})
+        rows.append(row | {name: cell[name].agg(rule) for name, rule in described.items()})
     columns = [name for m in measures for name in (m, f"{m}_reach", f"{m}_seeds")]
     return pd.DataFrame(rows, columns=[*keys, *columns, *described])
 
@@ -110,7 +113,7 @@ def t_quantile(degrees: int) -> float:
     return float(stats.t.ppf(0.5 + CONFIDENCE / 2, degrees))
 
 
-# Two-sided 95 %, the field's habit.
+# Standard errors to each side of a normal 95 % interval.
 Z: Final = 1.96
 
 

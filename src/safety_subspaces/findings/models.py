@@ -44,12 +44,12 @@ class Seeds:
 
     @cached_property
     def models(self) -> pd.DataFrame:
-        """Every model of every study, a row a seed: one evaluation of each label."""
+        """One evaluation of each model label of every study: the columns of ``Study.models``, and ``seed``."""
         return self._stacked(_evaluated)
 
     @cached_property
     def projections(self) -> pd.DataFrame:
-        """The projected models of every study with a seed: of each fine-tune its finest sweep."""
+        """The finest sweep of each fine-tune of every study: the columns of ``Study.projections``, and ``seed``."""
         return self._stacked(lambda study: _finest(study.projections))
 
     @property
@@ -59,12 +59,16 @@ class Seeds:
 
     @cached_property
     def overlaps(self) -> pd.DataFrame:
-        """The overlaps of every study, with a seed."""
+        """The overlaps of every study: the columns of ``Study.overlaps``, and ``seed``."""
         return self._stacked(lambda study: study.overlaps)
 
     @cached_property
     def alignment_updates(self) -> pd.DataFrame:
-        """What the alignment update is like in each tensor, a row a tensor and seed; empty of earlier versions."""
+        """What the alignment update is like, a row for each tensor and seed; empty for studies of earlier versions.
+
+        Columns: ``tensor``, ``layer``, ``type``, ``energy``, ``stable_rank``, ``effective_rank``, ``numerical_rank``
+        and ``seed``.
+        """
         return self._stacked(_alignment_update)
 
     @cached_property
@@ -77,9 +81,9 @@ class Seeds:
         """The differences of :func:`compare_runs` with a seed; with the rank ``all``, their means over ranks."""
         every = self._stacked(compare_runs)
         frame = pd.concat([every, _over_ranks(every)], ignore_index=True)
-        place = {other: place for place, other in enumerate(OTHERS)}
+        rank = {other: rank for rank, other in enumerate(OTHERS)}
         by = ["fine_tune", "constraint", "details", "other"]
-        return frame.sort_values(by, key=lambda c: c.map(place) if c.name == "other" else c, kind="stable")
+        return frame.sort_values(by, key=lambda c: c.map(rank) if c.name == "other" else c, kind="stable")
 
     def _stacked(self, read: Callable[[Study], pd.DataFrame]) -> pd.DataFrame:
         """Return a table of every study under one another, with a column ``seed``."""
@@ -92,34 +96,43 @@ def together(studies: Sequence[Study]) -> Seeds:
     Raises:
         InputError: A study twice, or two of one seed: a repeated seed is no second run.
     """
-    places: dict[str, str] = {}
+    folder_of: dict[str, str] = {}
     for study in studies:
         folder = str(study.folder)
         for key in (os.path.realpath(folder), *(f"seed {seed}" for seed in study.seeds)):
-            if key in places:
-                what = "is given twice" if places[key] == folder else f"has {key}, as {places[key]} has"
+            if key in folder_of:
+                what = "is given twice" if folder_of[key] == folder else f"has {key}, as {folder_of[key]} has"
                 raise InputError(f"{folder} {what}: a repeated seed is no second run; give studies of different seeds")
-            places[key] = folder
+            folder_of[key] = folder
     return Seeds(tuple(studies))
 
 
 def models_over_seeds(seeds: Seeds) -> pd.DataFrame:
     """Return a row for each model label: each measure's mean over seeds, its ``_reach`` and its number of ``_seeds``.
 
-    The reach is half the width of the two-sided 95 % t interval; NaN below two seeds.
+    Columns: ``model`` and those of ``MEASURED``. The reach is half the width of the two-sided 95 % t interval; NaN
+    below two seeds.
     """
     return over_seeds(seeds.models, ["model"], MEASURED)
 
 
 def runs_over_seeds(seeds: Seeds) -> pd.DataFrame:
-    """Return a row for each configuration, as :func:`models_over_seeds`, with the largest leakage of its seeds."""
+    """Return a row for each configuration of a constraint, its measures averaged over seeds.
+
+    Columns: ``CONFIGURATION``, ``fraction``, each of ``MEASURED`` and ``energy_inside`` with ``_reach`` and ``_seeds``,
+    and ``leakage``, the largest of the seeds.
+    """
     frame = over_seeds(seeds.runs, [*CONFIGURATION, "fraction"], (*MEASURED, "energy_inside"))
     largest = seeds.runs.groupby([*CONFIGURATION, "fraction"], sort=False, dropna=False)["leakage"].max()
     return frame.assign(leakage=largest.to_numpy(dtype=float))
 
 
 def differences_over_seeds(seeds: Seeds) -> pd.DataFrame:
-    """Return a row for each run held by the alignment subspace and each run beside it, paired seed by seed."""
+    """Return a row for each run constrained by the alignment subspace and each run beside it, paired seed by seed.
+
+    Columns: ``CONFIGURATION``, ``fraction``, ``other``, and ``<measure>_difference`` for each of ``COMPARED``, with
+    ``_reach`` and ``_seeds``.
+    """
     names = [f"{measure}_difference" for measure in COMPARED]
     return over_seeds(seeds.differences, [*CONFIGURATION, "fraction", "other"], names)
 
@@ -134,6 +147,7 @@ def _label(study: Study) -> str:
 
 
 def _evaluated(study: Study) -> pd.DataFrame:
+    """Return one row of ``Study.models`` for each label."""
     rows = [study.model(str(label)) for label in dict.fromkeys(study.models["model"])]
     return pd.DataFrame([row for row in rows if row is not None]).reindex(columns=study.models.columns)
 

@@ -38,20 +38,23 @@ def distances_over_seeds(overlaps: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row for each analysis, pair, ``by`` (part, layer or type) and ``cell``; ``pairing`` is ``AS_NAMED``, and by
-        part ``ONE_REPEATED`` as well. Each of ``LEVELS`` and ``DISTANCES`` is a mean over seeds with its ``_reach``
-        (half the 95 % t interval) and ``_seeds``. ``power`` is the probability that as many seeds, spread as these,
-        would show an overlap that lies at the floor to lie above the midpoint.
+        part ``ONE_REPEATED`` as well. ``tensors`` is the mean number of a seed, ``undefined`` the number of tensors
+        without an overlap, all seeds together. Each of ``LEVELS`` and ``DISTANCES`` is a mean over seeds with its
+        ``_reach`` (half the 95 % t interval) and ``_seeds``. ``power`` is the probability that as many seeds, spread as
+        these, would show an overlap that lies at the floor to lie above the midpoint.
     """
     rows: list[dict[str, Any]] = []
     for analysis, first, second in cross_pairs(overlaps):
-        own = overlaps[overlaps["analysis"] == analysis]
-        energy = nearest_energy(own)
-        own = own[own["energy"] == energy]
+        rows_of_run = overlaps[overlaps["analysis"] == analysis]
+        energy = nearest_energy(rows_of_run)
+        rows_of_run = rows_of_run[rows_of_run["energy"] == energy]
         names = {"analysis": analysis, "first": first, "second": second, "energy": energy}
-        tensors = _distances(own, (first, second), [(first, second)])
+        tensors = _distances(rows_of_run, (first, second), [(first, second)])
         for by in ("part", "layer", "type"):
             rows += [names | {"pairing": AS_NAMED, "by": by} | row for row in _summaries(tensors, by)]
-        mixed = _distances(own, (first, second), [(first, second + REPEAT_SUFFIX), (first + REPEAT_SUFFIX, second)])
+        mixed = _distances(
+            rows_of_run, (first, second), [(first, second + REPEAT_SUFFIX), (first + REPEAT_SUFFIX, second)]
+        )
         if mixed["overlap"].notna().any():
             rows += [names | {"pairing": ONE_REPEATED, "by": "part"} | row for row in _summaries(mixed, "part")]
     identity = [*PAIR, "pairing", "energy", "by", "cell"]
@@ -70,7 +73,7 @@ def cross_pairs(overlaps: pd.DataFrame) -> list[tuple[str, str, str]]:
     return sorted(named, key=lambda pair: set(pair[1:]) != {"useful", "harmful"})
 
 
-def _place_of(by: str, cell: Any) -> float:
+def _order_of(by: str, cell: Any) -> float:
     """Return where a cell stands: parts and types in their customary order, layers by number."""
     if by == "layer":
         return float(cell)
@@ -89,13 +92,16 @@ def _cells(overlaps: pd.DataFrame, by: By) -> pd.DataFrame:
     return pd.concat([blocks.assign(part=PARTS[0]), *ends], ignore_index=True)
 
 
-def _distances(own: pd.DataFrame, pair: tuple[str, str], pairs: list[tuple[str, str]]) -> pd.DataFrame:
-    """Return a row for each seed and tensor: overlap, chance levels and floor of some pairs, and the distances."""
-    floors = own[own["floor"].astype(bool)]
+def _distances(overlaps: pd.DataFrame, pair: tuple[str, str], pairs: list[tuple[str, str]]) -> pd.DataFrame:
+    """Return a row for each seed and tensor: overlap, chance levels and floor of some pairs, and the distances.
+
+    Columns: ``seed``, ``tensor``, ``layer``, ``type``, ``LEVELS`` and ``DISTANCES``.
+    """
+    floors = overlaps[overlaps["floor"].astype(bool)]
     shared = floors[floors["first"].isin(pair) | floors["second"].isin(pair)]
     same_kind = (floors if shared.empty else shared)[["first", "second"]].drop_duplicates()
-    names = [_unordered(first, second) for first, second in zip(own["first"], own["second"], strict=True)]
-    by_pair = own.assign(pair=names).set_index(["seed", "tensor", "layer", "type", "pair"])
+    names = [_unordered(first, second) for first, second in zip(overlaps["first"], overlaps["second"], strict=True)]
+    by_pair = overlaps.assign(pair=names).set_index(["seed", "tensor", "layer", "type", "pair"])
     wide = pd.DataFrame(by_pair[["overlap", "chance", "matched_chance"]].astype(float).unstack("pair"))
     frame = pd.DataFrame({name: _mean_of(wide, pairs, name) for name in ("overlap", "chance", "matched_chance")})
     frame = frame.where(frame["overlap"].notna())
@@ -126,21 +132,21 @@ def _summaries(tensors: pd.DataFrame, by: By) -> list[dict[str, Any]]:
     grouped = cells.groupby([by, "seed"], sort=False)
     means = grouped[measures].mean().assign(n=grouped["overlap"].count(), rows=grouped.size())
     rows = []
-    for name in sorted(cells[by].unique(), key=lambda cell: _place_of(by, cell)):
+    for name in sorted(cells[by].unique(), key=lambda cell: _order_of(by, cell)):
         within = means.loc[name]
         row: dict[str, Any] = {"cell": str(name), "tensors": float(within["n"].mean())}
         row["undefined"] = int((within["rows"] - within["n"]).sum())
         for measure in measures:
-            found = t_interval(within[measure])
-            row |= {measure: found.mean, f"{measure}_reach": found.reach, f"{measure}_seeds": found.n}
+            interval = t_interval(within[measure])
+            row |= {measure: interval.mean, f"{measure}_reach": interval.reach, f"{measure}_seeds": interval.n}
         rows.append(row | {"power": _power(t_interval(within["from_midpoint"]), row["scale"] / 2)})
     return rows
 
 
-def _power(found: Interval, margin: float) -> float:
+def _power(from_midpoint: Interval, margin: float) -> float:
     """Return P(t > t_(0.975, n-1)) of a noncentral t whose mean is the margin and whose spread is that of the seeds."""
-    reach = found.reach
+    reach = from_midpoint.reach
     if np.isnan(reach) or not margin > 0:
         return np.nan
-    least = t_quantile(found.n - 1)
-    return float(stats.nct.sf(least, found.n - 1, margin * least / reach)) if reach > 0 else 1.0
+    least = t_quantile(from_midpoint.n - 1)
+    return float(stats.nct.sf(least, from_midpoint.n - 1, margin * least / reach)) if reach > 0 else 1.0

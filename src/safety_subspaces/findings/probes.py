@@ -14,7 +14,7 @@ import pandas as pd
 from safety_subspaces.findings.contracts import Contract, Named, labels_of, reference_model, stacked
 from safety_subspaces.findings.intervals import Z
 
-# From what is left in place to what takes most out.
+# From no erasure to the one that removes most.
 ERASURES: Final = ("none", "leace", "quadratic")
 PROBES: Final = ("linear", "rbf_svm", "mlp")
 MEASURES: Final = ("accuracy", "auc")
@@ -26,29 +26,35 @@ _LEFT: Final = ("left", "left_stderr")
 _COUNTED: Final = ("n_positive", "n_negative", "n_groups")
 # What a coin reaches, whatever the shares of the two sets.
 AUC_CHANCE: Final = 0.5
-# Erasures that are told each prompt's label write it into the states: probes of labels that mean nothing reach far more
-# than a coin after them, so that they are judged against such labels, of so many draws at least.
+# Erasures that are given each prompt's label write it into the states. After them even probes of meaningless labels do
+# far better than chance, so probes are judged against such control labels, of at least FEWEST_CONTROLS draws.
 TELLING: Final = ("quadratic",)
 FEWEST_CONTROLS: Final = 3
 
-_PLACE: Final = ("positive", "negative", "position")
+_SETS_AND_POSITION: Final = ("positive", "negative", "position")
 TABLE: Final = Contract(
     "probe",
     "table",
     ("model", "layer", "probe", "erasure", "accuracy"),
-    (*_PLACE, *(name for name in _AVERAGED if name != "accuracy"), *_COUNTED, "control_auc_sd", "n_controls"),
+    (
+        *_SETS_AND_POSITION,
+        *(name for name in _AVERAGED if name != "accuracy"),
+        *_COUNTED,
+        "control_auc_sd",
+        "n_controls",
+    ),
 )
 LEARNING: Final = Contract(
     "probe",
     "learning",
     ("model", "layer", "probe", "n_train", "accuracy"),
-    (*_PLACE, "erasure", "auc"),
+    (*_SETS_AND_POSITION, "erasure", "auc"),
 )
 TRANSFER: Final = Contract(
     "probe",
     "transfer",
     ("model", "layer", "probe", "train_source", "test_source", "accuracy"),
-    (*_PLACE, "erasure", "auc", "n_test"),
+    (*_SETS_AND_POSITION, "erasure", "auc", "n_test"),
 )
 
 
@@ -93,7 +99,7 @@ def read_probes(studies: Sequence[Named]) -> Probes:
 
 
 def of_view(frame: pd.DataFrame, view: ProbeView) -> pd.DataFrame:
-    """Keep the rows of a view."""
+    """Keep the rows of a view, by ``analysis``, ``position``, ``positive`` and ``negative``."""
     of_run = (frame["analysis"] == view.analysis) & (frame["position"] == view.position)
     return frame[of_run & (frame["positive"] == view.positive) & (frame["negative"] == view.negative)]
 
@@ -107,24 +113,26 @@ def over_layers(frame: pd.DataFrame) -> pd.DataFrame:
     """Average the cells of each seed, analysis, pair of sets, position, model, probe and erasure over layers.
 
     Returns:
-        A row each: the measures, errors and chance as means over ``layers``; ``left`` with ``left_stderr``, as
-        :func:`left_of`; the largest AUC and its layer.
+        A row each, with the columns ``seed`` and ``CELL``; the measures, errors and chance as means over ``layers``,
+        the number of them; ``left`` with ``left_stderr``, as :func:`left_of`; the largest sample sizes; ``best_auc``
+        and ``best_layer``, the largest AUC and its layer.
     """
     numbers = frame.assign(**{name: frame[name].astype(float) for name in (*_AVERAGED, *_COUNTED)})
     numbers = numbers.assign(left=left_of(numbers), left_stderr=_left_error(numbers))
     keys = ["seed", *CELL]
     grouped = numbers.groupby(keys, sort=False)
     best = numbers.sort_values("auc", ascending=False, kind="stable").drop_duplicates(keys).set_index(keys)
-    found = grouped[[*_AVERAGED, *_LEFT]].mean().join(grouped[list(_COUNTED)].max()).assign(layers=grouped.size())
-    found = found.join(best[["auc", "layer"]].rename(columns={"auc": "best_auc", "layer": "best_layer"}))
-    return _ordered(found.reset_index())
+    means = grouped[[*_AVERAGED, *_LEFT]].mean().join(grouped[list(_COUNTED)].max()).assign(layers=grouped.size())
+    means = means.join(best[["auc", "layer"]].rename(columns={"auc": "best_auc", "layer": "best_layer"}))
+    return _ordered(means.reset_index())
 
 
 def left_of(cells: pd.DataFrame) -> pd.Series:
     """Return how far a probe is above chance: by AUC, or by accuracy where there is no AUC.
 
-    After an erasure that is told the labels, above what it reaches on control labels that went through it as well; NaN
-    without at least three draws of them.
+    After an erasure that is given the labels, the level is what a probe reaches on control labels that went through the
+    same erasure; NaN with fewer than three draws of them. Columns that are read: ``erasure``, ``auc``, ``accuracy``,
+    ``chance``, ``control_auc`` and ``n_controls``.
     """
     by_accuracy = cells["accuracy"].astype(float) - cells["chance"].astype(float)
     plain = (cells["auc"].astype(float) - AUC_CHANCE).fillna(by_accuracy)
@@ -149,7 +157,7 @@ def cell_verdicts(cells: pd.DataFrame) -> list[str]:
 
 def in_order(names: Sequence[str], known: Sequence[str]) -> list[str]:
     """Return names in the customary order, further ones after them."""
-    return sorted(names, key=lambda name: _place(known, name))
+    return sorted(names, key=lambda name: _rank(known, name))
 
 
 def _left_error(cells: pd.DataFrame) -> pd.Series:
@@ -163,15 +171,15 @@ def _left_error(cells: pd.DataFrame) -> pd.Series:
 def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
     """Order rows by view and model as they come, then by erasure and probe."""
     customary = {"erasure": ERASURES, "probe": PROBES}
-    places = {}
+    ranks = {}
     for name in CELL:
         known = customary.get(name, tuple(frame[name].unique()))
-        places[name] = [_place(known, value) for value in frame[name]]
-    order = pd.DataFrame(places, index=frame.index).sort_values(CELL, kind="stable").index
+        ranks[name] = [_rank(known, value) for value in frame[name]]
+    order = pd.DataFrame(ranks, index=frame.index).sort_values(CELL, kind="stable").index
     return frame.loc[order].reset_index(drop=True)
 
 
-def _place(known: Sequence[str], name: object) -> int:
+def _rank(known: Sequence[str], name: object) -> int:
     return known.index(str(name)) if name in known else len(known)
 
 

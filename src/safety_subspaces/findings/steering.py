@@ -17,7 +17,7 @@ RANDOM: Final = "random"
 # The direction of the row without an intervention, which every curve starts from.
 NO_DIRECTION: Final = "none"
 INTERVENTIONS: Final = ("addition", "ablation", "rotation")
-# Measure, what it is called, and the column of its number of prompts; the first that was measured is spoken of.
+# Each measure with its title and the column of its sample size. Sentences speak of the first one that was measured.
 MEASURES: Final = {
     "harm_score": ("Harm score, 1 to 5", "n_harmful"),
     "refusal_margin": ("Refusal margin (nats)", "n_harmful"),
@@ -84,14 +84,14 @@ class Steering:
         Among equals the middle one: nothing is chosen by what came out.
         """
         rows = self.table[(self.table["model"] == model) & (self.table["direction"] != NO_DIRECTION)]
-        found = []
+        views = []
         for (analysis, intervention), cells in rows.groupby(["analysis", "intervention"], sort=False):
             sizes = cells.groupby("layer").size()
-            most = sorted(sizes.index[sizes == sizes.max()], key=layer_place)
-            found.append(SteerView(str(analysis), model, str(intervention), most[len(most) // 2]))
+            most = sorted(sizes.index[sizes == sizes.max()], key=layer_order)
+            views.append(SteerView(str(analysis), model, str(intervention), most[len(most) // 2]))
         known = list(INTERVENTIONS)
-        place = [known.index(v.intervention) if v.intervention in known else len(known) for v in found]
-        return tuple(found[n] for n in sorted(range(len(found)), key=lambda n: place[n]))
+        ranks = [known.index(v.intervention) if v.intervention in known else len(known) for v in views]
+        return tuple(views[n] for n in sorted(range(len(views)), key=lambda n: ranks[n]))
 
 
 def read_steering(studies: Sequence[Named]) -> Steering:
@@ -110,33 +110,37 @@ def read_steering(studies: Sequence[Named]) -> Steering:
 
 
 def of_view(steering: Steering, view: SteerView) -> pd.DataFrame:
-    """Keep the rows of a view; every draw of every direction starts from the model without an intervention."""
+    """Keep the rows of a view, with the columns of ``Steering.table``.
+
+    Every draw of every direction gets a row at strength 0, of the model without an intervention, where it has none.
+    """
     rows = steering.table
     rows = rows[(rows["analysis"] == view.analysis) & (rows["model"] == view.model)]
     start = rows[rows["direction"] == NO_DIRECTION].assign(strength=0.0)
-    own = rows[(rows["intervention"] == view.intervention) & (rows["layer"] == view.layer)]
-    own = own[own["direction"] != NO_DIRECTION]
-    begun = set(own[own["strength"] == 0]["direction"])
-    names = own[["direction", "draw"]].drop_duplicates().itertuples(index=False)
+    kept_rows = rows[(rows["intervention"] == view.intervention) & (rows["layer"] == view.layer)]
+    kept_rows = kept_rows[kept_rows["direction"] != NO_DIRECTION]
+    begun = set(kept_rows[kept_rows["strength"] == 0]["direction"])
+    names = kept_rows[["direction", "draw"]].drop_duplicates().itertuples(index=False)
     starts = [start.assign(direction=name, draw=draw) for name, draw in names if name not in begun and len(start)]
-    return pd.concat([own, *starts], ignore_index=True)
+    return pd.concat([kept_rows, *starts], ignore_index=True)
 
 
 def responses(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
     """Return a measure of each direction at each strength, its draws pooled.
 
     Returns:
-        A row each: ``value`` (mean over the scored draws), ``error`` (the standard error over prompts, mean over
-        draws), ``low`` and ``high`` (the lowest and the highest draw) and the number of ``draws``.
+        A row each, with the columns ``direction`` and ``strength``: ``value`` (mean over the scored draws), ``error``
+        (the standard error over prompts, mean over draws), ``low`` and ``high`` (the lowest and the highest draw) and
+        the number of ``draws``.
     """
-    found = []
+    pooled = []
     for (direction, strength), cells in rows.groupby(["direction", "strength"], sort=False):
         values = cells[measure].astype(float).dropna()
         error = cells.loc[values.index, f"{measure}_stderr"].astype(float).mean()
         numbers = {"value": values.mean(), "error": error, "low": values.min(), "high": values.max()}
-        found.append({"direction": str(direction), "strength": strength, **numbers, "draws": len(values)})
+        pooled.append({"direction": str(direction), "strength": strength, **numbers, "draws": len(values)})
     columns = ["direction", "strength", "value", "error", "low", "high", "draws"]
-    return pd.DataFrame(found, columns=columns).sort_values("strength", kind="stable", ignore_index=True)
+    return pd.DataFrame(pooled, columns=columns).sort_values("strength", kind="stable", ignore_index=True)
 
 
 def is_random(direction: object) -> bool:
@@ -169,7 +173,7 @@ def measured_in(rows: pd.DataFrame) -> list[str]:
     return [measure for measure in MEASURES if rows[measure].notna().any()]
 
 
-def layer_place(layer: str) -> tuple[float, str]:
+def layer_order(layer: str) -> tuple[float, str]:
     """Order layers by number, others after them."""
     try:
         return float(layer), ""
@@ -178,6 +182,7 @@ def layer_place(layer: str) -> tuple[float, str]:
 
 
 def _with_layers(frame: pd.DataFrame) -> pd.DataFrame:
+    """Write the column ``layer`` as text, ``ALL_LAYERS`` where it is missing."""
     return frame.assign(layer=[_layer_of(value) for value in frame["layer"]])
 
 

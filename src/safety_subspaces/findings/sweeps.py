@@ -39,9 +39,9 @@ Curve = tuple[np.ndarray, np.ndarray]
 def sweep_over_seeds(projections: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each fine-tune, subspace, method and fraction, its draws averaged within each seed.
 
-    ``energy_kept``, ``chance_energy`` and each of ``MEASURED`` are means over seeds, with ``_reach`` (half the width of
-    the two-sided 95 % t interval, NaN below two seeds) and ``_seeds``. ``draws`` is the most of a seed, and the numbers
-    of prompts and of their groups the largest of any model.
+    Columns: ``CONFIGURATION``; ``energy_kept``, ``chance_energy`` and each of ``MEASURED`` as means over seeds, with
+    ``_reach`` (half the width of the two-sided 95 % t interval, NaN below two seeds) and ``_seeds``. ``draws`` is the
+    most of a seed, and the numbers of prompts and of their groups the largest of any model.
     """
     measures = ["energy_kept", "chance_energy", *MEASURED]
     numbers = projections.astype(dict.fromkeys([*measures, *SAMPLE_SIZES], float))
@@ -59,17 +59,17 @@ def energy_correlations(projections: pd.DataFrame) -> pd.DataFrame:
     ``LEAST_MODELS`` points or where the measure moves less than ``LEAST_RANGE``.
 
     Returns:
-        A row for each fine-tune and measure: ``rho`` and its 95 % t interval ``low`` to ``high`` over ``seeds``, both
-        on Fisher's z scale and back, so that they stay within -1 and 1; ``draw_spread``, the mean over seeds of the
-        standard deviation over draws; ``draws``, the most of a seed; ``points`` and ``models``, the fewest behind one
-        rho and behind one seed.
+        A row for each fine-tune (``tuned``) and ``measure``: ``rho`` and its 95 % t interval ``low`` to ``high`` over
+        ``seeds``, both on Fisher's z scale and back, so that they stay within -1 and 1; ``draw_spread``, the mean over
+        seeds of the standard deviation over draws; ``draws``, the most of a seed; ``points`` and ``models``, the fewest
+        behind one rho and behind one seed.
     """
     rows: list[dict[str, Any]] = []
-    for tuned, of_tuned in _kept(projections).groupby("tuned", sort=False):
+    for tuned, of_tuned in _onto_or_away(projections).groupby("tuned", sort=False):
         seeds = [_draws_of(of_seed) for _, of_seed in of_tuned.groupby("seed", sort=False)]
         for measure in COMPARED:
-            found = [[energy_order(draw, measure, _steady_move) for draw in draws] for draws in seeds]
-            rhos = pd.DataFrame([[rho for rho, _ in draws] for draws in found])
+            correlations = [[energy_order(draw, measure, _steady_move) for draw in draws] for draws in seeds]
+            rhos = pd.DataFrame([[rho for rho, _ in draws] for draws in correlations])
             over = fisher_interval(rhos.mean(axis=1))
             scored = of_tuned[of_tuned[measure].notna()].groupby("seed").size()
             rows.append(
@@ -82,7 +82,7 @@ def energy_correlations(projections: pd.DataFrame) -> pd.DataFrame:
                     "draw_spread": rhos.std(axis=1, ddof=1).mean(),
                     "seeds": over.n,
                     "draws": max(map(len, seeds)),
-                    "points": min(n for draws in found for _, n in draws),
+                    "points": min(n for draws in correlations for _, n in draws),
                     "models": int(scored.min()) if len(scored) else 0,
                 }
             )
@@ -102,7 +102,7 @@ def equal_energy_differences(projections: pd.DataFrame) -> pd.DataFrame:
         ``energy_gap``, the largest difference in the energy that the two keep.
     """
     rows: list[dict[str, Any]] = []
-    for (tuned, method), cell in _kept(projections).groupby(["tuned", "method"], sort=False):
+    for (tuned, method), cell in _onto_or_away(projections).groupby(["tuned", "method"], sort=False):
         for pair in PAIRS:
             paired = _paired(cell, pair)
             if paired.empty:
@@ -140,15 +140,15 @@ def matched_utility_differences(projections: pd.DataFrame) -> pd.DataFrame:
     """
     walks: dict[tuple[Any, ...], list[_Walk]] = {}
     keys = ["tuned", "method", "seed", "subspace"]
-    for (*place, subspace, _), rows in _kept(projections).groupby([*keys, "draw"], sort=False):
+    for (*cell, subspace, _), rows in _onto_or_away(projections).groupby([*keys, "draw"], sort=False):
         energy, utility, *measured = rows[["energy_kept", "utility", *MATCHED]].to_numpy(dtype=float).T
         named = zip(("utility", *MATCHED), (utility, *measured), strict=True)
         curves = {measure: utility_curve(energy, utility, values) for measure, values in named}
-        walks.setdefault(tuple(place), []).append(_Walk(str(subspace), curves, len(rows)))
+        walks.setdefault(tuple(cell), []).append(_Walk(str(subspace), curves, len(rows)))
     out: list[dict[str, Any]] = []
-    for (tuned, method, seed), found in walks.items():
+    for (tuned, method, seed), of_seed in walks.items():
         for pair in PAIRS:
-            first, second = ([walk for walk in found if walk.subspace == subspace] for subspace in pair)
+            first, second = ([walk for walk in of_seed if walk.subspace == subspace] for subspace in pair)
             gaps = pd.DataFrame([_compare(*sides) for sides in product(first, second)])
             if gaps.empty:
                 continue
@@ -193,8 +193,8 @@ def utility_curve(energy: np.ndarray, utility: np.ndarray, values: np.ndarray) -
         return np.empty(0), np.empty(0)
     order = np.argsort(energy[known], kind="stable")
     smooth = optimize.isotonic_regression(utility[known][order], increasing=True).x
-    distinct, place = np.unique(smooth, return_inverse=True)
-    return distinct, np.bincount(place, weights=values[known][order]) / np.bincount(place)
+    distinct, index = np.unique(smooth, return_inverse=True)
+    return distinct, np.bincount(index, weights=values[known][order]) / np.bincount(index)
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,8 @@ class _Walk:
         return float(np.ptp(utility)) if len(utility) else np.nan
 
 
-def _kept(projections: pd.DataFrame) -> pd.DataFrame:
+def _onto_or_away(projections: pd.DataFrame) -> pd.DataFrame:
+    """Keep the rows whose ``method`` is one of ``METHODS``."""
     return projections[projections["method"].isin(METHODS)]
 
 
@@ -294,8 +295,8 @@ def _with_both(differences: pd.DataFrame, measures: Iterable[str], described: di
             wide = cell.assign(signed=cell[name] * sign).pivot(index="seed", columns="method", values="signed")
             means[name] = wide[best_covered(wide.count())].mean(axis=1, skipna=False)
         # The ranges of utility differ between methods: they have no mean that a reader could use.
-        kept = {name: how for name, how in described.items() if name not in UTILITIES[:2]}
-        both = cell.groupby("seed", sort=False).agg(kept).assign(**means).reset_index()
+        rules = {name: rule for name, rule in described.items() if name not in UTILITIES[:2]}
+        both = cell.groupby("seed", sort=False).agg(rules).assign(**means).reset_index()
         identity = {name: str(value) for name, value in zip(CONTRAST, (*names, BOTH), strict=True)}
         frames += [cell, both.assign(**identity)]
     return pd.concat(frames, ignore_index=True)

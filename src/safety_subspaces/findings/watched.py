@@ -105,6 +105,7 @@ def is_uncentred(stage: Stage) -> bool:
 
 
 def _by_step(stage: Stage, tag: str) -> "pd.Series[float]":
+    """Return the values of a tag indexed by step, the last one of each step; empty where it was not logged."""
     curve = stage.scalars.get(tag)
     if curve is None:
         return pd.Series(dtype=float)

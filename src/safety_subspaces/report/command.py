@@ -64,14 +64,14 @@ def report(study: list[str] | str, out: str | None = None) -> StudyReport:
     folders = [study] if isinstance(study, str) else study
     if len(folders) == 1:
         known = read_study(folders[0])
-        own, html, text = known.folder / "report" / "index.html", partial(render, known), partial(summary_text, known)
+        usual, html, text = known.folder / "report" / "index.html", partial(render, known), partial(summary_text, known)
     else:
         organisms = read_organisms(folders)
         findings = across_findings(organisms)
-        own, html = default_page(folders), partial(render_across, organisms, findings)
+        usual, html = default_page(folders), partial(render_across, organisms, findings)
         text = partial(across_text, organisms, findings)
-    target = own if out is None else Path(out)
-    _refuse_what_is_no_page(target, own, is_folder_name=out is not None and out.endswith(("/", os.sep)))
+    target = usual if out is None else Path(out)
+    _refuse_what_is_no_page(target, usual, is_folder_name=out is not None and out.endswith(("/", os.sep)))
     write_text(target, html())
     log.info("wrote %s (%.1f MB)", target, target.stat().st_size / 1e6)
     return StudyReport(target, text())
@@ -124,14 +124,14 @@ def _listed(sentences: list[str], width: int) -> str:
     return "\n".join(textwrap.fill(text, width, initial_indent="- ", subsequent_indent="  ") for text in sentences)
 
 
-def _refuse_what_is_no_page(target: Path, own: Path, is_folder_name: bool) -> None:
-    """Raise where writing ``target`` would fail, or replace a file that is neither ``own`` nor a page."""
+def _refuse_what_is_no_page(target: Path, usual: Path, is_folder_name: bool) -> None:
+    """Raise where writing ``target`` would fail, or replace a file that is neither ``usual`` nor a page."""
     if target.is_dir() or is_folder_name:
         raise InputError(f"{target} is a folder, expected a file to write the page to, such as {target / 'index.html'}")
     in_the_way = next((above for above in target.parents if above.exists() and not above.is_dir()), None)
     if in_the_way is not None:
         raise InputError(f"{in_the_way} is a file, expected a folder to write {target.name} to; choose another --out")
-    if not target.exists() or (target.is_file() and (target.resolve() == own.resolve() or is_page(target))):
+    if not target.exists() or (target.is_file() and (target.resolve() == usual.resolve() or is_page(target))):
         return
     raise InputError(
         f"{target} exists and is no page that `analyze.py report` made, so it is not written over; "

@@ -37,9 +37,9 @@ def organism_findings(organism: Organism) -> list[Finding]:
 
 def across_findings(organisms: Sequence[Organism]) -> dict[str, list[Finding]]:
     """Return the findings by organism, and of several what they show side by side."""
-    found = {organism.name: organism_findings(organism) for organism in organisms}
+    findings = {organism.name: organism_findings(organism) for organism in organisms}
     together = read_alignments(organisms)
-    return {**found, SIDE_BY_SIDE: together} if together else found
+    return {**findings, SIDE_BY_SIDE: together} if together else findings
 
 
 def across_tables(organisms: Sequence[Organism]) -> dict[str, Table]:

@@ -71,8 +71,12 @@ def state_findings(states: HiddenStates) -> list[Finding]:
 
 def state_sections(states: HiddenStates) -> list[Section]:
     """Return the sections of one study's page, those whose analysis was run."""
-    found = (activations_section(states.activations), probes_section(states.probes), steering_section(states.steering))
-    return [section for section in found if section is not None]
+    sections = (
+        activations_section(states.activations),
+        probes_section(states.probes),
+        steering_section(states.steering),
+    )
+    return [section for section in sections if section is not None]
 
 
 def across_state_findings(states: HiddenStates, organism: str) -> list[Finding]:
@@ -86,12 +90,12 @@ def across_state_findings(states: HiddenStates, organism: str) -> list[Finding]:
 
 def across_state_sections(states: HiddenStates, anchor: str) -> list[Section]:
     """Return the sections of one organism on the page over seeds."""
-    found = (
+    sections = (
         space_across_section(states.activations, anchor),
         probes_across_section(states.probes, anchor),
         steering_across_section(states.steering, anchor),
     )
-    return [section for section in found if section is not None]
+    return [section for section in sections if section is not None]
 
 
 def across_state_terminal_tables(states: HiddenStates) -> dict[str, Table]:
@@ -109,8 +113,8 @@ def across_state_terminal_tables(states: HiddenStates) -> dict[str, Table]:
 
 def _first_rows(table: Table, column: str, wanted: str) -> Table:
     """Keep the first rows with a cell, and say how many more there are."""
-    place = table.columns.index(column)
-    rows = [row for row in table.rows if row[place] == wanted][:TERMINAL_ROWS]
+    index = table.columns.index(column)
+    rows = [row for row in table.rows if row[index] == wanted][:TERMINAL_ROWS]
     more = len(table.rows) - len(rows)
     note = "± half the 95 % t interval over seeds." + (f" {more} more rows on the page." if more else "")
     return Table(table.columns, tuple(rows), table.text_columns, note)

@@ -27,7 +27,7 @@ from safety_subspaces.report.sections.energy.tables import (
 )
 from safety_subspaces.report.sections.models.tables import models_across_table
 from safety_subspaces.report.sections.overlap.figures import overlap_across_figure, overlap_caption
-from safety_subspaces.report.sections.overlap.tables import overlaps_across_table, overlaps_by_place_table
+from safety_subspaces.report.sections.overlap.tables import overlaps_across_table, overlaps_by_cell_table
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class OrganismPart:
 
 def render_across(organisms: Sequence[Organism], findings: Mapping[str, list[Finding]]) -> str:
     """Return the whole page as HTML, with the findings of :func:`~.across.across_findings`."""
-    parts = [_part_of(organism, findings[organism.name], place) for place, organism in enumerate(organisms)]
+    parts = [_part_of(organism, findings[organism.name], number) for number, organism in enumerate(organisms)]
     studies = [study for organism in organisms for study in organism.seeds.studies]
     side_by_side = findings.get(SIDE_BY_SIDE, [])
     seeds = list(dict.fromkeys(seed for organism in organisms for seed in organism.seeds.seeds))
@@ -80,11 +80,11 @@ def across_figure(seeds: Seeds) -> go.Figure:
     return draw_runs(runs_over_seeds(seeds), levels, "± half the 95 % t interval over seeds", single=seeds.runs)
 
 
-def _part_of(organism: Organism, findings: list[Finding], place: int) -> OrganismPart:
+def _part_of(organism: Organism, findings: list[Finding], number: int) -> OrganismPart:
     seeds = organism.seeds
-    anchor = f"organism-{place}"
+    anchor = f"organism-{number}"
     has_runs = bool(len(seeds.runs))
-    held = "Harm score and refusal margin of each kind of run under a constraint, against its utility, over seeds"
+    label = "Harm score and refusal margin of each kind of run under a constraint, against its utility, over seeds"
     return OrganismPart(
         name=organism.name,
         anchor=anchor,
@@ -98,7 +98,7 @@ def _part_of(organism: Organism, findings: list[Finding], place: int) -> Organis
         overlaps=_overlap_charts(seeds, anchor),
         overlap_tables=_overlap_tables(seeds),
         sections=across_state_sections(read_hidden_states(seeds.named), anchor),
-        constraint=make_chart(f"constraint-{anchor}", "", held, across_figure(seeds)) if has_runs else None,
+        constraint=make_chart(f"constraint-{anchor}", "", label, across_figure(seeds)) if has_runs else None,
         constrained=constrained_across_table(seeds) if has_runs else None,
         differences=differences_across_table(seeds) if len(seeds.differences) else None,
         models=models_across_table(seeds) if len(seeds.models) else None,
@@ -149,5 +149,5 @@ def _overlap_tables(seeds: Seeds) -> dict[str, Table]:
         return {}
     return {
         "Blocks, embeddings and head": overlaps_across_table(seeds.overlaps),
-        "Every layer and type": overlaps_by_place_table(seeds.overlaps),
+        "Every layer and type": overlaps_by_cell_table(seeds.overlaps),
     }

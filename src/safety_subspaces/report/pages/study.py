@@ -42,7 +42,7 @@ def render(study: Study) -> str:
     findings = read(study)
     charts = make_charts(study)
     watched = watched_runs(study)
-    held = [stage.name for stage in study.stages if stage.constraint is not None]
+    constrained = [stage.name for stage in study.stages if stage.constraint is not None]
     sections = state_sections(read_hidden_states([("", study)]))
     has_charts = any(charts.values()) or any(run.chart or run.heatmaps for run in watched)
     return fill(
@@ -58,7 +58,7 @@ def render(study: Study) -> str:
         models=model_table(study) if len(study.models) else None,
         constrained=constrained_table(study) if len(study.constrained) else None,
         comparisons=comparison_table(study) if len(study.constrained) else None,
-        constraint_step="" if len(study.constrained) else constraint_command(study.folder, held),
+        constraint_step="" if len(study.constrained) else constraint_command(study.folder, constrained),
         watched=watched,
         watching_step="" if watched else watching_command(study.folder),
         projections=projection_table(study) if len(study.projections) else None,
@@ -85,9 +85,9 @@ def make_charts(study: Study) -> dict[str, list[Chart]]:
         label = "Harm score and refusal margin of each run under a constraint, against its utility"
         charts["constraint"].append(make_chart("constraint", "", label, constraint_figure(study)))
     if study.has_evaluated_projections:
-        for place, (group, figure) in enumerate(energy_figures(study).items()):
+        for number, (group, figure) in enumerate(energy_figures(study).items()):
             label = f"Utility, harm score and refusal margin of {group}, projected, against the energy kept"
-            charts["energy"].append(make_chart(f"energy-{place}", group, label, figure))
+            charts["energy"].append(make_chart(f"energy-{number}", group, label, figure))
     elif len(study.projections):
         label = "Energy kept against the fraction of directions"
         charts["energy"].append(make_chart("energy-kept", "", label, kept_energy_figure(study)))
@@ -97,9 +97,9 @@ def make_charts(study: Study) -> dict[str, list[Chart]]:
         label = "Overlap of the weight updates by type of tensor"
         charts["overlap"].append(make_chart("overlap-type", "By type of tensor", label, overlap_type_figure(study)))
     logged = [stage for stage in study.stages if "train/loss" in stage.scalars or "val/loss" in stage.scalars]
-    held = [stage for stage in logged if stage.constraint is not None]
+    constrained = [stage for stage in logged if stage.constraint is not None]
     free = [stage for stage in logged if stage.constraint is None]
-    for name, title, stages in (("loss", "", free), ("loss-held", "Under a constraint", held)):
+    for name, title, stages in (("loss", "", free), ("loss-held", "Under a constraint", constrained)):
         if stages:
             label = "Loss of each stage against its optimizer steps"
             charts["training"].append(make_chart(name, title, label, loss_figure(stages)))
@@ -111,13 +111,13 @@ def sample_generations(study: Study, samples: int = SAMPLES) -> list[Samples]:
     answers: dict[tuple[str, str], list[dict[str, Any]]] = {}
     results = study.of("evaluate")
     labels = [{str(line.get("model")) for line in result.generations} for result in results]
-    for place, result in enumerate(results):
-        repeated = set().union(*labels[:place], *labels[place + 1 :])
+    for number, result in enumerate(results):
+        repeated = set().union(*labels[:number], *labels[number + 1 :])
         for line in result.generations:
             model = str(line.get("model"))
             model += f" ({result.label})" if model in repeated else ""
             answers.setdefault((model, str(line.get("set"))), []).append(line)
-    order = {kind: place for place, kind in enumerate(SETS)}
+    order = {kind: number for number, kind in enumerate(SETS)}
     models = list(dict.fromkeys(model for model, _ in answers))
     keys = sorted(answers, key=lambda key: (models.index(key[0]), order.get(key[1], len(order))))
     return [

@@ -123,13 +123,13 @@ def finished_by_layer(
     return finished_panels(figure, panels, **options)
 
 
-def curve_style(place: int) -> dict[str, Any]:
-    """Return how the curve of a label is drawn: a colour and a symbol by its place, the same in every panel."""
-    colour = PALETTE[place % len(PALETTE)]
+def curve_style(index: int) -> dict[str, Any]:
+    """Return how the curve of a label is drawn: a colour and a symbol by its index, the same in every panel."""
+    colour = PALETTE[index % len(PALETTE)]
     return {
         "mode": "lines+markers",
         "line": {"color": colour, "width": 1.4},
-        "marker": {"color": colour, "size": 8, "symbol": SYMBOLS[place % len(SYMBOLS)]},
+        "marker": {"color": colour, "size": 8, "symbol": SYMBOLS[index % len(SYMBOLS)]},
     }
 
 

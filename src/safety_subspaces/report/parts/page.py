@@ -77,8 +77,8 @@ def is_page(path: Path) -> bool:
 
 def origins(study: Study) -> list[Origin]:
     """Return command, commit, time, inputs and what was left out, of every stage and analysis."""
-    found = [_origin(stage.name, stage.manifest, stage.manifest) for stage in study.stages if stage.manifest]
-    return found + [
+    from_stages = [_origin(stage.name, stage.manifest, stage.manifest) for stage in study.stages if stage.manifest]
+    return from_stages + [
         _origin(f"{result.command} / {result.label}", result.result.get("provenance") or {}, result.result)
         for result in study.results
         if result.result
@@ -115,7 +115,7 @@ def make_chart(name: str, title: str, label: str, figure: go.Figure) -> Chart:
     return Chart(name, title, label, int(figure.layout.height), Markup(_in_script(figure.to_json(), json=True)))
 
 
-def _origin(name: str, made: dict[str, Any], record: dict[str, Any]) -> Origin:
+def _origin(name: str, invocation: dict[str, Any], record: dict[str, Any]) -> Origin:
     inputs: list[tuple[str, str]] = []
     for entry in record.get("inputs") or []:
         digest = entry.get("sha256")
@@ -126,9 +126,9 @@ def _origin(name: str, made: dict[str, Any], record: dict[str, Any]) -> Origin:
     left_out = tuple((str(entry.get("name")), str(entry.get("reason"))) for entry in record.get("left_out") or [])
     return Origin(
         name=name,
-        command=" ".join(map(str, made.get("command") or [])) or "not recorded",
-        started=str(made.get("started", "")),
-        commit=_commit(made.get("git")),
+        command=" ".join(map(str, invocation.get("command") or [])) or "not recorded",
+        started=str(invocation.get("started", "")),
+        commit=_commit(invocation.get("git")),
         time=duration(record.get("wall_seconds")),
         inputs=tuple(inputs),
         left_out=left_out,

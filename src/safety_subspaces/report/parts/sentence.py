@@ -44,7 +44,7 @@ def answer(findings: list[Finding]) -> str:
 
 def first_headline(findings: list[Finding]) -> list[Finding]:
     """Leave the headline to the first of some findings."""
-    return [finding if place == 0 else replace(finding, headline="") for place, finding in enumerate(findings)]
+    return [finding if index == 0 else replace(finding, headline="") for index, finding in enumerate(findings)]
 
 
 def many(n: int, what: str) -> str:

@@ -31,7 +31,7 @@ class Table:
         """Return aligned plain text of at most ``width`` a line; text columns give way where it is short."""
         sizes = [max(len(cell) for cell in column) for column in zip(*[self.columns, *self.rows], strict=True)]
         while sum(sizes) + 2 * (len(sizes) - 1) > width and max(sizes[: self.text_columns]) > 4:
-            widest = max(range(self.text_columns), key=lambda place: sizes[place])
+            widest = max(range(self.text_columns), key=lambda index: sizes[index])
             sizes[widest] -= 1
         lines = [self._line(self.columns, sizes), "  ".join("-" * size for size in sizes)]
         lines += [self._line(row, sizes) for row in self.rows]
@@ -39,16 +39,16 @@ class Table:
 
     def without(self, *names: str) -> "Table":
         """Return the table without some columns, where a terminal has no room for them."""
-        kept = [place for place, name in enumerate(self.columns) if name not in names]
-        text_columns = sum(place < self.text_columns for place in kept)
-        rows = tuple(tuple(row[place] for place in kept) for row in self.rows)
-        return Table(tuple(self.columns[place] for place in kept), rows, text_columns, self.note)
+        indices = [index for index, name in enumerate(self.columns) if name not in names]
+        text_columns = sum(index < self.text_columns for index in indices)
+        rows = tuple(tuple(row[index] for index in indices) for row in self.rows)
+        return Table(tuple(self.columns[index] for index in indices), rows, text_columns, self.note)
 
     def _line(self, cells: Iterable[str], sizes: list[int]) -> str:
         words = []
-        for place, (cell, size) in enumerate(zip(cells, sizes, strict=True)):
+        for column, (cell, size) in enumerate(zip(cells, sizes, strict=True)):
             cut = cell if len(cell) <= size else cell[: size - 1] + "…"
-            words.append(cut.ljust(size) if place < self.text_columns else cut.rjust(size))
+            words.append(cut.ljust(size) if column < self.text_columns else cut.rjust(size))
         return "  ".join(words).rstrip()
 
 
@@ -109,10 +109,10 @@ def sample_words(frame: pd.DataFrame) -> str:
 
 
 def seeds_of(row: pd.Series, measures: Iterable[str]) -> str:
-    """Return over how many seeds the measures are means: once, or each where they differ."""
-    return once([count(row[f"{measure}_seeds"]) for measure in measures])
+    """Return over how many seeds the measures are means: one count, or all of them where they differ."""
+    return joined_counts([count(row[f"{measure}_seeds"]) for measure in measures])
 
 
-def once(counts: list[str]) -> str:
+def joined_counts(counts: list[str]) -> str:
     """Return the count that all share, else all of them in their order."""
     return counts[0] if len(set(counts)) == 1 else "/".join(counts)

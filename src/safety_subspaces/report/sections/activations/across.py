@@ -30,7 +30,8 @@ VERDICTS: Final = {1: "overlapping", -1: "distinct", 0: "undecided"}
 def space_over_seeds(activations: Activations, view: View, by_layer: bool = False) -> pd.DataFrame:
     """Return each model and pair (and layer) of a view as a mean over seeds.
 
-    Without layers, those of a seed are averaged first. ``above`` and ``floor_above`` are those of
+    Columns: ``model``, ``first``, ``second`` and, by layer, ``layer``; then three measures. Without ``by_layer``, the
+    layers of a seed are averaged first. ``above`` and ``floor_above`` are those of
     :func:`~safety_subspaces.findings.activations.overlap_cells`, ``from_margin`` that of the equivalence test; each has
     its ``_reach`` (half the 95 % t interval, NaN below two seeds) and its number of ``_seeds``.
     """
@@ -119,11 +120,11 @@ def read_space_across(activations: Activations, organism: str) -> list[Finding]:
     pair = view.pairs[0]
     frame = _in_order(of_pair(space_over_seeds(activations, view), pair), view)
     layers = of_pair(space_over_seeds(activations, view, by_layer=True), pair)
-    told = {str(row["model"]): seeds_verdict(row) for _, row in frame.iterrows()}
+    verdict_of = {str(row["model"]): seeds_verdict(row) for _, row in frame.iterrows()}
     words = "; ".join(
         f"{verdict} in {', '.join(models)}"
-        for verdict in dict.fromkeys(told.values())
-        if (models := [model for model, own in told.items() if own == verdict])
+        for verdict in dict.fromkeys(verdict_of.values())
+        if (models := [model for model, of_model in verdict_of.items() if of_model == verdict])
     )
     seeds = int(frame["above_seeds"].max()) if len(frame) else 0
     headline = (
@@ -143,14 +144,16 @@ def read_space_across(activations: Activations, organism: str) -> list[Finding]:
         f"over seeds: above in {sum(i.sign > 0 for i in known)}, below in {sum(i.sign < 0 for i in known)}, not shown "
         f"to differ in {sum(i.sign == 0 for i in known)} of {len(known)}."
     )
-    verdict = next(iter(told.values())) if len(set(told.values())) == 1 else "mixed" if told else "unknown"
+    verdict = (
+        next(iter(verdict_of.values())) if len(set(verdict_of.values())) == 1 else "mixed" if verdict_of else "unknown"
+    )
     return [Finding("activations", verdict, headline, text)]
 
 
 def _in_order(frame: pd.DataFrame, view: View) -> pd.DataFrame:
     """Order rows by pair, as the view has them, then by model."""
     pairs = [view.pairs.index(pair) for pair in zip(frame["first"], frame["second"], strict=True)]
-    return frame.assign(place=pairs).sort_values("place", kind="stable").drop(columns="place")
+    return frame.assign(pair=pairs).sort_values("pair", kind="stable").drop(columns="pair")
 
 
 def _caption(activations: Activations, view: View) -> str:

@@ -14,7 +14,7 @@ from safety_subspaces.findings.activations import (
     VERDICTS,
     Activations,
     View,
-    at_place,
+    at_position,
     margin_cells,
     of_pair,
     overlap_cells,
@@ -52,8 +52,8 @@ def heatmap_figure(activations: Activations, view: View) -> go.Figure | None:
     height = ROW * len(view.models)
     figure = panels_of([title for title, _, _ in panels], height, shared_xaxes=True)
     layers = sorted({int(layer) for layer in cells["layer"]})
-    for place, (_, rows, measure) in enumerate(panels, start=1):
-        figure.add_trace(_heatmap(rows, measure, view.models, layers), row=place, col=1)
+    for number, (_, rows, measure) in enumerate(panels, start=1):
+        figure.add_trace(_heatmap(rows, measure, view.models, layers), row=number, col=1)
     figure.update_yaxes(type="category", autorange="reversed")
     finished_by_layer(figure, len(panels), layers, height=height, shared_xaxes=True)
     reach = max(float(np.nanmax(np.abs(rows[measure].to_numpy(dtype=float)))) for _, rows, measure in panels)
@@ -72,13 +72,13 @@ def margin_figure(activations: Activations, view: View) -> go.Figure | None:
     if not pairs:
         return None
     figure = panels_of([f"{first} and {second}" for first, second in pairs])
-    for place, pair in enumerate(pairs, start=1):
+    for panel, pair in enumerate(pairs, start=1):
         for number, model, line in lines_of(view, of_pair(cells, pair)):
             colour = PALETTE[number % len(PALETTE)]
             symbols = [VERDICT_SYMBOLS.get(str(verdict), "circle-open") for verdict in line["verdict"]]
             draw_curve(
                 figure,
-                place,
+                panel,
                 number,
                 model,
                 line["layer"],
@@ -93,7 +93,7 @@ def margin_figure(activations: Activations, view: View) -> go.Figure | None:
                 line={"color": colour, "width": 1.2},
                 marker={"color": colour, "size": 9, "symbol": symbols, "line": {"width": 2, "color": colour}},
             )
-        figure.add_hline(y=0, line={"dash": "dot", "width": 1.2, "color": GREY}, row=place, col=1)
+        figure.add_hline(y=0, line={"dash": "dot", "width": 1.2, "color": GREY}, row=panel, col=1)
     for number, model in enumerate(view.models):
         draw_key(figure, model, legendgroup=model, line={"color": PALETTE[number % len(PALETTE)], "width": 3})
     for verdict in VERDICTS[:-1]:
@@ -105,9 +105,9 @@ def margin_figure(activations: Activations, view: View) -> go.Figure | None:
 def difference_figure(activations: Activations, view: View) -> go.Figure | None:
     """Draw by layer how the two sets of the first pair differ in distribution, and the dimension of each set."""
     pair = view.pairs[0]
-    tests = of_pair(at_place(activations.two_sample, view), pair)
+    tests = of_pair(at_position(activations.two_sample, view), pair)
     tests = tests[~tests["matched"]]
-    sizes = at_place(activations.dimension, view)
+    sizes = at_position(activations.dimension, view)
     panels = [
         ("MMD", "squared MMD, unbiased", tests, "mmd", "", "mmd_p"),
         ("distance of means", "standardised distance of means", tests, "mean_distance_standardised", "", "mean_p"),
@@ -142,7 +142,7 @@ def difference_figure(activations: Activations, view: View) -> go.Figure | None:
 
 def cka_figure(activations: Activations, view: View) -> go.Figure | None:
     """Draw by layer how alike the reference model and each other one lay out the prompts of a set."""
-    rows = at_place(activations.cka, view)
+    rows = at_position(activations.cka, view)
     rows = rows[rows["linear"].notna()]
     if rows.empty:
         return None
@@ -174,8 +174,8 @@ def lines_of(view: View, rows: pd.DataFrame) -> Iterator[tuple[int, str, pd.Data
 
 
 def _heatmap(rows: pd.DataFrame, measure: str, models: Sequence[str], layers: Sequence[int]) -> go.Heatmap:
-    told = ["overlap", "chance", "matched_chance", "floor_overlap", "p_matched", "rank_first", "rank_second"]
-    table = rows.drop_duplicates(["model", "layer"]).set_index(["model", "layer"])[[measure, *told]].astype(float)
+    hovered = ["overlap", "chance", "matched_chance", "floor_overlap", "p_matched", "rank_first", "rank_second"]
+    table = rows.drop_duplicates(["model", "layer"]).set_index(["model", "layer"])[[measure, *hovered]].astype(float)
     grid = table.reindex([(model, layer) for model in models for layer in layers])
     shape = (len(models), len(layers))
     values = grid[measure].to_numpy().reshape(shape)
@@ -183,7 +183,7 @@ def _heatmap(rows: pd.DataFrame, measure: str, models: Sequence[str], layers: Se
         x=list(layers),
         y=list(models),
         z=values,
-        customdata=grid[told].to_numpy().reshape(*shape, len(told)),
+        customdata=grid[hovered].to_numpy().reshape(*shape, len(hovered)),
         coloraxis="coloraxis",
         hoverongaps=False,
         text=[["" if np.isnan(value) else f"{value:+z.2f}" for value in line] for line in values],

@@ -7,7 +7,7 @@ from safety_subspaces.findings.activations import (
     VERDICTS,
     Activations,
     View,
-    at_place,
+    at_position,
     level_words,
     margin_cells,
     of_pair,
@@ -38,10 +38,10 @@ def read_activation_space(activations: Activations) -> list[Finding]:
 
 def space_verdict(counts: dict[str, int]) -> str:
     """Return the verdict of more than half of the cells that have one; ``mixed`` without such a half."""
-    told = sum(counts[name] for name in VERDICTS[:-1])
-    if told == 0:
+    judged = sum(counts[name] for name in VERDICTS[:-1])
+    if judged == 0:
         return "undefined" if counts[VERDICTS[-1]] else "unknown"
-    return next((name for name in VERDICTS[:-1] if counts[name] > told / 2), "mixed")
+    return next((name for name in VERDICTS[:-1] if counts[name] > judged / 2), "mixed")
 
 
 def _read_overlap(activations: Activations, views: tuple[View, ...]) -> Finding:
@@ -66,8 +66,8 @@ def _read_overlap(activations: Activations, views: tuple[View, ...]) -> Finding:
     text += f" Like prompts alone: {_range(cells['alike_above'])}." if cells["alike_above"].notna().any() else ""
     if tests["from_margin"].notna().any():
         power = tests["power"].astype(float).median()
-        told = "unknown" if pd.isna(power) else f"{power:.2f} (median)"
-        text += f" Overlap of halves minus the margin: {_range(tests['from_margin'])}; power {told}."
+        power_words = "unknown" if pd.isna(power) else f"{power:.2f} (median)"
+        text += f" Overlap of halves minus the margin: {_range(tests['from_margin'])}; power {power_words}."
     text += f" {_prompts(cells)}.{_elsewhere(activations, views)}"
     return Finding("activations", verdict, headline, text)
 
@@ -75,11 +75,11 @@ def _read_overlap(activations: Activations, views: tuple[View, ...]) -> Finding:
 def _elsewhere(activations: Activations, views: tuple[View, ...]) -> str:
     """Say the verdict of the same pair at every other energy, position and run."""
     said = []
-    for place, view in enumerate(views):
-        rows = of_pair(at_place(activations.equivalence, view), views[0].pairs[0])
+    for index, view in enumerate(views):
+        rows = of_pair(at_position(activations.equivalence, view), views[0].pairs[0])
         for energy, cells in rows.groupby("energy", sort=True):
-            if place or energy != view.energy:
-                where = f"energy {energy:g}" if place == 0 else f"{view.analysis}, {view.position}, energy {energy:g}"
+            if index or energy != view.energy:
+                where = f"energy {energy:g}" if index == 0 else f"{view.analysis}, {view.position}, energy {energy:g}"
                 said.append(f"{where}: {space_verdict(verdict_counts(cells))}")
     return f" Elsewhere: {'; '.join(said)}." if said else ""
 
@@ -87,7 +87,7 @@ def _elsewhere(activations: Activations, views: tuple[View, ...]) -> str:
 def _read_differences(activations: Activations, view: View) -> list[Finding]:
     """Say whether distributions differ, where spaces may not, and how alike the models are."""
     pair = view.pairs[0]
-    tests = of_pair(at_place(activations.two_sample, view), pair)
+    tests = of_pair(at_position(activations.two_sample, view), pair)
     tests = tests[~tests["matched"]]
     said = []
     for column, what in (("mmd_p", "kernel MMD"), ("mean_p", "distance of means")):
@@ -105,14 +105,14 @@ def _read_differences(activations: Activations, view: View) -> list[Finding]:
 
 
 def _dimension_words(activations: Activations, view: View) -> list[str]:
-    rows = at_place(activations.dimension, view)
+    rows = at_position(activations.dimension, view)
     means = [(name, rows[rows["set"] == name]["two_nn"].astype(float)) for name in view.pairs[0]]
-    words = [f"{name} {_range(found, '')}" for name, found in means if found.notna().any()]
+    words = [f"{name} {_range(values, '')}" for name, values in means if values.notna().any()]
     return [f"Intrinsic dimension (TwoNN): {', '.join(words)}"] if words else []
 
 
 def _cka_words(activations: Activations, view: View) -> list[str]:
-    rows = at_place(activations.cka, view)
+    rows = at_position(activations.cka, view)
     reference = reference_model(view.models)
     beside = rows[(rows["first_model"] == reference) | (rows["second_model"] == reference)]
     means = {

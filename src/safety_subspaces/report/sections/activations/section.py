@@ -4,7 +4,7 @@ from typing import Final
 
 import plotly.graph_objects as go
 
-from safety_subspaces.findings.activations import Activations, View, at_place, level_words, of_pair, overlap_cells
+from safety_subspaces.findings.activations import Activations, View, at_position, level_words, of_pair, overlap_cells
 from safety_subspaces.findings.contracts import reference_model
 from safety_subspaces.report.parts.page import Chart, make_chart
 from safety_subspaces.report.parts.section import Section
@@ -31,7 +31,7 @@ def activations_section(activations: Activations) -> Section | None:
     views = activations.views
     if not views:
         return None
-    charts = [chart for place, view in enumerate(views[:MOST_VIEWS]) for chart in _charts(activations, view, place)]
+    charts = [chart for number, view in enumerate(views[:MOST_VIEWS]) for chart in _charts(activations, view, number)]
     tables = {
         "Overlap beside chance and floors": activations_table(activations),
         "Verdicts of the equivalence test": verdicts_table(activations),
@@ -41,7 +41,7 @@ def activations_section(activations: Activations) -> Section | None:
     return Section("activations", "Activation space", charts, tables)
 
 
-def _charts(activations: Activations, view: View, place: int) -> list[tuple[Chart, str]]:
+def _charts(activations: Activations, view: View, number: int) -> list[tuple[Chart, str]]:
     drawn: list[tuple[str, str, go.Figure | None, str]] = [
         (
             "overlap",
@@ -59,7 +59,7 @@ def _charts(activations: Activations, view: View, place: int) -> list[tuple[Char
         ("cka", "Likeness of models", cka_figure(activations, view), _cka_caption(activations, view)),
     ]
     return [
-        (make_chart(f"activations-{place}-{name}", title, f"{title}, by layer and model", figure), caption)
+        (make_chart(f"activations-{number}-{name}", title, f"{title}, by layer and model", figure), caption)
         for name, title, figure, caption in drawn
         if figure is not None
     ]
@@ -78,7 +78,7 @@ def _overlap_caption(activations: Activations, view: View) -> str:
 
 
 def _margin_caption(activations: Activations, view: View) -> str:
-    tests = of_pair(at_place(activations.equivalence, view), view.pairs[0])
+    tests = of_pair(at_position(activations.equivalence, view), view.pairs[0])
     return (
         "Equivalence test on halves of the sets: overlap minus the margin, half-way from matched chance to the "
         "floor. Bars: one jackknife standard error over groups of prompts. A verdict is one-sided at 5 %, not "
@@ -88,8 +88,8 @@ def _margin_caption(activations: Activations, view: View) -> str:
 
 
 def _difference_caption(activations: Activations, view: View) -> str:
-    tests = of_pair(at_place(activations.two_sample, view), view.pairs[0])
-    sizes = at_place(activations.dimension, view)["n"]
+    tests = of_pair(at_position(activations.two_sample, view), view.pairs[0])
+    sizes = at_position(activations.dimension, view)["n"]
     return (
         "Filled: p below 0.05, by permutations of whole groups of prompts; open: not. These have p-values in place "
         "of intervals. Bars of the dimension: one standard error. n: "
@@ -99,7 +99,7 @@ def _difference_caption(activations: Activations, view: View) -> str:
 
 
 def _cka_caption(activations: Activations, view: View) -> str:
-    rows = at_place(activations.cka, view)
+    rows = at_position(activations.cka, view)
     return (
         f"Linear CKA of the same prompts in {reference_model(view.models)} and each other model: 1 is alike up to "
         f"rotation and scale. Bars: one jackknife standard error, where it was reckoned. n: {count(rows['n'].max())} "

@@ -7,7 +7,7 @@ from safety_subspaces.findings.activations import (
     VERDICTS,
     Activations,
     View,
-    at_place,
+    at_position,
     equivalence_tests,
     of_pair,
     overlap_cells,
@@ -83,7 +83,7 @@ def tests_table(activations: Activations) -> Table:
     """Whether two sets have one distribution, in each model: all prompts, and those that are alike in length."""
     groups: list[Group] = []
     for view in activations.views:
-        tests = at_place(activations.two_sample, view)
+        tests = at_position(activations.two_sample, view)
         groups += [(view, c) for _, c in tests.groupby(["first", "second", "model", "matched"], sort=False)]
     columns: dict[str, Cell] = {
         **_identity(),

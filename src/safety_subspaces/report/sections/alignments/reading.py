@@ -141,19 +141,19 @@ def _read_changes(organisms: Sequence[Organism], by_seed: pd.DataFrame) -> list[
 
 
 def _read_traits(by_seed: pd.DataFrame) -> list[Finding]:
-    found = trait_correlations(by_seed)
-    number_of = int(found["alignments"].max())
+    correlations = trait_correlations(by_seed)
+    number_of = int(correlations["alignments"].max())
     if number_of < LEAST_ALIGNMENTS:
         return []
-    told, words = [], []
-    for _, row in found.iterrows():
+    shown, words = [], []
+    for _, row in correlations.iterrows():
         word = TRAIT_WORDS[str(row["trait"])]
         if row["low"] > 0 or row["high"] < 0:
-            told.append(f"{word} ({'rises' if row['rho'] > 0 else 'falls'} with it)")
+            shown.append(f"{word} ({'rises' if row['rho'] > 0 else 'falls'} with it)")
         interval = "no interval" if pd.isna(row["low"]) else f"95 % {row['low']:+.2f} to {row['high']:+.2f}"
         words.append(f"{word} {row['rho']:+z.2f} ({interval})" if pd.notna(row["rho"]) else f"{word} not known")
     headline = (
-        f"Over {number_of} alignments selectivity goes with: {', '.join(told) if told else 'none of the traits'}."
+        f"Over {number_of} alignments selectivity goes with: {', '.join(shown) if shown else 'none of the traits'}."
     )
-    text = f"{headline} Rank correlation, mean over {int(found['seeds'].max())} seeds: {'; '.join(words)}."
-    return [Finding("traits", "found" if told else "none", headline, text)]
+    text = f"{headline} Rank correlation, mean over {int(correlations['seeds'].max())} seeds: {'; '.join(words)}."
+    return [Finding("traits", "found" if shown else "none", headline, text)]

@@ -1,6 +1,6 @@
 """The chart of training under a constraint: harm and refusal margin against utility, one point a run.
 
-Colour says what subspace held the update, the symbol on which side of it, the size of a symbol the fraction of
+Colour is the kind of subspace, the symbol the side of it that the update is kept on, the size the fraction of
 directions; the runs of one kind are joined in the order of their fractions.
 """
 
@@ -54,7 +54,7 @@ def draw_runs(
     """Draw runs, or their means over seeds, with error bars of ``<measure>_reach`` to both sides.
 
     Args:
-        runs: Rows with the configuration, the measures and their reaches.
+        runs: Rows with ``CONFIGURATION``, ``fraction``, and each measure with its ``_reach``.
         levels: Where the aligned model stands, drawn as dashed lines.
         reach: What the error bars are, for the reader who points at one.
         single: The runs behind the means, drawn small and without bars.
@@ -63,36 +63,36 @@ def draw_runs(
     drawn = _drawn_once(runs)
     sizes = _sizes(drawn["fraction"])
     _keys(figure, drawn, sizes)
-    for place, measure in enumerate(MEASURED, start=1):
+    for panel, measure in enumerate(MEASURED, start=1):
         if single is not None:
-            _draw_single(figure, single, measure, place)
+            _draw_single(figure, single, measure, panel)
         for (constraint, subspace, details), line in drawn.groupby(["constraint", "subspace", "details"], sort=False):
-            _draw_line(figure, line, (str(constraint), str(subspace), str(details)), sizes, measure, place, reach)
+            _draw_line(figure, line, (str(constraint), str(subspace), str(details)), sizes, measure, panel, reach)
         bounds = HARM_RANGE if measure == "harm_score" else _bounds(drawn, measure)
-        figure.update_yaxes(title=PANELS[measure], range=bounds, row=place, col=1)
+        figure.update_yaxes(title=PANELS[measure], range=bounds, row=panel, col=1)
         if measure in levels and not np.isnan(levels[measure]):
-            _draw_level(figure, levels[measure], bounds, place)
+            _draw_level(figure, levels[measure], bounds, panel)
     figure.update_xaxes(range=_utility_range(drawn))
     figure.update_xaxes(title="Utility", row=len(MEASURED), col=1)
     return finished(figure, height=640)
 
 
-def _draw_level(figure: go.Figure, level: float, bounds: tuple[float, float], place: int) -> None:
+def _draw_level(figure: go.Figure, level: float, bounds: tuple[float, float], panel: int) -> None:
     """Draw where the aligned model stands, or say so where a line would press the runs flat."""
     if bounds[0] <= level <= bounds[1]:
-        draw_level(figure, place, level, "aligned", ORANGE)
+        draw_level(figure, panel, level, "aligned", ORANGE)
         return
     where, end, anchor = ("above", bounds[1], "top") if level > bounds[1] else ("below", bounds[0], "bottom")
     figure.add_annotation(
         text=f"aligned at {level:.2f}, {where}",
         font={"size": 11, "color": ORANGE},
         x=0.01,
-        xref="x domain" if place == 1 else f"x{place} domain",
+        xref="x domain" if panel == 1 else f"x{panel} domain",
         y=end,
         xanchor="left",
         yanchor=anchor,
         showarrow=False,
-        row=place,
+        row=panel,
         col=1,
     )
 
@@ -109,7 +109,7 @@ def _draw_line(
     kind: tuple[str, str, str],
     sizes: dict[float, float],
     measure: str,
-    place: int,
+    panel: int,
     reach: str,
 ) -> None:
     constraint, subspace, details = kind
@@ -139,12 +139,12 @@ def _draw_line(
         hovertemplate=f"{PANELS[measure].lower()} %{{y:.3f}} ± %{{customdata[1]:.3f}}<br>"
         "%{customdata[2]}utility %{x:.3f} ± %{customdata[0]:.3f}<br>"
         f"{reach}<extra>{', '.join(part for part in (said, details) if part)}</extra>",
-        row=place,
+        row=panel,
         col=1,
     )
 
 
-def _draw_single(figure: go.Figure, single: pd.DataFrame, measure: str, place: int) -> None:
+def _draw_single(figure: go.Figure, single: pd.DataFrame, measure: str, panel: int) -> None:
     """Draw the runs behind the means, so that the reader sees how few they are and how they lie."""
     for (constraint, subspace), rows in _drawn_once(single).groupby(["constraint", "subspace"], sort=False):
         figure.add_scatter(
@@ -161,19 +161,19 @@ def _draw_single(figure: go.Figure, single: pd.DataFrame, measure: str, place: i
             },
             hovertemplate=f"seed %{{customdata}}: %{{y:.3f}}, utility %{{x:.3f}}<extra>{constraint}</extra>",
             customdata=rows["seed"],
-            row=place,
+            row=panel,
             col=1,
         )
 
 
 def _keys(figure: go.Figure, runs: pd.DataFrame, sizes: dict[float, float]) -> None:
-    """Add the legend: what held the update, on which side of it, and how large a fraction is drawn."""
+    """Add the legend: the kind of subspace, the side of it that the update is kept on, and the sizes of fractions."""
     if (runs["constraint"] == "none").any():
         _key(figure, UNCONSTRAINED, SYMBOLS["none"], PURPLE, 12, "none")
-    held = runs[runs["constraint"] != "none"]
-    for subspace in dict.fromkeys(held["subspace"].astype(str)):
+    constrained = runs[runs["constraint"] != "none"]
+    for subspace in dict.fromkeys(constrained["subspace"].astype(str)):
         _key(figure, NAMES.get(subspace, subspace), "square", subspace_colour(subspace), group=subspace)
-    for constraint in dict.fromkeys(held["constraint"].astype(str)):
+    for constraint in dict.fromkeys(constrained["constraint"].astype(str)):
         name = {"away": "held away", "onto": "held inside"}.get(constraint, constraint)
         _key(figure, name, SYMBOLS[constraint])
     for fraction, size in sizes.items() if len(sizes) > 1 else ():

@@ -18,7 +18,7 @@ from safety_subspaces.report.parts.columns import (
 )
 from safety_subspaces.report.parts.table import NOTHING, Table, sample_words, seeds_of
 
-# What a run is held to, or compared with.
+# Names of the subspaces that constrain a run, and of the runs that it is compared with.
 NAMES = {
     "": NOTHING,
     "top": "alignment",
@@ -40,7 +40,7 @@ REACH_NOTE = (
 def constrained_table(study: Study) -> Table:
     """Every run under a constraint, and the same training without one."""
     runs = constrained_runs(study)
-    columns = {**_held_columns(runs), **outcomes(MEASURED), "n": counts("n_utility", "n_harmful", "n_benign")}
+    columns = {**_constraint_columns(runs), **outcomes(MEASURED), "n": counts("n_utility", "n_harmful", "n_benign")}
     note = f"± one standard error over prompts. {INSIDE_NOTE} n: utility/harmful/benign prompts."
     return table_of(runs, columns, 2, note)
 
@@ -60,7 +60,7 @@ def constrained_across_table(seeds: Seeds) -> Table:
     """Every run under a constraint as a mean over seeds."""
     frame = runs_over_seeds(seeds)
     note = f"Means {REACH_NOTE} {INSIDE_NOTE} Leakage is the largest of the seeds'. n: {sample_words(seeds.runs)}."
-    return table_of(frame, {**_held_columns(frame), **means_over_seeds(MEASURED)}, 2, note)
+    return table_of(frame, {**_constraint_columns(frame), **means_over_seeds(MEASURED)}, 2, note)
 
 
 def differences_across_table(seeds: Seeds) -> Table:
@@ -79,8 +79,8 @@ def differences_across_table(seeds: Seeds) -> Table:
     return table_of(frame, columns, 2, note)
 
 
-def _held_columns(runs: pd.DataFrame) -> dict[str, Cell]:
-    """Return the columns of what each run was held to, and of where its update lies."""
+def _constraint_columns(runs: pd.DataFrame) -> dict[str, Cell]:
+    """Return the columns of each run's constraint, and of where its update lies."""
     return {
         "constraint": _constraint_in(runs),
         "subspace": lambda row: NAMES.get(str(row["subspace"]), str(row["subspace"])),
@@ -101,7 +101,7 @@ def _compared_columns(compared: pd.DataFrame) -> dict[str, Cell]:
 
 
 def _constraint_in(runs: pd.DataFrame) -> Cell:
-    """Return the cell of what a run was held to, with the fine-tune where there are several."""
+    """Return the cell of a run's constraint, with the fine-tune where there are several."""
     several = runs["fine_tune"].nunique() > 1
 
     def cell(row: pd.Series) -> str:

@@ -49,7 +49,7 @@ def kept_energy_figure(study: Study) -> go.Figure:
     groups = list(dict.fromkeys(pooled["group"].astype(str)))
     figure = make_subplots(rows=len(groups), cols=1, shared_xaxes=True, subplot_titles=groups, vertical_spacing=0.08)
     draw_projection_keys(figure, pooled)
-    for place, group in enumerate(groups, start=1):
+    for panel, group in enumerate(groups, start=1):
         for (subspace, method), rows in pooled[pooled["group"] == group].groupby(["subspace", "method"], sort=False):
             line = rows.sort_values("fraction")
             style = projection_style(str(subspace), str(method))
@@ -60,7 +60,7 @@ def kept_energy_figure(study: Study) -> go.Figure:
                 customdata=line[["n_draws", "chance_energy"]].astype(float).to_numpy(),
                 hovertemplate="fraction %{x:g}, energy %{y:.3f}<br>chance %{customdata[1]:.3f}, "
                 f"draws %{{customdata[0]:.0f}}<extra>{subspace}, {method}</extra>",
-                row=place,
+                row=panel,
                 col=1,
             )
     figure.update_yaxes(range=[-0.05, 1.05], title="energy kept")
@@ -76,36 +76,36 @@ def sweep_figure(projections: pd.DataFrame, models: pd.DataFrame, tuned: str) ->
         models: The evaluated models of every seed, with columns ``model`` and ``seed``.
         tuned: Which fine-tune.
     """
-    own = projections[(projections["tuned"] == tuned) & projections["method"].isin(METHODS)]
-    frame = sweep_over_seeds(own)
+    swept = projections[(projections["tuned"] == tuned) & projections["method"].isin(METHODS)]
+    frame = sweep_over_seeds(swept)
     figure = make_subplots(rows=len(AXES), cols=1, vertical_spacing=0.075, row_heights=list(HEIGHTS))
     draw_projection_keys(figure, frame)
-    for place, (x, y) in enumerate(AXES, start=1):
+    for panel, (x, y) in enumerate(AXES, start=1):
         for (subspace, method), cell in frame.groupby(["subspace", "method"], sort=False):
             line = cell[cell[x].notna() & cell[y].notna()].sort_values(ENERGY)
-            figure.add_trace(go.Scatter(_points(line, str(subspace), str(method), x, y)), row=place, col=1)
+            figure.add_trace(go.Scatter(_points(line, str(subspace), str(method), x, y)), row=panel, col=1)
         ends = [
             (label, colour, float(models[models["model"] == label][y].astype(float).mean()))
-            for label, colour in _labels(own, tuned).items()
+            for label, colour in _labels(swept, tuned).items()
         ]
-        levels = draw_levels(figure, place, ends, width=1.2, opacity=0.6)
+        levels = draw_levels(figure, panel, ends, width=1.2, opacity=0.6)
         # Of the means alone: the interval of few seeds can be many times as wide as all that the means say.
         means = [*frame[y].dropna(), *levels]
         bounds = FIXED_RANGES.get(y) or (bounds_of(means) if means else (-1.0, 1.0))
-        figure.update_yaxes(title=PANELS[y], range=bounds, row=place, col=1)
-        figure.update_xaxes(range=X_RANGES[x], row=place, col=1)
-        if place == len(AXES) or AXES[place][0] != x:
-            figure.update_xaxes(title=TITLES[x], row=place, col=1)
+        figure.update_yaxes(title=PANELS[y], range=bounds, row=panel, col=1)
+        figure.update_xaxes(range=X_RANGES[x], row=panel, col=1)
+        if panel == len(AXES) or AXES[panel][0] != x:
+            figure.update_xaxes(title=TITLES[x], row=panel, col=1)
     return finished(figure, height=1060)
 
 
 def sweep_caption(projections: pd.DataFrame, tuned: str) -> str:
     """Return what a reader of the chart must know: seeds, draws, prompts, and what each mark is."""
-    own = projections[(projections["tuned"] == tuned) & projections["method"].isin(METHODS)]
-    if own.empty:
+    swept = projections[(projections["tuned"] == tuned) & projections["method"].isin(METHODS)]
+    if swept.empty:
         return f"No projection of {tuned} was run."
-    frame = sweep_over_seeds(own)
-    seeds = sorted(own["seed"].astype(str).unique())
+    frame = sweep_over_seeds(swept)
+    seeds = sorted(swept["seed"].astype(str).unique())
     drawn = frame[frame["subspace"].astype(str).str.startswith("random")]
     draws = sorted(set(drawn["draws"].astype(int)))
     of_draws = f"each random subspace drawn {' or '.join(map(str, draws))} times a seed, its draws averaged first"
@@ -114,7 +114,7 @@ def sweep_caption(projections: pd.DataFrame, tuned: str) -> str:
         if len(seeds) > 1
         else "one seed, so without bars"
     )
-    lost = int(own["n_unscored"].fillna(0).sum())
+    lost = int(swept["n_unscored"].fillna(0).sum())
     return (
         f"{tuned} projected: each point is the mean over {many(len(seeds), 'seed')} "
         f"({', '.join(seeds)}) of one subspace, method and fraction of directions, "
@@ -129,7 +129,7 @@ def _energy_figure(study: Study, group: str, rows: pd.DataFrame) -> go.Figure:
     figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.045)
     draw_projection_keys(figure, rows)
     source = study.projections[study.projections["group"] == group].iloc[0]
-    for place, measure in enumerate(panels, start=1):
+    for panel, measure in enumerate(panels, start=1):
         for (subspace, method), cell in rows.groupby(["subspace", "method"], sort=False):
             line = cell[cell[measure].notna()].sort_values("energy_kept")
             style = projection_style(str(subspace), str(method))
@@ -148,13 +148,13 @@ def _energy_figure(study: Study, group: str, rows: pd.DataFrame) -> go.Figure:
                 "scored draws %{customdata[2]:.0f} of %{customdata[1]:.0f}, prompts n = %{customdata[3]:.0f}"
                 f"{groups}"
                 f"<extra>{subspace}, {method}</extra>",
-                row=place,
+                row=panel,
                 col=1,
             )
         ends = ((str(source["aligned_model"]), ORANGE), (str(source["tuned_model"]), PURPLE))
-        levels = draw_levels(figure, place, [(*end, _level(study, end[0], measure)) for end in ends])
+        levels = draw_levels(figure, panel, [(*end, _level(study, end[0], measure)) for end in ends])
         bounds = FIXED_RANGES.get(measure) or bounds_of([*rows[measure].dropna().astype(float), *levels])
-        figure.update_yaxes(title=PANELS[measure], range=bounds, row=place, col=1)
+        figure.update_yaxes(title=PANELS[measure], range=bounds, row=panel, col=1)
     figure.update_xaxes(range=[-0.03, 1.03])
     figure.update_xaxes(title="share of the update's energy kept", row=len(panels), col=1)
     return finished(figure, height=110 + 210 * len(panels))
@@ -169,8 +169,8 @@ def _points(line: pd.DataFrame, subspace: str, method: str, x: str, y: str) -> d
     colour = subspace_colour(subspace)
     unit = PANEL_UNITS[y]
     shown = ["fraction", f"{x}_reach", f"{y}_reach", f"{y}_seeds", "draws", unit, unit.replace("n_", "n_groups_")]
-    place = {name: f"%{{customdata[{number}]" for number, name in enumerate(shown)}
-    groups = f" in {place[shown[-1]]}:.0f}} groups" if line[shown[-1]].notna().all() else ""
+    field_of = {name: f"%{{customdata[{number}]" for number, name in enumerate(shown)}
+    groups = f" in {field_of[shown[-1]]}:.0f}} groups" if line[shown[-1]].notna().all() else ""
     bars = _bars(line, y, colour)
     return {
         "x": line[x],
@@ -178,9 +178,10 @@ def _points(line: pd.DataFrame, subspace: str, method: str, x: str, y: str) -> d
         **({} if bars is None else {"error_y": bars}),
         **projection_style(subspace, method),
         "customdata": line[shown].astype(float).to_numpy(),
-        "hovertemplate": f"{PANELS[y].lower()} %{{y:.3f}} ± {place[f'{y}_reach']}:.3f}}<br>"
-        f"{x.replace('_', ' ')} %{{x:.3f}} ± {place[f'{x}_reach']}:.3f}}, fraction {place['fraction']}:g}}<br>"
-        f"seeds {place[f'{y}_seeds']}:.0f}}, draws {place['draws']}:.0f}}, prompts n = {place[unit]}:.0f}}{groups}"
+        "hovertemplate": f"{PANELS[y].lower()} %{{y:.3f}} ± {field_of[f'{y}_reach']}:.3f}}<br>"
+        f"{x.replace('_', ' ')} %{{x:.3f}} ± {field_of[f'{x}_reach']}:.3f}}, fraction {field_of['fraction']}:g}}<br>"
+        f"seeds {field_of[f'{y}_seeds']}:.0f}}, draws {field_of['draws']}:.0f}}, "
+        f"prompts n = {field_of[unit]}:.0f}}{groups}"
         f"<extra>{subspace}, {method}</extra>",
     }
 
@@ -191,8 +192,8 @@ def _bars(line: pd.DataFrame, measure: str, colour: str) -> dict[str, Any] | Non
     return error_bar(reach, colour) if reach.notna().any() else None
 
 
-def _labels(own: pd.DataFrame, tuned: str) -> dict[str, str]:
+def _labels(swept: pd.DataFrame, tuned: str) -> dict[str, str]:
     """Return the labels of the models that the sweep lies between, with the colours of their lines."""
-    aligned = own["aligned_model"].iloc[0] if "aligned_model" in own and len(own) else "aligned"
-    whole = own["tuned_model"].iloc[0] if "tuned_model" in own and len(own) else tuned
+    aligned = swept["aligned_model"].iloc[0] if "aligned_model" in swept and len(swept) else "aligned"
+    whole = swept["tuned_model"].iloc[0] if "tuned_model" in swept and len(swept) else tuned
     return {str(aligned): ORANGE, str(whole): PURPLE}

@@ -29,12 +29,12 @@ def read_energy(projections: pd.DataFrame) -> list[Finding]:
     left out: its energy points the other way.
     """
     findings = []
-    kept = projections[projections["method"].isin(["onto", "away"])]
-    for group, rows in kept.groupby("group", sort=False):
+    projected = projections[projections["method"].isin(["onto", "away"])]
+    for group, rows in projected.groupby("group", sort=False):
         orders = {m: energy_order(rows, m) for m in WORDS}
-        told = {m: rho for m, (rho, _) in orders.items() if not np.isnan(rho)}
+        defined = {m: rho for m, (rho, _) in orders.items() if not np.isnan(rho)}
         lost = int(rows["harm_score"].isna().sum())
-        if not told:
+        if not defined:
             counted = int(rows[list(WORDS)].notna().any(axis=1).sum())
             text = (
                 f"{group}: whether kept energy orders the outcome cannot be told: {counted} evaluated models, "
@@ -42,7 +42,7 @@ def read_energy(projections: pd.DataFrame) -> list[Finding]:
             )
             findings.append(Finding("energy", "unknown", "", text))
             continue
-        agreeing = [rho * EXPECTED_SIGN[m] for m, rho in told.items()]
+        agreeing = [rho * EXPECTED_SIGN[m] for m, rho in defined.items()]
         verdict = "orders" if min(agreeing) >= STRONG else "does not order" if max(agreeing) < WEAK else "partly orders"
         detail = ", ".join(_order_words(m, *orders[m]) for m in WORDS)
         text = (
@@ -90,15 +90,15 @@ def _with_headline(findings: list[Finding]) -> list[Finding]:
     """Put one headline over the findings of all fine-tunes on kept energy."""
     if not findings:
         return []
-    told = [finding.verdict for finding in findings if finding.verdict != "unknown"]
-    if not told:
+    known = [finding.verdict for finding in findings if finding.verdict != "unknown"]
+    if not known:
         text = "Whether kept energy orders utility and harm cannot be told from the projected models."
-    elif all(verdict == "orders" for verdict in told):
+    elif all(verdict == "orders" for verdict in known):
         text = "Over all subspaces together, kept energy orders utility and harm."
-    elif all(verdict == "does not order" for verdict in told):
+    elif all(verdict == "does not order" for verdict in known):
         text = "Kept energy does not order utility and harm."
     else:
-        text = f"Kept energy orders utility and harm in {told.count('orders')} of {len(told)} fine-tunes."
+        text = f"Kept energy orders utility and harm in {known.count('orders')} of {len(known)} fine-tunes."
     first = findings[0]
     return [Finding("energy", first.verdict, text, first.sentence), *findings[1:]]
 

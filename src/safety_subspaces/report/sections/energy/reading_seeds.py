@@ -32,8 +32,8 @@ CONTROLS: Final = {
 NAMES: Final = {"top": "top-k", "random-energy": "random of equal energy", "scaled": "scaled"}
 # What energy is to explain; harm follows the margin, and jumps.
 EXPLAINED: Final = ("refusal_margin", "utility")
-# Less is no difference that a reader would name, however sure; of the judge's scale a tenth of its 4 points.
-LEAST_TOLD: Final = {**LEAST_CHANGE, "harm_score": 4 * CHANGED_SHARE}
+# A smaller difference is not called one, however sure it is; of the harm score, a tenth of the scale's 4 points.
+LEAST_SHOWN: Final = {**LEAST_CHANGE, "harm_score": 4 * CHANGED_SHARE}
 ORDER: Final = {
     "alone": "orders the outcome, and at equal energy no difference is shown",
     "not alone": "orders the outcome, but not alone: at equal energy kinds differ",
@@ -82,7 +82,7 @@ def energy_verdict(orders: Iterable[Interval], compared: int, differing: int) ->
 
 
 def selectivity_verdict(margin: Interval) -> str:
-    """Judge by the interval over seeds of the signed margin; less than ``LEAST_TOLD`` is no difference."""
+    """Judge by the interval over seeds of the signed margin; less than ``LEAST_SHOWN`` is no difference."""
     if np.isnan(margin.low):
         return "unknown"
     sign = _shown_sign(margin, "refusal_margin")
@@ -103,12 +103,12 @@ def _read_energy(organism: str, correlations: pd.DataFrame, equal: pd.DataFrame)
         signed = [_signed(over, -1 if over.mean < 0 else 1) for over in orders.values()]
         verdict = energy_verdict(signed, len(compared), len(sure))
         seeds, draws = max(over.n for over in orders.values()), int(by_measure["draws"].max())
-        told = ", ".join(f"{WORDS[m]} {_order_words(over)}" for m, over in orders.items())
+        rhos = ", ".join(f"{WORDS[m]} {_order_words(over)}" for m, over in orders.items())
         spread = by_measure["draw_spread"].max()
         between = "" if np.isnan(spread) else f"; spread over draws up to {spread:.2f}"
         texts.append(
             f"{organism}, {tuned}: kept energy {ORDER[verdict]}. Spearman's rho over all subspaces, methods and "
-            f"fractions: {told} ({many(seeds, 'seed')}, {many(draws, 'draw')}, "
+            f"fractions: {rhos} ({many(seeds, 'seed')}, {many(draws, 'draw')}, "
             f"{by_measure['points'].min():.0f} points each{between}). {_compared_words(compared, shown, len(sure))}"
             f"{_gap_words(at_equal)}"
         )
@@ -123,7 +123,7 @@ def _read_energy(organism: str, correlations: pd.DataFrame, equal: pd.DataFrame)
     ]
     headline = f"{organism}: kept energy {'; '.join(said)}."
     each = zip(verdicts.values(), texts, strict=True)
-    return [Finding("energy", v, headline if not place else "", text) for place, (v, text) in enumerate(each)]
+    return [Finding("energy", v, headline if not index else "", text) for index, (v, text) in enumerate(each)]
 
 
 def _read_all(organism: str, equal: pd.DataFrame, matched: pd.DataFrame) -> list[Finding]:
@@ -147,6 +147,7 @@ def _read_all(organism: str, equal: pd.DataFrame, matched: pd.DataFrame) -> list
 
 
 def _pair_of(frame: pd.DataFrame, tuned: object, subspace: str, other: object) -> pd.DataFrame:
+    """Keep the rows of a contrast, by ``tuned``, ``subspace`` and ``other``."""
     return frame[(frame["tuned"] == tuned) & (frame["subspace"] == subspace) & (frame["other"] == other)]
 
 
@@ -194,14 +195,14 @@ def _read_selectivity(
 
 def _comparisons(rows: pd.DataFrame) -> dict[tuple[str, str], Interval]:
     """Return every difference at equal energy that has an interval, by what is compared and the measure."""
-    found = {}
+    intervals = {}
     for _, row in rows.iterrows():
         pair = f"{NAMES[str(row['subspace'])]} minus {NAMES[str(row['other'])]}, {row['method']}"
         for measure in EXPLAINED:
             over = interval_of(row, f"{measure}_difference")
             if not np.isnan(over.low):
-                found[pair, measure] = over
-    return found
+                intervals[pair, measure] = over
+    return intervals
 
 
 def _compared_words(
@@ -265,12 +266,12 @@ def _judged(margin: Interval, harm: Interval) -> str:
     if np.isnan(harm.low):
         return "unknown"
     sign = _shown_sign(harm, "harm_score")
-    told = {1: "more selective", -1: "less selective", 0: "no difference"}[sign]
-    return f"{told}, the opposite" if _shown_sign(margin, "refusal_margin") * sign < 0 else told
+    verdict = {1: "more selective", -1: "less selective", 0: "no difference"}[sign]
+    return f"{verdict}, the opposite" if _shown_sign(margin, "refusal_margin") * sign < 0 else verdict
 
 
 def _shown_sign(over: Interval, measure: str) -> int:
-    return over.sign if abs(over.mean) >= LEAST_TOLD[measure] else 0
+    return over.sign if abs(over.mean) >= LEAST_SHOWN[measure] else 0
 
 
 def _correlation(row: pd.Series) -> Interval:

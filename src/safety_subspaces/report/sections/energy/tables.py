@@ -25,7 +25,7 @@ from safety_subspaces.report.parts.columns import (
     text,
     texts,
 )
-from safety_subspaces.report.parts.table import NOTHING, Table, count, number, once, sample_words, seeds_of
+from safety_subspaces.report.parts.table import NOTHING, Table, count, joined_counts, number, sample_words, seeds_of
 
 COMPARED_SUBSPACES = ("top", "random-energy")
 REACH_NOTE = (
@@ -133,7 +133,7 @@ def correlations_table(projections: pd.DataFrame) -> Table:
         "spread": lambda row: number(row[1]["draw_spread"].max(), 2),
         "points": lambda row: count(row[1]["points"].min()),
         "draws": lambda row: count(row[1]["draws"].max()),
-        "seeds": lambda row: once([count(n) for n in row[1]["seeds"]]),
+        "seeds": lambda row: joined_counts([count(n) for n in row[1]["seeds"]]),
     }
     note = (
         "Mean over seeds [95 % t interval over seeds, on Fisher's z scale], draws averaged within each seed; no "

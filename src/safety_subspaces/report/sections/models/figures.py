@@ -1,4 +1,4 @@
-"""The report's charts of projections, overlaps and training; what they share is in :mod:`chart_style`."""
+"""The chart of training losses."""
 
 from collections.abc import Sequence
 
@@ -20,9 +20,9 @@ LOSS_TICKS = [digit * 10.0**power for power in range(-5, 2) for digit in (1, 2, 
 def loss_figure(stages: Sequence[Stage]) -> go.Figure:
     """Draw the loss of every stage against its steps: training as a line, validation as markers."""
     figure = go.Figure()
-    for place, stage in enumerate(stages):
-        colour = PALETTE[place % len(PALETTE)]
-        dash = "solid" if place < len(PALETTE) else "dash"
+    for number, stage in enumerate(stages):
+        colour = PALETTE[number % len(PALETTE)]
+        dash = "solid" if number < len(PALETTE) else "dash"
         train, val = stage.scalars.get("train/loss"), stage.scalars.get("val/loss")
         if train is not None and len(train):
             smooth = train.assign(value=train["value"].rolling(SMOOTHED_OVER, center=True, min_periods=1).mean())
@@ -56,6 +56,7 @@ def loss_figure(stages: Sequence[Stage]) -> go.Figure:
 
 
 def _thinned(curve: pd.DataFrame) -> pd.DataFrame:
+    """Keep at most about ``MOST_POINTS`` rows of a curve, evenly spread, and the last one."""
     step = max(1, -(-len(curve) // MOST_POINTS))
     last = curve.iloc[[-1]]
     return pd.concat([curve.iloc[:-1:step], last])

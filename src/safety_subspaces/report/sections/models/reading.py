@@ -52,11 +52,11 @@ def read_alignment(models: pd.DataFrame) -> list[Finding]:
 
 def read_learnt(seeds: Seeds) -> Finding:
     """Say in how many seeds alignment was learnt."""
-    told = [read_alignment(study.models)[0].verdict for study in seeds.studies]
-    text = f"Alignment was learnt in {told.count('learnt')} of {len(told)} seeds."
-    unknown = told.count("unknown")
+    verdicts = [read_alignment(study.models)[0].verdict for study in seeds.studies]
+    text = f"Alignment was learnt in {verdicts.count('learnt')} of {len(verdicts)} seeds."
+    unknown = verdicts.count("unknown")
     text += f" Of {unknown} it cannot be told." if unknown else ""
-    return Finding("models", "learnt" if set(told) == {"learnt"} else "mixed", text, text)
+    return Finding("models", "learnt" if set(verdicts) == {"learnt"} else "mixed", text, text)
 
 
 def read_limits(study: Study) -> list[Finding]:

@@ -79,4 +79,4 @@ def _find(config: Any, name: str) -> Any:
         return None
     if name in config:
         return config[name]
-    return next((found for value in config.values() if (found := _find(value, name)) is not None), None)
+    return next((setting for value in config.values() if (setting := _find(value, name)) is not None), None)

@@ -14,9 +14,9 @@ from safety_subspaces.findings.overlaps import AS_NAMED, distances_over_seeds
 from safety_subspaces.report.parts.chart import draw_key, draw_silent, error_bar, finished, layer_step
 
 PANELS: Final = {"layer": "layer", "type": "type of tensor"}
-# Level, dash and how its line is told in the legend; lines are drawn across the place that they belong to.
+# Column of a chance level, dash of its line, and its name in the legend. A line spans its cell (a layer or a type).
 LINES: Final = (("chance", "dot", "chance"), ("matched_chance", "dashdot", "matched chance"))
-# Share of the room between two places that one place fills.
+# Share of the room between two cells that the marks of one cell fill.
 FILLED: Final = 0.8
 
 
@@ -72,8 +72,8 @@ def overlap_type_figure(study: Study) -> go.Figure:
     """Draw overlap by type of tensor, embeddings and output head with them, beside both chance levels."""
     by_type = overlap_by(study.overlaps, "type")
     order = ("embeddings", "q", "k", "v", "o", "gate", "up", "down", "norm", "head", "other")
-    found = set(by_type["type"])
-    types = [kind for kind in order if kind in found] + sorted(found - set(order))
+    known = set(by_type["type"])
+    types = [kind for kind in order if kind in known] + sorted(known - set(order))
     figure = go.Figure()
     colours = pair_colours(study.overlaps)
     wanted = nearest_energy(study.overlaps)
@@ -127,7 +127,7 @@ def overlap_type_figure(study: Study) -> go.Figure:
 def pair_colours(overlaps: pd.DataFrame) -> dict[tuple[Any, ...], str]:
     """Give every pair one colour, in both overlap charts."""
     pairs = list(dict.fromkeys(overlaps[PAIR].itertuples(index=False, name=None)))
-    return {pair: PALETTE[place % len(PALETTE)] for place, pair in enumerate(pairs)}
+    return {pair: PALETTE[index % len(PALETTE)] for index, pair in enumerate(pairs)}
 
 
 def overlap_across_figure(overlaps: pd.DataFrame, analysis: str) -> go.Figure:
@@ -140,12 +140,12 @@ def overlap_across_figure(overlaps: pd.DataFrame, analysis: str) -> go.Figure:
     figure = make_subplots(rows=len(PANELS), cols=1, vertical_spacing=0.16)
     for panel, (by, title) in enumerate(PANELS.items(), start=1):
         cells = list(dict.fromkeys(frame[frame["by"] == by]["cell"]))
-        for place, (first, second) in enumerate(pairs):
+        for index, (first, second) in enumerate(pairs):
             of_pair = (frame["by"] == by) & (frame["first"] == first) & (frame["second"] == second)
             rows = frame[of_pair].set_index("cell").reindex(cells)
             width = FILLED / len(pairs)
-            centres = [number - FILLED / 2 + width * (place + 0.5) for number in range(len(cells))]
-            colour = PALETTE[place % len(PALETTE)]
+            centres = [number - FILLED / 2 + width * (index + 0.5) for number in range(len(cells))]
+            colour = PALETTE[index % len(PALETTE)]
             _draw(figure, panel, rows, centres, width, f"{first} - {second}", colour)
         ticks = {"tickvals": list(range(len(cells))), "ticktext": cells, "range": [-0.6, len(cells) - 0.4]}
         figure.update_xaxes(title=title, **ticks, row=panel, col=1)
@@ -160,12 +160,12 @@ def overlap_caption(overlaps: pd.DataFrame, analysis: str) -> str:
     frame = _shown(overlaps, analysis)
     if frame.empty:
         return f"No overlap of two kinds of fine-tune was measured ({analysis})."
-    own = overlaps[overlaps["analysis"] == analysis]
+    rows = overlaps[overlaps["analysis"] == analysis]
     pairs = ", ".join(dict.fromkeys(f"{row['first']} and {row['second']}" for _, row in frame.iterrows()))
-    kinds = own[own["floor"].astype(bool)][["first", "second"]].drop_duplicates().itertuples(index=False, name=None)
+    kinds = rows[rows["floor"].astype(bool)][["first", "second"]].drop_duplicates().itertuples(index=False, name=None)
     floors = ", ".join(f"{first} and {second}" for first, second in kinds)
-    seeds = ", ".join(sorted(own["seed"].astype(str).unique()))
-    half = "± half the 95 % t interval over seeds" if own["seed"].nunique() > 1 else "one seed, so without an interval"
+    seeds = ", ".join(sorted(rows["seed"].astype(str).unique()))
+    half = "± half the 95 % t interval over seeds" if rows["seed"].nunique() > 1 else "one seed, so without an interval"
     undefined = int(frame[frame["by"] == "type"]["undefined"].sum())
     return (
         f"Overlap of the left singular spaces that hold {frame['energy'].iloc[0]:g} of each update's energy "
@@ -183,23 +183,24 @@ def _pair_name(pair: Iterable[Any], rows: pd.DataFrame) -> str:
 
 
 def _shown(overlaps: pd.DataFrame, analysis: str) -> pd.DataFrame:
+    """Return the rows of :func:`distances_over_seeds` that the chart of one analysis draws."""
     frame = distances_over_seeds(overlaps[overlaps["analysis"] == analysis])
     return frame[(frame["pairing"] == AS_NAMED) & frame["by"].isin(list(PANELS))]
 
 
 def _tensors(frame: pd.DataFrame, by: str) -> str:
-    found = frame[frame["by"] == by]["tensors"]
-    if found.empty:
+    counts = frame[frame["by"] == by]["tensors"]
+    if counts.empty:
         return "none"
-    low, high = f"{found.min():.3g}", f"{found.max():.3g}"
+    low, high = f"{counts.min():.3g}", f"{counts.max():.3g}"
     return low if low == high else f"{low} to {high}"
 
 
 def _draw(
     figure: go.Figure, panel: int, rows: pd.DataFrame, centres: list[float], width: float, name: str, colour: str
 ) -> None:
-    """Draw one pair in one panel: lines across each place at its levels, then floor and pair with their intervals."""
-    # One line across each place, with a gap between places.
+    """Draw one pair in one panel: lines across each cell at its levels, then floor and pair with their intervals."""
+    # One line across each cell, with a gap between cells.
     ends = [end for centre in centres for end in (centre - width / 2, centre + width / 2, None)]
     for level, dash, _ in LINES:
         draw_silent(figure, panel, ends, _twice(rows[level]), {"color": GREY, "dash": dash, "width": 1.6})

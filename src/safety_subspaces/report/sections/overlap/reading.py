@@ -12,7 +12,7 @@ from safety_subspaces.findings.intervals import Finding, interval_of, t_interval
 from safety_subspaces.findings.overlaps import AS_NAMED, ONE_REPEATED, PARTS, cross_pairs, distances_over_seeds
 from safety_subspaces.report.parts.sentence import first_headline, interval_words, many
 
-PLACES: Final = {"blocks": "matrices in the blocks", "head": "output head", "embeddings": "embeddings"}
+PART_WORDS: Final = {"blocks": "matrices in the blocks", "head": "output head", "embeddings": "embeddings"}
 CELLS: Final = {"layer": "layers of the blocks", "type": "types of tensor"}
 NEARER: Final = {
     "as the same kind": "nearer to two of one kind than to chance",
@@ -92,9 +92,9 @@ def read_overlaps_across(overlaps: pd.DataFrame, organism: str) -> list[Finding]
     return first_headline(findings)
 
 
-def place_verdict(row: pd.Series) -> str:
-    """Judge by the side of the midpoint, half-way between floor and matched chance, that the whole interval is on."""
-    if _unplaced(row):
+def midpoint_verdict(row: pd.Series) -> str:
+    """Judge by the interval: wholly above, wholly below, or across the midpoint between floor and matched chance."""
+    if _why_unknown(row):
         return "unknown"
     return {1: "as the same kind", -1: "apart", 0: "undecided"}[interval_of(row, "from_midpoint").sign]
 
@@ -109,8 +109,8 @@ def chance_verdict(row: pd.Series) -> str:
 
 def _floors_of(floors: pd.DataFrame, pair: tuple[str, str]) -> pd.Series:
     """Return the mean floor of each tensor: of the floors that share a label with the pair, else of all."""
-    own = floors[floors["first"].isin(pair) | floors["second"].isin(pair)]
-    return (floors if own.empty else own).groupby("tensor")["overlap"].mean()
+    shared = floors[floors["first"].isin(pair) | floors["second"].isin(pair)]
+    return (floors if shared.empty else shared).groupby("tensor")["overlap"].mean()
 
 
 def _read_pair(name: str, cell: pd.DataFrame, floor: pd.Series, of_head: float, energy: float) -> Finding:
@@ -135,7 +135,7 @@ def _read_pair(name: str, cell: pd.DataFrame, floor: pd.Series, of_head: float, 
             "shared": "nearer to a repeat of the same kind than to chance",
             "undecided": "which of the two is nearer, these tensors cannot show",
         }[verdict]
-    place = {1: "above", -1: "below", 0: "not shown to differ from"}[over_chance.sign]
+    side = {1: "above", -1: "below", 0: "not shown to differ from"}[over_chance.sign]
     which = "matched chance" if has_matched else "chance (no matched control was run)"
     numbers = (
         f"overlap {by_tensor['overlap'].mean():.2f} at energy {energy:g} over {len(by_tensor)} matrices in "
@@ -143,15 +143,15 @@ def _read_pair(name: str, cell: pd.DataFrame, floor: pd.Series, of_head: float, 
         f"chance {by_tensor['chance'].mean():.2f}, matched chance {by_tensor['matched_chance'].mean():.2f}, "
         f"same-kind floor {floor.mean():.2f}"
     ).replace("nan", "not measured")
-    text = f"{name}: {numbers}; {place} {which} by {over_chance}; {ending}."
+    text = f"{name}: {numbers}; {side} {which} by {over_chance}; {ending}."
     text += "" if np.isnan(of_head) else f" In the output head {of_head:.2f}."
     text += f" Undefined in {undefined} matrices." if undefined else ""
-    headline = f"In weights, {name} overlap {place} {which} ({by_tensor['overlap'].mean():.2f}): {ending}."
+    headline = f"In weights, {name} overlap {side} {which} ({by_tensor['overlap'].mean():.2f}): {ending}."
     return Finding("overlap", verdict, headline, text)
 
 
-def _unplaced(row: pd.Series) -> str:
-    """Return why a pair has no place between matched chance and floor; nothing where it has one."""
+def _why_unknown(row: pd.Series) -> str:
+    """Return why a pair cannot be judged between matched chance and floor; nothing where it can."""
     if row["overlap_seeds"] == 0:
         return "no overlap is defined"
     if np.isnan(row["floor"]):
@@ -166,8 +166,8 @@ def _unplaced(row: pd.Series) -> str:
 
 def _read_part(organism: str, row: pd.Series, repeated: pd.Series | None) -> Finding:
     """Say where a pair lies in one part; beside it, the pairs that differ in their seed as the floors do."""
-    part, pair = PLACES[str(row["cell"])], f"{row['first']} and {row['second']}"
-    verdict, seeds = place_verdict(row), many(int(row["overlap_seeds"]), "seed")
+    part, pair = PART_WORDS[str(row["cell"])], f"{row['first']} and {row['second']}"
+    verdict, seeds = midpoint_verdict(row), many(int(row["overlap_seeds"]), "seed")
     if row["overlap_seeds"] == 0:
         text = (
             f"{organism}, {row['analysis']}, {part}: {pair} have no overlap in any of {row['undefined']:.0f} tensors, "
@@ -184,20 +184,20 @@ def _read_part(organism: str, row: pd.Series, repeated: pd.Series | None) -> Fin
         f"mark half-way between them {_words(row, 'from_midpoint')}: {verdict}{_because(row)}{_power(row)}."
     )
     text += f" Undefined in {row['undefined']:.0f}, all seeds together." if row["undefined"] else ""
-    told = "not known"
+    repeated_words = "not known"
     if repeated is not None:
         first, second = row["first"], row["second"]
         text += (
             f" With a repeat, of another seed, in the place of one ({first} and {second}{REPEAT_SUFFIX}, "
             f"{first}{REPEAT_SUFFIX} and {second}): overlap {_level(repeated, 'overlap')}, minus matched chance "
             f"{_words(repeated, 'from_matched')}: {chance_verdict(repeated)}; minus the half-way mark "
-            f"{_words(repeated, 'from_midpoint')}: {place_verdict(repeated)}{_because(repeated)}."
+            f"{_words(repeated, 'from_midpoint')}: {midpoint_verdict(repeated)}{_because(repeated)}."
         )
-        told = f"{chance_verdict(repeated)}, {place_verdict(repeated)}"
+        repeated_words = f"{chance_verdict(repeated)}, {midpoint_verdict(repeated)}"
     headline = (
         f"{organism}, {row['analysis']}, {part}: {pair} overlap {_level(row, 'overlap')}, matched chance "
         f"{_level(row, 'matched_chance')}, two of one kind {_level(row, 'floor')} ({seeds}): {chance_verdict(row)}, "
-        f"{NEARER[verdict]}{_because(row)} (with a repeat of another seed in the place of one: {told})."
+        f"{NEARER[verdict]}{_because(row)} (with a repeat of another seed in the place of one: {repeated_words})."
     )
     return Finding("overlap", verdict, headline, text)
 
@@ -209,11 +209,11 @@ def _count_cells(organism: str, named: pd.DataFrame) -> Finding:
     for by, what in CELLS.items():
         rows = [row for _, row in named[named["by"] == by].iterrows()]
         above = [str(row["cell"]) for row in rows if chance_verdict(row) == "above chance"]
-        placed = {v: [str(row["cell"]) for row in rows if place_verdict(row) == v] for v in NEARER}
+        judged = {v: [str(row["cell"]) for row in rows if midpoint_verdict(row) == v] for v in NEARER}
         said.append(
             f"of {len(rows)} {what}, {_named(above)} above matched chance, "
-            f"{_named(placed['as the same kind'])} nearer to the floor, {_named(placed['apart'])} nearer to chance, "
-            f"{_named(placed['undecided'])} undecided, {_named(placed['unknown'])} unknown"
+            f"{_named(judged['as the same kind'])} nearer to the floor, {_named(judged['apart'])} nearer to chance, "
+            f"{_named(judged['undecided'])} undecided, {_named(judged['unknown'])} unknown"
         )
     text = (
         f"{organism}, {first['analysis']}, {first['first']} and {first['second']} place by place "
@@ -228,7 +228,7 @@ def _named(cells: list[str]) -> str:
 
 
 def _because(row: pd.Series) -> str:
-    reason = _unplaced(row)
+    reason = _why_unknown(row)
     return f", as {reason}" if reason else ""
 
 
@@ -246,4 +246,4 @@ def _words(row: pd.Series, measure: str) -> str:
 
 
 def _power(row: pd.Series) -> str:
-    return "" if _unplaced(row) else f" (one at the floor would be told with probability {row['power']:.2f})"
+    return "" if _why_unknown(row) else f" (one at the floor would be told with probability {row['power']:.2f})"

@@ -61,7 +61,7 @@ def overlaps_across_table(overlaps: pd.DataFrame) -> Table:
     return table_of(frame, {"pair": compared, "one repeated": text("repeated"), "part": _cell, **COLUMNS}, 3, note)
 
 
-def overlaps_by_place_table(overlaps: pd.DataFrame) -> Table:
+def overlaps_by_cell_table(overlaps: pd.DataFrame) -> Table:
     """Each cross-kind pair by layer of the blocks and by type of tensor."""
     frame = distances_over_seeds(overlaps)
     frame = frame[(frame["by"] != "part") & (frame["pairing"] == AS_NAMED)]

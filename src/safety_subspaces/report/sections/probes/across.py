@@ -20,10 +20,10 @@ from safety_subspaces.report.parts.columns import Cell, counts, numbers, table_o
 from safety_subspaces.report.parts.page import make_chart
 from safety_subspaces.report.parts.section import Section
 from safety_subspaces.report.parts.sentence import many, seeds_interval_words
-from safety_subspaces.report.parts.table import Table, count, number, once
+from safety_subspaces.report.parts.table import Table, count, joined_counts, number
 from safety_subspaces.report.sections.probes.figures import left_figure
 from safety_subspaces.report.sections.probes.reading import AFTER
-from safety_subspaces.report.sections.probes.tables import PLACE, paired
+from safety_subspaces.report.sections.probes.tables import CELL_COLUMNS, paired
 
 MEASURES: Final = ("left", "auc", "accuracy", "selectivity")
 # Sets that are drawn; every one stands in the table.
@@ -31,7 +31,10 @@ MOST_VIEWS: Final = 2
 
 
 def probes_over_seeds(probes: Probes) -> pd.DataFrame:
-    """Return each probe of each erasure, model and view: measures over layers as means over seeds with ``_reach``."""
+    """Return each probe of each erasure, model and view: measures over layers as means over seeds with ``_reach``.
+
+    Columns: ``CELL``, and each of ``MEASURES`` with ``_reach`` and ``_seeds``.
+    """
     return over_seeds(over_layers(probes.table), CELL, MEASURES)
 
 
@@ -46,7 +49,7 @@ def left_over_seeds_verdict(row: pd.Series) -> str:
 def probes_across_table(probes: Probes) -> Table:
     """What each probe tells before and after erasure, in each model, over seeds."""
     columns: dict[str, Cell] = {
-        **texts(*PLACE),
+        **texts(*CELL_COLUMNS),
         "AUC": numbers("auc", 3, "auc_reach"),
         "accuracy": numbers("accuracy", 3, "accuracy_reach"),
         "selectivity": numbers("selectivity", 3, "selectivity_reach", "+"),
@@ -66,15 +69,17 @@ def probes_across_terminal_table(probes: Probes) -> Table:
     """The first view of the reference model over seeds: a row a probe, for a terminal."""
     view = probes.views[0]
     model = reference_of(probes, view)
-    found = of_view(probes_over_seeds(probes), view)
-    found = found[found["model"] == model]
-    erasures = in_order(labels_of(found, "erasure"), ERASURES)
+    means = of_view(probes_over_seeds(probes), view)
+    means = means[means["model"] == model]
+    erasures = in_order(labels_of(means, "erasure"), ERASURES)
     rows = []
-    for kind in in_order(labels_of(found, "probe"), PROBES):
-        own = found[found["probe"] == kind].set_index("erasure")
-        own = own.reindex(erasures)
-        left = [number(mean, 3, reach, "+") for mean, reach in zip(own["left"], own["left_reach"], strict=True)]
-        rows.append((kind, *left, once([count(seeds) for seeds in own["left_seeds"]])))
+    for kind in in_order(labels_of(means, "probe"), PROBES):
+        of_probe = means[means["probe"] == kind].set_index("erasure")
+        of_probe = of_probe.reindex(erasures)
+        left = [
+            number(mean, 3, reach, "+") for mean, reach in zip(of_probe["left"], of_probe["left_reach"], strict=True)
+        ]
+        rows.append((kind, *left, joined_counts([count(seeds) for seeds in of_probe["left_seeds"]])))
     columns = ("probe", *(f"erasure {name}" for name in erasures), "seeds")
     note = f"{model}, {view.words}: above chance, mean over layers ± half the 95 % t interval over seeds."
     return Table(columns, tuple(rows), note=note)
@@ -85,7 +90,7 @@ def probes_across_section(probes: Probes, anchor: str) -> Section | None:
     if probes.table.empty:
         return None
     every, charts = probes_over_seeds(probes), []
-    for place, view in enumerate(probes.views[:MOST_VIEWS]):
+    for view_number, view in enumerate(probes.views[:MOST_VIEWS]):
         title = f"Left in each model: {view.words}"
         rows = of_view(probes.table, view)
         seeds, n = rows["seed"].nunique(), rows[["n_positive", "n_negative"]].astype(float).max()
@@ -96,7 +101,7 @@ def probes_across_section(probes: Probes, anchor: str) -> Section | None:
             f"{count(n['n_positive'])} and {count(n['n_negative'])} prompts in each seed."
         )
         figure = left_figure(of_view(every, view), "left_reach")
-        charts.append((make_chart(f"probes-{anchor}-{place}", title, f"{title}, over seeds", figure), caption))
+        charts.append((make_chart(f"probes-{anchor}-{view_number}", title, f"{title}, over seeds", figure), caption))
     return Section("probes", "Probes", charts, {"What is left after erasure": probes_across_table(probes)})
 
 
@@ -111,16 +116,16 @@ def read_probes_across(probes: Probes, organism: str) -> list[Finding]:
     erasures = in_order(labels_of(rows, "erasure"), ERASURES)
     counted, values = [], []
     for erasure in erasures:
-        own = rows[rows["erasure"] == erasure]
-        names = {str(verdict): list(cell["probe"]) for verdict, cell in own.groupby("judged", sort=False)}
+        cells = rows[rows["erasure"] == erasure]
+        names = {str(verdict): list(cell["probe"]) for verdict, cell in cells.groupby("judged", sort=False)}
         words = "; ".join(f"{', '.join(kinds)} {verdict}" for verdict, kinds in names.items())
         counted.append(f"{AFTER.get(erasure, erasure)}: {words}")
-        said = [f"{row['probe']} {seeds_interval_words(interval_of(row, 'left'))}" for _, row in own.iterrows()]
+        said = [f"{row['probe']} {seeds_interval_words(interval_of(row, 'left'))}" for _, row in cells.iterrows()]
         values.append(f"{AFTER.get(erasure, erasure)} {', '.join(said)}")
     headline = f"{organism}, probes of {model} ({view.words}): {'. '.join(_upper(text) for text in counted)}."
     text = f"{headline} Above chance, mean over layers: {'; '.join(values)}."
-    told = set(rows[rows["erasure"] == erasures[-1]]["judged"]) if erasures else set()
-    verdict = "left" if "above chance" in told else "unknown" if told <= {"unknown"} else "not shown"
+    verdicts = set(rows[rows["erasure"] == erasures[-1]]["judged"]) if erasures else set()
+    verdict = "left" if "above chance" in verdicts else "unknown" if verdicts <= {"unknown"} else "not shown"
     return [Finding("probes", verdict, headline, text)]
 
 

@@ -45,19 +45,19 @@ def layer_figure(probes: Probes, view: ProbeView, model: str) -> go.Figure:
         if rows[rows["erasure"] == erasure][measure].notna().any()
     ]
     figure = panels_of([f"{_upper(measure)}, {TITLES.get(erasure, erasure)}" for erasure, measure in panels])
-    for place, (erasure, measure) in enumerate(panels, start=1):
+    for panel, (erasure, measure) in enumerate(panels, start=1):
         cells = rows[rows["erasure"] == erasure].sort_values("layer")
         for number, kind in enumerate(kinds):
             line = cells[cells["probe"] == kind]
             control = "control_accuracy" if measure == "accuracy" else "control_auc" if erasure in TELLING else None
-            _draw_probe(figure, line, measure, kind, number, place, control)
+            _draw_probe(figure, line, measure, kind, number, panel, control)
         chance = (
             cells.groupby("layer")["chance"].first() if measure == "accuracy" else cells.groupby("layer").size() * 0
         )
         level = chance.astype(float) if measure == "accuracy" else chance + AUC_CHANCE
         if measure == "auc" and erasure in TELLING:
             level = level * float("nan")  # a coin's level says nothing there: the control labels' lines do
-        draw_silent(figure, place, list(level.index), level, _grey("dash"))
+        draw_silent(figure, panel, list(level.index), level, _grey("dash"))
     for name, dash in (("control task", "dot"), ("chance", "dash")):
         draw_key(figure, name, line=_grey(dash))
     figure.update_yaxes(range=[0.25, 1.03])
@@ -74,16 +74,16 @@ def left_figure(frame: pd.DataFrame, reach: str = "left_stderr") -> go.Figure:
     models, kinds = labels_of(frame, "model"), in_order(labels_of(frame, "probe"), PROBES)
     erasures = in_order(labels_of(frame, "erasure"), ERASURES)
     figure = panels_of([TITLES.get(erasure, erasure) for erasure in erasures])
-    for place, erasure in enumerate(erasures, start=1):
+    for panel, erasure in enumerate(erasures, start=1):
         for number, kind in enumerate(kinds):
             cells = frame[(frame["erasure"] == erasure) & (frame["probe"] == kind)]
             line = cells.drop_duplicates("model").set_index("model").reindex(models)
             shift = SPREAD * ((number + 0.5) / len(kinds) - 0.5)
-            spots = [spot + shift for spot in range(len(models))]
+            ticks = [tick + shift for tick in range(len(models))]
             hover = "%{text}: %{y:+.3f} ± %{customdata[0]:.3f}"
             style = {"mode": "markers", "text": models}
-            draw_curve(figure, place, number, kind, spots, line["left"], line[reach], line[[reach]], hover, **style)
-        figure.add_hline(y=0, line=_grey("dash"), row=place, col=1)
+            draw_curve(figure, panel, number, kind, ticks, line["left"], line[reach], line[[reach]], hover, **style)
+        figure.add_hline(y=0, line=_grey("dash"), row=panel, col=1)
     figure.update_xaxes(tickvals=list(range(len(models))), ticktext=models, range=[-0.6, len(models) - 0.4])
     low, high = frame["left"] - frame[reach].fillna(0), frame["left"] + frame[reach].fillna(0)
     # One range for every panel: what is left is seen beside what there was.
@@ -93,16 +93,16 @@ def left_figure(frame: pd.DataFrame, reach: str = "left_stderr") -> go.Figure:
 
 
 def _draw_probe(
-    figure: go.Figure, line: pd.DataFrame, measure: str, kind: str, number: int, place: int, control: str | None
+    figure: go.Figure, line: pd.DataFrame, measure: str, kind: str, number: int, panel: int, control: str | None
 ) -> None:
     hover = (
         "layer %{x}: %{y:.3f} ± %{customdata[0]:.3f}<br>control task %{customdata[1]:.3f}, groups %{customdata[2]:.0f}"
     )
     errors, seen = line[f"{measure}_stderr"], line[[f"{measure}_stderr", "control_accuracy", "n_groups"]]
-    draw_curve(figure, place, number, kind, line["layer"], line[measure], errors, seen, hover)
+    draw_curve(figure, panel, number, kind, line["layer"], line[measure], errors, seen, hover)
     if control is not None and line[control].notna().any():
         dotted = {"color": curve_style(number)["marker"]["color"], "dash": "dot", "width": 1.2}
-        draw_silent(figure, place, line["layer"], line[control], dotted, kind)
+        draw_silent(figure, panel, line["layer"], line[control], dotted, kind)
 
 
 def _grey(dash: str) -> dict[str, Any]:

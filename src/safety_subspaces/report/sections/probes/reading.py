@@ -31,40 +31,40 @@ def read_probes_of(probes: Probes) -> list[Finding]:
 
 def _read_view(probes: Probes, view: ProbeView, model: str) -> Finding:
     every = of_view(probes.table, view)
-    found = over_layers(every)
-    found = found[found["model"] == model]
-    erasures = in_order(labels_of(found, "erasure"), ERASURES)
-    told = {erasure: _told(found[found["erasure"] == erasure]) for erasure in erasures}
-    counted = "; ".join(f"{AFTER.get(name, name)} {_above_words(verdicts)}" for name, verdicts in told.items())
+    means = over_layers(every)
+    means = means[means["model"] == model]
+    erasures = in_order(labels_of(means, "erasure"), ERASURES)
+    verdicts = {erasure: _verdicts_of(means[means["erasure"] == erasure]) for erasure in erasures}
+    counted = "; ".join(f"{AFTER.get(name, name)} {_above_words(of_erasure)}" for name, of_erasure in verdicts.items())
     headline = f"Probes of {model} ({view.words}) above chance: {counted}."
-    values = "; ".join(f"{AFTER.get(name, name)} {_values(found[found['erasure'] == name])}" for name in erasures)
+    values = "; ".join(f"{AFTER.get(name, name)} {_values(means[means['erasure'] == name])}" for name in erasures)
     cells = "; ".join(f"{AFTER.get(name, name)} {_cells(every[every['erasure'] == name])}" for name in erasures)
-    sizes = found[["n_positive", "n_negative", "n_groups"]].max()
+    sizes = means[["n_positive", "n_negative", "n_groups"]].max()
     text = (
-        f"{headline} {'AUC' if found['auc'].notna().any() else 'Accuracy'}, mean over layers: {values}. Judged by the "
+        f"{headline} {'AUC' if means['auc'].notna().any() else 'Accuracy'}, mean over layers: {values}. Judged by the "
         "95 % interval over groups of prompts, after quadratic erasure beside control labels that went through it "
         "(it writes any label into the states; unknown with fewer than three draws). Of all layers, models and probes, "
         "each for itself, above chance: "
         f"{cells}. n: {count(sizes['n_positive'])} and {count(sizes['n_negative'])} prompts in "
         f"{count(sizes['n_groups'])} groups."
     )
-    return Finding("probes", _verdict(told[erasures[-1]]) if erasures else "unknown", headline, text)
+    return Finding("probes", _verdict(verdicts[erasures[-1]]) if erasures else "unknown", headline, text)
 
 
-def _told(rows: pd.DataFrame) -> dict[str, str]:
+def _verdicts_of(rows: pd.DataFrame) -> dict[str, str]:
     return {str(row["probe"]): left_verdict(row["left"], row["left_stderr"]) for _, row in rows.iterrows()}
 
 
-def _verdict(told: dict[str, str]) -> str:
+def _verdict(verdicts: dict[str, str]) -> str:
     """Return what is left after the strongest erasure."""
-    if "above chance" in told.values():
+    if "above chance" in verdicts.values():
         return "left"
-    return "unknown" if set(told.values()) <= {"unknown"} else "not shown"
+    return "unknown" if set(verdicts.values()) <= {"unknown"} else "not shown"
 
 
-def _above_words(told: dict[str, str]) -> str:
-    above = [kind for kind, verdict in told.items() if verdict == "above chance"]
-    others = [f"{kind} {verdict}" for kind, verdict in told.items() if verdict in ("unknown", "below chance")]
+def _above_words(verdicts: dict[str, str]) -> str:
+    above = [kind for kind, judged in verdicts.items() if judged == "above chance"]
+    others = [f"{kind} {judged}" for kind, judged in verdicts.items() if judged in ("unknown", "below chance")]
     return ", ".join(above or ["none"]) + (f" ({', '.join(others)})" if others else "")
 
 

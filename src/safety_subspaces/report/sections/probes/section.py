@@ -17,7 +17,7 @@ def probes_section(probes: Probes) -> Section | None:
     """Return the section of the probes of one study; ``None`` where none were trained."""
     if probes.table.empty:
         return None
-    charts = [chart for place, view in enumerate(probes.views[:MOST_VIEWS]) for chart in _charts(probes, view, place)]
+    charts = [chart for number, view in enumerate(probes.views[:MOST_VIEWS]) for chart in _charts(probes, view, number)]
     tables = {
         "What is left after erasure": left_table(probes),
         "Learning curves": learning_table(probes),
@@ -26,7 +26,7 @@ def probes_section(probes: Probes) -> Section | None:
     return Section("probes", "Probes", charts, tables)
 
 
-def _charts(probes: Probes, view: ProbeView, place: int) -> list[tuple[Chart, str]]:
+def _charts(probes: Probes, view: ProbeView, number: int) -> list[tuple[Chart, str]]:
     rows = of_view(probes.table, view)
     model = reference_of(probes, view)
     sizes = rows[["n_positive", "n_negative", "n_groups"]].astype(float).max()
@@ -48,12 +48,12 @@ def _charts(probes: Probes, view: ProbeView, place: int) -> list[tuple[Chart, st
     return [
         (
             make_chart(
-                f"probes-{place}-layers",
+                f"probes-{number}-layers",
                 titles[0],
                 f"Accuracy and AUC by layer, {titles[0]}",
                 layer_figure(probes, view, model),
             ),
             by_layer,
         ),
-        (make_chart(f"probes-{place}-models", titles[1], titles[1], left_figure(over_layers(rows))), by_model),
+        (make_chart(f"probes-{number}-models", titles[1], titles[1], left_figure(over_layers(rows))), by_model),
     ]

@@ -7,7 +7,7 @@ from safety_subspaces.report.parts.columns import Cell, counts, numbers, table_o
 from safety_subspaces.report.parts.table import NOTHING, Table
 
 # What names a cell, but for its layer.
-PLACE = ("model", "pair", "analysis", "position", "erasure", "probe")
+CELL_COLUMNS = ("model", "pair", "analysis", "position", "erasure", "probe")
 MEANS_NOTE = (
     "Means over layers ± the mean standard error of a layer, as layers share their prompts. Left: AUC minus 0.5, or "
     "accuracy minus chance where there is no AUC; judged by its 95 % interval."
@@ -17,7 +17,7 @@ MEANS_NOTE = (
 def left_table(probes: Probes) -> Table:
     """What each probe tells before and after each erasure, in each model."""
     columns: dict[str, Cell] = {
-        **texts(*PLACE),
+        **texts(*CELL_COLUMNS),
         "AUC": numbers("auc", 3, "auc_stderr"),
         "best AUC, layer": _best,
         "accuracy": numbers("accuracy", 3, "accuracy_stderr"),
@@ -39,7 +39,7 @@ def left_table(probes: Probes) -> Table:
 def learning_table(probes: Probes) -> Table:
     """Accuracy by the number of training prompts."""
     columns = {
-        **texts(*PLACE),
+        **texts(*CELL_COLUMNS),
         "trained on": counts("n_train"),
         "accuracy": numbers("accuracy", 3),
         "cells": counts("cells"),
@@ -50,7 +50,7 @@ def learning_table(probes: Probes) -> Table:
 def transfer_table(probes: Probes) -> Table:
     """Accuracy on prompts of one source of probes that were trained on another."""
     columns = {
-        **texts(*PLACE),
+        **texts(*CELL_COLUMNS),
         "trained on": text("train_source"),
         "tested on": text("test_source"),
         "accuracy": numbers("accuracy", 3),
@@ -68,7 +68,7 @@ def paired(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _averaged(frame: pd.DataFrame, *trained: str) -> pd.DataFrame:
     """Average accuracies over layers and repeats; ``cells`` counts them, ``n_test`` is the largest test part."""
-    keys = [*PLACE, *trained]
+    keys = [*CELL_COLUMNS, *trained]
     numeric = paired(frame).reindex(columns=[*keys, "accuracy", "n_test"]).astype({"accuracy": float, "n_test": float})
     pooled = {"accuracy": ("accuracy", "mean"), "cells": ("accuracy", "size"), "n_test": ("n_test", "max")}
     return numeric.groupby(keys, sort=False).agg(**pooled).reset_index()

@@ -18,8 +18,10 @@ from safety_subspaces.report.sections.steering.tables import SENSE, selectivity_
 def selectivity_over_seeds(steering: Steering) -> pd.DataFrame:
     """Return the selectivity of each model, direction, intervention, sense and measure as a mean over seeds.
 
-    Layers of a seed are averaged first. ``low`` and ``high`` are the 95 % t interval over ``selectivity_seeds``, NaN
-    below two; the intervals within a seed are not used. ``reserved`` counts the values with a reason.
+    Columns: ``COMPARISON``, ``selectivity`` with ``_reach`` and ``_seeds``, and ``reserved``, ``low``, ``high``,
+    ``row`` (the name of a row in a chart) and ``judged``. Layers of a seed are averaged first. ``low`` and ``high`` are
+    the 95 % t interval over ``selectivity_seeds``, NaN below two; the intervals within a seed are not used.
+    ``reserved`` counts the values with a reason.
     """
     numbers = steering.selectivity.assign(
         selectivity=steering.selectivity["selectivity"].astype(float),
@@ -54,11 +56,11 @@ def steering_across_table(steering: Steering) -> Table:
 def steering_across_terminal_table(steering: Steering) -> Table:
     """The selectivity in the reference model over seeds: a row an intervention, for a terminal."""
     model, every = reference_model(steering.models), selectivity_over_seeds(steering)
-    found = every[(every["model"] == model) & (every["analysis"] == every["analysis"].iloc[0])]
+    shown = every[(every["model"] == model) & (every["analysis"] == every["analysis"].iloc[0])]
     said = numbers("selectivity", 2, "selectivity_reach", "+")
-    cells = [NOTHING if pd.isna(row["selectivity"]) else f"{said(row)} {row['judged']}" for _, row in found.iterrows()]
+    cells = [NOTHING if pd.isna(row["selectivity"]) else f"{said(row)} {row['judged']}" for _, row in shown.iterrows()]
     note = " ± half the 95 % t interval over seeds."
-    return selectivity_by_intervention(found.assign(cell=cells), len(every), model, note)
+    return selectivity_by_intervention(shown.assign(cell=cells), len(every), model, note)
 
 
 def steering_across_section(steering: Steering, anchor: str) -> Section | None:
@@ -90,20 +92,20 @@ def read_steering_across(steering: Steering, organism: str) -> list[Finding]:
         return []
     model = reference_model(steering.models)
     frame = selectivity_over_seeds(steering)
-    own = frame[frame["model"] == model]
+    compared = frame[frame["model"] == model]
     headline = (
         f"{organism}, steering {model} beside random directions at equal cost, over seeds: "
-        f"{by_measure(own, own['judged'])}."
+        f"{by_measure(compared, compared['judged'])}."
     )
     values = "; ".join(
         f"{row['row']}, {spoken(row['measure'])} {seeds_interval_words(interval_of(row, 'selectivity'), 2)}: "
         f"{row['judged']}"
-        for _, row in own.iterrows()
+        for _, row in compared.iterrows()
     )
-    reserved = int(own["reserved"].sum())
+    reserved = int(compared["reserved"].sum())
     text = f"{headline} {values}."
     text += f" {reserved} of the values behind them are compared at the largest dose." if reserved else ""
-    return [Finding("steering", counted_verdict(list(own["judged"])), headline, text)]
+    return [Finding("steering", counted_verdict(list(compared["judged"])), headline, text)]
 
 
 def _name(row: pd.Series) -> str:

@@ -41,19 +41,19 @@ def dose_figure(steering: Steering, view: SteerView) -> go.Figure | None:
     figure = panels_of([MEASURES[measure][0] for measure in measures], shared_xaxes=True)
     directions = [name for name in labels_of(rows, "direction") if not is_random(name)]
     controls = [name for name in labels_of(rows, "direction") if is_random(name)]
-    for place, measure in enumerate(measures, start=1):
-        found = responses(rows, measure)
+    for panel, measure in enumerate(measures, start=1):
+        pooled = responses(rows, measure)
         for control in controls:
             name = control if len(controls) > 1 else RANDOM
-            _draw_band(figure, found[found["direction"] == control], name, place)
+            _draw_band(figure, pooled[pooled["direction"] == control], name, panel)
         for number, direction in enumerate(directions):
-            line = found[found["direction"] == direction]
+            line = pooled[pooled["direction"] == direction]
             hover = "strength %{x:g}: %{y:.3f} ± %{customdata[0]:.3f}"
             seen = line[["error", "draws"]]
-            draw_curve(figure, place, number, direction, line["strength"], line["value"], line["error"], seen, hover)
-        values = found["value"].dropna()
+            draw_curve(figure, panel, number, direction, line["strength"], line["value"], line["error"], seen, hover)
+        values = pooled["value"].dropna()
         if measure == "perplexity" and values.min() > 0 and values.max() > MOST_GROWTH * values.min():
-            figure.update_yaxes(type="log", row=place, col=1)
+            figure.update_yaxes(type="log", row=panel, col=1)
     figure.update_xaxes(title=DOSES.get(view.intervention, "strength"), row=len(measures), col=1)
     return finished_panels(figure, len(measures), shared_xaxes=True)
 
@@ -67,7 +67,7 @@ def selectivity_figure(frame: pd.DataFrame) -> go.Figure:
     measures, models, names = (labels_of(frame, column) for column in ("measure", "model", "row"))
     height = max(ROW * len(names), 90)
     figure = panels_of([MEASURES[m][0] if m in MEASURES else m for m in measures], height)
-    for place, measure in enumerate(measures, start=1):
+    for panel, measure in enumerate(measures, start=1):
         for number, model in enumerate(models):
             cells = frame[(frame["measure"] == measure) & (frame["model"] == model)]
             shift = 0.6 * ((number + 0.5) / len(models) - 0.5)
@@ -76,7 +76,7 @@ def selectivity_figure(frame: pd.DataFrame) -> go.Figure:
             bars["arrayminus"] = (values["selectivity"] - values["low"]).to_numpy()
             draw_curve(
                 figure,
-                place,
+                panel,
                 number,
                 model,
                 values["selectivity"],
@@ -87,24 +87,24 @@ def selectivity_figure(frame: pd.DataFrame) -> go.Figure:
                 mode="markers",
                 text=list(cells["row"]),
             )
-        figure.add_vline(x=0, line={"dash": "dot", "width": 1.2, "color": GREY}, row=place, col=1)
+        figure.add_vline(x=0, line={"dash": "dot", "width": 1.2, "color": GREY}, row=panel, col=1)
     figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.4, -0.6])
     figure.update_xaxes(title="selectivity", row=len(measures), col=1)
     return finished_panels(figure, len(measures), height)
 
 
-def _draw_band(figure: go.Figure, line: pd.DataFrame, name: str, place: int) -> None:
+def _draw_band(figure: go.Figure, line: pd.DataFrame, name: str, panel: int) -> None:
     """Draw what the draws of a random direction span, and their mean with the error over prompts."""
     known = line.dropna(subset="value")
     if known.empty:
         return
-    at = {"row": place, "col": 1}
+    at = {"row": panel, "col": 1}
     edge = {"mode": "lines", "line": {"width": 0}, "showlegend": False, "hoverinfo": "skip", "legendgroup": name}
     figure.add_scatter(x=known["strength"], y=known["low"], **edge, **at)
     figure.add_scatter(x=known["strength"], y=known["high"], fill="tonexty", fillcolor=BAND, **edge, **at)
     draw_curve(
         figure,
-        place,
+        panel,
         0,
         name,
         known["strength"],

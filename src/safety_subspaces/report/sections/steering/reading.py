@@ -38,9 +38,9 @@ def read_steering_of(steering: Steering) -> list[Finding]:
     return [_read_selectivity(steering, model), *doses]
 
 
-def counted_verdict(told: list[str]) -> str:
+def counted_verdict(verdicts: list[str]) -> str:
     """Return ``differs`` where every known comparison does, ``undecided`` where none does, ``mixed`` or ``unknown``."""
-    known = [verdict for verdict in told if verdict != "unknown"]
+    known = [verdict for verdict in verdicts if verdict != "unknown"]
     differing = sum(verdict != "undecided" for verdict in known)
     if not known:
         return "unknown"
@@ -51,9 +51,9 @@ def by_measure(frame: pd.DataFrame, verdicts: pd.Series) -> str:
     """Return for each measure how many comparisons have each verdict."""
     said = []
     for measure, rows in frame.groupby("measure", sort=False):
-        told = list(verdicts[rows.index])
-        counts = ", ".join(f"{name} in {told.count(name)}" for name in VERDICTS)
-        said.append(f"{spoken(measure)} {counts} of {len(told)}")
+        of_measure = list(verdicts[rows.index])
+        counts = ", ".join(f"{name} in {of_measure.count(name)}" for name in VERDICTS)
+        said.append(f"{spoken(measure)} {counts} of {len(of_measure)}")
     return "; ".join(said)
 
 
@@ -70,29 +70,33 @@ def _read_selectivity(steering: Steering, model: str) -> Finding:
         )
         return Finding("steering", "unknown", text, text)
     verdicts = judged(every)
-    own = every[every["model"] == model]
-    headline = f"Steering {model}, beside random directions at equal cost: {by_measure(own, verdicts)} comparisons."
-    rows = [row for _, row in own.iterrows()]
-    values = "; ".join(_comparison(row, told) for row, told in zip(rows, verdicts[own.index], strict=True))
-    reserved = sum(is_reserved(row) for row in rows)
-    text = f"{headline} {values}." if len(own) <= MOST_SPOKEN else headline
-    text += (
-        f" {reserved} of {len(own)} are compared at the largest dose, as the cost is not reached." if reserved else ""
+    compared = every[every["model"] == model]
+    headline = (
+        f"Steering {model}, beside random directions at equal cost: {by_measure(compared, verdicts)} comparisons."
     )
-    if len(own) < len(every):
+    rows = [row for _, row in compared.iterrows()]
+    values = "; ".join(_comparison(row, verdict) for row, verdict in zip(rows, verdicts[compared.index], strict=True))
+    reserved = sum(is_reserved(row) for row in rows)
+    text = f"{headline} {values}." if len(compared) <= MOST_SPOKEN else headline
+    text += (
+        f" {reserved} of {len(compared)} are compared at the largest dose, as the cost is not reached."
+        if reserved
+        else ""
+    )
+    if len(compared) < len(every):
         text += f" In all models: {by_measure(every, verdicts)}."
     text += " Each by its own 95 % interval: of those at 0, one in twenty stands beside it by luck."
-    return Finding("steering", counted_verdict(list(verdicts[own.index])), headline, text)
+    return Finding("steering", counted_verdict(list(verdicts[compared.index])), headline, text)
 
 
-def _comparison(row: pd.Series, told: str) -> str:
+def _comparison(row: pd.Series, verdict: str) -> str:
     sign = f" {row['sign']}" if row["sign"] else ""
     matched = f", equal {row['matched_on']}" if row["matched_on"] else ""
     named = f"{row['intervention']}{sign} of {row['direction']}{matched}, {spoken(row['measure'])}"
     if pd.isna(row["selectivity"]):
         return f"{named} not known" + ("" if pd.isna(row["reason"]) else f" ({row['reason']})")
-    ends = "" if told == "unknown" else f" ({row['low']:+z.2f} to {row['high']:+z.2f})"
-    return f"{named} {row['selectivity']:+z.2f}{ends} {told}"
+    ends = "" if verdict == "unknown" else f" ({row['low']:+z.2f} to {row['high']:+z.2f})"
+    return f"{named} {row['selectivity']:+z.2f}{ends} {verdict}"
 
 
 def _read_dose(steering: Steering, view: SteerView) -> Finding:
@@ -100,31 +104,34 @@ def _read_dose(steering: Steering, view: SteerView) -> Finding:
     rows = of_view(steering, view)
     # Of two that are as strong, one each way, the positive one.
     strongest = max(rows["strength"], key=lambda strength: (abs(strength), strength))
-    found = {measure: _at_dose(rows, measure, strongest) for measure in measured_in(rows)}
+    responses_of = {measure: _at_dose(rows, measure, strongest) for measure in measured_in(rows)}
     directions = [name for name in labels_of(rows, "direction") if not is_random(name)]
-    parts = [_beside_random(direction, found) for direction in directions]
-    told = "; ".join(part for part in parts if part) or "nothing was scored"
-    text = f"{view.words[0].upper()}{view.words[1:]}, at the largest dose, {strongest:.3g}: {told}."
+    parts = [_beside_random(direction, responses_of) for direction in directions]
+    words = "; ".join(part for part in parts if part) or "nothing was scored"
+    text = f"{view.words[0].upper()}{view.words[1:]}, at the largest dose, {strongest:.3g}: {words}."
     return Finding("steering", "dose", "", text)
 
 
 def _at_dose(rows: pd.DataFrame, measure: str, strength: float) -> pd.DataFrame:
-    found = responses(rows, measure)
-    return found[found["strength"] == strength].dropna(subset="value").set_index("direction")
+    """Return the rows of :func:`responses` at one strength, indexed by ``direction``; unscored ones are left out."""
+    pooled = responses(rows, measure)
+    return pooled[pooled["strength"] == strength].dropna(subset="value").set_index("direction")
 
 
-def _beside_random(direction: str, found: Mapping[str, pd.DataFrame]) -> str:
+def _beside_random(direction: str, responses_of: Mapping[str, pd.DataFrame]) -> str:
     """Return in which measures a direction is outside of all random draws, with the values, and in which inside."""
     outside, inside, alone, draws = [], [], [], 0
-    for measure, values in found.items():
+    for measure, values in responses_of.items():
         if direction not in values.index:
             continue
-        own, bands = values.loc[direction], values[[is_random(name) for name in values.index]]
-        said = f"{SPOKEN[measure]} {own['value']:.2f}" + ("" if pd.isna(own["error"]) else f" ± {own['error']:.2f}")
+        response, bands = values.loc[direction], values[[is_random(name) for name in values.index]]
+        said = f"{SPOKEN[measure]} {response['value']:.2f}" + (
+            "" if pd.isna(response["error"]) else f" ± {response['error']:.2f}"
+        )
         low, high, draws = bands["low"].min(), bands["high"].max(), max(draws, int(bands["draws"].sum()))
         if bands.empty:
             alone.append(said)
-        elif low <= own["value"] <= high:
+        elif low <= response["value"] <= high:
             inside.append(SPOKEN[measure])
         else:
             outside.append(f"{said} (random {low:.2f} to {high:.2f})")

@@ -19,12 +19,12 @@ def steering_section(steering: Steering) -> Section | None:
     if steering.is_empty:
         return None
     charts = []
-    for place, view in enumerate(steering.views(reference_model(steering.models))[:MOST_VIEWS]):
+    for number, view in enumerate(steering.views(reference_model(steering.models))[:MOST_VIEWS]):
         figure = dose_figure(steering, view)
         if figure is not None:
             title = f"{view.words[0].upper()}{view.words[1:]}"
             label = f"Harm, refusal margin, utility, over-refusal and perplexity against strength: {view.words}"
-            charts.append((make_chart(f"steering-{place}", title, label, figure), _caption(steering, view)))
+            charts.append((make_chart(f"steering-{number}", title, label, figure), _caption(steering, view)))
     tables = {
         "Selectivity with its intervals": selectivity_table(steering),
         "Every response": responses_table(steering),

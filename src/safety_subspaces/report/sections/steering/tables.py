@@ -37,13 +37,15 @@ def responses_table(steering: Steering) -> Table:
     rows = []
     keys = ["model", "analysis", "intervention", "layer"]
     for values, cells in steering.table.groupby(keys, sort=False):
-        found = {measure: responses(cells, measure).set_index(["direction", "strength"]) for measure in MEASURES}
+        pooled = {measure: responses(cells, measure).set_index(["direction", "strength"]) for measure in MEASURES}
         sizes = cells[["n_utility", "n_harmful", "n_benign", "n_unscored"]].astype(float).max()
-        for direction, strength in next(iter(found.values())).index:
-            told = [_response(found[measure].loc[(direction, strength)], direction) for measure in MEASURES]
-            draws = max(int(found[measure].loc[(direction, strength), "draws"]) for measure in MEASURES)
+        for direction, strength in next(iter(pooled.values())).index:
+            measured = [_response(pooled[measure].loc[(direction, strength)], direction) for measure in MEASURES]
+            draws = max(int(pooled[measure].loc[(direction, strength), "draws"]) for measure in MEASURES)
             n = "/".join(count(value) for value in sizes[:3])
-            rows.append((*map(str, values), direction, f"{strength:g}", *told, count(draws), n, count(sizes.iloc[3])))
+            rows.append(
+                (*map(str, values), direction, f"{strength:g}", *measured, count(draws), n, count(sizes.iloc[3]))
+            )
     measures = [HEADINGS.get(measure, measure) for measure in MEASURES]
     columns = (*keys, "direction", "strength", *measures, "draws", "n", "unscored")
     note = (
@@ -66,8 +68,8 @@ def selectivity_by_intervention(frame: pd.DataFrame, known: int, model: str, not
     columns = list(dict.fromkeys(frame[names].itertuples(index=False, name=None)))
     rows = []
     for values, cells in frame.groupby(keys, sort=False):
-        found = dict(zip(cells[names].itertuples(index=False, name=None), cells["cell"], strict=False))
-        rows.append((*map(str, values), *(str(found.get(column, NOTHING)) for column in columns)))
+        cell_of = dict(zip(cells[names].itertuples(index=False, name=None), cells["cell"], strict=False))
+        rows.append((*map(str, values), *(str(cell_of.get(column, NOTHING)) for column in columns)))
     heads = [f"{SHORT.get(measure, measure)}{f' at {matched}' if matched else ''}" for measure, matched in columns]
     shown = tuple(rows[:TERMINAL_ROWS])
     left = known - sum(cell != NOTHING for row in shown for cell in row[len(keys) :])

@@ -56,14 +56,14 @@ def watching_figure(stage: Stage) -> go.Figure | None:
     figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=BETWEEN / height)
     steps = sorted({look.step for panel in panels for line in panel.lines for look in looks_at(stage, line.tag)})
     is_crowded = float(np.median(steps)) < CROWDED * steps[-1]
-    for place, panel in enumerate(panels, start=1):
+    for number, panel in enumerate(panels, start=1):
         for line in panel.lines:
-            _draw_line(figure, line, looks_at(stage, line.tag), place, is_crowded)
+            _draw_line(figure, line, looks_at(stage, line.tag), number, is_crowded)
         bounds = panel.bounds
         if panel.is_signed:
             bounds = bounds_of([end for line in panel.lines for end in _ends(looks_at(stage, line.tag))])
-            figure.add_hline(y=0, line={"dash": "dot", "width": 1.2, "color": GREY}, row=place, col=1)
-        figure.update_yaxes(title=panel.title, range=bounds, rangemode="tozero", row=place, col=1)
+            figure.add_hline(y=0, line={"dash": "dot", "width": 1.2, "color": GREY}, row=number, col=1)
+        figure.update_yaxes(title=panel.title, range=bounds, rangemode="tozero", row=number, col=1)
     figure.update_xaxes(**_axis(steps[-1], is_crowded))
     figure.update_xaxes(title="optimizer step", row=len(panels), col=1)
     finished(figure, height=height + 110)
@@ -95,7 +95,7 @@ def layer_figure(stage: Stage, tag: str) -> go.Figure:
 def rows_not_drawn(stage: Stage, tag: str) -> dict[str, float]:
     """Return the parts of the network that :func:`layer_figure` leaves out, each with its one value."""
     table = layer_table(stage, tag)
-    return {str(place): float(table.loc[place].mean()) for place in table.index.difference(_varying(table).index)}
+    return {str(row): float(table.loc[row].mean()) for row in table.index.difference(_varying(table).index)}
 
 
 def _panels(stage: Stage) -> list[Panel]:
@@ -126,7 +126,7 @@ def _beside_chance(tag: str, name: str, colour: str) -> tuple[Line, Line]:
     return Line(tag, name, colour), Line(f"{tag}_chance", "chance", colour, is_chance=True)
 
 
-def _draw_line(figure: go.Figure, line: Line, looks: list[Look], place: int, is_crowded: bool) -> None:
+def _draw_line(figure: go.Figure, line: Line, looks: list[Look], panel: int, is_crowded: bool) -> None:
     errors = pd.Series([look.error for look in looks])
     stroke = {"width": 1.4, "dash": "dash"} if line.is_chance else {"width": 1.8}
     figure.add_scatter(
@@ -135,13 +135,13 @@ def _draw_line(figure: go.Figure, line: Line, looks: list[Look], place: int, is_
         error_y=error_bar(errors, line.colour) if errors.notna().any() else None,
         mode="lines" if line.is_chance else "lines+markers",
         name=line.name,
-        legend="legend" if place == 1 else f"legend{place}",
+        legend="legend" if panel == 1 else f"legend{panel}",
         line={"color": line.colour, **stroke},
         marker={"size": 7, "symbol": line.symbol},
         cliponaxis=False,  # a point at 0 or 1 is seen whole
         customdata=[[look.step, "" if np.isnan(look.error) else f" ± {look.error:.3f}"] for look in looks],
         hovertemplate=f"step %{{customdata[0]}}: %{{y:.3f}}%{{customdata[1]}}<extra>{line.name}</extra>",
-        row=place,
+        row=panel,
         col=1,
     )
 
@@ -171,9 +171,9 @@ def _axis(last: int, is_crowded: bool) -> dict[str, object]:
 def _with_legends(figure: go.Figure, panels: int) -> go.Figure:
     """Give each panel its own legend, above it."""
     style = figure.layout.legend.to_plotly_json()
-    for place in range(1, panels + 1):
-        axis = figure.layout["yaxis" if place == 1 else f"yaxis{place}"]
-        figure.update_layout({"legend" if place == 1 else f"legend{place}": {**style, "y": axis.domain[1]}})
+    for panel in range(1, panels + 1):
+        axis = figure.layout["yaxis" if panel == 1 else f"yaxis{panel}"]
+        figure.update_layout({"legend" if panel == 1 else f"legend{panel}": {**style, "y": axis.domain[1]}})
     return figure
 
 

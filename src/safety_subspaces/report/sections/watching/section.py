@@ -49,18 +49,18 @@ class WatchedRun:
 
 def watched_runs(study: Study) -> tuple[WatchedRun, ...]:
     """Return the runs of a study that were watched."""
-    return tuple(_run(study, stage, place) for place, stage in enumerate(watched_stages(study)))
+    return tuple(_run(study, stage, number) for number, stage in enumerate(watched_stages(study)))
 
 
-def _run(study: Study, stage: Stage, place: int) -> WatchedRun:
+def _run(study: Study, stage: Stage, number: int) -> WatchedRun:
     figure = watching_figure(stage)
     label = f"Behaviour, refusal margin, update and activations of {stage.name} over its optimizer steps"
     return WatchedRun(
         name=stage.name,
-        chart=None if figure is None else make_chart(f"watching-{place}", stage.name, label, figure),
+        chart=None if figure is None else make_chart(f"watching-{number}", stage.name, label, figure),
         heatmaps=tuple(
-            _heatmap(stage, tag, f"watching-{place}-layers-{number}")
-            for number, tag in enumerate(mapped_tags(stage)[:MOST_HEATMAPS])
+            _heatmap(stage, tag, f"watching-{number}-layers-{tag_number}")
+            for tag_number, tag in enumerate(mapped_tags(stage)[:MOST_HEATMAPS])
         ),
         looks=looks_table(stage),
         trajectories=tuple(

@@ -64,9 +64,9 @@ def trajectory_table(result: AnalysisResult) -> Table:
     """How the whole update of a run moved from snapshot to snapshot."""
     whole, others = _whole(result.tables["table"]), _whole(result.tables.get("overlaps", pd.DataFrame()))
     compared = {str(label): rows.set_index("step") for label, rows in others.groupby("other", sort=False)}
-    places = np.unique(np.linspace(0, len(whole) - 1, min(len(whole), MOST_SNAPSHOTS)).round().astype(int))
+    indices = np.unique(np.linspace(0, len(whole) - 1, min(len(whole), MOST_SNAPSHOTS)).round().astype(int))
     rows = []
-    for _, row in whole.iloc[places].iterrows():
+    for _, row in whole.iloc[indices].iterrows():
         cells = [_cell(row, name, CHANCES.get(name, f"{name}_chance")) for name in MOVED]
         cells += [_cell(rows_of.loc[row["step"]], "overlap", "chance") for rows_of in compared.values()]
         rows.append((count(row["step"]), *cells))
@@ -76,7 +76,7 @@ def trajectory_table(result: AnalysisResult) -> Table:
         f"principal angle, in radians, between the leading directions ({_rank_words(result.arguments.get('rank'))}) of "
         "this snapshot and the one before. With: overlap with the update of another model."
     )
-    left = len(whole) - len(places)
+    left = len(whole) - len(indices)
     note += f" {left} more snapshots stand in the table's file." if left else ""
     return Table(("step", *MOVED.values(), *(f"with {name}" for name in compared)), tuple(rows), 0, note)
 
