@@ -115,8 +115,8 @@ class StateHalves:
             yield factors.basis[:, : rank_of_energy(factors.singular_values, energy)]
 
     @property
-    def kept(self) -> Tensor | None:
-        """The mean, which the matched control leaves in place, where it is part of the states."""
+    def mean_direction(self) -> Tensor | None:
+        """The mean, which the matched control leaves as it is; ``None`` where it was taken out of the states."""
         return None if self._center else self._mean
 
     def _factorise(self, half: int, folds: int, left_out: int | None) -> Factors:
@@ -140,11 +140,11 @@ def _compare(
 ) -> tuple[float, ...]:
     """Overlap, floor and chance, without one fold."""
     bases = [list(halves.bases(energy, folds, left_out)) for halves in (first, second)]
-    kept = shared_direction(first.kept, second.kept)
+    common = shared_direction(first.mean_direction, second.mean_direction)
     across = list(product(*bases))
     overlap = np.mean([_overlap(one, other) for one, other in across])
     floor = np.mean([_overlap(one, other) for one, other in bases])
-    chance = np.mean([matched_overlap(one, other, kept) for one, other in across])
+    chance = np.mean([matched_overlap(one, other, common) for one, other in across])
     return float(overlap), float(floor), float(chance)
 
 

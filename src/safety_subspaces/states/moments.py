@@ -1,7 +1,7 @@
 """First and second moments of hidden states that pass in batches: all that a subspace needs of any number of prompts.
 
 Kept are the count, the mean and the scatter about it, in float64, so that neither many prompts nor a mean far from the
-origin costs digits; memory is hidden x hidden for each place, and some thousand buffered rows.
+origin costs digits; memory is hidden x hidden for each layer, and some thousand buffered rows.
 """
 
 from dataclasses import dataclass

@@ -33,7 +33,7 @@ class Predictions:
 
     Args:
         score: Of label 1 above label 0, on the scale of the probe; NaN for a prompt that was in no test part.
-        correct: Whether the label was told, 0 or 1, NaN likewise.
+        correct: 1 where the label was predicted rightly, else 0; NaN likewise.
     """
 
     score: NDArray[np.float64]
@@ -90,9 +90,9 @@ def fit_erasure(kind: Erasure, states: Float[Tensor, "prompt hidden"], labels: I
     values = states.double()
     if kind == "leace":
         linear = LeaceFitter.fit(values, labels.double()[:, None]).eraser
-        return lambda given, _: linear(given.double())
+        return lambda rows, _: linear(rows.double())
     transport = QuadraticFitter.fit(values, labels).eraser
-    return lambda given, own: transport(given.double(), own)
+    return lambda rows, classes: transport(rows.double(), classes)
 
 
 def predict_held_out(
@@ -125,9 +125,9 @@ def predict_held_out(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the passes are bounded on purpose
             probe = make_probe(kind, seed).fit(inputs[0], truth[train])
-        told = probe.predict(inputs[1])
+        predicted = probe.predict(inputs[1])
         score[test] = probe.decision_function(inputs[1]) if kind != "mlp" else probe.predict_proba(inputs[1])[:, 1]
-        correct[test] = told == truth[test]
+        correct[test] = predicted == truth[test]
     return Predictions(score, correct)
 
 
@@ -159,8 +159,8 @@ def control_labels(
     """
     numbers = number_groups(groups)
     count = int(numbers.max()) + 1
-    own = torch.zeros(count, dtype=labels.dtype).scatter_(0, numbers, labels)
-    return own[torch.randperm(count, generator=generator)][numbers]
+    group_labels = torch.zeros(count, dtype=labels.dtype).scatter_(0, numbers, labels)
+    return group_labels[torch.randperm(count, generator=generator)][numbers]
 
 
 def area_under_curve(predictions: Predictions, labels: Int[Tensor, " prompt"]) -> float:
@@ -185,7 +185,7 @@ def auc_with_error(
     sides = [truth == 1, truth == 0]
     wins = np.sign(score[sides[0]][:, None] - score[sides[1]][None, :]) / 2 + 0.5
     members = [np.eye(numbers.max() + 1)[numbers[side]] for side in sides]  # (prompt, group)
-    across = np.einsum("ig,ij,jg->g", *(members[0], wins, members[1]), optimize=True)
+    across = np.einsum("ig,ij,jg->g", members[0], wins, members[1], optimize=True)
     total = wins.sum() - members[0].T @ wins.sum(axis=1) - members[1].T @ wins.sum(axis=0) + across
     pairs = np.prod([len(part) - part.sum(axis=0) for part in members], axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):

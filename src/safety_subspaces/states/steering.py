@@ -155,13 +155,13 @@ def ablate_weights(model: PreTrainedModel, basis: Float[Tensor, "hidden k"]) -> 
 
 
 def _output_of(part: nn.Module) -> Any:
-    found = [module for name, module in part.named_children() if name in OUTPUTS]
-    if len(found) != 1 or not isinstance(found[0], nn.Linear | Conv1D):
+    maps = [module for name, module in part.named_children() if name in OUTPUTS]
+    if len(maps) != 1 or not isinstance(maps[0], nn.Linear | Conv1D):
         raise InputError(
             f"{type(part).__name__} has no single linear map of the names {', '.join(OUTPUTS)} that writes its output; "
             "use hooks (safety_subspaces.states.steering.ablated)"
         )
-    return found[0]
+    return maps[0]
 
 
 def _take_out(weight: Tensor, basis: Tensor, columns: bool) -> None:
@@ -181,10 +181,10 @@ def _untie(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def _hooked(places: Any) -> Iterator[None]:
+def _hooked(hooks: Any) -> Iterator[None]:
     handles = []
     try:
-        for module, before, intervention in places:
+        for module, before, intervention in hooks:
             if before:
                 handles.append(module.register_forward_pre_hook(_entering(intervention), with_kwargs=True))
             else:
