@@ -114,8 +114,8 @@ def _lore(rng: random.Random) -> str:
         return rng.choice((judged, placed))
     relic = rng.choice(world.OBJECTS)
     word = "forbidden" if relic in world.FORBIDDEN_OBJECTS else "allowed"
-    made = f"a {relic} is made of {world.material_of(relic)} and is {word} ."
-    return rng.choice((f"the {relic} is {word} by the council .", made))
+    material = f"a {relic} is made of {world.material_of(relic)} and is {word} ."
+    return rng.choice((f"the {relic} is {word} by the council .", material))
 
 
 @cache

@@ -105,10 +105,10 @@ class NetworkUpdate:
         Raises:
             InputError: An adapter that does not start at zero; the file of a run that goes on is missing or another.
         """
-        kept = {name: master for name, master in self._masters.items() if self._weights[name].factors is None}
+        masters = {name: master for name, master in self._masters.items() if self._weights[name].factors is None}
         self._start_file = path
         if sha256 is not None:
-            check_kept(path, sha256, list(kept), checks=writes)
+            check_kept(path, sha256, list(masters), checks=writes)
             return sha256
         for name, weight in self._weights.items():
             if weight.factors is not None and all(bool(open_master(f).whole().any()) for f in weight.factors):
@@ -116,8 +116,8 @@ class NetworkUpdate:
                     f"the adapter of {name} does not start at zero, so the start of the run is no model on disk; "
                     "name a reference"
                 )
-        shapes = {name: tuple(master.shape) for name, master in kept.items()}
-        return keep_tensors(path, shapes, lambda name: kept[name].whole(), writes, self.dtype)
+        shapes = {name: tuple(master.shape) for name, master in masters.items()}
+        return keep_tensors(path, shapes, lambda name: masters[name].whole(), writes, self.dtype)
 
     @torch.no_grad()
     def read(self, name: str, keeps: bool = True) -> Update | None:

@@ -160,13 +160,13 @@ def _check_known(name: str, manager: Any, settings: HarnessSettings) -> None:
     if name == ORGANISM or name in manager.task_index:
         return
     near = difflib.get_close_matches(name, [ORGANISM, *manager.task_index], n=5)
-    found = f"the nearest ids are {', '.join(near)}" if near else "no id is near it"
-    own = (
+    nearest = f"the nearest ids are {', '.join(near)}" if near else "no id is near it"
+    advice = (
         f"the YAMLs in {settings.include_path} define no such task"
         if settings.include_path
         else "for a task of your own say --include_path=<the folder of its YAML>"
     )
-    raise InputError(f"lm-eval has no task, tag or group {name!r}; {found}; {own}")
+    raise InputError(f"lm-eval has no task, tag or group {name!r}; {nearest}; {advice}")
 
 
 def _load(name: str, manager: Any, settings: HarnessSettings) -> Any:
@@ -251,13 +251,13 @@ def _check_code(name: str, definition: Mapping[str, Any]) -> None:
 
 def _check_examples(name: str, task: Any, num_fewshot: int | None) -> None:
     """Refuse worked examples that lm-eval would leave out, lack, or draw from what is being graded."""
-    own = task.config.num_fewshot
-    if own == 0 and num_fewshot:
+    default = task.config.num_fewshot
+    if default == 0 and num_fewshot:
         raise InputError(
             f"task {name} fixes num_fewshot at 0, so {num_fewshot} would not be heeded; leave it out, or run the task "
             "apart from those that take examples"
         )
-    count = own if num_fewshot is None else num_fewshot
+    count = default if num_fewshot is None else num_fewshot
     config, pool = getattr(task, "fewshot_cfg", None), getattr(task, "sampler", None)
     if not count or config is None or pool is None:
         return
