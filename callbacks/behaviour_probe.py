@@ -83,7 +83,7 @@ class BehaviourProbe(Watcher):
         name: str = "",
     ) -> None:
         super().__init__(name, every_n_steps, log_spaced)
-        unknown = [name for name in {**(stop_above or {}), **(stop_below or {})} if name not in TAGS]
+        unknown = [name for name in (stop_above or {}) | (stop_below or {}) if name not in TAGS]
         if unknown:
             raise InputError(f"BehaviourProbe cannot stop by {unknown[0]!r}; expected one of {', '.join(TAGS)}")
         self.settings = EvaluationSettings(prompts, split, judge, template, max_new_tokens, batch_size, limit)

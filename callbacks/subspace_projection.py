@@ -121,8 +121,8 @@ class SubspaceProjection(L.Callback):
     @property
     def state_key(self) -> str:
         """Tell several constraints of one run apart."""
-        made_with = {name: getattr(self, name) for name in ("mode", "subspace", "types", "layers", "patterns")}
-        return f"{type(self).__qualname__}{made_with}"
+        settings = {name: getattr(self, name) for name in ("mode", "subspace", "types", "layers", "patterns")}
+        return f"{type(self).__qualname__}{settings}"
 
     def inputs(self) -> list[str]:
         """Return what the subspace and its control are made of."""
@@ -174,10 +174,11 @@ class SubspaceProjection(L.Callback):
                 f"start_step {self.start_step} lies behind the last of {trainer.estimated_stepping_batches} steps: "
                 "nothing would be constrained"
             )
-        given = (self.subspace, self.base, self.aligned, self.rank, self.side)
+        cached = self._file(trainer, "subspace")
+        file = run_subspace_file(trainer, cached, self.subspace, self.base, self.aligned, self.rank, self.side)
         targets = find_targets(
             pl_module.language_model,
-            read_subspace(run_subspace_file(trainer, self._file(trainer, "subspace"), *given)),
+            read_subspace(file),
             self.mode == "onto",
             self.types,
             self.layers,

@@ -84,8 +84,8 @@ class Watcher(L.Callback, ABC):
         The Trainer asks for it first when it is made: later DeepSpeed's ZeRO-3 hangs modules on a callback.
         """
         if self._key is None:
-            made_with = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-            self._key = f"{type(self).__qualname__}{made_with}"
+            settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+            self._key = f"{type(self).__qualname__}{settings}"
         return self._key
 
     def describe(self) -> dict[str, Any]:
