@@ -129,7 +129,7 @@ class SubspaceProjection(L.Callback):
         return [path for path in (self.subspace, self.base, self.aligned, self.unconstrained) if path]
 
     def describe(self) -> dict[str, Any]:
-        """Say what the update is held to, for the manifest: see :class:`.run_constraint.Constraint`."""
+        """Describe the constraint, for the manifest: see :class:`.run_constraint.Constraint`."""
         parameters = signature(SubspaceProjection).parameters
         settings = {name: getattr(self, name) for name in parameters}
         rule = {name: value for name, value in vars(self.rank).items() if value is not None} if self.rank else {}
@@ -245,7 +245,7 @@ class SubspaceProjection(L.Callback):
         return self._weights.measure()
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep the hash of what the run is held to, and what a strength below 1 has let through."""
+        """Keep the hash of the constraint's file, and what a strength below 1 has let through."""
         if self._weights is None:
             return dict(self._loaded)
         return {"held_sha256": self._weights.held_sha256, "let_through": self._weights.let_through}
@@ -266,7 +266,7 @@ class SubspaceProjection(L.Callback):
         self._seconds, self._steps = self._seconds + time.perf_counter() - started, self._steps + 1
 
     def _observe(self, trainer: L.Trainer) -> None:
-        """Measure what *away* would have removed of the last step, by the coordinates before it and behind it."""
+        """Measure what *away* would have removed of the last step, by the coordinates before it and after it."""
         assert self._weights is not None
         started = time.perf_counter()
         step = trainer.global_step + 1

@@ -261,7 +261,7 @@ class WeightDeltaSnapshot(Watcher):
             raise InputError(f"{what} is of another model: {'; '.join(problems[:5])}")
 
     def _problem_of(self, trainer: L.Trainer, folder: Path) -> str | None:
-        """Why no snapshot could be kept in a folder, if so; on rank zero."""
+        """Return why no snapshot could be written to a folder, or ``None``; on rank zero."""
         files = snapshot_files(folder)
         if files and not self._loaded:
             return f"{folder} holds {len(files)} snapshots of another run ({files[0].name}); choose another run_dir"

@@ -17,7 +17,7 @@ LOCAL_FORMATS = {".json": "json", ".jsonl": "json", CSV: "csv", ".parquet": "par
 
 
 def read_rows(path: str, config: str | None = None, split: str = "train") -> "Dataset":
-    """Read a local file (by its ending), a known data set by name, or a Hub id.
+    """Read a local file (by its ending), a known data set by name, or a Hub id. Columns: the fields of the source.
 
     Args:
         path: The file, the name (``<name>`` or ``<name>@<file>``, :mod:`.known_data`) or the id.

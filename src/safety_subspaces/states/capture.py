@@ -1,7 +1,7 @@
 """Hidden states of prompts, and the spaces that they span: the residual stream at the embedding and after each block.
 
 A state is read at a position of the real tokens, by the attention mask, so that neither padding nor the size of a batch
-changes it. Prompts pass in batches of like length; what is not asked for is never copied.
+changes it. Prompts of similar length share a batch; states that were not asked for are never copied.
 """
 
 import logging
@@ -29,7 +29,7 @@ PARTS = {
     "attention": ("self_attn", "attn", "attention", "self_attention"),
     "mlp": ("mlp", "feed_forward", "block_sparse_moe", "ffn"),
 }
-# How PyTorch says that a CPU has no room; a GPU has an error of its own.
+# Words of PyTorch's error where a CPU runs out of memory; for a GPU it has a class of errors.
 NO_ROOM = ("can't allocate memory", "not enough memory")
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def stream_states(
     MLP layer i is that of block i, counted from 1. After the last block means before the final norm; transformers' own
     ``hidden_states`` has that state behind the norm.
 
-    A batch that does not fit into memory is halved, which is said once.
+    A batch that does not fit into memory is halved, with one warning each time.
 
     Args:
         model: Any decoder of transformers, with an adapter in place or not; its mode and device are kept. It may be
@@ -193,7 +193,7 @@ class _Capture:
         self._positions: Sequence[Position] = ()
 
     def begin(self, mask: Int[Tensor, "batch position"], positions: Sequence[Position]) -> None:
-        """Say which positions the next pass is read at."""
+        """Set the positions that the next forward pass is read at."""
         self._mask, self._positions = mask, positions
 
     def add(self, layer: int, hidden: Float[Tensor, "batch position hidden"]) -> None:
@@ -245,7 +245,7 @@ def _forward(
     capture: _Capture,
     generates: bool = False,
 ) -> Float[Tensor, "batch vocabulary"]:
-    """Run the model; return the logits after each sequence's last token, where generation goes on from there."""
+    """Run the model; return logits, where ``generates`` is set those after each sequence's last token."""
     input_ids, mask = pad_batch(encoded, pad, padding)
     lasts = (mask * torch.arange(mask.shape[1])).argmax(dim=1)
     read_positions = lasts.unique() if generates else lasts[-1:]
@@ -264,7 +264,7 @@ def _forward(
 
 @contextmanager
 def _capturing(model: nn.Module, site: Site, layers: Sequence[int]) -> Iterator[_Capture]:
-    """Hook what goes into the first block and what comes out of each, or of its part; taken off again at the end."""
+    """Hook the input of the first block and the output of each block, or of its part; hooks come off at the end."""
     capture = _Capture(layers)
     blocks = find_blocks(model)
 

@@ -1,8 +1,8 @@
 """Whether two sets of states span one space: a claim with an error bar, instead of a missing p-value.
 
-Two sets overlap as much as chance lets them, or as much as two halves of one set do, or something between.
-"Overlapping" is claimed where the overlap is above the middle of the two by more than its error allows; that margin is
-set before anything is measured. How likely the claim would be if the sets were of one kind is its power.
+The overlap of two sets is compared with two levels: that of chance, and the floor, at which two halves of one set
+overlap. "Overlapping" is claimed where the overlap is significantly above the middle of the two; this rule is fixed
+before anything is measured. The power is the probability of the claim if the sets were of one kind.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence

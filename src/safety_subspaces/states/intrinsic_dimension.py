@@ -1,4 +1,4 @@
-"""How many dimensions states really vary in, from distances to their nearest neighbours, whatever space they lie in.
+"""Intrinsic dimension: how many dimensions states vary in, from the distances to their nearest neighbours.
 
 Both estimates take the density to be constant over a neighbourhood. In many dimensions no sample is dense enough for
 that, and both are too low: for 500 points of a 10-dimensional cube 8.3 (two neighbours) and 7.7 (twenty). Compare sets

@@ -1,4 +1,4 @@
-"""Pairs of prompts of like length and template: what two sets have in common beside their content is held fixed."""
+"""Pairs of prompts of similar length and the same template, so that two sets differ in their content alone."""
 
 from collections.abc import Hashable, Sequence
 

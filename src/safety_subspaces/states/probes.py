@@ -1,8 +1,8 @@
 """Whether a label can be read off hidden states, linearly or not, on prompts that the probe has not seen.
 
 Prompts that stand and fall together are never on both sides of a split; a probe is trained with labels drawn at random
-for each group as well. As no group is on both sides, memory of groups cannot tell those labels: they are the level that
-the whole procedure, erasure included, gives to labels of no meaning.
+for each group as well. A probe cannot predict these labels by remembering groups, as no group is on both sides: its
+score on them is the chance level of the whole procedure, erasure included.
 """
 
 import warnings
@@ -63,9 +63,9 @@ def fit_erasure(kind: Erasure, states: Float[Tensor, "prompt hidden"], labels: I
 
     LEACE leaves no linear probe better than chance on them, however it is trained; what it leaves for a probe that is
     not linear is the point of measuring. Quadratic erasure makes the classes' means and covariances the same, and moves
-    each prompt by a map that its own label picks. Where states are not Gaussian the maps themselves tell the label,
-    also one that the states say nothing of: read a probe after it against control labels that went through it as well,
-    never against one half.
+    each prompt by a map that its own label picks. Where states are not Gaussian the maps themselves reveal the label,
+    even one that the states do not encode: compare a probe after it with a probe of control labels that were erased in
+    the same way, never with one half.
 
     Args:
         kind: ``none``, ``leace`` (linear) or ``quadratic`` (mean and covariance).

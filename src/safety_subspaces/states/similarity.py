@@ -162,8 +162,8 @@ def _alignment(first: Tensor, second: Tensor) -> float:
 def _left_out(first: Tensor, second: Tensor, numbers: Tensor) -> Tensor:
     """CKA of two U-centred kernels without each group; NaN where that is undefined.
 
-    Sums over what remains are whole sums less those over what is left out. U-centring adds terms of single rows alone,
-    which the HSIC of no subset feels.
+    Sums over what remains are whole sums less those over what is left out. U-centring adds terms that depend on
+    one row or one column alone, and these change no subset's HSIC.
     """
     sizes = numbers.bincount()
     remaining = (len(numbers) - sizes).double()

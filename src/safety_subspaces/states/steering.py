@@ -104,7 +104,7 @@ def steered(model: PreTrainedModel, intervention: Intervention, layers: Sequence
 
 @contextmanager
 def ablated(model: PreTrainedModel, basis: Float[Tensor, "hidden k"]) -> Iterator[None]:
-    """Take directions out of the embedding and of everything that attention and MLP write: no layer ever has them.
+    """Take directions out of the embedding and out of all that attention and MLP write: no layer's states contain them.
 
     Raises:
         InputError: A block without the usual parts.
@@ -128,8 +128,8 @@ def ablate_weights(model: PreTrainedModel, basis: Float[Tensor, "hidden k"]) -> 
     the embedding keeps a copy of its own, as it reads the stream and does not write to it.
 
     Raises:
-        InputError: A structure in which this would not be exact: norms behind attention or MLP, or parts with other
-            output projections than one linear map.
+        InputError: A structure in which this would not be exact: norms behind attention or MLP, or parts whose
+            output projection is not a single linear map.
 
     Source: Arditi et al., arXiv 2406.11717, section 2.4 and appendix E.
     """
@@ -172,7 +172,7 @@ def _take_out(weight: Tensor, basis: Tensor, columns: bool) -> None:
 
 
 def _untie(model: PreTrainedModel) -> None:
-    """Give the head a weight of its own where it shares the embedding's."""
+    """Give the head a separate copy of the weight where it shares the embedding's."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if head is not None and head.weight is embedding.weight:
         head.weight = nn.Parameter(embedding.weight.detach().clone())

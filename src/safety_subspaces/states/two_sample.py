@@ -60,7 +60,7 @@ class TwoSampleTests:
     Args:
         mmd: The unbiased squared MMD, at most 2.
         mean_distance: The Euclidean distance of the means, in the units of the states.
-        standardised: That distance in root-mean-square deviations from the own mean, pooled over the sets.
+        standardised: That distance in root-mean-square deviations of states from the mean of their set, pooled.
         standardised_chance: Its mean over the permutations.
         bandwidth: Bandwidth of the MMD's kernel, in the units of the states.
     """
@@ -145,7 +145,7 @@ def two_sample_tests(
 
 
 class _Arrangements:
-    """The ways of giving groups of prompts to two sides; a group with prompts in both is a unit on each side."""
+    """All assignments of groups of prompts to two sides; a group with prompts in both sets is one unit in each."""
 
     def __init__(
         self, first: int, second: int, groups_first: Sequence[Hashable] | None, groups_second: Sequence[Hashable] | None
@@ -199,7 +199,13 @@ class _Arrangements:
             yield chosen.T.to(like)
 
     def tested(self, values: Tensor, compared: Tensor, full_scale: float) -> TwoSample:
-        """Compare the first of the values with the others, by a statistic that is comparable between arrangements."""
+        """Test the first, observed value against the permuted ones.
+
+        Args:
+            values: The statistic of each arrangement.
+            compared: A statistic of each that allows for sides of different sizes.
+            full_scale: Largest value of ``compared``, for ties.
+        """
         observed, null = compared[0], compared[1:]
         draws = len(null)
         undefined = draws == 0 or bool(observed.isnan())
@@ -221,7 +227,7 @@ class _Arrangements:
         )
 
     def _share_of_ties(self) -> float:
-        """Share of all arrangements that are the observed one, or it with its sides exchanged."""
+        """Share of all arrangements that equal the observed one, or that one with its sides exchanged."""
         alone, remain_first = len(self._alone), int(self._observed[self._alone].sum())
         arrangements = 2 ** len(self._pairs) * comb(alone, remain_first)
         return min(1.0, (2 if 2 * remain_first == alone else 1) / arrangements)

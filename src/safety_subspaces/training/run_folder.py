@@ -25,7 +25,7 @@ RECORDING = ("callbacks", "logger", "default_root_dir")
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What will happen to a run folder; making it has written nothing.
+    """What will happen to a run folder; nothing has been written yet.
 
     Args:
         path: The run folder.
@@ -129,7 +129,7 @@ def open_run(plan: RunPlan) -> None:
 
 
 def close_run(path: Path, status: str, started: float, **facts: Any) -> None:
-    """Say in the manifest how the run ended.
+    """Record in the manifest how the run ended.
 
     Args:
         path: The run folder.

@@ -40,7 +40,7 @@ class _Weight:
 
 @final
 class NetworkUpdate:
-    """The update of a network in training; made after the strategy was set up. All ranks must call it together.
+    """The update of a network in training; to be constructed after the strategy was set up, by all ranks together.
 
     Args:
         network: The network, with its adapter if it has one.
@@ -128,7 +128,7 @@ class NetworkUpdate:
             keeps: Whether this rank wants the update; otherwise it only takes part, and gets ``None``.
 
         Returns:
-            An update that must be used up before the training goes on: it may look at the living weight.
+            An update to be used before training goes on: it may refer to the weight in training, not to a copy.
         """
         weight = self._weights[name]
         factors = None if weight.factors is None else self._gather_factors(weight)

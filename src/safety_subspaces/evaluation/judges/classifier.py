@@ -149,7 +149,7 @@ class ClassifierJudge(Judge):
                 if tokenizer.pad_token is None:
                     tokenizer.pad_token = tokenizer.eos_token
                 model = _load_classifier(self.path, dtype)
-                if model.config.pad_token_id is None:  # a decoder's: it is told by it where a text ends
+                if model.config.pad_token_id is None:  # a decoder classifies at the last token before the padding
                     model.config.pad_token_id = tokenizer.pad_token_id
                 self._loaded = model.eval().to(named_device(self.device)), tokenizer
         return self._loaded

@@ -27,7 +27,7 @@ Encoded = tuple[EncodedExample, ...]
 
 @dataclass(frozen=True)
 class BatchKind:
-    """What an objective trains on; a LightningModule declares its own by ``batch_kind``.
+    """The kind of items that an objective trains on; a LightningModule declares it as ``batch_kind``.
 
     Args:
         items: Class of the items.
