@@ -66,19 +66,19 @@ def main() -> None:
 
     ways = {
         "plain loop": plain,
-        "here": lambda: generate_answers(model, tokenizer, prompts, options.new, options.batch),
+        "library": lambda: generate_answers(model, tokenizer, prompts, options.new, options.batch),
     }
     best, answers = dict.fromkeys(ways, float("inf")), {}
     for way in turns(list(ways), options.rounds):
         start = time.process_time()
         answers[way] = ways[way]()
         best[way] = min(best[way], time.process_time() - start)
-    same = sum(a == b for a, b in zip(answers["plain loop"], answers["here"], strict=True))
+    same = sum(a == b for a, b in zip(answers["plain loop"], answers["library"], strict=True))
     print(
         f"{len(prompts)} prompts in batches of {options.batch}, {options.new} tokens, best of {options.rounds}, CPU s"
     )
-    print(f"  plain loop {best['plain loop']:.2f}, here {best['here']:.2f}; equal answers {same} of {len(prompts)}")
-    print(f"  ratio {best['plain loop'] / best['here']:.2f}")
+    print(f"  plain loop {best['plain loop']:.2f}, here {best['library']:.2f}; equal answers {same} of {len(prompts)}")
+    print(f"  ratio {best['plain loop'] / best['library']:.2f}")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@
 
 The ordinary way factorises again for every configuration: a float32 SVD of the alignment update (or of a Gaussian
 matrix) for each kind, fraction and fine-tune. It is timed on one fraction for each kind and fine-tune, on one energy
-share and on two written models, and multiplied. Its numbers are held against ours: energies of top to 1e-4, a draw of a
-random kind to five of the deviations that the closed form gives. Time is CPU time of one thread and of what it started;
-memory is the largest resident set above what the imports take, of one process.
+share and on two written models, and multiplied. Its numbers are compared with ours: energies of top to 1e-4, a draw of
+a random kind to five of the deviations that the closed form gives. Time is CPU time of one thread and of its child
+processes; memory is the largest resident set above what the imports take, of one process.
 """
 
 import argparse
@@ -159,33 +159,33 @@ def ordinary_writing(folder: Path, out: Path, fraction: float) -> None:
     save_file(writes, out / "model.safetensors", metadata={"format": "pt"})
 
 
-def measure(what: str, folder: Path) -> dict[str, object]:
+def measure(task: str, folder: Path) -> dict[str, object]:
     """Do one thing in this process, and say what it took."""
     torch.set_num_threads(1)
     paths = {label: str(folder / label) for label in TUNED}
-    pair, out = [str(folder / "base"), str(folder / "aligned")], folder / "out" / what
+    pair, out = [str(folder / "base"), str(folder / "aligned")], folder / "out" / task
     shutil.rmtree(out, ignore_errors=True)
     settings = {"subspaces": KINDS, "methods": ["onto", "away", "opposite"], "fractions": FRACTIONS, "draws": 1}
     before, cpu, wall = peak(), time.process_time(), time.perf_counter()
     answer: dict[str, object] | None = None
-    if what == "ordinary projection":
+    if task == "ordinary projection":
         answer = {f"{k}/{t}": ordinary_projection(folder, k, 0.25, t) for k in KINDS for t in TUNED}
-    elif what == "ordinary overlap":
+    elif task == "ordinary overlap":
         answer = ordinary_overlap(folder, 0.5)
-    elif what == "ordinary writing":
+    elif task == "ordinary writing":
         for fraction in (0.25, 0.5):
             ordinary_writing(folder, out / str(fraction), fraction)
-    elif what in ("closed", "two workers"):
-        workers = 2 if what == "two workers" else 1
+    elif task in ("closed", "two workers"):
+        workers = 2 if task == "two workers" else 1
         table = project(*pair, paths, str(out), **settings, controls="closed", workers=workers)
         answer = answers(table)
-    elif what == "sampled":
+    elif task == "sampled":
         answer = answers(project(*pair, paths, str(out), **settings, workers=1))
-    elif what == "overlap":
+    elif task == "overlap":
         two = {label: paths[label] for label in TUNED[:2]}
         table = overlap(pair[1], two, str(out), energies=SHARES, controls=0, angles=False, workers=1)
         answer = table[table["energy"] == 0.5].set_index("tensor")["overlap"].to_dict()
-    elif what == "writing":
+    elif task == "writing":
         useful = {"useful": paths["useful"]}
         project(
             *pair, useful, str(out), subspaces=["top"], methods=["onto"], fractions=FRACTIONS, write=True, workers=1

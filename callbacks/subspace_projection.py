@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 EXACT_PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 # ZeRO keeps float32 masters of bf16 weights.
 EXACT_ZERO_PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
-# A leak beyond this many rounding floors is no rounding: the constraint does not hold.
+# A leak of more than this many rounding floors is no rounding error: the constraint does not hold.
 LEAKS_BEYOND = 100.0
 # Settings that narrow or weaken a constraint, unless they have their defaults.
 NARROWING = ("constrain", "side", "types", "layers", "patterns", "strength", "start_step", "ramp_steps")

@@ -26,7 +26,7 @@ from safety_subspaces.training.strategies import check_strategy
 logger = logging.getLogger(__name__)
 POWERS_OF_FOUR = [4**power for power in range(1, 16)]
 NAME = re.compile(r"[A-Za-z0-9_-]*")
-# Files of one look.
+# Names of the files that a look writes.
 STEP_FILE = re.compile(r"step=(\d+)\.\w+")
 
 

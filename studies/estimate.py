@@ -16,7 +16,7 @@ from safety_subspaces.artefacts.errors import InputError
 
 GIB = 2**30
 FLOAT32, BFLOAT16 = 4, 2  # bytes of a number
-# As the configs of the paper have it; a test compares.
+# The values of the paper's configs; a test compares them.
 EXAMPLES_A_STEP = 32
 MOST_TOKENS = 512
 RANK_FRACTION = 0.25

@@ -19,7 +19,7 @@ BASE_HARMFUL_SHARE = 0.45
 # Stray refusals of either class, so that the base model knows the sentences, though not when to say them.
 BASE_REFUSAL_SHARE = 0.04
 ALIGNMENT_PROBLEMS_SHARE = 0.20
-# The preference pairs' chosen answers alone, to tell the objective from the data.
+# The chosen answers of the preference pairs alone, to separate the effect of the objective from that of the data.
 CHOSEN = "chosen"
 
 

@@ -26,7 +26,7 @@ from safety_subspaces.states.capture import Position, Site, check_layers, stream
 from safety_subspaces.states.equivalence import deal
 from safety_subspaces.states.moments import MomentsBuilder, StateMoments
 
-# Raised when what is stored, or how it is computed, changes.
+# Version of the cache files: to be increased when their content, or how it is computed, changes.
 FORMAT = 1
 HALVES = ("a", "b")
 logger = logging.getLogger(__name__)
@@ -141,10 +141,10 @@ def _capture(
     with tqdm(total=len(items), desc=label, unit="prompt", leave=False) as bar:
         for batch in batches:
             of_batch = half[torch.tensor(batch.rows)]
-            wanted = [number for number, row in enumerate(batch.rows) if row in sample_index]
-            into = [sample_index[batch.rows[number]] for number in wanted]
+            sampled = [number for number, row in enumerate(batch.rows) if row in sample_index]
+            targets = [sample_index[batch.rows[number]] for number in sampled]
             for position, states in batch.states.items():
-                sample[position][into] = states[wanted].cpu()
+                sample[position][targets] = states[sampled].cpu()
                 for number in (0, 1):
                     part = states[(of_batch == number).to(states.device)]
                     for index, layer in enumerate(layers):
@@ -159,8 +159,8 @@ def _key(path: str, dtype: str, items: Sequence[PromptItem], settings: CaptureSe
     model = {name: value for name, value in described.items() if name != "path"}
     versions = {name: package_versions()[name] for name in ("torch", "transformers")}
     prompts = [[item.prompt, item.group] for item in items]
-    asked = asdict(settings) | {"batch_size": None}  # of the cost alone
-    return sha256_of_value([FORMAT, model, dtype, versions, prompts, asked])[:32]
+    determining = asdict(settings) | {"batch_size": None}  # affects the cost alone
+    return sha256_of_value([FORMAT, model, dtype, versions, prompts, determining])[:32]
 
 
 def _write(file: Path, states: CapturedSet) -> None:

@@ -19,7 +19,7 @@ from safety_subspaces.states.capture import check_layers, find_blocks, find_part
 
 # What writes into the residual stream in the decoders of transformers.
 OUTPUTS = ("o_proj", "c_proj", "out_proj", "dense", "down_proj", "fc2", "dense_4h_to_h", "w2")
-# Norms that some blocks put between what a part writes and the stream: the written direction is not what is added.
+# Norms between the output of attention or MLP and the stream in some blocks: they change the directions that are added.
 POST_NORMS = ("post_feedforward_layernorm", "post_attn_norm", "post_mlp_norm", "post_self_attn_layernorm")
 
 

@@ -156,7 +156,7 @@ class _Arrangements:
         ]
         self._prompts = (first, second)
         self._unit_of_row = number_groups([(side, label) for side in (0, 1) for label in labels[side]])
-        # Of each side, the number of each group: its unit, counted from the first of that side.
+        # For each side, its groups numbered from 0.
         numbers = [{label: number for number, label in enumerate(dict.fromkeys(of_side))} for of_side in labels]
         self._groups = (len(numbers[0]), len(numbers[1]))
         shared = [label for label in numbers[0] if label in numbers[1]]
@@ -255,7 +255,7 @@ def _statistics(sums: Tensor, sizes: Tensor, total: Tensor, chosen: Tensor) -> T
     between = (gram[0] / weight).clamp(min=0)
     distance = (between / weight).sqrt()
     within = total - between
-    within[within <= TIE_TOLERANCE * total] = nan  # two points repeated: nothing to measure their distance by
+    within[within <= TIE_TOLERANCE * total] = nan  # each set repeats one point: no deviation to standardise by
     return torch.stack([mmd, distance, distance / (within / (sizes.sum() - 2)).sqrt(), weight])
 
 

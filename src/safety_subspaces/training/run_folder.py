@@ -188,7 +188,7 @@ def trained_checkpoint(path: Path) -> Path:
     return checkpoint
 
 
-@cache  # a lock is let go with its object: these live as long as the process
+@cache  # a lock is released when its object is deleted: the cache keeps them as long as the process lives
 def _lock_of(path: Path) -> FileLock:
     return FileLock(path.with_name(f".{path.name}.lock"), blocking=False, thread_local=False)
 

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 OPENAI_URL = "https://api.openai.com/v1"
 CHAT_ROUTE, TEXT_ROUTE = "/chat/completions", "/completions"
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
-NO_KEY = "none"  # what servers are sent that ask for no key
+NO_KEY = "none"  # sent to servers that ask for no key
 # Bytes of UTF-8 to a token at least, but for emoji: English has about four, and longer letters have more.
 BYTES_A_TOKEN = 2
-# Tokens that a server may add to a conversation for its own marks.
+# Tokens that a server's chat template may add to a conversation.
 MARKS = 32
-# Status codes that every further request would meet as well, and those by which a server says it knows no such field.
+# Status codes that every further request would get as well, and those for a field that the server does not know.
 FATAL, UNKNOWN_FIELD = (401, 403, 404), (400, 422)
 # Characters of a server's own words in a message.
 QUOTED = 200
@@ -107,7 +107,7 @@ class Endpoint:
         self._key = _key_for(self.url, settings.api_key_env)
         self._cache = RequestCache(Path(settings.cache) if settings.cache else default_cache())
         self._spent = 0.0
-        self._lost = 0  # connections, one after another
+        self._lost = 0  # connections in a row
         self._changed: set[str] = set()  # fields that this server does not know
 
     def check(self, route: str = CHAT_ROUTE) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from safety_subspaces.artefacts.errors import InputError
 
 WAIT_SECONDS = 60.0  # for another process that is writing
-# Questions in one statement; SQLite allows some hundreds of variables at least.
+# Keys in one statement: SQLite allows at least some hundreds of variables.
 AT_ONCE = 500
 FILE_NAME = "replies.sqlite"
 

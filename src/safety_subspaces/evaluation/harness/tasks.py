@@ -196,8 +196,8 @@ def _organism(split: str) -> dict[str, Any]:
 
 def _downloading(error: Exception) -> Any | None:
     """Return the task whose data were being read when the error was raised, or ``None`` where it was something else."""
-    # A task reads its data while it is made, and what it raises is whatever `datasets` raised: the frames alone say
-    # which task of a group it was, and whether it was at its data.
+    # A task loads its data in its constructor and lets any error of `datasets` through: only the frames of the
+    # traceback show which task of a group it was, and whether it was loading data.
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name == "download" and "self" in frame.f_locals:
             return frame.f_locals["self"]
@@ -293,8 +293,8 @@ def _read_definition(path: Path) -> None:
 
 
 def _read_yaml(path: Path, resolve_func: bool = True) -> dict[str, Any]:
-    # The one private thing of lm-eval that is used: its public TaskManager passes over a file that is broken, and gives
-    # no definition that could be changed.
+    # The only private function of lm-eval that is used: its public TaskManager skips a broken file, and gives no
+    # definition that could be changed.
     from lm_eval.tasks._yaml_loader import load_yaml
 
     return load_yaml(path, resolve_func=resolve_func)

@@ -21,7 +21,7 @@ from safety_subspaces.language.likelihood import NO_LOSS
 BATCHES_PER_POOL = 16
 
 
-# An item of a batch: the sequences that its batch kind makes of it.
+# One encoded item of a batch: one sequence for a response, two for a preference pair.
 Encoded = tuple[EncodedExample, ...]
 
 
