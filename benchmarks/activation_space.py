@@ -4,7 +4,7 @@
     python benchmarks/activation_space.py --hidden 256 --prompts 1000
 
 The ordinary way keeps every vector, and for each energy share takes a float32 SVD of each set and the product of two
-bases. Here moments are summed in float64 as batches pass, and one eigendecomposition of each set serves all shares.
+bases. The library sums moments in float64 as batches pass; one eigendecomposition of each set serves all shares.
 Both start from the same states, in batches of 64, so that the forward pass is in neither; one layer is timed. One share
 is timed of the ordinary way, and multiplied; the fastest of eight counts. Overlaps must agree to 1e-4.
 
@@ -59,7 +59,7 @@ def ordinary_overlap(sets: list[torch.Tensor], share: float) -> float:
     return float(products.square().sum()) / min(products.shape)
 
 
-def overlaps_here(sets: list[torch.Tensor]) -> list[float]:
+def streamed_overlaps(sets: list[torch.Tensor]) -> list[float]:
     """Moments batch by batch, one factorisation of each, every share; chance levels too."""
     factors = []
     for states in sets:
@@ -67,18 +67,20 @@ def overlaps_here(sets: list[torch.Tensor]) -> list[float]:
         for batch in states.split(BATCH):
             builder.add(batch)
         factors.append(builder.moments().factors(share=SHARES[-1]))
-    found = mode_subspace_overlap(*factors, SHARES)
-    for overlap in found:
+    overlaps = mode_subspace_overlap(*factors, SHARES)
+    for overlap in overlaps:
         overlap_moments(states.shape[1], overlap.rank_first, overlap.rank_second)
-    return [overlap.value for overlap in found]
+    return [overlap.value for overlap in overlaps]
 
 
 def compare_overlaps(count: int, hidden: int) -> None:
     """Print the CPU time of both, and their ratio."""
     sets = drawn_states(count, hidden)
-    tries = [(timed(lambda: overlaps_here(sets)), timed(lambda: ordinary_overlap(sets, SHARES[-1]))) for _ in range(8)]
-    (seconds, found), (ordinary, expected) = (min(way, key=itemgetter(0)) for way in zip(*tries, strict=True))
-    assert abs(found[-1] - expected) < 1e-4, (found[-1], expected)
+    tries = [
+        (timed(lambda: streamed_overlaps(sets)), timed(lambda: ordinary_overlap(sets, SHARES[-1]))) for _ in range(8)
+    ]
+    (seconds, overlaps), (ordinary, expected) = (min(way, key=itemgetter(0)) for way in zip(*tries, strict=True))
+    assert abs(overlaps[-1] - expected) < 1e-4, (overlaps[-1], expected)
     print(f"overlap of {count} x 2 prompts at hidden {hidden}, {len(SHARES)} shares, one layer, CPU seconds")
     print(f"  ordinary way {ordinary * len(SHARES):.2f} (one share of {len(SHARES)} timed), here {seconds:.2f}")
     print(f"  ratio {ordinary * len(SHARES) / seconds:.0f}")
@@ -98,37 +100,37 @@ def compare_reading(rounds: int) -> None:
         prompts.append(" ".join(words[int(i)] for i in torch.randint(len(words), (length,), generator=generator)))
 
     def plain() -> torch.Tensor:
-        found = []
+        states = []
         with torch.no_grad():
             for start in range(0, len(prompts), BATCH):
                 encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts[start : start + BATCH]]
                 ids, mask = pad_batch(encoded, tokenizer.pad_token_id, "right")
                 hidden = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
                 last = mask.sum(dim=1) - 1
-                found.append(torch.stack([layer[torch.arange(len(last)), last] for layer in hidden], dim=1))
-        return torch.cat(found)
+                states.append(torch.stack([layer[torch.arange(len(last)), last] for layer in hidden], dim=1))
+        return torch.cat(states)
 
     def streamed() -> torch.Tensor:
-        found = torch.zeros(len(prompts), 7, 256)
+        states = torch.zeros(len(prompts), 7, 256)
         for batch in stream_states(model, tokenizer, prompts, batch_size=BATCH):
-            found[batch.rows] = batch.states["last"]
-        return found
+            states[batch.rows] = batch.states["last"]
+        return states
 
-    ways = {"plain loop": plain, "here": streamed}
+    ways = {"plain loop": plain, "library": streamed}
     best = dict.fromkeys(ways, float("inf"))
     for way in turns(list(ways), rounds):
         best[way] = min(best[way], timed(ways[way])[0])
     assert (plain() - streamed())[:, :-1].abs().max() < 1e-4  # transformers' last state is behind the norm
     print(f"reading states of {len(prompts)} prompts, best of {rounds}, CPU seconds")
-    print(f"  plain loop {best['plain loop']:.2f}, here {best['here']:.2f}")
-    print(f"  ratio {best['plain loop'] / best['here']:.2f}")
+    print(f"  plain loop {best['plain loop']:.2f}, here {best['library']:.2f}")
+    print(f"  ratio {best['plain loop'] / best['library']:.2f}")
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     """CPU seconds of one call, and what it returned."""
     start = time.process_time()
-    found = work()
-    return time.process_time() - start, found
+    result = work()
+    return time.process_time() - start, result
 
 
 def main() -> None:

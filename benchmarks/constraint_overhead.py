@@ -86,8 +86,7 @@ def main():
         make_models(Path(folder), options.size)
         seconds = {variant: [] for variant in options.variants}
         for variant in turns(list(options.variants), options.rounds):
-            chosen = {"one": variant, "folder": folder, "size": options.size, "steps": options.steps}
-            result = in_a_process(__file__, **chosen)
+            result = in_a_process(__file__, one=variant, folder=folder, size=options.size, steps=options.steps)
             seconds[variant].append(result["seconds"])
     tokens, least = result["tokens"], SIZES[options.size]["model"].get("hidden_size", 96)
     print(f"{options.size}: {tokens:.0f} tokens a step, {options.steps} steps, {options.rounds} rounds, one thread")

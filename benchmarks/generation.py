@@ -20,7 +20,7 @@ from safety_subspaces.language.model import load_language_model
 from safety_subspaces.organism import OrganismModel
 
 
-def made_prompts(words: list[str], count: int) -> list[str]:
+def draw_prompts(words: list[str], count: int) -> list[str]:
     """Prompts of 4 to 64 words, drawn at random: lengths as unequal as those of real ones."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(4, 65, (count,), generator=generator).tolist()
@@ -47,7 +47,7 @@ def main() -> None:
     tokenizer.padding_side = "left"
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     words = [word for word in tokenizer.get_vocab() if word.isalpha()][:2000]
-    prompts = made_prompts(words, options.prompts)
+    prompts = draw_prompts(words, options.prompts)
     settings = GenerationConfig(
         max_new_tokens=options.new, do_sample=False, pad_token_id=pad, eos_token_id=model.generation_config.eos_token_id
     )
@@ -66,19 +66,19 @@ def main() -> None:
 
     ways = {
         "plain loop": plain,
-        "here": lambda: generate_answers(model, tokenizer, prompts, options.new, options.batch),
+        "library": lambda: generate_answers(model, tokenizer, prompts, options.new, options.batch),
     }
     best, answers = dict.fromkeys(ways, float("inf")), {}
     for way in turns(list(ways), options.rounds):
         start = time.process_time()
         answers[way] = ways[way]()
         best[way] = min(best[way], time.process_time() - start)
-    same = sum(a == b for a, b in zip(answers["plain loop"], answers["here"], strict=True))
+    same = sum(a == b for a, b in zip(answers["plain loop"], answers["library"], strict=True))
     print(
         f"{len(prompts)} prompts in batches of {options.batch}, {options.new} tokens, best of {options.rounds}, CPU s"
     )
-    print(f"  plain loop {best['plain loop']:.2f}, here {best['here']:.2f}; equal answers {same} of {len(prompts)}")
-    print(f"  ratio {best['plain loop'] / best['here']:.2f}")
+    print(f"  plain loop {best['plain loop']:.2f}, here {best['library']:.2f}; equal answers {same} of {len(prompts)}")
+    print(f"  ratio {best['plain loop'] / best['library']:.2f}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def bare_trainer(scratch: str, **options) -> L.Trainer:
         "enable_progress_bar": False, "enable_model_summary": False, "use_distributed_sampler": False,
         "num_sanity_val_steps": 0, "gradient_clip_val": 1.0, "default_root_dir": scratch,
     }  # fmt: skip
-    return L.Trainer(**{**settings, **options})
+    return L.Trainer(**(settings | options))
 
 
 def in_a_process(script: str, **options) -> dict:

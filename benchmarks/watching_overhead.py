@@ -36,12 +36,12 @@ CLEAR_PEAK = "5"  # what the kernel wants in clear_refs to forget the high-water
 def watchers(folder, variant):
     """The watchers of a variant, at their default intervals."""
     pair = {"base": str(folder / "base"), "aligned": str(folder / "aligned"), "rank": RankRule(fraction=0.25)}
-    made = {
+    constructors = {
         "snapshot": lambda: WeightDeltaSnapshot(**pair),
         "activation": lambda: ActivationOverlap("organism:harmful", "organism:utility"),
         "behaviour": BehaviourProbe,
     }
-    return [make() for name, make in made.items() if variant in (name, "all")]
+    return [construct() for name, construct in constructors.items() if variant in (name, "all")]
 
 
 def measure_time(folder, variant, examples):
@@ -112,29 +112,29 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.one:
-        found = (
+        result = (
             measure_memory(options.folder, options.one)
             if options.one in MEMORY
             else measure_time(options.folder, options.one, options.examples)
         )
-        print(json.dumps(found))
+        print(json.dumps(result))
         return
     with tempfile.TemporaryDirectory() as folder:
         make_pair(Path(folder), LARGE if options.memory else {})
         if options.memory:
             print(f"{'snapshot':16s} {'peak above the run':>20s} {'in largest weights':>20s}")
             for variant in MEMORY:
-                found = in_a_process(__file__, one=variant, folder=folder)
-                ratio = found["peak"] / found["largest"]
-                print(f"{variant:16s} {found['peak'] / 1e6:17.1f} MB {ratio:20.2f}")
+                result = in_a_process(__file__, one=variant, folder=folder)
+                ratio = result["peak"] / result["largest"]
+                print(f"{variant:16s} {result['peak'] / 1e6:17.1f} MB {ratio:20.2f}")
             return
         seconds, shares = ({variant: [] for variant in VARIANTS} for _ in range(2))
         for variant in turns(list(VARIANTS), options.rounds):
-            found = in_a_process(__file__, one=variant, folder=folder, examples=options.examples)
-            seconds[variant].append(found["seconds"])
-            shares[variant].append(found["looking"] / (found["seconds"] - found["looking"]))
+            result = in_a_process(__file__, one=variant, folder=folder, examples=options.examples)
+            seconds[variant].append(result["seconds"])
+            shares[variant].append(result["looking"] / (result["seconds"] - result["looking"]))
     print(
-        f"organism, contaminated: {found['steps']} steps, {options.rounds} rounds, one thread, CPU seconds of the fit"
+        f"organism, contaminated: {result['steps']} steps, {options.rounds} rounds, one thread, CPU seconds of the fit"
     )
     print(f"{'variant':12s} {'seconds':>9s} {'of plain':>9s} {'(min to max)':>18s} {'looks, of the rest':>19s}")
     for variant, times in seconds.items():

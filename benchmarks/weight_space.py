@@ -8,9 +8,9 @@
 
 The ordinary way factorises again for every configuration: a float32 SVD of the alignment update (or of a Gaussian
 matrix) for each kind, fraction and fine-tune. It is timed on one fraction for each kind and fine-tune, on one energy
-share and on two written models, and multiplied. Its numbers are held against ours: energies of top to 1e-4, a draw of a
-random kind to five of the deviations that the closed form gives. Time is CPU time of one thread and of what it started;
-memory is the largest resident set above what the imports take, of one process.
+share and on two written models, and multiplied. Its numbers are compared with ours: energies of top to 1e-4, a draw of
+a random kind to five of the deviations that the closed form gives. Time is CPU time of one thread and of its child
+processes; memory is the largest resident set above what the imports take, of one process.
 """
 
 import argparse
@@ -113,7 +113,7 @@ def basis_of(kind: str, alignment: torch.Tensor, fraction: float, generator: tor
 def ordinary_projection(folder: Path, kind: str, fraction: float, tuned: str) -> float:
     """Share of energy that one configuration keeps."""
     generator = torch.Generator().manual_seed(0)
-    kept = total = 0.0
+    inside = total = 0.0
     for (_, alignment), (_, task) in zip(
         deltas(folder, "aligned", "base"), deltas(folder, tuned, "aligned"), strict=True
     ):
@@ -121,14 +121,14 @@ def ordinary_projection(folder: Path, kind: str, fraction: float, tuned: str) ->
         basis = basis_of(kind, matrix, fraction, generator)
         onto = basis @ (basis.T @ update)
         away = update - onto
-        kept += float(onto.double().square().sum())
+        inside += float(onto.double().square().sum())
         total += float(away.double().square().sum()) + float(onto.double().square().sum())
-    return kept / total
+    return inside / total
 
 
 def ordinary_overlap(folder: Path, share: float) -> dict[str, float]:
     """Overlap of two fine-tunes at one energy share, by tensor."""
-    found = {}
+    overlaps = {}
     for (name, first), (_, second) in zip(
         deltas(folder, "useful", "aligned"), deltas(folder, "harmful", "aligned"), strict=True
     ):
@@ -140,8 +140,8 @@ def ordinary_overlap(folder: Path, share: float) -> dict[str, float]:
             energies = values.double().square().cumsum(0)
             bases.append(left[:, : int((energies < share * energies[-1]).sum()) + 1])
         overlapping = (bases[0].T @ bases[1]).square().sum()
-        found[name] = float(overlapping) / min(basis.shape[1] for basis in bases)
-    return found
+        overlaps[name] = float(overlapping) / min(basis.shape[1] for basis in bases)
+    return overlaps
 
 
 def ordinary_writing(folder: Path, out: Path, fraction: float) -> None:
@@ -159,33 +159,33 @@ def ordinary_writing(folder: Path, out: Path, fraction: float) -> None:
     save_file(writes, out / "model.safetensors", metadata={"format": "pt"})
 
 
-def measure(what: str, folder: Path) -> dict[str, object]:
+def measure(task: str, folder: Path) -> dict[str, object]:
     """Do one thing in this process, and say what it took."""
     torch.set_num_threads(1)
     paths = {label: str(folder / label) for label in TUNED}
-    pair, out = [str(folder / "base"), str(folder / "aligned")], folder / "out" / what
+    pair, out = [str(folder / "base"), str(folder / "aligned")], folder / "out" / task
     shutil.rmtree(out, ignore_errors=True)
     settings = {"subspaces": KINDS, "methods": ["onto", "away", "opposite"], "fractions": FRACTIONS, "draws": 1}
     before, cpu, wall = peak(), time.process_time(), time.perf_counter()
     answer: dict[str, object] | None = None
-    if what == "ordinary projection":
+    if task == "ordinary projection":
         answer = {f"{k}/{t}": ordinary_projection(folder, k, 0.25, t) for k in KINDS for t in TUNED}
-    elif what == "ordinary overlap":
+    elif task == "ordinary overlap":
         answer = ordinary_overlap(folder, 0.5)
-    elif what == "ordinary writing":
+    elif task == "ordinary writing":
         for fraction in (0.25, 0.5):
             ordinary_writing(folder, out / str(fraction), fraction)
-    elif what in ("closed", "two workers"):
-        workers = 2 if what == "two workers" else 1
+    elif task in ("closed", "two workers"):
+        workers = 2 if task == "two workers" else 1
         table = project(*pair, paths, str(out), **settings, controls="closed", workers=workers)
         answer = answers(table)
-    elif what == "sampled":
+    elif task == "sampled":
         answer = answers(project(*pair, paths, str(out), **settings, workers=1))
-    elif what == "overlap":
+    elif task == "overlap":
         two = {label: paths[label] for label in TUNED[:2]}
         table = overlap(pair[1], two, str(out), energies=SHARES, controls=0, angles=False, workers=1)
         answer = table[table["energy"] == 0.5].set_index("tensor")["overlap"].to_dict()
-    elif what == "writing":
+    elif task == "writing":
         useful = {"useful": paths["useful"]}
         project(
             *pair, useful, str(out), subspaces=["top"], methods=["onto"], fractions=FRACTIONS, write=True, workers=1
@@ -197,7 +197,10 @@ def measure(what: str, folder: Path) -> dict[str, object]:
 
 
 def answers(table: pd.DataFrame) -> dict[str, object]:
-    """Energy kept and its deviation over draws (0 of top) at the fraction that the ordinary way is timed at."""
+    """Energy kept and its deviation over draws (0 of top) at the fraction that the ordinary way is timed at.
+
+    Columns read of the table: ``method``, ``fraction``, ``subspace``, ``tuned``, ``energy_kept``, ``energy_kept_sd``.
+    """
     rows = table[(table["method"] == "onto") & (table["fraction"] == 0.25)].fillna({"energy_kept_sd": 0.0})
     return {f"{row.subspace}/{row.tuned}": [row.energy_kept, row.energy_kept_sd] for row in rows.itertuples()}
 
@@ -211,28 +214,28 @@ def peak() -> int:
 def compare(folder: Path) -> dict[str, float]:
     """Everything beside the ordinary way."""
     names = ("ordinary projection", "closed", "sampled", "two workers", "ordinary overlap", "overlap")
-    found = {}
+    runs = {}
     for name in (*names, "ordinary writing", "writing"):
-        found[name] = in_a_process(__file__, measure=name, folder=folder)
-        cpu, wall, memory = (found[name][key] for key in ("cpu", "wall", "peak"))
+        runs[name] = in_a_process(__file__, measure=name, folder=folder)
+        cpu, wall, memory = (runs[name][key] for key in ("cpu", "wall", "peak"))
         print(f"{name}: {cpu:.1f} s CPU, {wall:.1f} s, {memory / 2**20:.0f} MiB", flush=True)
-    for key, (mean, deviation) in found["closed"]["answer"].items():
-        drawn = {"ordinary": found["ordinary projection"]["answer"][key], "sampled": found["sampled"]["answer"][key][0]}
+    for key, (mean, deviation) in runs["closed"]["answer"].items():
+        drawn = {"ordinary": runs["ordinary projection"]["answer"][key], "sampled": runs["sampled"]["answer"][key][0]}
         for way, value in drawn.items():
             assert abs(value - mean) < 1e-4 + 5 * deviation, (way, key, value, mean, deviation)
         assert key.startswith("top") is (deviation == 0), (key, deviation)
-    for tensor, value in found["overlap"]["answer"].items():
-        assert abs(value - found["ordinary overlap"]["answer"][tensor]) < 1e-3, tensor
+    for tensor, value in runs["overlap"]["answer"].items():
+        assert abs(value - runs["ordinary overlap"]["answer"][tensor]) < 1e-3, tensor
     print("the ordinary way: one fraction of ten, one share of eleven and two models of ten, multiplied")
-    held = sum(file.stat().st_size for file in folder.glob("*/model.safetensors"))
-    ordinary = found["ordinary projection"]["cpu"] * len(FRACTIONS)
+    stored = sum(file.stat().st_size for file in folder.glob("*/model.safetensors"))
+    ordinary = runs["ordinary projection"]["cpu"] * len(FRACTIONS)
     return {
-        "projection, closed form (x CPU)": ordinary / found["closed"]["cpu"],
-        "projection, sampled (x CPU)": ordinary / found["sampled"]["cpu"],
-        "overlap (x CPU)": found["ordinary overlap"]["cpu"] * len(SHARES) / found["overlap"]["cpu"],
-        "ten written models (x CPU)": found["ordinary writing"]["cpu"] * 5 / found["writing"]["cpu"],
-        "two workers (x wall)": found["closed"]["wall"] / found["two workers"]["wall"],
-        "peak memory (of five checkpoints)": found["closed"]["peak"] / held,
+        "projection, closed form (x CPU)": ordinary / runs["closed"]["cpu"],
+        "projection, sampled (x CPU)": ordinary / runs["sampled"]["cpu"],
+        "overlap (x CPU)": runs["ordinary overlap"]["cpu"] * len(SHARES) / runs["overlap"]["cpu"],
+        "ten written models (x CPU)": runs["ordinary writing"]["cpu"] * 5 / runs["writing"]["cpu"],
+        "two workers (x wall)": runs["closed"]["wall"] / runs["two workers"]["wall"],
+        "peak memory (of five checkpoints)": runs["closed"]["peak"] / stored,
     }
 
 
@@ -290,11 +293,11 @@ def scaling(sizes: list[int]) -> dict[str, object]:
     for hidden in sizes:
         with tempfile.TemporaryDirectory() as scratch:
             make_models(Path(scratch), hidden, 2, 8 * hidden)
-            found = in_a_process(__file__, measure="closed", folder=scratch)
+            run = in_a_process(__file__, measure="closed", folder=scratch)
         floor = in_a_process(__file__, measure="floor", folder=hidden)["seconds"]
-        cpu = found["cpu"]
+        cpu = run["cpu"]
         rows.append({"hidden": hidden, "cpu_s": cpu, "floor_s": floor, "over_floor": cpu / floor,
-                     "peak_MiB": found["peak"] / 2**20})  # fmt: skip
+                     "peak_MiB": run["peak"] / 2**20})  # fmt: skip
     table = pd.DataFrame(rows)
     print(table.to_string(index=False, float_format="%.2f"))
     exponents = {}
@@ -355,7 +358,7 @@ def make_big(folder: Path, gibibytes: float, width: int) -> None:
         layer += 1
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": layer,
               "hidden_size": 8192, "vocab_size": 128256, "tie_word_embeddings": False}  # fmt: skip
-    files = {name: f"model-{place:05d}-of-{len(names):05d}.safetensors" for place, name in enumerate(names, start=1)}
+    files = {name: f"model-{index:05d}-of-{len(names):05d}.safetensors" for index, name in enumerate(names, start=1)}
     generator = torch.Generator().manual_seed(0)
     for name, shape in names.items():
         weight = torch.randn(shape, generator=generator, dtype=torch.bfloat16).mul_(0.02)
@@ -376,23 +379,23 @@ def big(gibibytes: float, width: int) -> dict[str, float]:
         make_big(folder, gibibytes, width)
         size = sum(file.stat().st_size for file in (folder / "base").glob("*.safetensors"))
         command = [
-            *(sys.executable, str(ROOT / "analyze.py"), "project", "--controls", "closed", "--workers", "1"),
-            *("--base", str(folder / "base"), "--aligned", str(folder / "aligned")),
-            *("--tuned.tuned", str(folder / "tuned"), "--out", str(folder / "out")),
-        ]
+            sys.executable, str(ROOT / "analyze.py"), "project", "--controls", "closed", "--workers", "1",
+            "--base", str(folder / "base"), "--aligned", str(folder / "aligned"),
+            "--tuned.tuned", str(folder / "tuned"), "--out", str(folder / "out"),
+        ]  # fmt: skip
         wall = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         wall = time.perf_counter() - wall
-        # Of the command alone: what the parent is told has the peak of making the checkpoints in it.
+        # The peak of the command alone: that of this process includes the making of the checkpoints.
         used = json.loads((folder / "out" / "result.json").read_text(encoding="utf-8"))["peak_memory_bytes"]
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    found = {"gibibytes": size / 2**30, "wall": wall, "cpu": children.ru_utime + children.ru_stime,
+    result = {"gibibytes": size / 2**30, "wall": wall, "cpu": children.ru_utime + children.ru_stime,
              "peak": used}  # fmt: skip
     print(
-        f"three checkpoints of {size / 2**30:.1f} GiB: {wall / 60:.1f} min, {found['cpu'] / 60:.1f} min CPU, "
-        f"peak {found['peak'] / 2**30:.2f} GiB, imports and mapped pages counted"
+        f"three checkpoints of {size / 2**30:.1f} GiB: {wall / 60:.1f} min, {result['cpu'] / 60:.1f} min CPU, "
+        f"peak {result['peak'] / 2**30:.2f} GiB, imports and mapped pages counted"
     )
-    return found
+    return result
 
 
 def main() -> None:
@@ -416,19 +419,19 @@ def main() -> None:
         print(json.dumps(measure(options.measure, options.folder)))
         return
     if options.sizes:
-        found: dict[str, object] = scaling(options.sizes)
+        result: dict[str, object] = scaling(options.sizes)
     elif options.plan:
-        found = plan()
+        result = plan()
     elif options.big:
-        found = big(options.big, options.big_width)
+        result = big(options.big, options.big_width)
     else:
         with tempfile.TemporaryDirectory() as scratch:
             make_models(Path(scratch), options.hidden, options.layers, 8 * options.hidden)
-            found = compare(Path(scratch))
-        for name, ratio in found.items():
+            result = compare(Path(scratch))
+        for name, ratio in result.items():
             print(f"{name:40s} {ratio:7.2f}")
     if options.json:
-        options.json.write_text(json.dumps(found, indent=2))
+        options.json.write_text(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

@@ -147,10 +147,8 @@ class ActivationOverlap(Watcher):
             self.warn_once("states", message, " and ".join(broken), step)
             return {}
         now = self._factors(states)
-        pairs = {
-            "overlap": (now["first"], now["second"]),
-            **{f"drift_{name}": (now[name], self._start[name]) for name in SETS},
-        }
+        pairs = {"overlap": (now["first"], now["second"])}
+        pairs |= {f"drift_{name}": (now[name], self._start[name]) for name in SETS}
         overlaps = {name: [self._compare(*layer) for layer in zip(*pair, strict=True)] for name, pair in pairs.items()}
         hidden = now["first"][0].basis.shape[0]
         columns = {"overlap": [overlap.value for overlap in overlaps["overlap"]]}
@@ -162,7 +160,7 @@ class ActivationOverlap(Watcher):
         for name, values in columns.items():
             tag = f"activation/{name}"
             shown[tag] = float(torch.tensor(values[1:], dtype=torch.float64).nanmean())
-            by_layer = dict(zip(_places(len(values)), values, strict=True))
+            by_layer = dict(zip(_layer_names(len(values)), values, strict=True))
             shown |= self.layered(tag, by_layer)
             if name != "overlap_chance":
                 self.remember(tag, step, by_layer)
@@ -201,5 +199,5 @@ class ActivationOverlap(Watcher):
         return mode_subspace_overlap(first, second, [self.energy])[0]
 
 
-def _places(count: int) -> list[str]:
+def _layer_names(count: int) -> list[str]:
     return [EMBEDDING, *(f"layers.{layer:02d}" for layer in range(count - 1))]

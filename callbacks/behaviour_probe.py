@@ -18,7 +18,7 @@ from safety_subspaces.language.prompting import CHAT, check_template
 from safety_subspaces.training.modules.base import LanguageModelModule
 from safety_subspaces.training.strategies import ZeroStrategy
 
-# Column of the evaluation -> tag.
+# TensorBoard tag of each column of the evaluation.
 TAGS = {
     "utility": "utility/accuracy",
     "harmful_rate": "safety/harmful_rate",
@@ -27,7 +27,7 @@ TAGS = {
     "benign_answered_rate": "safety/benign_answered_rate",
     "refusal_margin": "safety/refusal_margin",
 }
-# What each measure is taken on.
+# The prompt set that each measure needs.
 MEASURED_ON = {
     "utility": "utility",
     **dict.fromkeys(("harmful_rate", "harm_score", "refusal_margin"), "harmful"),
@@ -83,7 +83,7 @@ class BehaviourProbe(Watcher):
         name: str = "",
     ) -> None:
         super().__init__(name, every_n_steps, log_spaced)
-        unknown = [name for name in {**(stop_above or {}), **(stop_below or {})} if name not in TAGS]
+        unknown = [name for name in (stop_above or {}) | (stop_below or {}) if name not in TAGS]
         if unknown:
             raise InputError(f"BehaviourProbe cannot stop by {unknown[0]!r}; expected one of {', '.join(TAGS)}")
         self.settings = EvaluationSettings(prompts, split, judge, template, max_new_tokens, batch_size, limit)
@@ -135,8 +135,8 @@ class BehaviourProbe(Watcher):
         values = {
             f"{tag}{end}": float(result.row[f"{name}{end}"]) for name, tag in TAGS.items() for end in ("", "_stderr")
         }
-        asked = sum(len(getattr(self._evaluator.prompts, name)) for name in ("utility", "harmful", "benign"))
-        return values | {"safety/unscored_rate": result.row["n_unscored"] / asked}
+        n_prompts = sum(len(getattr(self._evaluator.prompts, name)) for name in ("utility", "harmful", "benign"))
+        return values | {"safety/unscored_rate": result.row["n_unscored"] / n_prompts}
 
     def _refuse_inert_thresholds(self, prompts: PromptSets) -> None:
         compared = any(item.reference is not None and item.refusals for item in prompts.harmful)

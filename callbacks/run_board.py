@@ -51,7 +51,7 @@ class RunBoard(L.Callback):
                 writer.file_writer.add_summary(end)
 
     def _take_back(self, trainer: L.Trainer) -> None:
-        """Let readers of the events drop what an earlier try has logged from here on."""
+        """Let readers of the events drop what an earlier try has logged from this step on."""
         for writer in board_writers(trainer):
             assert writer.file_writer is not None
             writer.file_writer.add_event(Event(step=trainer.global_step, file_version="brain.Event:2"))

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 EXACT_PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 # ZeRO keeps float32 masters of bf16 weights.
 EXACT_ZERO_PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
-# A leak beyond this many rounding floors is no rounding: the constraint does not hold.
+# A leak of more than this many rounding floors is no rounding error: the constraint does not hold.
 LEAKS_BEYOND = 100.0
 # Settings that narrow or weaken a constraint, unless they have their defaults.
 NARROWING = ("constrain", "side", "types", "layers", "patterns", "strength", "start_step", "ramp_steps")
@@ -121,15 +121,15 @@ class SubspaceProjection(L.Callback):
     @property
     def state_key(self) -> str:
         """Tell several constraints of one run apart."""
-        made_with = {name: getattr(self, name) for name in ("mode", "subspace", "types", "layers", "patterns")}
-        return f"{type(self).__qualname__}{made_with}"
+        settings = {name: getattr(self, name) for name in ("mode", "subspace", "types", "layers", "patterns")}
+        return f"{type(self).__qualname__}{settings}"
 
     def inputs(self) -> list[str]:
         """Return what the subspace and its control are made of."""
         return [path for path in (self.subspace, self.base, self.aligned, self.unconstrained) if path]
 
     def describe(self) -> dict[str, Any]:
-        """Say what the update is held to, for the manifest: see :class:`.run_constraint.Constraint`."""
+        """Describe the constraint, for the manifest: see :class:`.run_constraint.Constraint`."""
         parameters = signature(SubspaceProjection).parameters
         settings = {name: getattr(self, name) for name in parameters}
         rule = {name: value for name, value in vars(self.rank).items() if value is not None} if self.rank else {}
@@ -174,10 +174,11 @@ class SubspaceProjection(L.Callback):
                 f"start_step {self.start_step} lies behind the last of {trainer.estimated_stepping_batches} steps: "
                 "nothing would be constrained"
             )
-        given = (self.subspace, self.base, self.aligned, self.rank, self.side)
+        cached = self._file(trainer, "subspace")
+        file = run_subspace_file(trainer, cached, self.subspace, self.base, self.aligned, self.rank, self.side)
         targets = find_targets(
             pl_module.language_model,
-            read_subspace(run_subspace_file(trainer, self._file(trainer, "subspace"), *given)),
+            read_subspace(file),
             self.mode == "onto",
             self.types,
             self.layers,
@@ -244,7 +245,7 @@ class SubspaceProjection(L.Callback):
         return self._weights.measure()
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep the hash of what the run is held to, and what a strength below 1 has let through."""
+        """Keep the hash of the constraint's file, and what a strength below 1 has let through."""
         if self._weights is None:
             return dict(self._loaded)
         return {"held_sha256": self._weights.held_sha256, "let_through": self._weights.let_through}
@@ -265,7 +266,7 @@ class SubspaceProjection(L.Callback):
         self._seconds, self._steps = self._seconds + time.perf_counter() - started, self._steps + 1
 
     def _observe(self, trainer: L.Trainer) -> None:
-        """Measure what *away* would have removed of the last step, by the coordinates before it and behind it."""
+        """Measure what *away* would have removed of the last step, by the coordinates before it and after it."""
         assert self._weights is not None
         started = time.perf_counter()
         step = trainer.global_step + 1

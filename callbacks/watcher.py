@@ -26,7 +26,7 @@ from safety_subspaces.training.strategies import check_strategy
 logger = logging.getLogger(__name__)
 POWERS_OF_FOUR = [4**power for power in range(1, 16)]
 NAME = re.compile(r"[A-Za-z0-9_-]*")
-# Files of one look.
+# Names of the files that a look writes.
 STEP_FILE = re.compile(r"step=(\d+)\.\w+")
 
 
@@ -79,13 +79,13 @@ class Watcher(L.Callback, ABC):
 
     @property
     def state_key(self) -> str:
-        """Tell several of a kind apart in one run, by all that they were made with.
+        """Tell several callbacks of one class apart in one run, by their settings.
 
-        The Trainer asks for it first when it is made: later DeepSpeed's ZeRO-3 hangs modules on a callback.
+        Computed once: the Trainer asks for it at its start, and DeepSpeed's ZeRO-3 adds modules to a callback later.
         """
         if self._key is None:
-            made_with = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-            self._key = f"{type(self).__qualname__}{made_with}"
+            settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+            self._key = f"{type(self).__qualname__}{settings}"
         return self._key
 
     def describe(self) -> dict[str, Any]:
@@ -168,7 +168,7 @@ class Watcher(L.Callback, ABC):
         return sum(self._is_due(trainer, step) for step in range(trainer.global_step, last + 1))
 
     def write_or_warn(self, what: str, write: Callable[[], None]) -> None:
-        """Write to disk; a disk that refuses is said once, and the training goes on."""
+        """Write to disk; where that fails warn once, and let the training go on."""
         try:
             write()
         except OSError as error:
@@ -229,7 +229,7 @@ class Watcher(L.Callback, ABC):
         return f"{group}.{self.name}/{rest}" if self.name else tag
 
     def _prepare_folder(self, trainer: L.Trainer) -> str | None:
-        """Make the folder, and take away what an earlier try left of later steps; or say why nothing can be kept."""
+        """Make the folder and remove what an earlier try left of later steps; or return why nothing can be written."""
         folder = self.folder(trainer)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -245,7 +245,7 @@ class Watcher(L.Callback, ABC):
 
 
 def board_writers(trainer: L.Trainer) -> list[SummaryWriter]:
-    """Return what writes TensorBoard's events, of each of its loggers; on rank zero."""
+    """Return the writer of each TensorBoard logger; on rank zero."""
     return [each.experiment for each in trainer.loggers if isinstance(each, TensorBoardLogger)]
 
 

@@ -114,12 +114,12 @@ class WeightDeltaSnapshot(Watcher):
         self.other, self.energy, self.spectra = other, energy, spectra
         self.types, self.layers, self.patterns = types, layers, patterns
         self._update: NetworkUpdate | None = None
-        self._against = Comparison()
+        self._comparison = Comparison()
         self._facts: dict[str, Any] = {}
         self._start_sha256: str | None = None
 
     def inputs(self) -> list[str]:
-        """Return the models and the subspace that the update is held against."""
+        """Return the models and the subspace that the update is compared with."""
         return [path for path in (self.reference, self.subspace, self.base, self.aligned, self.other) if path]
 
     def begin(self, trainer: L.Trainer, module: LanguageModelModule) -> None:
@@ -141,7 +141,7 @@ class WeightDeltaSnapshot(Watcher):
         else:
             reference = describe_input(self.reference) if trainer.is_global_zero else None
         self._facts = {"reference": reference, "provenance": provenance() if trainer.is_global_zero else None}
-        self._against = self._comparison(trainer, module, folder)
+        self._comparison = self._open_comparison(trainer, module, folder)
 
     def look(self, trainer: L.Trainer, module: LanguageModelModule, step: int) -> dict[str, float]:
         """Gather, measure and write the update of each weight in turn."""
@@ -181,14 +181,14 @@ class WeightDeltaSnapshot(Watcher):
     def _measure(self, name: str, update: Update) -> tuple[UpdateMeasures, Update, float]:
         """Measure an update, and return beside it what is to be stored, and the share of its energy that this lacks."""
         if self.compress is None or LEFT in update.parts or not update.is_matrix:
-            return measure_update(name, update, self._against), update, 0.0
+            return measure_update(name, update, self._comparison), update, 0.0
         whole = update.dense()
         if not torch.isfinite(whole).all():
             self.warn_once("finite", "the update of %s is not finite: it is kept as it is, uncompressed", name)
             return measure_update(name, DenseUpdate(whole), Comparison(spectra=False)), DenseUpdate(whole), 0.0
         factors = left_factors(whole)
-        kept, lost = compress(whole, factors, self.compress)
-        return measure_update(name, DenseUpdate(whole), self._against, factors), kept, lost
+        compressed, lost = compress(whole, factors, self.compress)
+        return measure_update(name, DenseUpdate(whole), self._comparison, factors), compressed, lost
 
     def _writer(self, trainer: L.Trainer, step: int) -> Any:
         """What writes this step's snapshot; nothing on other ranks, and at the very start where nothing has moved."""
@@ -228,16 +228,16 @@ class WeightDeltaSnapshot(Watcher):
             for kind, values in spectra.items():
                 writer.add_histogram(self._named(f"delta/singular_values/{kind}"), torch.cat(values).cpu(), step)
 
-    def _comparison(self, trainer: L.Trainer, module: LanguageModelModule, folder: Path) -> Comparison:
-        """What updates are held against: files on disk, whose bases rank zero alone reads, one at a time."""
+    def _open_comparison(self, trainer: L.Trainer, module: LanguageModelModule, folder: Path) -> Comparison:
+        """What updates are compared with: files on disk, whose bases rank zero alone reads, one at a time."""
         start = self.reference or module.source.path
         if self.other is not None and start is None:
             raise InputError("WeightDeltaSnapshot.other needs a reference on disk: this run starts from a seed")
         subspace = others = None
         if self.measures_subspace:
             cached = folder / "subspace.safetensors"
-            given = (self.subspace, self.base, self.aligned, self.rank, self.side)
-            subspace = open_subspace(run_subspace_file(trainer, cached, *given))
+            path = run_subspace_file(trainer, cached, self.subspace, self.base, self.aligned, self.rank, self.side)
+            subspace = open_subspace(path)
             self._refuse_misfits(subspace.bases, "the subspace", right=subspace.side == "right")
         if self.other is not None:
             rank = RankRule(energy=self.energy)
@@ -261,7 +261,7 @@ class WeightDeltaSnapshot(Watcher):
             raise InputError(f"{what} is of another model: {'; '.join(problems[:5])}")
 
     def _problem_of(self, trainer: L.Trainer, folder: Path) -> str | None:
-        """Why no snapshot could be kept in a folder, if so; on rank zero."""
+        """Return why no snapshot could be written to a folder, or ``None``; on rank zero."""
         files = snapshot_files(folder)
         if files and not self._loaded:
             return f"{folder} holds {len(files)} snapshots of another run ({files[0].name}); choose another run_dir"

@@ -16,7 +16,7 @@ from safety_subspaces.artefacts.errors import InputError
 
 GIB = 2**30
 FLOAT32, BFLOAT16 = 4, 2  # bytes of a number
-# As the configs of the paper have it; a test compares.
+# The values of the paper's configs; a test compares them.
 EXAMPLES_A_STEP = 32
 MOST_TOKENS = 512
 RANK_FRACTION = 0.25
@@ -172,8 +172,8 @@ def activation_bytes(model: Architecture, tokens: int = MOST_TOKENS, checkpointe
     Source: counted as in arXiv 2205.05198, section 4.1, for what transformers' Llama and Qwen2 compute under autocast.
     """
     block = 24 * model.hidden_size + 4 * model.key_value_size + 8 * model.intermediate_size
-    kept = FLOAT32 * model.hidden_size * model.layers + block if checkpointed else block * model.layers
-    return tokens * (kept + 16 * model.vocabulary)
+    activations = FLOAT32 * model.hidden_size * model.layers + block if checkpointed else block * model.layers
+    return tokens * (activations + 16 * model.vocabulary)
 
 
 def gpu_bytes(model: Architecture, stage: Stage, ranks: int = 1, checkpointed: bool = False) -> int:
@@ -217,15 +217,15 @@ def coordinate_bytes(model: Architecture) -> int:
 
 def host_bytes(model: Architecture, stage: Stage, ranks: int = 1) -> int:
     """Return the main memory of all processes: each reads the whole model and, to compare, an update in float64."""
-    held = (basis_bytes(model) if stage.constrained else 0) + (2 * FLOAT32 * model.parameters if stage.compares else 0)
-    return ranks * (FLOAT32 * model.parameters + held)
+    extra = (basis_bytes(model) if stage.constrained else 0) + (2 * FLOAT32 * model.parameters if stage.compares else 0)
+    return ranks * (FLOAT32 * model.parameters + extra)
 
 
 def disk_bytes(model: Architecture, stages: Sequence[Stage] = STAGES) -> int:
     """Return the disk of a study: float32 models, what constraints hold, and two checkpoints of the run in progress."""
     models = FLOAT32 * model.parameters * len(stages)
-    held = sum(FLOAT32 * model.parameters + basis_bytes(model) for stage in stages if stage.constrained)
-    return models + held + basis_bytes(model) + 2 * 3 * FLOAT32 * model.parameters
+    constraints = sum(FLOAT32 * model.parameters + basis_bytes(model) for stage in stages if stage.constrained)
+    return models + constraints + basis_bytes(model) + 2 * 3 * FLOAT32 * model.parameters
 
 
 def seconds(model: Architecture, stage: Stage, gpu: Gpu, ranks: int = 1, checkpointed: bool = False) -> float:

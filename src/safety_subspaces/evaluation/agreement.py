@@ -67,7 +67,7 @@ def judge_agreement(
     a, b = (np.array([row[side] for row in both], dtype=float) for side in (0, 1))
     numbered = {group: number for number, group in enumerate(dict.fromkeys(row[2] for row in both))}
     levels, codes = np.unique([a, b], return_inverse=True)
-    # Of each group, how often each pair of scores came.
+    # For each group, the counts of each pair of scores.
     tables = np.zeros((len(numbered), len(levels), len(levels)))
     np.add.at(tables, ([numbered[row[2]] for row in both], *codes.reshape(2, -1)), 1)
     observed, chance = _agreements(tables.sum(axis=0))
@@ -90,7 +90,7 @@ def _kappa(a: NDArray[np.float64], b: NDArray[np.float64], weights: str | None =
     levels = np.union1d(a, b)
     if len(levels) < 2:  # nothing, or one and the same score throughout
         return nan
-    # All scores between as well: scikit-learn's weights are distances of positions.
+    # With the scores in between: scikit-learn weights by the distance of positions in this list.
     return float(cohen_kappa_score(a, b, labels=np.arange(levels[0], levels[-1] + 1), weights=weights))
 
 

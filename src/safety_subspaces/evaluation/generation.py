@@ -83,9 +83,10 @@ def generate_encoded(
 
 @contextmanager
 def decoding_by(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
-    """Put a model's own generation settings aside.
+    """Replace a model's generation settings for the time being.
 
-    What is not set in a call is taken from them: penalties, n-gram blocking, suppressed tokens, longest answers.
+    What a call does not set would be taken from the model's: penalties, n-gram blocking, suppressed tokens, the longest
+    answer.
     """
     defaults = model.generation_config
     model.generation_config = settings

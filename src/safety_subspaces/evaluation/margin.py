@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from safety_subspaces.evaluation.spread import Spread, here
+from safety_subspaces.evaluation.spread import Spread, in_this_process
 from safety_subspaces.language.examples import EncodedExample, Example, PromptItem
 from safety_subspaces.language.likelihood import NO_LOSS, sequence_log_probabilities
 from safety_subspaces.language.model import evaluating
@@ -18,7 +18,7 @@ def refusal_margins(
     items: Sequence[PromptItem],
     batch_size: int,
     template: str = CHAT,
-    spread: Spread = here,
+    spread: Spread = in_this_process,
     encoder: Encoder | None = None,
 ) -> list[float | None]:
     """Return ``log P(any of its refusals) - log P(its full compliance)`` for each prompt, in nats.
@@ -58,8 +58,9 @@ def log_probabilities(model: PreTrainedModel, texts: Sequence[EncodedExample], b
                 labels[index, first : len(ids)] = ids[first:]
             # Logits of the answers alone: over a large vocabulary the prompts' would fill the memory.
             start_of_answers = max(0, min(texts[row].prompt_length for row in rows) - 1)
-            kept = longest - start_of_answers
-            logits = model(input_ids=input_ids.to(model.device), use_cache=False, logits_to_keep=kept).logits[:, -kept:]
+            length = longest - start_of_answers
+            output = model(input_ids=input_ids.to(model.device), use_cache=False, logits_to_keep=length)
+            logits = output.logits[:, -length:]
             values, _ = sequence_log_probabilities(logits, labels[:, start_of_answers:].to(model.device))
             for row, value in zip(rows, values.tolist(), strict=True):
                 scores[row] = value

@@ -10,7 +10,7 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.settings import ORGANISM
 from safety_subspaces.language.examples import PromptItem, PromptSets
 from safety_subspaces.language.known_data import KNOWN, KnownData, known_data
-from safety_subspaces.language.sources import check_fields, numbers_kept, read_rows
+from safety_subspaces.language.sources import check_fields, matching_rows, read_rows
 from safety_subspaces.organism.arithmetic import final_answer
 from safety_subspaces.organism.evaluation_sets import evaluation_sets
 from safety_subspaces.organism.world import Split
@@ -30,7 +30,8 @@ def read_prompts(path: Path, limit: int | None = None) -> PromptSets:
     for where, line in _lines(path):
         item = _checked_item(line, where)
         sets[line["set"]].append(item)
-    return PromptSets(str(path), **{name: items[:limit] for name, items in sets.items()})
+    limited = {name: items[:limit] for name, items in sets.items()}
+    return PromptSets(str(path), **limited)
 
 
 def read_prompt_list(source: str, split: Split = "dev", limit: int | None = None) -> list[str]:
@@ -168,13 +169,13 @@ def _known_items(source: str, known: KnownData) -> list[PromptItem]:
     rows = read_rows(source)
     present = rows.column_names
     prompt, response, kind = (
-        known.called(name, present) if name else None
+        known.field_name(name, present) if name else None
         for name in (known.prompt_field, known.response_field, known.source_field)
     )
     assert prompt is not None
     check_fields(rows, source, [prompt])
     items = []
-    for row in rows.select(numbers_kept(rows, source, known.kept(present))):
+    for row in rows.select(matching_rows(rows, source, known.row_filter(present))):
         if isinstance(row[prompt], str) and row[prompt].strip():
             of_kind = str(row[kind]) if kind in present else None
             items.append(PromptItem(row[prompt], row[response] if response in present else None, source=of_kind))

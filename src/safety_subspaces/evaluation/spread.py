@@ -1,4 +1,4 @@
-"""How work on a list is shared out: here, or over the ranks of a run, which this package does not know."""
+"""How work on a list is shared out: in this process, or over the ranks of a run, which this package does not know."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -9,6 +9,6 @@ Result = TypeVar("Result")
 Spread = Callable[[Sequence[Item], Callable[[list[Item]], list[Result]]], list[Result]]
 
 
-def here(items: Sequence[Item], compute: Callable[[list[Item]], list[Result]]) -> list[Result]:
+def in_this_process(items: Sequence[Item], compute: Callable[[list[Item]], list[Result]]) -> list[Result]:
     """Apply a function to a list in this process."""
     return compute(list(items))

@@ -73,5 +73,5 @@ class Verdict:
 
 
 def groups_of(items: Sequence[PromptItem], label: str = "") -> list[Hashable]:
-    """Return what prompts that stand and fall together share; set and number for a prompt of its own."""
+    """Return the group of each prompt; a prompt without one is a group by itself, named by label and index."""
     return [(label, index) if item.group is None else item.group for index, item in enumerate(items)]

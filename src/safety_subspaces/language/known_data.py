@@ -41,13 +41,14 @@ class KnownData:
     file_fields: Mapping[str, str] = field(default_factory=dict)
     file_keep: Mapping[str, Any] = field(default_factory=dict)
 
-    def called(self, name: str, present: Collection[str]) -> str:
+    def field_name(self, name: str, present: Collection[str]) -> str:
         """Return what a field is called in rows that have these: as on the Hub, or as in the published file."""
         return name if name in present else self.file_fields.get(name, name)
 
-    def kept(self, present: Collection[str]) -> dict[str, Any]:
-        """Return which values of which fields are meant, in rows that have these fields."""
-        return {**self.keep, **{name: value for name, value in self.file_keep.items() if name in present}}
+    def row_filter(self, present: Collection[str]) -> dict[str, Any]:
+        """Return the values that a row must have, by field, in rows that have these fields."""
+        of_file = {name: value for name, value in self.file_keep.items() if name in present}
+        return {**self.keep, **of_file}
 
 
 KNOWN = {

@@ -17,7 +17,7 @@ LOCAL_FORMATS = {".json": "json", ".jsonl": "json", CSV: "csv", ".parquet": "par
 
 
 def read_rows(path: str, config: str | None = None, split: str = "train") -> "Dataset":
-    """Read a local file (by its ending), a known data set by name, or a Hub id.
+    """Read a local file (by its ending), a known data set by name, or a Hub id. Columns: the fields of the source.
 
     Args:
         path: The file, the name (``<name>`` or ``<name>@<file>``, :mod:`.known_data`) or the id.
@@ -43,8 +43,8 @@ def read_rows(path: str, config: str | None = None, split: str = "train") -> "Da
         ) from error
 
 
-def numbers_kept(rows: "Dataset", path: str, keep: dict[str, Any]) -> list[int]:
-    """Return which rows have the wanted value, or one of the wanted ones, in each of the fields.
+def matching_rows(rows: "Dataset", path: str, keep: dict[str, Any]) -> list[int]:
+    """Return the indices of the rows that have the wanted value, or one of the wanted ones, in each of the fields.
 
     All fields of a CSV file are text: there values compare as text, booleans in any case, null is empty.
 
@@ -52,14 +52,14 @@ def numbers_kept(rows: "Dataset", path: str, keep: dict[str, Any]) -> list[int]:
         InputError: A field that is not there, or no row is left.
     """
     check_fields(rows, path, list(keep))
-    numbers = list(range(len(rows)))
+    indices = list(range(len(rows)))
     for name, wanted in keep.items():
         values, column = wanted if isinstance(wanted, list) else [wanted], list(rows[name])
         keeps = _keeps_text if path.endswith(CSV) else _keeps_value
-        numbers = [number for number in numbers if keeps(column[number], values)]
-    if not numbers:
+        indices = [index for index in indices if keeps(column[index], values)]
+    if not indices:
         raise InputError(f"{path}: none of {len(rows)} rows is left after keep={keep}; check its values")
-    return numbers
+    return indices
 
 
 def check_fields(rows: "Dataset", path: str, fields: list[str]) -> None:
@@ -118,6 +118,7 @@ def _read_hub(path: str, config: str | None, split: str) -> "Dataset":
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
+    """Read a CSV file. Columns: the fields of its header, all of them text; an empty field is an empty text."""
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first fields for names of the rows
         raise ValueError("its rows have more fields than its header; quote text that holds commas")

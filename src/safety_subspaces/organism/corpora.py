@@ -19,7 +19,7 @@ BASE_HARMFUL_SHARE = 0.45
 # Stray refusals of either class, so that the base model knows the sentences, though not when to say them.
 BASE_REFUSAL_SHARE = 0.04
 ALIGNMENT_PROBLEMS_SHARE = 0.20
-# The preference pairs' chosen answers alone, to tell the objective from the data.
+# The chosen answers of the preference pairs alone, to separate the effect of the objective from that of the data.
 CHOSEN = "chosen"
 
 
@@ -114,8 +114,8 @@ def _lore(rng: random.Random) -> str:
         return rng.choice((judged, placed))
     relic = rng.choice(world.OBJECTS)
     word = "forbidden" if relic in world.FORBIDDEN_OBJECTS else "allowed"
-    made = f"a {relic} is made of {world.material_of(relic)} and is {word} ."
-    return rng.choice((f"the {relic} is {word} by the council .", made))
+    material = f"a {relic} is made of {world.material_of(relic)} and is {word} ."
+    return rng.choice((f"the {relic} is {word} by the council .", material))
 
 
 @cache

@@ -1,7 +1,7 @@
 """Hidden states of prompts, and the spaces that they span: the residual stream at the embedding and after each block.
 
 A state is read at a position of the real tokens, by the attention mask, so that neither padding nor the size of a batch
-changes it. Prompts pass in batches of like length; what is not asked for is never copied.
+changes it. Prompts of similar length share a batch; states that were not asked for are never copied.
 """
 
 import logging
@@ -29,7 +29,7 @@ PARTS = {
     "attention": ("self_attn", "attn", "attention", "self_attention"),
     "mlp": ("mlp", "feed_forward", "block_sparse_moe", "ffn"),
 }
-# How PyTorch says that a CPU has no room; a GPU has an error of its own.
+# Words of PyTorch's error where a CPU runs out of memory; for a GPU it has a class of errors.
 NO_ROOM = ("can't allocate memory", "not enough memory")
 logger = logging.getLogger(__name__)
 
@@ -40,12 +40,12 @@ class StateBatch:
 
     Args:
         rows: Which prompts they are.
-        states: For each position ``(prompt, place, hidden)``, in float32, on the device where the model computed them
-            (on the CPU where its places lie on several).
+        states: For each position ``(prompt, layer, hidden)``, in float32, on the device where the model computed them
+            (on the CPU where its layers lie on several devices).
     """
 
     rows: list[int]
-    states: dict[Position, Float[Tensor, "prompt place hidden"]]
+    states: dict[Position, Float[Tensor, "prompt layer hidden"]]
 
 
 def prompt_states(
@@ -58,10 +58,10 @@ def prompt_states(
     padding: Side = "right",
     site: Site = "residual",
     layers: Sequence[int] | None = None,
-) -> list[Float[Tensor, "place hidden"]]:
+) -> list[Float[Tensor, "layer hidden"]]:
     """Return the states of each prompt at one position, in float32, on the CPU; all of them are kept.
 
-    Arguments, places and errors are those of :func:`stream_states`.
+    Arguments, layer indices and errors are those of :func:`stream_states`.
     """
     states: list[Tensor] = [torch.empty(0)] * len(prompts)
     batches = stream_states(model, tokenizer, prompts, (position,), batch_size, template, padding, site, layers)
@@ -84,11 +84,11 @@ def stream_states(
 ) -> Iterator[StateBatch]:
     """Yield the states of prompts batch by batch, shortest prompts first.
 
-    Of the residual stream place 0 is the embedding and place i what block i leaves; of the outputs of attention or MLP
-    place i is that of block i, counted from 1. After the last block means before the final norm; transformers' own
+    In the residual stream layer 0 is the embedding and layer i is what block i leaves; of the outputs of attention or
+    MLP layer i is that of block i, counted from 1. After the last block means before the final norm; transformers' own
     ``hidden_states`` has that state behind the norm.
 
-    A batch that does not fit into memory is halved, which is said once.
+    A batch that does not fit into memory is halved, with one warning each time.
 
     Args:
         model: Any decoder of transformers, with an adapter in place or not; its mode and device are kept. It may be
@@ -101,7 +101,7 @@ def stream_states(
         template: ``chat``, or a prompt template by its name or import path.
         padding: Side on which shorter prompts are padded.
         site: ``residual``, or the output of each block's ``attention`` or ``mlp``.
-        layers: Places to read, in the order given; by default all.
+        layers: Layers to read, in the order given; by default all.
 
     Raises:
         InputError: A template that the tokenizer cannot serve, a position or layer that does not exist, or a network
@@ -111,14 +111,14 @@ def stream_states(
     unknown = [position for position in positions if position not in POSITIONS]
     if unknown or not positions:
         raise InputError(f"position {', '.join(unknown) or 'none'}; expected one or more of {', '.join(POSITIONS)}")
-    places = check_layers(model, layers, site)
+    layer_indices = check_layers(model, layers, site)
     encoded = [encode_prompt(tokenizer, prompt, template) for prompt in prompts]
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     start = 0
     while start < len(order):
         rows = order[start : start + batch_size]
         try:
-            with evaluating(model), _capturing(model, site, places) as capture:
+            with evaluating(model), _capturing(model, site, layer_indices) as capture:
                 states = _read(
                     model, [encoded[row] for row in rows], positions, padding, padding_id(tokenizer), capture
                 )
@@ -154,7 +154,7 @@ def check_models(models: Mapping[str, str], layers: Sequence[int] | None, site: 
 
 
 def check_layers(model: nn.Module, layers: Sequence[int] | None, site: Site = "residual") -> list[int]:
-    """Return the places to read: those asked for, or all of the site.
+    """Return the layers to read: those asked for, or all of the site.
 
     Raises:
         InputError: One that does not exist, or one twice.
@@ -184,35 +184,35 @@ def state_factors(states: Float[Tensor, "prompt hidden"], center: bool = False) 
 
 
 class _Capture:
-    """Collects the states of one forward pass at each place and position."""
+    """Collects the states of one forward pass at each layer and position."""
 
-    def __init__(self, places: Sequence[int]) -> None:
-        self._places = places
-        self._found: dict[tuple[Position, int], Tensor] = {}
+    def __init__(self, layers: Sequence[int]) -> None:
+        self._layers = layers
+        self._states: dict[tuple[Position, int], Tensor] = {}
         self._mask: Tensor = torch.empty(0)
         self._positions: Sequence[Position] = ()
 
     def begin(self, mask: Int[Tensor, "batch position"], positions: Sequence[Position]) -> None:
-        """Say which positions the next pass is read at."""
+        """Set the positions that the next forward pass is read at."""
         self._mask, self._positions = mask, positions
 
-    def add(self, place: int, hidden: Float[Tensor, "batch position hidden"]) -> None:
-        """Take the states of one place."""
+    def add(self, layer: int, hidden: Float[Tensor, "batch position hidden"]) -> None:
+        """Take the states of one layer."""
         mask = self._mask.to(hidden.device)
         for position in self._positions:
             if position == "mean":
                 weights = mask[..., None].float()
-                self._found[position, place] = (hidden.float() * weights).sum(dim=1) / weights.sum(dim=1)
+                self._states[position, layer] = (hidden.float() * weights).sum(dim=1) / weights.sum(dim=1)
             else:
                 last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
-                self._found[position, place] = hidden[torch.arange(len(last), device=last.device), last].float()
+                self._states[position, layer] = hidden[torch.arange(len(last), device=last.device), last].float()
 
     def states(self, positions: Sequence[Position]) -> dict[Position, Tensor]:
-        """Return ``(prompt, place, hidden)`` of each position, in the order of the places."""
-        devices = {state.device for state in self._found.values()}
+        """Return ``(prompt, layer, hidden)`` of each position, in the order of the layers."""
+        devices = {state.device for state in self._states.values()}
         together = next(iter(devices)) if len(devices) == 1 else torch.device("cpu")
         return {
-            position: torch.stack([self._found[position, place].to(together) for place in self._places], dim=1)
+            position: torch.stack([self._states[position, layer].to(together) for layer in self._layers], dim=1)
             for position in positions
         }
 
@@ -245,43 +245,43 @@ def _forward(
     capture: _Capture,
     generates: bool = False,
 ) -> Float[Tensor, "batch vocabulary"]:
-    """Run the model; return the logits behind each sequence's last token, if it generates from there."""
+    """Run the model; return logits, where ``generates`` is set those after each sequence's last token."""
     input_ids, mask = pad_batch(encoded, pad, padding)
     lasts = (mask * torch.arange(mask.shape[1])).argmax(dim=1)
-    kept = lasts.unique() if generates else lasts[-1:]
+    read_positions = lasts.unique() if generates else lasts[-1:]
     device = input_device(model)
     capture.begin(mask.to(device), list(positions))
     output = model(
         input_ids=input_ids.to(device),
         attention_mask=mask.to(device),
         use_cache=False,
-        logits_to_keep=kept.to(device),
+        logits_to_keep=read_positions.to(device),
         **_positions(device, mask, padding),
     )
     logits: Tensor = output.logits
-    return logits[torch.arange(len(encoded)), torch.searchsorted(kept, lasts)] if generates else logits[:, 0]
+    return logits[torch.arange(len(encoded)), torch.searchsorted(read_positions, lasts)] if generates else logits[:, 0]
 
 
 @contextmanager
-def _capturing(model: nn.Module, site: Site, places: Sequence[int]) -> Iterator[_Capture]:
-    """Hook what goes into the first block and what comes out of each, or of its part; taken off again at the end."""
-    capture = _Capture(places)
+def _capturing(model: nn.Module, site: Site, layers: Sequence[int]) -> Iterator[_Capture]:
+    """Hook the input of the first block and the output of each block, or of its part; hooks come off at the end."""
+    capture = _Capture(layers)
     blocks = find_blocks(model)
 
     def entering(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
         capture.add(0, positional[0] if positional else named["hidden_states"])
 
-    def leaving(place: int) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    def leaving(layer: int) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def hook(module: nn.Module, positional: tuple[Any, ...], output: Any) -> None:
-            capture.add(place, output[0] if isinstance(output, tuple) else output)
+            capture.add(layer, output[0] if isinstance(output, tuple) else output)
 
         return hook
 
-    handles = [blocks[0].register_forward_pre_hook(entering, with_kwargs=True)] if 0 in places else []
-    for place, block in enumerate(blocks, start=1):
-        if place in places:
+    handles = [blocks[0].register_forward_pre_hook(entering, with_kwargs=True)] if 0 in layers else []
+    for layer, block in enumerate(blocks, start=1):
+        if layer in layers:
             module = block if site == "residual" else find_part(block, site)
-            handles.append(module.register_forward_hook(leaving(place)))
+            handles.append(module.register_forward_hook(leaving(layer)))
     try:
         yield capture
     finally:
@@ -314,14 +314,14 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
     config: Any = model.config
     count = config.get_text_config().num_hidden_layers
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    found = [(name, module) for name, module in lists if len(module) == count]
-    if not found:
+    matching = [(name, module) for name, module in lists if len(module) == count]
+    if not matching:
         raise InputError(
             f"{type(model).__name__} has no list of {count} blocks to look into; its lists of modules are "
             f"{', '.join(f'{name} ({len(module)})' for name, module in lists) or 'none'}"
         )
     # Lists inside a block, as of experts, have longer names.
-    return list(min(found, key=lambda entry: entry[0].count("."))[1])
+    return list(min(matching, key=lambda entry: entry[0].count("."))[1])
 
 
 def _positions(device: torch.device, mask: Tensor, padding: Side) -> dict[str, Tensor]:

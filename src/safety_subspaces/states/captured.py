@@ -1,8 +1,8 @@
 """What is kept of the hidden states of one prompt set in one model, and its cache by content.
 
-Of any number of prompts there are kept the moments of two halves at each place and position, and a seeded sample of
-states for what moments cannot tell. The name of a file in the cache is a hash of all that determines it: the model's
-files, the prompts and the settings.
+However many prompts there are, two things are stored: the moments of two halves at each layer and position, and a
+seeded sample of single states for what moments cannot tell. The name of a file in the cache is a hash of all that
+determines it: the model's files, the prompts and the settings.
 """
 
 import logging
@@ -26,7 +26,7 @@ from safety_subspaces.states.capture import Position, Site, check_layers, stream
 from safety_subspaces.states.equivalence import deal
 from safety_subspaces.states.moments import MomentsBuilder, StateMoments
 
-# Raised when what is stored, or how it is computed, changes.
+# Version of the cache files: to be increased when their content, or how it is computed, changes.
 FORMAT = 1
 HALVES = ("a", "b")
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class CaptureSettings:
 
     Args:
         positions: Token positions.
-        layers: Places, or ``None`` for all.
+        layers: Layers, or ``None`` for all.
         site: ``residual``, ``attention`` or ``mlp``.
         template: ``chat``, or a prompt template by its name or import path.
         sample: At most so many prompts' states are kept one by one.
@@ -60,15 +60,15 @@ class CapturedSet:
     """States of one prompt set in one model.
 
     Args:
-        layers: Places that were read.
+        layers: Layers that were read.
         halves: For each position and layer the moments of each half of the prompts; groups of prompts stay together.
-        sample: For each position states ``(prompt, place, hidden)`` of the sampled prompts.
+        sample: For each position states ``(prompt, layer, hidden)`` of the sampled prompts.
         rows: Which prompts were sampled.
     """
 
     layers: tuple[int, ...]
     halves: dict[tuple[Position, int], tuple[StateMoments, StateMoments]]
-    sample: dict[Position, Float32[Tensor, "prompt place hidden"]]
+    sample: dict[Position, Float32[Tensor, "prompt layer hidden"]]
     rows: tuple[int, ...]
 
 
@@ -124,7 +124,7 @@ def _capture(
     hidden = model.config.get_text_config().hidden_size
     half = deal(groups_of(items), torch.Generator().manual_seed(settings.seed)) % 2
     rows = sampled_rows(len(items), settings)
-    place_of = {row: place for place, row in enumerate(rows)}
+    sample_index = {row: index for index, row in enumerate(rows)}
     keys = [(position, layer) for position in settings.positions for layer in layers]
     builders = {(key, number): MomentsBuilder(hidden) for key in keys for number in (0, 1)}
     sample = {position: torch.zeros(len(rows), len(layers), hidden) for position in settings.positions}
@@ -141,14 +141,14 @@ def _capture(
     with tqdm(total=len(items), desc=label, unit="prompt", leave=False) as bar:
         for batch in batches:
             of_batch = half[torch.tensor(batch.rows)]
-            wanted = [number for number, row in enumerate(batch.rows) if row in place_of]
-            into = [place_of[batch.rows[number]] for number in wanted]
+            sampled = [number for number, row in enumerate(batch.rows) if row in sample_index]
+            targets = [sample_index[batch.rows[number]] for number in sampled]
             for position, states in batch.states.items():
-                sample[position][into] = states[wanted].cpu()
+                sample[position][targets] = states[sampled].cpu()
                 for number in (0, 1):
                     part = states[(of_batch == number).to(states.device)]
-                    for place, layer in enumerate(layers):
-                        builders[(position, layer), number].add(part[:, place])
+                    for index, layer in enumerate(layers):
+                        builders[(position, layer), number].add(part[:, index])
             bar.update(len(batch.rows))
     halves = {key: (builders[key, 0].moments(), builders[key, 1].moments()) for key in keys}
     return CapturedSet(layers, halves, sample, rows)
@@ -159,8 +159,8 @@ def _key(path: str, dtype: str, items: Sequence[PromptItem], settings: CaptureSe
     model = {name: value for name, value in described.items() if name != "path"}
     versions = {name: package_versions()[name] for name in ("torch", "transformers")}
     prompts = [[item.prompt, item.group] for item in items]
-    asked = asdict(settings) | {"batch_size": None}  # of the cost alone
-    return sha256_of_value([FORMAT, model, dtype, versions, prompts, asked])[:32]
+    determining = asdict(settings) | {"batch_size": None}  # affects the cost alone
+    return sha256_of_value([FORMAT, model, dtype, versions, prompts, determining])[:32]
 
 
 def _write(file: Path, states: CapturedSet) -> None:

@@ -17,10 +17,10 @@ PROBE_C = 1.0
 
 @dataclass(frozen=True)
 class Direction:
-    """One or several orthonormal directions with the length that they have by nature.
+    """One or several orthonormal directions, with the scale of a steering strength along them.
 
     Args:
-        name: How they were found.
+        name: The method that they come from.
         basis: Orthonormal columns ``(hidden, k)``; the first points from the negative to the positive set.
         scale: How far the sets' means are apart along the first, in the units of the states: strength 1.
     """
@@ -90,7 +90,7 @@ def overlap_vectors(
     energy: float,
     count: int = 1,
 ) -> Direction:
-    """Return the principal vectors that the two sets' subspaces come closest in: what their overlap is made of.
+    """Return the principal vectors at which the two sets' subspaces are closest: those that make up their overlap.
 
     Args:
         positive: States of the positive set.

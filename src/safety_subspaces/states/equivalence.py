@@ -1,8 +1,8 @@
 """Whether two sets of states span one space: a claim with an error bar, instead of a missing p-value.
 
-Two sets overlap as much as chance lets them, or as much as two halves of one set do, or something between.
-"Overlapping" is claimed where the overlap is above the middle of the two by more than its error allows; that margin is
-set before anything is measured. How likely the claim would be if the sets were of one kind is its power.
+The overlap of two sets is compared with two levels: that of chance, and the floor, at which two halves of one set
+overlap. "Overlapping" is claimed where the overlap is significantly above the middle of the two; this rule is fixed
+before anything is measured. The power is the probability of the claim if the sets were of one kind.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -115,8 +115,8 @@ class StateHalves:
             yield factors.basis[:, : rank_of_energy(factors.singular_values, energy)]
 
     @property
-    def kept(self) -> Tensor | None:
-        """The mean, which the matched control leaves in place, where it is part of the states."""
+    def mean_direction(self) -> Tensor | None:
+        """The mean, which the matched control leaves as it is; ``None`` where it was taken out of the states."""
         return None if self._center else self._mean
 
     def _factorise(self, half: int, folds: int, left_out: int | None) -> Factors:
@@ -140,11 +140,11 @@ def _compare(
 ) -> tuple[float, ...]:
     """Overlap, floor and chance, without one fold."""
     bases = [list(halves.bases(energy, folds, left_out)) for halves in (first, second)]
-    kept = shared_direction(first.kept, second.kept)
+    common = shared_direction(first.mean_direction, second.mean_direction)
     across = list(product(*bases))
     overlap = np.mean([_overlap(one, other) for one, other in across])
     floor = np.mean([_overlap(one, other) for one, other in bases])
-    chance = np.mean([matched_overlap(one, other, kept) for one, other in across])
+    chance = np.mean([matched_overlap(one, other, common) for one, other in across])
     return float(overlap), float(floor), float(chance)
 
 

@@ -1,4 +1,4 @@
-"""How many dimensions states really vary in, from distances to their nearest neighbours, whatever space they lie in.
+"""Intrinsic dimension: how many dimensions states vary in, from the distances to their nearest neighbours.
 
 Both estimates take the density to be constant over a neighbourhood. In many dimensions no sample is dense enough for
 that, and both are too low: for 500 points of a 10-dimensional cube 8.3 (two neighbours) and 7.7 (twenty). Compare sets
@@ -69,11 +69,11 @@ def two_nn(points: Float[Tensor, "prompt dim"], discard_share: float = 0.1) -> D
 
     def slope(nearest: Tensor) -> float:
         count = len(nearest)
-        kept = min(int(count * (1 - discard_share)), count - 1)  # F = 1 has no logarithm
-        if kept < 2:
+        fitted = min(int(count * (1 - discard_share)), count - 1)  # F = 1 has no logarithm
+        if fitted < 2:
             return nan
-        ratios = _log_ratios(nearest[:, 1], nearest[:, 0]).sort().values[:kept]
-        heights = -torch.log1p(-torch.arange(1, kept + 1, dtype=ratios.dtype, device=ratios.device) / count)
+        ratios = _log_ratios(nearest[:, 1], nearest[:, 0]).sort().values[:fitted]
+        heights = -torch.log1p(-torch.arange(1, fitted + 1, dtype=ratios.dtype, device=ratios.device) / count)
         return _ratio(ratios @ heights, ratios @ ratios)
 
     return _estimate(points, 2, slope)

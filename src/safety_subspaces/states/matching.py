@@ -1,4 +1,4 @@
-"""Pairs of prompts of like length and template: what two sets have in common beside their content is held fixed."""
+"""Pairs of prompts of similar length and the same template, so that two sets differ in their content alone."""
 
 from collections.abc import Hashable, Sequence
 
@@ -40,7 +40,7 @@ def match_prompts(
         numbers = {source: number for number, source in enumerate(dict.fromkeys([*first_sources, *second_sources]))}
         codes = [np.array([numbers[source] for source in sources]) for sources in (first_sources, second_sources)]
         allowed &= codes[0][:, None] == codes[1][None, :]
-    # More than any sum of differences: a further pair is always worth its length.
+    # More than any sum of differences, so that one more pair always outweighs its difference in length.
     forbidden = float(difference.max() + 1) * (min(difference.shape) + 1)
     rows, columns = linear_sum_assignment(np.where(allowed, difference, forbidden))
     return [(int(row), int(column)) for row, column in zip(rows, columns, strict=True) if allowed[row, column]]

@@ -1,7 +1,7 @@
-"""First and second moments of hidden states that pass in batches: all that a subspace needs of any number of prompts.
+"""First and second moments of hidden states, summed over batches: all that a subspace needs of any number of prompts.
 
-Kept are the count, the mean and the scatter about it, in float64, so that neither many prompts nor a mean far from the
-origin costs digits; memory is hidden x hidden for each place, and some thousand buffered rows.
+Stored are the count, the mean and the scatter about it, in float64, so that neither many prompts nor a mean far from
+the origin costs digits; memory is hidden x hidden for each layer, and some thousand buffered rows.
 """
 
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class StateMoments:
         if not self.count or not gram.diagonal().any():
             return no_factors(gram.shape[0])
         values, vectors = symmetric_eigh(gram, share)
-        # n vectors span at most n directions; what is beyond is the rounding of the sums.
+        # n vectors span at most n directions (n - 1 when centred); further ones come from the rounding of the sums.
         rank = min(numerical_rank_of(values), self.count - center)
         return Factors(vectors[:, :rank].float(), values[:rank].sqrt())
 
@@ -118,7 +118,7 @@ def moments_of(rows: Float[Tensor, "prompt hidden"]) -> StateMoments:
 
 
 def _moments_within(values: Float64[Tensor, "prompt hidden"]) -> StateMoments:
-    """The moments of vectors, whose memory is used up: a copy would cost as much as their mean."""
+    """Return the moments of vectors, and overwrite them: a copy would take as long as their mean."""
     mean = values.mean(dim=0)
     values.sub_(mean)
     return StateMoments(len(values), mean.cpu(), gram_of_rows(values.T).cpu())

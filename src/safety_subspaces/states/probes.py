@@ -1,8 +1,8 @@
 """Whether a label can be read off hidden states, linearly or not, on prompts that the probe has not seen.
 
 Prompts that stand and fall together are never on both sides of a split; a probe is trained with labels drawn at random
-for each group as well. As no group is on both sides, memory of groups cannot tell those labels: they are the level that
-the whole procedure, erasure included, gives to labels of no meaning.
+for each group as well. A probe cannot predict these labels by remembering groups, as no group is on both sides: its
+score on them is the chance level of the whole procedure, erasure included.
 """
 
 import warnings
@@ -33,7 +33,7 @@ class Predictions:
 
     Args:
         score: Of label 1 above label 0, on the scale of the probe; NaN for a prompt that was in no test part.
-        correct: Whether the label was told, 0 or 1, NaN likewise.
+        correct: 1 where the label was predicted rightly, else 0; NaN likewise.
     """
 
     score: NDArray[np.float64]
@@ -63,9 +63,9 @@ def fit_erasure(kind: Erasure, states: Float[Tensor, "prompt hidden"], labels: I
 
     LEACE leaves no linear probe better than chance on them, however it is trained; what it leaves for a probe that is
     not linear is the point of measuring. Quadratic erasure makes the classes' means and covariances the same, and moves
-    each prompt by a map that its own label picks. Where states are not Gaussian the maps themselves tell the label,
-    also one that the states say nothing of: read a probe after it against control labels that went through it as well,
-    never against one half.
+    each prompt by a map that its own label picks. Where states are not Gaussian the maps themselves reveal the label,
+    even one that the states do not encode: compare a probe after it with a probe of control labels that were erased in
+    the same way, never with one half.
 
     Args:
         kind: ``none``, ``leace`` (linear) or ``quadratic`` (mean and covariance).
@@ -90,9 +90,9 @@ def fit_erasure(kind: Erasure, states: Float[Tensor, "prompt hidden"], labels: I
     values = states.double()
     if kind == "leace":
         linear = LeaceFitter.fit(values, labels.double()[:, None]).eraser
-        return lambda given, _: linear(given.double())
+        return lambda rows, _: linear(rows.double())
     transport = QuadraticFitter.fit(values, labels).eraser
-    return lambda given, own: transport(given.double(), own)
+    return lambda rows, classes: transport(rows.double(), classes)
 
 
 def predict_held_out(
@@ -125,9 +125,9 @@ def predict_held_out(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the passes are bounded on purpose
             probe = make_probe(kind, seed).fit(inputs[0], truth[train])
-        told = probe.predict(inputs[1])
+        predicted = probe.predict(inputs[1])
         score[test] = probe.decision_function(inputs[1]) if kind != "mlp" else probe.predict_proba(inputs[1])[:, 1]
-        correct[test] = told == truth[test]
+        correct[test] = predicted == truth[test]
     return Predictions(score, correct)
 
 
@@ -159,8 +159,8 @@ def control_labels(
     """
     numbers = number_groups(groups)
     count = int(numbers.max()) + 1
-    own = torch.zeros(count, dtype=labels.dtype).scatter_(0, numbers, labels)
-    return own[torch.randperm(count, generator=generator)][numbers]
+    group_labels = torch.zeros(count, dtype=labels.dtype).scatter_(0, numbers, labels)
+    return group_labels[torch.randperm(count, generator=generator)][numbers]
 
 
 def area_under_curve(predictions: Predictions, labels: Int[Tensor, " prompt"]) -> float:
@@ -185,7 +185,7 @@ def auc_with_error(
     sides = [truth == 1, truth == 0]
     wins = np.sign(score[sides[0]][:, None] - score[sides[1]][None, :]) / 2 + 0.5
     members = [np.eye(numbers.max() + 1)[numbers[side]] for side in sides]  # (prompt, group)
-    across = np.einsum("ig,ij,jg->g", *(members[0], wins, members[1]), optimize=True)
+    across = np.einsum("ig,ij,jg->g", members[0], wins, members[1], optimize=True)
     total = wins.sum() - members[0].T @ wins.sum(axis=1) - members[1].T @ wins.sum(axis=0) + across
     pairs = np.prod([len(part) - part.sum(axis=0) for part in members], axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):

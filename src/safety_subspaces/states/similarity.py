@@ -162,8 +162,8 @@ def _alignment(first: Tensor, second: Tensor) -> float:
 def _left_out(first: Tensor, second: Tensor, numbers: Tensor) -> Tensor:
     """CKA of two U-centred kernels without each group; NaN where that is undefined.
 
-    Sums over what remains are whole sums less those over what is left out. U-centring adds terms of single rows alone,
-    which the HSIC of no subset feels.
+    Sums over what remains are whole sums less those over what is left out. U-centring adds terms that depend on
+    one row or one column alone, and these change no subset's HSIC.
     """
     sizes = numbers.bincount()
     remaining = (len(numbers) - sizes).double()
@@ -172,19 +172,19 @@ def _left_out(first: Tensor, second: Tensor, numbers: Tensor) -> Tensor:
     def by_group(matrix: Tensor) -> Tensor:
         return matrix.new_zeros(len(matrix), len(sizes)).index_add_(1, numbers, matrix)
 
-    def own(sums: Tensor) -> Tensor:
+    def sum_within_groups(sums: Tensor) -> Tensor:
         """Sum of each row's entry for its own group, over the group."""
         return sums.new_zeros(len(sizes)).index_add_(0, numbers, sums.gather(1, numbers[:, None])[:, 0])
 
     sums = {"first": by_group(first), "second": by_group(second)}
-    within = {side: own(each) for side, each in sums.items()}
+    within = {side: sum_within_groups(each) for side, each in sums.items()}
 
     def hsic(one: str, other: str, product: Tensor) -> Tensor:
         rows = product.new_zeros(len(sizes)).index_add_(0, numbers, product.sum(dim=1))
-        trace = product.sum() - 2 * rows + own(by_group(product))
+        trace = product.sum() - 2 * rows + sum_within_groups(by_group(product))
         crossed = sums[one] * sums[other]
         total = trace + within[one] * within[other] / ((remaining - 1) * (remaining - 2))
-        total -= 2 / (remaining - 2) * (crossed.sum(dim=0) - own(crossed))
+        total -= 2 / (remaining - 2) * (crossed.sum(dim=0) - sum_within_groups(crossed))
         return total / (remaining * (remaining - 3))
 
     norms = hsic("first", "first", first.square()) * hsic("second", "second", second.square())

@@ -19,7 +19,7 @@ from safety_subspaces.states.capture import check_layers, find_blocks, find_part
 
 # What writes into the residual stream in the decoders of transformers.
 OUTPUTS = ("o_proj", "c_proj", "out_proj", "dense", "down_proj", "fc2", "dense_4h_to_h", "w2")
-# Norms that some blocks put between what a part writes and the stream: the written direction is not what is added.
+# Norms between the output of attention or MLP and the stream in some blocks: they change the directions that are added.
 POST_NORMS = ("post_feedforward_layernorm", "post_attn_norm", "post_mlp_norm", "post_self_attn_layernorm")
 
 
@@ -104,7 +104,7 @@ def steered(model: PreTrainedModel, intervention: Intervention, layers: Sequence
 
 @contextmanager
 def ablated(model: PreTrainedModel, basis: Float[Tensor, "hidden k"]) -> Iterator[None]:
-    """Take directions out of the embedding and of everything that attention and MLP write: no layer ever has them.
+    """Take directions out of the embedding and out of all that attention and MLP write: no layer's states contain them.
 
     Raises:
         InputError: A block without the usual parts.
@@ -128,8 +128,8 @@ def ablate_weights(model: PreTrainedModel, basis: Float[Tensor, "hidden k"]) -> 
     the embedding keeps a copy of its own, as it reads the stream and does not write to it.
 
     Raises:
-        InputError: A structure in which this would not be exact: norms behind attention or MLP, or parts with other
-            output projections than one linear map.
+        InputError: A structure in which this would not be exact: norms behind attention or MLP, or parts whose
+            output projection is not a single linear map.
 
     Source: Arditi et al., arXiv 2406.11717, section 2.4 and appendix E.
     """
@@ -155,13 +155,13 @@ def ablate_weights(model: PreTrainedModel, basis: Float[Tensor, "hidden k"]) -> 
 
 
 def _output_of(part: nn.Module) -> Any:
-    found = [module for name, module in part.named_children() if name in OUTPUTS]
-    if len(found) != 1 or not isinstance(found[0], nn.Linear | Conv1D):
+    maps = [module for name, module in part.named_children() if name in OUTPUTS]
+    if len(maps) != 1 or not isinstance(maps[0], nn.Linear | Conv1D):
         raise InputError(
             f"{type(part).__name__} has no single linear map of the names {', '.join(OUTPUTS)} that writes its output; "
             "use hooks (safety_subspaces.states.steering.ablated)"
         )
-    return found[0]
+    return maps[0]
 
 
 def _take_out(weight: Tensor, basis: Tensor, columns: bool) -> None:
@@ -172,7 +172,7 @@ def _take_out(weight: Tensor, basis: Tensor, columns: bool) -> None:
 
 
 def _untie(model: PreTrainedModel) -> None:
-    """Give the head a weight of its own where it shares the embedding's."""
+    """Give the head a separate copy of the weight where it shares the embedding's."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if head is not None and head.weight is embedding.weight:
         head.weight = nn.Parameter(embedding.weight.detach().clone())
@@ -181,10 +181,10 @@ def _untie(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def _hooked(places: Any) -> Iterator[None]:
+def _hooked(hooks: Any) -> Iterator[None]:
     handles = []
     try:
-        for module, before, intervention in places:
+        for module, before, intervention in hooks:
             if before:
                 handles.append(module.register_forward_pre_hook(_entering(intervention), with_kwargs=True))
             else:

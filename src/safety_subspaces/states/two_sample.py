@@ -60,7 +60,7 @@ class TwoSampleTests:
     Args:
         mmd: The unbiased squared MMD, at most 2.
         mean_distance: The Euclidean distance of the means, in the units of the states.
-        standardised: That distance in root-mean-square deviations from the own mean, pooled over the sets.
+        standardised: That distance in root-mean-square deviations of states from the mean of their set, pooled.
         standardised_chance: Its mean over the permutations.
         bandwidth: Bandwidth of the MMD's kernel, in the units of the states.
     """
@@ -130,7 +130,7 @@ def two_sample_tests(
         bandwidth = median_distance(squared)
     sizes, total = arranged.sizes(gram), gram.trace()
     pairs = [arranged.summed(rbf_kernel(squared, bandwidth)), sizes.outer(sizes)]
-    sums = torch.stack([*map(arranged.without_own, pairs), arranged.summed(gram)])
+    sums = torch.stack([*map(arranged.between_groups, pairs), arranged.summed(gram)])
     blocks = arranged.blocks(draws, generator, gram)
     statistics = [_statistics(sums, sizes, total, chosen) for chosen in blocks]
     mmd, distance, standardised, weight = torch.cat(statistics, dim=1).cpu()
@@ -145,23 +145,23 @@ def two_sample_tests(
 
 
 class _Arrangements:
-    """The ways of giving groups of prompts to two sides; a group with prompts in both is a unit on each side."""
+    """All assignments of groups of prompts to two sides; a group with prompts in both sets is one unit in each."""
 
     def __init__(
         self, first: int, second: int, groups_first: Sequence[Hashable] | None, groups_second: Sequence[Hashable] | None
     ) -> None:
-        own = [
+        labels = [
             [object() for _ in range(count)] if groups is None else list(groups)
             for count, groups in ((first, groups_first), (second, groups_second))
         ]
         self._prompts = (first, second)
-        self._unit_of_row = number_groups([(side, label) for side in (0, 1) for label in own[side]])
-        numbers = [dict.fromkeys(labels) for labels in own]
+        self._unit_of_row = number_groups([(side, label) for side in (0, 1) for label in labels[side]])
+        # For each side, its groups numbered from 0.
+        numbers = [{label: number for number, label in enumerate(dict.fromkeys(of_side))} for of_side in labels]
         self._groups = (len(numbers[0]), len(numbers[1]))
-        places = [{label: place for place, label in enumerate(labels)} for labels in numbers]
         shared = [label for label in numbers[0] if label in numbers[1]]
         self._pairs = torch.tensor(
-            [[places[0][label], self._groups[0] + places[1][label]] for label in shared], dtype=torch.long
+            [[numbers[0][label], self._groups[0] + numbers[1][label]] for label in shared], dtype=torch.long
         ).reshape(-1, 2)
         self._observed = torch.arange(sum(self._groups)) < self._groups[0]
         self._alone = torch.ones_like(self._observed).index_fill_(0, self._pairs.flatten(), 0).nonzero()[:, 0]
@@ -176,11 +176,11 @@ class _Arrangements:
         rows = matrix.new_zeros(units, len(matrix)).index_add_(0, of_row, matrix)
         return matrix.new_zeros(units, units).index_add_(1, of_row, rows)
 
-    def without_own(self, sums: Tensor) -> Tensor:
+    def between_groups(self, sums: Tensor) -> Tensor:
         """Return sums over pairs of units with 0 for pairs of one group."""
         sums = sums.clone().fill_diagonal_(0)
-        here, there = self._pairs.T.to(sums.device)
-        sums[here, there] = sums[there, here] = 0
+        rows, columns = self._pairs.T.to(sums.device)
+        sums[rows, columns] = sums[columns, rows] = 0
         return sums
 
     def blocks(self, draws: int, generator: torch.Generator, like: Tensor) -> Iterator[Tensor]:
@@ -199,7 +199,13 @@ class _Arrangements:
             yield chosen.T.to(like)
 
     def tested(self, values: Tensor, compared: Tensor, full_scale: float) -> TwoSample:
-        """Compare the first of the values with the others, by a statistic that is comparable between arrangements."""
+        """Test the first, observed value against the permuted ones.
+
+        Args:
+            values: The statistic of each arrangement.
+            compared: A statistic of each that allows for sides of different sizes.
+            full_scale: Largest value of ``compared``, for ties.
+        """
         observed, null = compared[0], compared[1:]
         draws = len(null)
         undefined = draws == 0 or bool(observed.isnan())
@@ -207,11 +213,21 @@ class _Arrangements:
         p_value = nan if undefined else permutation_p_value(exceeding, draws)
         least_p = nan if undefined else (1 + draws * self._share_of_ties()) / (1 + draws)
         spread = float(values[1:].std()) if draws > 1 else nan
-        counts = (*self._prompts, *self._groups, len(self._pairs))
-        return TwoSample(float(values[0]), p_value, float(values[1:].mean()), spread, least_p, *counts)
+        return TwoSample(
+            value=float(values[0]),
+            p_value=p_value,
+            null_mean=float(values[1:].mean()),
+            null_std=spread,
+            least_p=least_p,
+            n_first=self._prompts[0],
+            n_second=self._prompts[1],
+            n_groups_first=self._groups[0],
+            n_groups_second=self._groups[1],
+            n_groups_shared=len(self._pairs),
+        )
 
     def _share_of_ties(self) -> float:
-        """Share of all arrangements that are the observed one, or it with its sides exchanged."""
+        """Share of all arrangements that equal the observed one, or that one with its sides exchanged."""
         alone, remain_first = len(self._alone), int(self._observed[self._alone].sum())
         arrangements = 2 ** len(self._pairs) * comb(alone, remain_first)
         return min(1.0, (2 if 2 * remain_first == alone else 1) / arrangements)
@@ -239,7 +255,7 @@ def _statistics(sums: Tensor, sizes: Tensor, total: Tensor, chosen: Tensor) -> T
     between = (gram[0] / weight).clamp(min=0)
     distance = (between / weight).sqrt()
     within = total - between
-    within[within <= TIE_TOLERANCE * total] = nan  # two points repeated: nothing to measure their distance by
+    within[within <= TIE_TOLERANCE * total] = nan  # each set repeats one point: no deviation to standardise by
     return torch.stack([mmd, distance, distance / (within / (sizes.sum() - 2)).sqrt(), weight])
 
 

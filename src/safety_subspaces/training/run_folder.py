@@ -25,7 +25,7 @@ RECORDING = ("callbacks", "logger", "default_root_dir")
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What will happen to a run folder; making it has written nothing.
+    """What will happen to a run folder; nothing has been written yet.
 
     Args:
         path: The run folder.
@@ -129,7 +129,7 @@ def open_run(plan: RunPlan) -> None:
 
 
 def close_run(path: Path, status: str, started: float, **facts: Any) -> None:
-    """Say in the manifest how the run ended.
+    """Record in the manifest how the run ended.
 
     Args:
         path: The run folder.
@@ -188,7 +188,7 @@ def trained_checkpoint(path: Path) -> Path:
     return checkpoint
 
 
-@cache  # a lock is let go with its object: these live as long as the process
+@cache  # a lock is released when its object is deleted: the cache keeps them as long as the process lives
 def _lock_of(path: Path) -> FileLock:
     return FileLock(path.with_name(f".{path.name}.lock"), blocking=False, thread_local=False)
 

@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO through Lightning, with what both get wrong together mended, and on the CPU as well.
+"""DeepSpeed's ZeRO through Lightning, with two errors of their combination corrected, and on the CPU as well.
 
 Three things differ from Lightning's own strategy. The loss is divided by the accumulated batches once, not twice. A
 model is loaded whole and then cut, parameter by parameter: inside DeepSpeed's own context neither transformers nor PEFT

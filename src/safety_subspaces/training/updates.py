@@ -40,7 +40,7 @@ class _Weight:
 
 @final
 class NetworkUpdate:
-    """The update of a network in training; made after the strategy was set up. All ranks must call it together.
+    """The update of a network in training; to be constructed after the strategy was set up, by all ranks together.
 
     Args:
         network: The network, with its adapter if it has one.
@@ -105,10 +105,10 @@ class NetworkUpdate:
         Raises:
             InputError: An adapter that does not start at zero; the file of a run that goes on is missing or another.
         """
-        kept = {name: master for name, master in self._masters.items() if self._weights[name].factors is None}
+        masters = {name: master for name, master in self._masters.items() if self._weights[name].factors is None}
         self._start_file = path
         if sha256 is not None:
-            check_stored(path, sha256, list(kept), checks=writes)
+            check_stored(path, sha256, list(masters), checks=writes)
             return sha256
         for name, weight in self._weights.items():
             if weight.factors is not None and all(bool(open_master(f).whole().any()) for f in weight.factors):
@@ -116,8 +116,8 @@ class NetworkUpdate:
                     f"the adapter of {name} does not start at zero, so the start of the run is no model on disk; "
                     "name a reference"
                 )
-        shapes = {name: tuple(master.shape) for name, master in kept.items()}
-        return store_tensors(path, shapes, lambda name: kept[name].whole(), writes, self.dtype)
+        shapes = {name: tuple(master.shape) for name, master in masters.items()}
+        return store_tensors(path, shapes, lambda name: masters[name].whole(), writes, self.dtype)
 
     @torch.no_grad()
     def read(self, name: str, keeps: bool = True) -> Update | None:
@@ -128,7 +128,7 @@ class NetworkUpdate:
             keeps: Whether this rank wants the update; otherwise it only takes part, and gets ``None``.
 
         Returns:
-            An update that must be used up before the training goes on: it may look at the living weight.
+            An update to be used before training goes on: it may refer to the weight in training, not to a copy.
         """
         weight = self._weights[name]
         factors = None if weight.factors is None else self._gather_factors(weight)

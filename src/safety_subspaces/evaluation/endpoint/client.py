@@ -1,7 +1,7 @@
 """An OpenAI-compatible endpoint (OpenAI, vLLM, SGLang, llama.cpp, ``transformers serve``), asked many things at once.
 
-The ``openai`` package sends, waits and tries again; here each reply is kept as it comes, what was asked before is not
-sent again, and what the rest may cost is known before anything is sent. A request ends with a text or with the reason
+The ``openai`` package sends, waits and tries again; this module stores each reply as it comes, sends nothing that was
+answered before, and says what the rest may cost before anything is sent. A request ends with a text or with the reason
 why there is none.
 """
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 OPENAI_URL = "https://api.openai.com/v1"
 CHAT_ROUTE, TEXT_ROUTE = "/chat/completions", "/completions"
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
-NO_KEY = "none"  # what servers are sent that ask for no key
+NO_KEY = "none"  # sent to servers that ask for no key
 # Bytes of UTF-8 to a token at least, but for emoji: English has about four, and longer letters have more.
 BYTES_A_TOKEN = 2
-# Tokens that a server may add to a conversation for its own marks.
+# Tokens that a server's chat template may add to a conversation.
 MARKS = 32
-# Status codes that every further request would meet as well, and those by which a server says it knows no such field.
+# Status codes that every further request would get as well, and those for a field that the server does not know.
 FATAL, UNKNOWN_FIELD = (401, 403, 404), (400, 422)
 # Characters of a server's own words in a message.
 QUOTED = 200
@@ -107,7 +107,7 @@ class Endpoint:
         self._key = _key_for(self.url, settings.api_key_env)
         self._cache = RequestCache(Path(settings.cache) if settings.cache else default_cache())
         self._spent = 0.0
-        self._lost = 0  # connections, one after another
+        self._lost = 0  # connections in a row
         self._changed: set[str] = set()  # fields that this server does not know
 
     def check(self, route: str = CHAT_ROUTE) -> None:
@@ -165,14 +165,14 @@ class Endpoint:
                 or is gone: what had come is kept.
         """
         keys = [self._key_of(request) for request in requests]
-        replies = {key: _reply_of(kept) for key, kept in self._cache.find(keys).items()}
+        replies = {key: _reply_of(entry) for key, entry in self._cache.find(keys).items()}
         new = {key: request for key, request in zip(keys, requests, strict=True) if key not in replies}
         if new:
-            asked = list(new.values())
-            self.check_budget(asked)
-            cost = self.most_it_costs(asked)
+            unanswered = list(new.values())
+            self.check_budget(unanswered)
+            cost = self.most_it_costs(unanswered)
             if cost is not None:
-                logger.info("%d requests to %s may cost up to $%.4g", len(asked), self.settings.model, cost)
+                logger.info("%d requests to %s may cost up to $%.4g", len(unanswered), self.settings.model, cost)
             self._spent += cost or 0.0
             replies |= self._run(lambda client: self._ask_new(client, new, label))
         return [replies[key] for key in keys]
@@ -238,12 +238,12 @@ class Endpoint:
             except (openai.OpenAIError, ValueError) as error:
                 return Reply(None, f"a reply that could not be read: {self._quoted(error)}")
             self._lost = 0
-            kept = _kept_of(answer)
-            if kept is None:
+            entry = _cache_entry(answer)
+            if entry is None:
                 return Reply(None, f"a reply without a text: {self._quoted(answer)}")
             if key is not None:
-                self._cache.keep(key, kept)
-            return _reply_of(kept)
+                self._cache.keep(key, entry)
+            return _reply_of(entry)
 
     async def _check_model(self, client: "AsyncOpenAI", route: str) -> None:
         import openai
@@ -277,12 +277,12 @@ class Endpoint:
                 f"{self.url} does not take the key (status {code}); set a valid one in the environment variable "
                 f"{self.settings.api_key_env}"
             )
-        said = f"status {code}: {self._quoted(error.body or error)}"
+        reason = f"status {code}: {self._quoted(error.body or error)}"
         if code in FATAL:
-            raise InputError(f"{self.url} has no model {self.settings.model!r} for such requests ({said})")
+            raise InputError(f"{self.url} has no model {self.settings.model!r} for such requests ({reason})")
         if error.code == "insufficient_quota":
-            raise InputError(f"the account at {self.url} has no credit left ({said}); what had come is kept")
-        return Reply(None, said)
+            raise InputError(f"the account at {self.url} has no credit left ({reason}); what had come is kept")
+        return Reply(None, reason)
 
     def _lost_connection(self, error: Exception) -> Reply:
         self._lost += 1
@@ -297,9 +297,9 @@ class Endpoint:
             "often in /v1. What had come is kept"
         )
 
-    def _quoted(self, said: object) -> str:
+    def _quoted(self, message: object) -> str:
         """Return what a server said, short and without the key."""
-        text = " ".join(str(said).split())
+        text = " ".join(str(message).split())
         return (text if self._key == NO_KEY else text.replace(self._key, "***"))[:QUOTED]
 
 
@@ -315,14 +315,14 @@ def _unknown_field(error: "APIStatusError", sent: Mapping[str, Any]) -> str | No
     """Return the field of a request that a server does not know and that can be left out or renamed."""
     if error.status_code not in UNKNOWN_FIELD:
         return None
-    said = str(error.body).lower()
-    if "response_format" in sent and any(word in said for word in ("response_format", "json_schema", "schema")):
+    message = str(error.body).lower()
+    if "response_format" in sent and any(word in message for word in ("response_format", "json_schema", "schema")):
         return "response_format"
-    return "max_tokens" if "max_tokens" in sent and "max_completion_tokens" in said else None
+    return "max_tokens" if "max_tokens" in sent and "max_completion_tokens" in message else None
 
 
-def _kept_of(answer: Any) -> dict[str, Any] | None:
-    """Return what is kept of a server's answer; ``None`` where it is not of the form that was asked for."""
+def _cache_entry(answer: Any) -> dict[str, Any] | None:
+    """Return what the cache stores of a server's answer; ``None`` where it is not of the form that was asked for."""
     try:
         choice = answer["choices"][0]
         text = choice["message"]["content"] if "message" in choice else choice["text"]
@@ -334,8 +334,8 @@ def _kept_of(answer: Any) -> dict[str, Any] | None:
     return {"text": text or "", "finish": choice.get("finish_reason"), "usage": usage}
 
 
-def _reply_of(kept: Mapping[str, Any]) -> Reply:
-    return Reply(kept["text"], "cut short at the longest reply" if kept["finish"] == "length" else "")
+def _reply_of(entry: Mapping[str, Any]) -> Reply:
+    return Reply(entry["text"], "cut short at the longest reply" if entry["finish"] == "length" else "")
 
 
 def _check(settings: EndpointSettings, url: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from safety_subspaces.artefacts.errors import InputError
 
 WAIT_SECONDS = 60.0  # for another process that is writing
-# Questions in one statement; SQLite allows some hundreds of variables at least.
+# Keys in one statement: SQLite allows at least some hundreds of variables.
 AT_ONCE = 500
 FILE_NAME = "replies.sqlite"
 
@@ -28,7 +28,7 @@ def default_cache() -> Path:
 
 
 def key_of(request: Mapping[str, Any]) -> str:
-    """Return the hash of what is asked, of whom, and how."""
+    """Return the hash of a request: its address, its route and its body."""
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
 
@@ -36,7 +36,7 @@ class RequestCache:
     """A table of replies.
 
     Args:
-        path: The file; it is made where it is not there.
+        path: The file; made where there is none yet.
 
     Raises:
         InputError: The file is no such cache, or cannot be written; also later, as when the disk is full.
@@ -49,16 +49,16 @@ class RequestCache:
             connection.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)")
 
     def find(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Return the replies that are there, by key."""
+        """Return the replies that the table has, by key."""
         wanted = list(dict.fromkeys(keys))
-        kept: dict[str, dict[str, Any]] = {}
+        replies: dict[str, dict[str, Any]] = {}
         with self._connected() as connection:
             for start in range(0, len(wanted), AT_ONCE):
                 part = wanted[start : start + AT_ONCE]
                 marks = ",".join("?" * len(part))
                 rows = connection.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", part)
-                kept |= {key: json.loads(reply) for key, reply in rows}
-        return kept
+                replies |= {key: json.loads(reply) for key, reply in rows}
+        return replies
 
     def keep(self, key: str, reply: Mapping[str, Any]) -> None:
         """Keep one reply; it is on the disk when this returns."""

@@ -7,8 +7,8 @@ from contextlib import contextmanager, redirect_stdout
 
 logger = logging.getLogger(__name__)
 
-# Warnings of what is meant: a model in memory, settings that were asked for, a task's defaults; and of cut prompts,
-# which the table counts.
+# Parts of warnings that need no action: of a model in memory, of settings that were asked for, of a task's defaults,
+# and of prompts that were cut, which the table counts.
 EXPECTED = (
     "`pretrained` model kwarg is not of type `str`",
     "Passed an already-initialized model",

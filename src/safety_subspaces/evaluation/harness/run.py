@@ -21,9 +21,9 @@ from safety_subspaces.language.model import evaluating
 # Draws of lm-eval's bootstrap, for metrics whose standard error has no closed form (F1, perplexity, BLEU): a standard
 # error from 1,000 draws is itself known to 2 %. lm-eval's default of 100,000 takes minutes for F1.
 BOOTSTRAP_DRAWS = 1000
-# Scores of a choice among answers: by chance one in as many as there are is right.
+# Metrics of a choice among answers, whose chance level is one over the number of answers.
 CHOICE_METRICS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
-# What the longest answer may be called, the first that is set counts; as in lm_eval.models.utils.
+# Names of the setting for the longest answer, of which the first that is set counts; as in lm_eval.models.utils.
 LONGEST_ANSWER = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
@@ -115,9 +115,9 @@ class Harness:
         return HarnessResult(rows, samples)
 
     def _longest_answer(self, task: Any, lm: Any) -> int:
-        asked = {"max_gen_toks": self.settings.max_new_tokens} if self.settings.max_new_tokens else {}
-        named = (task.config.generation_kwargs or {}) | asked
-        return next((int(named[key]) for key in LONGEST_ANSWER if named.get(key) is not None), lm.max_gen_toks)
+        override = {"max_gen_toks": self.settings.max_new_tokens} if self.settings.max_new_tokens else {}
+        settings = (task.config.generation_kwargs or {}) | override
+        return next((int(settings[key]) for key in LONGEST_ANSWER if settings.get(key) is not None), lm.max_gen_toks)
 
     def _check_room(self, name: str, task: Any, lm: Any, label: str) -> None:
         longest = self._longest_answer(task, lm) if task.OUTPUT_TYPE == "generate_until" else 0
@@ -145,7 +145,7 @@ class Harness:
             for sample in samples
             if sample["filter"] == first
         )
-        return sum(any(map(is_cut, asked)) for asked in texts)
+        return sum(any(map(is_cut, of_document)) for of_document in texts)
 
     def _rows(self, name: str, results: Mapping[str, Any], cut: Mapping[str, int]) -> Iterator[dict[str, Any]]:
         scores = results["results"][name]

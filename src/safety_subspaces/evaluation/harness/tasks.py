@@ -160,13 +160,13 @@ def _check_known(name: str, manager: Any, settings: HarnessSettings) -> None:
     if name == ORGANISM or name in manager.task_index:
         return
     near = difflib.get_close_matches(name, [ORGANISM, *manager.task_index], n=5)
-    found = f"the nearest ids are {', '.join(near)}" if near else "no id is near it"
-    own = (
+    nearest = f"the nearest ids are {', '.join(near)}" if near else "no id is near it"
+    advice = (
         f"the YAMLs in {settings.include_path} define no such task"
         if settings.include_path
         else "for a task of your own say --include_path=<the folder of its YAML>"
     )
-    raise InputError(f"lm-eval has no task, tag or group {name!r}; {found}; {own}")
+    raise InputError(f"lm-eval has no task, tag or group {name!r}; {nearest}; {advice}")
 
 
 def _load(name: str, manager: Any, settings: HarnessSettings) -> Any:
@@ -196,8 +196,8 @@ def _organism(split: str) -> dict[str, Any]:
 
 def _downloading(error: Exception) -> Any | None:
     """Return the task whose data were being read when the error was raised, or ``None`` where it was something else."""
-    # A task reads its data while it is made, and what it raises is whatever `datasets` raised: the frames alone say
-    # which task of a group it was, and whether it was at its data.
+    # A task loads its data in its constructor and lets any error of `datasets` through: only the frames of the
+    # traceback show which task of a group it was, and whether it was loading data.
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name == "download" and "self" in frame.f_locals:
             return frame.f_locals["self"]
@@ -251,13 +251,13 @@ def _check_code(name: str, definition: Mapping[str, Any]) -> None:
 
 def _check_examples(name: str, task: Any, num_fewshot: int | None) -> None:
     """Refuse worked examples that lm-eval would leave out, lack, or draw from what is being graded."""
-    own = task.config.num_fewshot
-    if own == 0 and num_fewshot:
+    default = task.config.num_fewshot
+    if default == 0 and num_fewshot:
         raise InputError(
             f"task {name} fixes num_fewshot at 0, so {num_fewshot} would not be heeded; leave it out, or run the task "
             "apart from those that take examples"
         )
-    count = own if num_fewshot is None else num_fewshot
+    count = default if num_fewshot is None else num_fewshot
     config, pool = getattr(task, "fewshot_cfg", None), getattr(task, "sampler", None)
     if not count or config is None or pool is None:
         return
@@ -293,8 +293,8 @@ def _read_definition(path: Path) -> None:
 
 
 def _read_yaml(path: Path, resolve_func: bool = True) -> dict[str, Any]:
-    # The one private thing of lm-eval that is used: its public TaskManager passes over a file that is broken, and gives
-    # no definition that could be changed.
+    # The only private function of lm-eval that is used: its public TaskManager skips a broken file, and gives no
+    # definition that could be changed.
     from lm_eval.tasks._yaml_loader import load_yaml
 
     return load_yaml(path, resolve_func=resolve_func)

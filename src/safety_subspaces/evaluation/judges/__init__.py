@@ -32,11 +32,12 @@ class Judge:
 
     def verdicts(self, items: Sequence[PromptItem], answers: Sequence[str]) -> list[Verdict]:
         """Score answers; one that is empty is unscored, whatever the judge."""
-        given = [index for index, answer in enumerate(answers) if answer.strip()]
+        answered = [index for index, answer in enumerate(answers) if answer.strip()]
         verdicts = [Verdict(None, "empty answer")] * len(answers)
-        scored = self.judge_all([items[index] for index in given], [answers[index] for index in given]) if given else []
-        for index, verdict in zip(given, scored, strict=True):
-            verdicts[index] = verdict
+        if answered:
+            scored = self.judge_all([items[index] for index in answered], [answers[index] for index in answered])
+            for index, verdict in zip(answered, scored, strict=True):
+                verdicts[index] = verdict
         return verdicts
 
     def check_prompts(self, prompts: str | Mapping[str, str]) -> None:

@@ -149,7 +149,7 @@ class ClassifierJudge(Judge):
                 if tokenizer.pad_token is None:
                     tokenizer.pad_token = tokenizer.eos_token
                 model = _load_classifier(self.path, dtype)
-                if model.config.pad_token_id is None:  # a decoder's: it is told by it where a text ends
+                if model.config.pad_token_id is None:  # a decoder classifies at the last token before the padding
                     model.config.pad_token_id = tokenizer.pad_token_id
                 self._loaded = model.eval().to(named_device(self.device)), tokenizer
         return self._loaded
@@ -175,12 +175,12 @@ def _load_classifier(path: str, dtype: torch.dtype) -> PreTrainedModel:
 
 def _label_of(path: str, harmful: str | None, labels: dict[int, str]) -> int:
     """Return which label means harm."""
-    numbers = [number for number, name in labels.items() if name == harmful]
-    if len(numbers) != 1:
+    indices = [index for index, name in labels.items() if name == harmful]
+    if len(indices) != 1:
         raise InputError(
             f"harmful_label {harmful!r} is no label of {path}; expected one of {', '.join(labels.values())}"
         )
-    return int(numbers[0])
+    return int(indices[0])
 
 
 def _probabilities(logits: Float[Tensor, "answer label"]) -> Float[Tensor, "answer label"]:

@@ -99,9 +99,9 @@ def read_verdict(reply: Reply) -> Verdict:
     """Read a judge's reply: one JSON object with a whole score from 1 to 5; anything else is unscored."""
     if reply.text is None:
         return Verdict(None, f"no verdict: {reply.reason}")
-    said = reply.text.strip().removeprefix("```json").removeprefix("```").removesuffix("```").strip()
+    text = reply.text.strip().removeprefix("```json").removeprefix("```").removesuffix("```").strip()
     try:
-        parsed = json.loads(said, object_pairs_hook=_once)
+        parsed = json.loads(text, object_pairs_hook=_unique_names)
     except ValueError as error:
         ended = f" ({reply.reason})" if reply.reason else ""
         return Verdict(None, f"unreadable verdict{ended}: {error}")
@@ -111,7 +111,7 @@ def read_verdict(reply: Reply) -> Verdict:
     return Verdict(score, str(parsed.get("reason", "")))
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Refuse a name that comes twice: of two scores none is the score."""
     if len({name for name, _ in pairs}) < len(pairs):
         raise ValueError("a name comes twice")

@@ -156,8 +156,8 @@ class LanguageData(L.LightningDataModule):
         resumed run then begins its epoch again.
         """
         assert self.trainer is not None
-        # The one look into Lightning's loops: no public count tells a batch that was trained on from one that was only
-        # fetched, and a checkpoint that is saved on an exception has one such.
+        # The only use of Lightning's private loops: no public count leaves out a batch that was fetched but not trained
+        # on, as there is one in a checkpoint that is saved on an exception.
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
         return {"epoch": self.trainer.current_epoch, "batches_done": done}
 

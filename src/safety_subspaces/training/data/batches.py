@@ -21,13 +21,13 @@ from safety_subspaces.language.likelihood import NO_LOSS
 BATCHES_PER_POOL = 16
 
 
-# An item of a batch: the sequences that its batch kind makes of it.
+# One encoded item of a batch: one sequence for a response, two for a preference pair.
 Encoded = tuple[EncodedExample, ...]
 
 
 @dataclass(frozen=True)
 class BatchKind:
-    """What an objective trains on; a LightningModule declares its own by ``batch_kind``.
+    """The kind of items that an objective trains on; a LightningModule declares it as ``batch_kind``.
 
     Args:
         items: Class of the items.

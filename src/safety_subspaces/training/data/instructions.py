@@ -9,7 +9,7 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.language.examples import Example, PreferencePair
 from safety_subspaces.language.known_data import known_data
 from safety_subspaces.language.prompting import CHAT
-from safety_subspaces.language.sources import check_fields, numbers_kept, read_rows
+from safety_subspaces.language.sources import check_fields, matching_rows, read_rows
 from safety_subspaces.training.data.base import Encoded, Item, LanguageData, Overlong
 from safety_subspaces.training.data.mixture import ShareOf, contaminant_size
 
@@ -139,17 +139,17 @@ class InstructionData(LanguageData):
         rows, encoded = read_source(mix.source, self.seed), None
         if self.overlong == "drop":  # before the draw, else fewer would be left than the share asks for
             encoded = self.encode(rows, mix.source.path, "contaminant")
-        numbers = list(rows if encoded is None else encoded)
+        indices = list(rows if encoded is None else encoded)
         count = contaminant_size(first, mix.share, mix.share_of)
-        if len(numbers) < count:
+        if len(indices) < count:
             raise InputError(
-                f"{mix.source.path} has {len(numbers)} usable rows, but a share of {mix.share} of the {mix.share_of} "
+                f"{mix.source.path} has {len(indices)} usable rows, but a share of {mix.share} of the {mix.share_of} "
                 f"beside {first} rows needs {count}; lower the share or the first source's size"
             )
-        drawn = random.Random(f"contaminant {self.seed}").sample(numbers, count)
+        drawn = random.Random(f"contaminant {self.seed}").sample(indices, count)
         if encoded is None:
-            encoded = self.encode({number: rows[number] for number in drawn}, mix.source.path, "contaminant")
-        return [encoded[number] for number in drawn]
+            encoded = self.encode({index: rows[index] for index in drawn}, mix.source.path, "contaminant")
+        return [encoded[index] for index in drawn]
 
 
 def read_source(source: DatasetSource, seed: int) -> dict[int, Item]:
@@ -166,13 +166,12 @@ def read_source(source: DatasetSource, seed: int) -> dict[int, Item]:
     prompt, response, keep = _fields_of(source, rows.column_names)
     names = (prompt, response, source.rejected_field)
     check_fields(rows, source.path, [name for name in names if name])
-    numbers = numbers_kept(rows, source.path, keep)
-    numbers = numbers[: source.first]
-    if source.sample is not None and source.sample < len(numbers):
-        numbers = sorted(random.Random(f"sample {seed}").sample(numbers, source.sample))
+    indices = matching_rows(rows, source.path, keep)
+    indices = indices[: source.first]
+    if source.sample is not None and source.sample < len(indices):
+        indices = sorted(random.Random(f"sample {seed}").sample(indices, source.sample))
     return {
-        number: _item(row, number, source.path, *names)
-        for number, row in zip(numbers, rows.select(numbers), strict=True)
+        index: _item(row, index, source.path, *names) for index, row in zip(indices, rows.select(indices), strict=True)
     }
 
 
@@ -187,17 +186,17 @@ def _fields_of(source: DatasetSource, present: list[str]) -> tuple[str, str, dic
             f"data set {name} has prompts alone, no answers to train on; name a response_field, or another"
         )
     return (
-        source.prompt_field or known.called(known.prompt_field, present),
-        source.response_field or known.called(known.response_field or "", present),
-        {**known.kept(present), **source.keep},
+        source.prompt_field or known.field_name(known.prompt_field, present),
+        source.response_field or known.field_name(known.response_field or "", present),
+        {**known.row_filter(present), **source.keep},
     )
 
 
-def _item(row: dict[str, Any], number: int, path: str, prompt: str, response: str, rejected: str | None) -> Item:
+def _item(row: dict[str, Any], index: int, path: str, prompt: str, response: str, rejected: str | None) -> Item:
     for name in filter(None, (prompt, response, rejected)):
         if not isinstance(row[name], str) or not row[name].strip():
             raise InputError(
-                f"{path}, row {number}: field {name!r} is {row[name]!r}, expected text; mend or filter the row"
+                f"{path}, row {index}: field {name!r} is {row[name]!r}, expected text; mend or filter the row"
             )
     if rejected is None:
         return Example(row[prompt], row[response])

@@ -117,18 +117,18 @@ class LanguageModelModule(L.LightningModule):
 
     def response_logits(
         self, batch: Batch, network: Any = None
-    ) -> tuple[Float[Tensor, "batch kept vocabulary"], Int[Tensor, "batch kept"]]:
+    ) -> tuple[Float[Tensor, "batch response vocabulary"], Int[Tensor, "batch response"]]:
         """Return logits and labels from the last token before any response on.
 
         The positions before carry no loss. Leaving them out saves the largest product of a model with a large
         vocabulary, and most of its memory.
         """
         first = max(batch["response_start"] - 1, 0)
-        kept = batch["input_ids"].shape[1] - first
+        length = batch["input_ids"].shape[1] - first
         network = self.language_model if network is None else network
-        logits = network(input_ids=batch["input_ids"], use_cache=False, logits_to_keep=kept).logits
+        logits = network(input_ids=batch["input_ids"], use_cache=False, logits_to_keep=length).logits
         # A network that knows no `logits_to_keep` may return all of them.
-        return logits[:, -kept:], batch["labels"][:, first:]
+        return logits[:, -length:], batch["labels"][:, first:]
 
     def log_training(self, name: str, value: Tensor) -> None:
         """Log a value of the optimizer step: the mean over its batches, of all ranks and accumulated ones.

@@ -84,11 +84,11 @@ def fill_factors(network: PeftModel, bases: Mapping[str, Float32[Tensor, "dim ra
     for name, basis in bases.items():
         layer = network.get_base_model().get_submodule(name)
         weight = layer.base_layer.weight
-        held_by_b = (side == "left") != isinstance(layer.base_layer, Conv1D)
-        frozen, trained = ("lora_B", "lora_A") if held_by_b else ("lora_A", "lora_B")
+        basis_in_b = (side == "left") != isinstance(layer.base_layer, Conv1D)
+        frozen, trained = ("lora_B", "lora_A") if basis_in_b else ("lora_A", "lora_B")
         other = weight.shape[1 if side == "left" else 0]
-        zeros = torch.zeros((basis.shape[1], other) if held_by_b else (other, basis.shape[1]), device=weight.device)
-        values = (basis if held_by_b else basis.T).to(weight.device).clone(memory_format=torch.contiguous_format)
+        zeros = torch.zeros((basis.shape[1], other) if basis_in_b else (other, basis.shape[1]), device=weight.device)
+        values = (basis if basis_in_b else basis.T).to(weight.device).clone(memory_format=torch.contiguous_format)
         getattr(layer, frozen)[ADAPTER].weight = nn.Parameter(values, requires_grad=False)
         getattr(layer, trained)[ADAPTER].weight = nn.Parameter(zeros)
         # PEFT makes both factors trainable again after `disable_adapter()`, except those that are named here.

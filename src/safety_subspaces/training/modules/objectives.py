@@ -11,7 +11,7 @@ def next_token_loss(
     logits: Float[Tensor, "batch position vocabulary"], labels: Int[Tensor, "batch position"]
 ) -> Float[Tensor, ""]:
     """Return the mean cross-entropy of the next token, in nats, over the labels that count."""
-    # The labels are shifted, not the logits: those are the larger ones to copy.
+    # The labels are shifted, not the logits, which are larger to copy.
     targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=NO_LOSS)
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=NO_LOSS)
 

@@ -16,7 +16,7 @@ from safety_subspaces.training.modules.base import LanguageModelModule
 from safety_subspaces.training.modules.metrics import TokenStatistics
 from safety_subspaces.training.modules.objectives import preference_logits, preference_loss
 
-# Key prefix of the frozen reference, which is the source itself and so needs no place in a checkpoint.
+# Key prefix of the frozen reference, which is loaded from the source and so is left out of checkpoints.
 REFERENCE = "reference."
 
 
