@@ -1,6 +1,8 @@
 """The result folder that every ``analyze.py`` subcommand fills: settings, tables, summary and provenance."""
 
 import time
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +20,14 @@ from safety_subspaces.artefacts.files import (
     write_text,
 )
 from safety_subspaces.artefacts.provenance import describe_input, peak_memory_bytes, provenance
+
+# Parameters that say where a result goes and what works on it; what it is does not depend on them.
+NOT_RECORDED = ("out", "overwrite", "workers", "devices", "num_nodes")
+
+
+def recorded(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a subcommand was called with as plain values: ``recorded(locals())``, before it has other locals."""
+    return {name: _plain(value) for name, value in parameters.items() if name not in NOT_RECORDED}
 
 
 class ResultFolder:
@@ -108,3 +118,11 @@ class ResultFolder:
     def leave_out(self, name: str, reason: str) -> None:
         """Record a tensor, prompt or comparison that was not used, with the reason."""
         self.left_out.append({"name": name, "reason": reason})
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple | set | frozenset) else value

@@ -22,7 +22,7 @@ from safety_subspaces.analysis.activations.comparisons import (
     two_sample_rows,
 )
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.results import ResultFolder
+from safety_subspaces.artefacts.results import ResultFolder, recorded
 from safety_subspaces.evaluation.prompt_sets import FEWEST_PROMPTS, files_of, read_sets
 from safety_subspaces.language.examples import PromptItem, groups_of
 from safety_subspaces.language.model import load_language_model
@@ -111,29 +111,10 @@ def activations(
 
     Source: arXiv 2505.14185, section 6; the floors, controls and tests are ours.
     """
+    arguments = recorded(locals())
     started = time.monotonic()
     positions: tuple[Position, ...] = (position,) if isinstance(position, str) else tuple(position)
-    arguments: dict[str, Any] = {
-        "models": models,
-        "prompts": prompts,
-        "energies": list(energies),
-        "center": center,
-        "position": list(positions),
-        "layers": layers,
-        "site": site,
-        "template": template,
-        "split": split,
-        "limit": limit,
-        "sample": sample,
-        "controls": controls,
-        "permutations": permutations,
-        "shared": shared,
-        "batch_size": batch_size,
-        "dtype": dtype,
-        "device": device,
-        "cache": cache,
-        "seed": seed,
-    }
+    arguments["position"] = list(positions)
     _check_arguments(models, energies, positions, sample, controls, permutations, batch_size)
     blocks = check_models(models, layers, site)
     sets, left_out = read_sets(prompts, split, limit, shared)

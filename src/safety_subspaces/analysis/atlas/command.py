@@ -14,7 +14,7 @@ from safety_subspaces.analysis.atlas.summary import summarise
 from safety_subspaces.analysis.atlas.tensors import ALIGNMENT, AtlasTensor, Choice, SeedModels
 from safety_subspaces.analysis.work import Record, Workers, factorisation_cost, unfinished_work, work_through
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.results import ResultFolder
+from safety_subspaces.artefacts.results import ResultFolder, recorded
 from safety_subspaces.weights.checkpoint import Checkpoint
 from safety_subspaces.weights.compatibility import check_compatible, check_distinct, coverage, select_tensors
 from safety_subspaces.weights.delta import warn_of_foreign_bases
@@ -92,21 +92,8 @@ def atlas(
 
     Source: arXiv 2505.14185 for the conclusions and the overlap; choices, nulls, margins and intervals are ours.
     """
+    arguments = recorded(locals())
     started = time.monotonic()
-    arguments: dict[str, Any] = {
-        "base": base,
-        "aligned": aligned,
-        "tuned": tuned,
-        "floors": [list(pair) for pair in floors],
-        "seeds": list(seeds),
-        "fractions": list(fractions),
-        "energies": list(energies),
-        "counts": list(counts),
-        "sides": list(sides),
-        "bootstrap": bootstrap,
-        "seed": seed,
-        "tensors": list(tensors),
-    }
     _check_labels(tuned, floors)
     choices = _choices(fractions, energies, counts)
     _check_bootstrap(sides, bootstrap, seed)

@@ -11,7 +11,7 @@ from safety_subspaces.analysis.overlap.tables import layer_table, pair_table, su
 from safety_subspaces.analysis.overlap.tensors import OverlapTensor, check_subspace_file, is_subspace_file
 from safety_subspaces.analysis.work import Record, Workers, factorisation_cost, unfinished_work, work_through
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.results import ResultFolder
+from safety_subspaces.artefacts.results import ResultFolder, recorded
 from safety_subspaces.weights.compatibility import check_compatible, coverage, select_tensors
 from safety_subspaces.weights.delta import warn_of_foreign_bases
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
@@ -82,17 +82,8 @@ def overlap(
 
     Source: arXiv 2505.14185; the nulls and floors are ours.
     """
+    arguments = recorded(locals())
     started = time.monotonic()
-    arguments: dict[str, Any] = {
-        "reference": reference,
-        "updates": updates,
-        "floors": [list(pair) for pair in floors],
-        "energies": list(energies),
-        "controls": controls,
-        "angles": angles,
-        "tensors": list(tensors),
-        "seed": seed,
-    }
     _check_arguments(updates, floors, energies, controls)
     pool = Workers(workers, devices, num_nodes)
     origin = open_checkpoint(reference)

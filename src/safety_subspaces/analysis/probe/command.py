@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.results import ResultFolder
+from safety_subspaces.artefacts.results import ResultFolder, recorded
 from safety_subspaces.evaluation.prompt_sets import files_of, read_sets
 from safety_subspaces.evaluation.rates import estimate
 from safety_subspaces.language.examples import PromptItem, groups_of
@@ -119,28 +119,8 @@ def probe(
 
     Source: Alain and Bengio, arXiv 1610.01644; Hewitt and Liang, arXiv 1909.03368; Belrose et al., arXiv 2306.03819.
     """
+    arguments = recorded(locals())
     started = time.monotonic()
-    arguments: dict[str, Any] = {
-        "models": models,
-        "prompts": prompts,
-        "positive": positive,
-        "probes": list(probes),
-        "erasures": list(erasures),
-        "layers": layers,
-        "position": position,
-        "site": site,
-        "folds": folds,
-        "controls": controls,
-        "split_by": split_by,
-        "learning_shares": list(learning_shares),
-        "template": template,
-        "split": split,
-        "limit": limit,
-        "batch_size": batch_size,
-        "dtype": dtype,
-        "device": device,
-        "seed": seed,
-    }
     _check_arguments(models, prompts, positive, probes, erasures, folds, controls, learning_shares)
     if split_by not in ("group", "source") or batch_size < 1:
         raise InputError(f"split_by {split_by!r}, batch_size {batch_size}: expected group or source, and at least 1")

@@ -3,7 +3,6 @@
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -31,7 +30,7 @@ from safety_subspaces.analysis.work import (
     work_through,
 )
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.results import ResultFolder
+from safety_subspaces.artefacts.results import ResultFolder, recorded
 from safety_subspaces.evaluation.settings import EvaluationSettings
 from safety_subspaces.weights.checkpoint import Checkpoint
 from safety_subspaces.weights.compatibility import check_compatible, check_distinct, coverage, select_tensors
@@ -111,22 +110,8 @@ def project(
 
     Source: arXiv 2505.14185.
     """
+    arguments = recorded(locals())
     started = time.monotonic()
-    arguments: dict[str, Any] = {
-        "base": base,
-        "aligned": aligned,
-        "tuned": tuned,
-        "subspaces": list(subspaces),
-        "methods": list(methods),
-        "fractions": list(fractions),
-        "draws": draws,
-        "controls": controls,
-        "seed": seed,
-        "basis": basis,
-        "tensors": list(tensors),
-        "write": write,
-        "evaluate": asdict(evaluate) if evaluate else None,
-    }
     check_arguments(tuned, subspaces, methods, fractions, draws)
     check_models(controls, subspaces, tensors, write, evaluate)
     pool = Workers(workers, devices, num_nodes)

@@ -28,7 +28,7 @@ from safety_subspaces.analysis.steer.plan import (
 )
 from safety_subspaces.analysis.steer.selectivity import Cost, Dose, scores_of, selectivity
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.results import ResultFolder
+from safety_subspaces.artefacts.results import ResultFolder, recorded
 from safety_subspaces.evaluation.behaviour import BehaviourEvaluator, BehaviourResult, build_evaluator
 from safety_subspaces.evaluation.margin import log_probabilities
 from safety_subspaces.evaluation.prompt_sets import files_of, read_sets
@@ -127,30 +127,10 @@ def steer(
     Source: Arditi et al., arXiv 2406.11717 (difference in means, ablation); Zou et al., arXiv 2310.01405 (paired);
         Turner et al., arXiv 2308.10248 (addition); Vu and Nguyen, arXiv 2510.26243 (rotation).
     """
+    arguments = recorded(locals())
     started = time.monotonic()
     settings = evaluate or EvaluationSettings()
-    arguments: dict[str, Any] = {
-        "models": models,
-        "prompts": prompts,
-        "positive": positive,
-        "negative": negative,
-        "layers": layers,
-        "directions": list(directions),
-        "interventions": list(interventions),
-        "strengths": list(strengths),
-        "angles_radians": list(angles_radians),
-        "basis": asdict(basis) if basis else None,
-        "dtype": dtype,
-        "utility_loss": utility_loss,
-        "nats_added": nats_added,
-        "random_draws": random_draws,
-        "position": position,
-        "device": device,
-        "direction_split": direction_split,
-        "evaluate": asdict(settings),
-        "write": write,
-        "seed": seed,
-    }
+    arguments["evaluate"] = asdict(settings)
     _check_doses(directions, interventions, strengths, angles_radians, random_draws, (utility_loss, nats_added))
     chosen = _check_models(models, layers)
     sets, left_out = read_sets(_two_of(prompts, positive, negative), direction_split)

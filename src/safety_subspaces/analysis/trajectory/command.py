@@ -29,7 +29,7 @@ from safety_subspaces.analysis.trajectory.measures import (
     tensor_rows,
 )
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.results import ResultFolder
+from safety_subspaces.artefacts.results import ResultFolder, recorded
 from safety_subspaces.weights.names import part_of, type_of
 from safety_subspaces.weights.snapshots import Snapshot
 
@@ -91,18 +91,7 @@ def trajectory(
             infinite.
     """
     rank, others = rank or RANK, others or {}
-    arguments: dict[str, Any] = {
-        "run": run,
-        "base": base,
-        "aligned": aligned,
-        "subspace": subspace,
-        "rank": vars(rank),
-        "others": others,
-        "energy": energy,
-        "draws": draws,
-        "permutations": permutations,
-        "seed": seed,
-    }
+    arguments = recorded(locals())
     _check_arguments(energy, draws, permutations)
     snapshots = open_run(run)
     alignment = open_alignment(snapshots[0], subspace, base, aligned, rank)

@@ -1,0 +1,18 @@
+from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.artefacts.results import recorded
+
+
+def analysis(models, energies=(0.5, 0.9), floors=(("a", "b"),), rank=RankRule(count=3), out="o", workers=None):  # noqa: B008
+    arguments = recorded(locals())
+    computed = len(models)
+    assert computed
+    return arguments
+
+
+def test_an_analysis_records_its_arguments_as_plain_values_and_nothing_that_it_computes():
+    assert analysis({"one": "path"}) == {
+        "models": {"one": "path"},
+        "energies": [0.5, 0.9],
+        "floors": [["a", "b"]],
+        "rank": {"count": 3, "fraction": None, "energy": None},
+    }
