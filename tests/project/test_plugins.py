@@ -89,6 +89,18 @@ def sizes(model: str, out: str, at_least: int = 1) -> pd.DataFrame:
         folder.write_table(table)
     return table
 ''',
+    "sizes_section": '''
+"""The largest tensors on the page."""
+
+from safety_subspaces.report.parts.section import Section
+from safety_subspaces.report.parts.table import any_table
+
+
+def sizes_section(study):
+    results = study.of("sizes")
+    tables = {result.label: any_table(result.tables["table"].nlargest(2, "elements")) for result in results}
+    return Section("sizes", "Sizes of <tensors>", tables=tables) if results else None
+''',
 }
 
 
@@ -177,6 +189,22 @@ def test_an_analysis_is_a_file(outside: Path) -> None:
     assert "up_proj" in done.stdout
     shown = run_command(ANALYZE, "plug_ins.sizes", "--help", cwd=outside)
     assert "Leave smaller ones out." in shown.stdout
+
+
+def test_its_section_of_the_page_is_a_second_file(outside: Path) -> None:
+    out = outside / "measured" / "analysis" / "sizes" / "main"
+    assert run_command(ANALYZE, "plug_ins.sizes", "--model", "model", "--out", out, cwd=outside).returncode == 0
+    command = (ANALYZE, "report", "--study", "measured")
+    for sections, shown in (((), False), (("--sections", "[plug_ins.sizes_section]"), True)):
+        done = run_command(*command, *sections, cwd=outside)
+        assert done.returncode == 0, done.stderr
+        page = (outside / "measured" / "report" / "index.html").read_text(encoding="utf-8")
+        assert ('<section id="sizes">' in page) is shown
+        assert ("<h2>Sizes of &lt;tensors&gt;</h2>" in page) is shown  # other people's text is text
+    for names, message in (("[nowhere.section]", "there is no module nowhere"), ("[plug_ins.absent]", "has no absent")):
+        refused = run_command(*command, "--sections", names, cwd=outside)
+        assert refused.returncode == 2
+        assert message in refused.stderr
 
 
 def test_an_entry_point_is_a_short_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 import logging
 import os
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ class StudyReport:
         return f"{self.text}\n\nreport: {self.path}"
 
 
-def report(study: list[str] | str, out: str | None = None) -> StudyReport:
+def report(study: list[str] | str, out: str | None = None, sections: Sequence[str] = ()) -> StudyReport:
     """Write everything that a study has found to one HTML page, which opens without a network.
 
     Several studies give one page of means and intervals over seeds; those that differ in how their models were aligned
@@ -53,6 +53,7 @@ def report(study: list[str] | str, out: str | None = None) -> StudyReport:
             '[runs/organism-0,runs/organism-1]'.
         out: The file to write; by default report/index.html inside the study, of several in a folder "study" beside
             them.
+        sections: Sections of your own analyses for a study's page: import paths of functions from a study to a section.
 
     Returns:
         The file that was written, and the tables and the reading as text.
@@ -64,8 +65,14 @@ def report(study: list[str] | str, out: str | None = None) -> StudyReport:
     folders = [study] if isinstance(study, str) else study
     if len(folders) == 1:
         known = read_study(folders[0])
-        usual, html, text = known.folder / "report" / "index.html", partial(render, known), partial(summary_text, known)
+        usual, html, text = (
+            known.folder / "report" / "index.html",
+            partial(render, known, sections),
+            partial(summary_text, known),
+        )
     else:
+        if sections:
+            raise InputError("sections stand on the page of one study, and several were given; leave sections out")
         organisms = read_organisms(folders)
         findings = across_findings(organisms)
         usual, html = default_page(folders), partial(render_across, organisms, findings)

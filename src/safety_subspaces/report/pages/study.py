@@ -1,5 +1,6 @@
 """Renders a study as one HTML file that needs nothing else: no host, no font, no second file."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from safety_subspaces.report.pages.readings import read
 from safety_subspaces.report.parts.page import Chart, by_topic, fill, make_chart, origins, versions_of
 from safety_subspaces.report.parts.sentence import answer
 from safety_subspaces.report.parts.table import any_table
+from safety_subspaces.report.sections import plugged_sections
 from safety_subspaces.report.sections.constraint.figures import constraint_figure
 from safety_subspaces.report.sections.constraint.tables import comparison_table, constrained_table
 from safety_subspaces.report.sections.energy.figures import energy_figures, kept_energy_figure
@@ -37,13 +39,21 @@ class Samples:
     answers: tuple[dict[str, Any], ...]
 
 
-def render(study: Study) -> str:
-    """Return the whole page as HTML."""
+def render(study: Study, plugged: Sequence[str] = ()) -> str:
+    """Return the whole page as HTML.
+
+    Args:
+        study: The study.
+        plugged: Import paths of sections of other packages' analyses.
+
+    Raises:
+        InputError: As :func:`~safety_subspaces.report.sections.plugged_sections`.
+    """
     findings = read(study)
     charts = make_charts(study)
     watched = watched_runs(study)
     constrained = [stage.name for stage in study.stages if stage.constraint is not None]
-    sections = state_sections(read_hidden_states([("", study)]))
+    sections = [*state_sections(read_hidden_states([("", study)])), *plugged_sections(study, plugged)]
     has_charts = any(charts.values()) or any(run.chart or run.heatmaps for run in watched)
     return fill(
         "page.html.j2",
