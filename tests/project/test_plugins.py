@@ -201,7 +201,12 @@ def test_its_section_of_the_page_is_a_second_file(outside: Path) -> None:
         page = (outside / "measured" / "report" / "index.html").read_text(encoding="utf-8")
         assert ('<section id="sizes">' in page) is shown
         assert ("<h2>Sizes of &lt;tensors&gt;</h2>" in page) is shown  # other people's text is text
-    for names, message in (("[nowhere.section]", "there is no module nowhere"), ("[plug_ins.absent]", "has no absent")):
+    for names, message in (
+        ("[nowhere.section]", "there is no module nowhere"),
+        ("[plug_ins.absent]", "has no absent"),
+        ("[steering]", "unknown section 'steering'"),
+        ("[builtins.repr]", "returned str; expected a Section, or None"),
+    ):
         refused = run_command(*command, "--sections", names, cwd=outside)
         assert refused.returncode == 2
         assert message in refused.stderr

@@ -7,7 +7,7 @@ from safety_subspaces.algebra.eigen import rank_of_energy
 from safety_subspaces.algebra.overlap import mode_subspace_overlap
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.states.capture import state_factors
-from safety_subspaces.states.moments import MomentsBuilder, moments_of, no_moments
+from safety_subspaces.states.moments import MomentsBuilder, no_moments
 
 HIDDEN = 24
 
@@ -18,8 +18,12 @@ def drawn(count: int, seed: int = 0, mean: float = 3.0) -> torch.Tensor:
     return mean * torch.randn(HIDDEN, generator=generator) + torch.randn(count, HIDDEN, generator=generator) @ mixing
 
 
+def moments_of(rows: torch.Tensor):
+    return built(rows, len(rows))
+
+
 def built(rows: torch.Tensor, *sizes: int):
-    builder = MomentsBuilder(HIDDEN)
+    builder = MomentsBuilder(rows.shape[1])
     for part in rows.split(list(sizes)):
         builder.add(part)
     return builder.moments()

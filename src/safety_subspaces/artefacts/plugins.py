@@ -22,7 +22,7 @@ class Plugins:
     Args:
         kind: What one is called in messages.
         fits: Whether an object is one.
-        folder: Package of ours that holds one in each module.
+        folder: Package of ours that holds one in each module; empty where we have none.
         group: Group of entry points.
         within: Module of a package that holds it, where each is a package: ``.command``.
         beside: Packages elsewhere that are found by the last part of their names as well.
@@ -51,9 +51,8 @@ class Plugins:
         path = self._ours().get(name, *points[:1])
         if path is None and ("." not in name or not all(part.isidentifier() for part in name.split("."))):
             known = ", ".join([*self.reserved, *self.names()])
-            raise InputError(
-                f"unknown {self.kind} {name!r}; expected one of {known}, or an import path: my_package.my_module"
-            )
+            expected = f"one of {known}, or an import path" if known else "an import path"
+            raise InputError(f"unknown {self.kind} {name!r}; expected {expected}: my_package.my_module")
         path = path or name
         value = self._imported(path)
         if isinstance(value, ModuleType):
@@ -63,6 +62,8 @@ class Plugins:
         return value
 
     def _ours(self) -> dict[str, str]:
+        if not self.folder:
+            return {}
         inside = iter_modules(import_module(self.folder).__path__, f"{self.folder}.")
         modules = [info.name for info in inside if info.ispkg or not self.within]
         return {

@@ -112,11 +112,6 @@ class MomentsBuilder:
         self._moments = self._moments.merged(moments)
 
 
-def moments_of(rows: Float[Tensor, "prompt hidden"]) -> StateMoments:
-    """Return the moments of vectors, on the CPU."""
-    return _moments_within(rows.to(torch.float64, copy=True))
-
-
 def _moments_within(values: Float64[Tensor, "prompt hidden"]) -> StateMoments:
     """Return the moments of vectors, and overwrite them: a copy would take as long as their mean."""
     mean = values.mean(dim=0)

@@ -12,7 +12,8 @@ from safety_subspaces.artefacts.plugins import Plugins
 from safety_subspaces.artefacts.study import Study
 from safety_subspaces.report.parts.section import Section
 
-SECTIONS = Plugins("section", callable, __name__, "safety_subspaces.sections", within=".section")
+# Ours are no plug-ins: each has its place on the page, and what it reads is read once.
+SECTIONS = Plugins("section", callable, folder="", group="safety_subspaces.sections")
 
 
 def plugged_sections(study: Study, names: Sequence[str]) -> list[Section]:
