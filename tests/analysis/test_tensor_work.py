@@ -162,6 +162,17 @@ def test_changed_code_starts_anew(tmp_path, monkeypatch):
         assert again.done_before == 0
 
 
+def test_a_changed_task_of_a_plug_in_starts_anew(tmp_path, monkeypatch):
+    with pytest.raises(RuntimeError, match="was killed"):
+        run(Note(tmp_path / "dying", dies="c"), tmp_path / "o", workers=2)
+    edited = tmp_path / "edited.py"
+    edited.write_text("# the task's file after an edit")
+    monkeypatch.setattr("safety_subspaces.analysis.work.inspect.getsourcefile", lambda _: str(edited))
+    task = Note(tmp_path / "log")
+    run(task, tmp_path / "o")
+    assert {name for name, _ in task.lines()} == set(COSTS)
+
+
 def test_the_code_is_known_by_the_bytes_of_every_file(tmp_path, monkeypatch):
     package = shutil.copytree(ROOT / "src" / "safety_subspaces", tmp_path / "safety_subspaces")
     monkeypatch.setattr(provenance, "__file__", str(package / "artefacts" / "provenance.py"))

@@ -7,6 +7,7 @@ three to five times slower than as many processes of one.
 
 import ctypes
 import errno
+import inspect
 import json
 import os
 import shutil
@@ -28,7 +29,7 @@ from tqdm import tqdm
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import KEY_FILE, UNFINISHED, holding, read_json, write_json
-from safety_subspaces.artefacts.provenance import check_unchanged, code_state, describe_all
+from safety_subspaces.artefacts.provenance import check_unchanged, code_state, describe_all, sha256_of_file
 from safety_subspaces.weights.checkpoint import Checkpoint
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
@@ -188,6 +189,9 @@ def work_through(
         InputError: What a task raises; or a worker was killed, as by a system without memory.
     """
     fabric, device = unfinished.fabric, unfinished.device
+    if unfinished.is_first_rank:
+        _forget_other_code(task, unfinished)
+    unfinished.wait_for_all()
     todo = [name for name in costs if not unfinished.path(name).is_file()]
     todo.sort(key=lambda name: -costs[name])  # the largest first: no worker is left alone with it at the end
     rank, ranks = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
@@ -278,6 +282,15 @@ def _take_up(folder: Path, key: Mapping[str, Any]) -> int:
         (folder / "tensors").mkdir(parents=True)
         write_json(stored, key)
     return sum(1 for _ in (folder / "tensors").glob("[!.]*.json"))
+
+
+def _forget_other_code(task: TensorTask, unfinished: UnfinishedWork) -> None:
+    """Count no tensor as done by another version of a task, which may be a plug-in's outside this package."""
+    source, mark = inspect.getsourcefile(type(task)), unfinished.folder / "task.json"
+    code = sha256_of_file(Path(source)) if source else None
+    if mark.is_file() and read_json(mark) != code:
+        unfinished.forget()
+    write_json(mark, code)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The result folder that every ``analyze.py`` subcommand fills: settings, tables, summary and provenance."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -31,6 +31,17 @@ NOT_RECORDED = ("out", "overwrite", "workers", "devices", "num_nodes")
 def recorded(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a subcommand was called with as plain values: ``recorded(locals())``, before it has other locals."""
     return {name: _plain(value) for name, value in parameters.items() if name not in NOT_RECORDED}
+
+
+def check_labels(labels: Iterable[str]) -> None:
+    """Refuse labels that would be a path elsewhere.
+
+    Raises:
+        InputError: One is empty, hidden, or has a separator.
+    """
+    for label in labels:
+        if not label or "/" in label or label.startswith("."):
+            raise InputError(f"label {label!r} names a folder and rows of tables; expected letters, digits, - and _")
 
 
 class ResultFolder:
