@@ -5,29 +5,30 @@ on disk as they come, and an interrupted analysis goes on from those that are th
 three to five times slower than as many processes of one.
 """
 
-import ctypes
 import errno
 import json
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from tqdm import tqdm
 
+from safety_subspaces.artefacts import ending
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import read_json, write_json
 from safety_subspaces.artefacts.provenance import ADAPTER_CONFIG, adapter_base, git_state
+from safety_subspaces.constraint.rank_watch import RankWatch
 from safety_subspaces.weights.checkpoint import Checkpoint
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
@@ -35,7 +36,10 @@ Record = dict[str, list[dict[str, Any]]]
 
 # rows x columns x the smaller of them, over all tensors: less is done in about a second, sooner than processes start.
 WORTH_PROCESSES = 2e10
-PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+# A rank that is stopped is waited for so long, and one that has much to do as long as it takes.
+SILENT_SECONDS = 300.0
+LONGEST_WORK = timedelta(days=30)
+GOES_ON = "What is done is kept: the same command goes on from there"
 
 
 @runtime_checkable
@@ -128,6 +132,9 @@ def unfinished_work(
     done = sum(1 for path in (folder / "tensors").glob("[!.]*.json")) if folder.exists() else 0
     try:
         yield UnfinishedWork(folder, done)
+    except ending.Stopped as stopped:
+        stopped.add_note(GOES_ON)
+        raise
     except InputError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -161,6 +168,9 @@ def work_through(
         InputError: What a task raises; or a worker was killed, as by a system without memory.
     """
     fabric, device = _launch(workers)
+    watch = RankWatch(SILENT_SECONDS, _end_without)
+    if fabric is not None:
+        watch.start()
     todo = [name for name in costs if not unfinished.path(name).is_file()]
     todo.sort(key=lambda name: -costs[name])  # the largest first: no worker is left alone with it at the end
     rank, ranks = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
@@ -170,6 +180,7 @@ def work_through(
             bar(name)
     if fabric is not None:
         fabric.barrier()
+        watch.stop()
         if rank:
             return None
     return {name: read_json(unfinished.path(name)) for name in costs}
@@ -208,10 +219,14 @@ def _do_all(
         for future in as_completed([pool.submit(_do, task, name, unfinished, device) for name in names]):
             yield future.result()
     except BrokenProcessPool as error:
-        raise RuntimeError(
+        raise ending.LostProcessError(
             f"a worker process was killed, as when memory ends ({processes} were at work); say fewer with --workers. "
-            "What is done is kept: the same command goes on from there"
+            f"{GOES_ON}"
         ) from error
+    except ending.Stopped:
+        for process in active_children():  # they would first end what they are at
+            process.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -223,11 +238,7 @@ def _do(task: TensorTask, name: str, unfinished: UnfinishedWork, device: torch.d
 
 def _start_worker(parent: int) -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
-    if sys.platform == "linux":  # else a worker whose parent is killed waits for it for ever
-        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
+    ending.obey(parent)
 
 
 def _launch(workers: Workers) -> tuple[Any, torch.device]:
@@ -236,12 +247,20 @@ def _launch(workers: Workers) -> tuple[Any, torch.device]:
     if workers.devices * workers.num_nodes == 1:
         return None, torch.device("cuda" if cuda else "cpu")
     from lightning.fabric import Fabric  # one rank need not pay its import
+    from lightning.fabric.strategies import DDPStrategy
 
     fabric = Fabric(
-        accelerator="cuda" if cuda else "cpu", devices=workers.devices, num_nodes=workers.num_nodes, strategy="ddp"
+        accelerator="cuda" if cuda else "cpu",
+        devices=workers.devices,
+        num_nodes=workers.num_nodes,
+        strategy=DDPStrategy(timeout=LONGEST_WORK),
     )
     fabric.launch()
     return fabric, fabric.device
+
+
+def _end_without(ranks: Sequence[int]) -> None:
+    ending.end_at_once(f"error: rank {', '.join(map(str, ranks))} was silent for {SILENT_SECONDS:g} s. {GOES_ON}")
 
 
 def is_first_rank() -> bool:
