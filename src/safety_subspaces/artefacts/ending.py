@@ -65,8 +65,7 @@ def listen_again() -> None:
 def end_obeyed(message: str) -> None:
     """Say why, and kill the parent that this process obeys, if it does: one that is stopped ends by nothing else."""
     if _hearing.obeyed is not None:
-        sys.stderr.write(f"{message}\n")
-        sys.stderr.flush()
+        _say(message)
         os.kill(_hearing.obeyed, signal.SIGKILL)  # this process ends with it
 
 
@@ -102,8 +101,7 @@ def watch_parent(parent: int, then: Callable[[], Any]) -> None:
 
 def end_at_once(message: str, status: int = 1) -> NoReturn:
     """Say why, and end this process from any of its threads, whatever the others do."""
-    sys.stderr.write(f"{message}\n")
-    sys.stderr.flush()
+    _say(message)
     os._exit(status)
 
 
@@ -146,6 +144,11 @@ class _Hearing:
 
 
 _hearing = _Hearing()
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"\n{message}\n")  # below a progress bar
+    sys.stderr.flush()
 
 
 def _raise_stopped(signum: int, _: Any) -> None:
