@@ -6,10 +6,13 @@ from pathlib import Path
 # A plain clone works without installing; `pip install -e .` makes this line idle.
 sys.path.insert(0, str(Path(__file__).parent / "src"))
 
+from safety_subspaces import command_line
+
+if __name__ == "__main__":
+    command_line.begin()  # before the imports, which take seconds
+
 import pandas as pd
 from jsonargparse import auto_cli
-
-from safety_subspaces import command_line
 
 ROWS_SHOWN = 40
 TRY = """try:

@@ -2,20 +2,26 @@
 
 import sys
 from pathlib import Path
-
-import torch
-import yaml
+from typing import Any
 
 # A plain clone works without installing; `pip install -e .` makes this line idle.
 sys.path.insert(0, str(Path(__file__).parent / "src"))
 
-from lightning.pytorch import LightningDataModule
+from safety_subspaces import command_line
+
+if __name__ == "__main__":
+    command_line.begin()  # before the imports, which take seconds
+
+import torch
+import yaml
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from callbacks import RunBoard, RunRecord
-from safety_subspaces import command_line
+from callbacks import RunBoard, RunGuard, RunRecord
 from safety_subspaces.artefacts.description import Role
+from safety_subspaces.training.checkpoints import RunCheckpointIO
 from safety_subspaces.training.modules.base import LanguageModelModule
 from safety_subspaces.training.run_folder import latest_checkpoint, plan_run, trained_checkpoint
 
@@ -34,6 +40,7 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--role", type=Role, default="tuned", help="What the run makes of the model in its study.")
         parser.add_argument("--run_dir", type=str, default="runs/unnamed", help="Folder of this run.")
         parser.add_argument("--cpu_threads", type=int | None, default=None, help="Threads of PyTorch on the CPU.")
+        parser.add_argument("--collective_timeout", type=float, default=600, help="Seconds a rank may be silent.")
         parser.add_argument("--resume", action="store_true", help="Go on with a run that stopped.")
         parser.add_argument("--archive", action="store_true", help="Move a run that is in the way aside.")
 
@@ -45,6 +52,14 @@ class TrainCLI(LightningCLI):
         if self.subcommand != "fit":  # measures the run's trained weights, and adds nothing to its events
             options.trainer.logger = False
             options.ckpt_path = options.ckpt_path or str(trained_checkpoint(Path(options.run_dir)))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make a Trainer whose ranks end together, and whose checkpoints are whole or not there."""
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.insert(0, RunGuard(self.config[self.subcommand].collective_timeout))
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = RunCheckpointIO()
+        return trainer
 
     def before_fit(self) -> None:
         """Check and open the run folder, and resume from its newest checkpoint where that was asked for."""
@@ -58,8 +73,9 @@ class TrainCLI(LightningCLI):
                 print(f"{options.run_dir} is already complete with this configuration")
                 sys.exit()
             next(callback for callback in self.trainer.callbacks if isinstance(callback, RunRecord)).begin(plan)
-        if options.resume and (plan is None or plan.checkpoint):
-            self.config_init.fit.ckpt_path = latest_checkpoint(Path(options.run_dir))
+        if options.resume:
+            found = latest_checkpoint(Path(options.run_dir)) if plan is None else plan.checkpoint
+            self.config_init.fit.ckpt_path = found or self.config_init.fit.ckpt_path
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 from jsonargparse import set_parsing_settings
 from omegaconf.errors import OmegaConfBaseException
 
+from safety_subspaces.artefacts import ending
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.plugins import Plugins
 
@@ -26,8 +28,24 @@ ANALYSES = Plugins(
 # "omegaconf+" resolves ${name} after the command line was read, so that --seed_everything 1 moves every path with it.
 PARSER_MODE = "omegaconf+"
 # What gloo and NCCL say on the ranks that are left.
-LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
-INTERRUPTED = 130  # the exit status of a process that Ctrl-C ended
+LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "remote process exited", "Timed out waiting")
+# The process that started this one as a rank of the same run, told from others by its number.
+FIRST_RANK = "SAFETY_SUBSPACES_FIRST_RANK"
+
+
+def begin() -> None:
+    """Listen to signals and to the end of the parent; call it before the imports, which take seconds."""
+    if not __debug__:
+        sys.stderr.write("error: python -O and -OO leave out checks that results rest on; run it without them\n")
+        sys.exit(2)
+    is_external = "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("SLURM_NTASKS", "1") != "1"
+    if os.environ.get("LOCAL_RANK", "0") != "0" and FIRST_RANK in os.environ and not is_external:
+        ending.obey(int(os.environ[FIRST_RANK]))
+        return
+    os.environ[FIRST_RANK] = str(os.getpid())
+    ending.listen()
+    if is_external:  # a launcher that is killed can end its ranks no more
+        ending.watch_parent(os.getppid(), lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def configure() -> None:
@@ -43,6 +61,7 @@ def configure() -> None:
     torch = sys.modules.get("torch")  # a report does without it, and without the seconds of its import
     if torch and not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, which transformers imports, warns of it
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning\.pytorch\.cli")  # what it calls
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # text needs none
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # inside Lightning
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # inside transformers
@@ -56,24 +75,43 @@ def configure() -> None:
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Run an entry point; an :class:`InputError` is printed in one message, and the exit status is 2."""
+    """Run an entry point; what ends it that is no fault of the code is one message and an exit status, no traceback.
+
+    Args:
+        main: The entry point. Its :class:`InputError` ends the process with 2, a signal with 128 and its number, a
+            worker or rank that was lost with 1.
+    """
     sys.path.append(os.getcwd())  # noqa: PTH109 - plug-ins may stand where the command runs
     try:
         main()
         torch = sys.modules.get("torch")
         if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()  # else its threads abort the interpreter at its end
-    except (InputError, OmegaConfBaseException) as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except RuntimeError as error:
-        if not any(text in str(error) for text in LOST_RANK):
+    except BaseException as error:
+        status, message = _told(error)
+        if status is None:
             raise
-        print(  # noqa: T201
+        print("\n".join([message, *getattr(error, "__notes__", [])]), file=sys.stderr)  # noqa: T201
+        torch = sys.modules.get("torch")
+        if not (torch and torch.distributed.is_available() and torch.distributed.is_initialized()):
+            sys.exit(status)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # waits for no collective that never ends; the other ranks end with this process
+
+
+def _told(error: BaseException) -> tuple[int | None, str]:
+    """Return the exit status and the message of an error, or no status for one that is a fault of the code."""
+    stopped = ending.received()
+    if stopped is not None:  # whatever a library made of it
+        return stopped.status, f"\n{stopped}"  # below a progress bar
+    if isinstance(error, InputError | OmegaConfBaseException):
+        return 2, f"error: {error}"
+    if isinstance(error, ending.LostProcessError):
+        return 1, f"error: {error}"
+    if isinstance(error, RuntimeError) and any(text in str(error) for text in LOST_RANK):
+        return 1, (
             f"error: another rank of this run has ended ({str(error).splitlines()[0]}). Its own message is above if it "
-            "left one; a rank that was killed may have run out of memory. Go on from the last checkpoint with --resume",
-            file=sys.stderr,
+            "left one; a rank that was killed may have run out of memory"
         )
-        sys.exit(1)
+    return None, ""

@@ -1,13 +1,16 @@
 """DeepSpeed's ZeRO through Lightning, with two errors of their combination corrected, and on the CPU as well.
 
-Three things differ from Lightning's own strategy. The loss is divided by the accumulated batches once, not twice. A
+Four things differ from Lightning's own strategy. The loss is divided by the accumulated batches once, not twice. A
 model is loaded whole and then cut, parameter by parameter: inside DeepSpeed's own context neither transformers nor PEFT
-fill their weights. And a CPU subclass runs the real engine over gloo, for tests and for trying a configuration out.
+fill their weights. A checkpoint has its name only when all ranks have written their part. And a CPU subclass runs the
+real engine over gloo, for tests and for trying a configuration out.
 """
 
 import contextlib
+import shutil
 from collections import OrderedDict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -17,6 +20,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.training.checkpoints import name_folder, partial_folder
 
 
 class ZeroStrategy(DeepSpeedStrategy):
@@ -50,6 +54,18 @@ class ZeroStrategy(DeepSpeedStrategy):
         if self.lightning_module.automatic_optimization:
             kwargs.setdefault("scale_wrt_gas", False)
         return super().backward(closure_loss, optimizer, *args, **kwargs)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Write the parts of all ranks beside the checkpoint's name, which the folder takes when it is complete."""
+        path = Path(self.broadcast(filepath))
+        partial = self.broadcast(partial_folder(path))
+        try:
+            super().save_checkpoint(checkpoint, partial, storage_options)  # returns when all ranks have written
+            if self.is_global_zero:
+                name_folder(partial, path)
+        finally:
+            if self.is_global_zero:
+                shutil.rmtree(partial, ignore_errors=True)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Restore a run; to validate or test only the weights, which DeepSpeed's own loader cannot under stage 3."""

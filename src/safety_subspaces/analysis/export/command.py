@@ -14,9 +14,10 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import is_occupied, read_json
 from safety_subspaces.artefacts.provenance import sha256_of_value
 from safety_subspaces.constraint.held import LEAKAGE_FILE
+from safety_subspaces.training.checkpoints import flaw_of
 from safety_subspaces.training.export import ExportType, export_model
 from safety_subspaces.training.modules.base import LanguageModelModule
-from safety_subspaces.training.run_folder import is_whole_checkpoint, latest_checkpoint
+from safety_subspaces.training.run_folder import latest_checkpoint
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def _locate(path: Path) -> tuple[Path, Path]:
     if not path.exists():
         raise InputError(f"{path} does not exist; expected a checkpoint, runs/<study>/<stage>/checkpoints/step=….ckpt")
     if (path / "manifest.json").is_file():
-        newest = latest_checkpoint(path)
+        newest = latest_checkpoint(path, says=True)
         if newest is None:
             raise InputError(f"{path} has no whole checkpoint; its model/, if it has one, is already exported")
         path = newest
@@ -94,8 +95,9 @@ def _locate(path: Path) -> tuple[Path, Path]:
         )
     if read_json(manifest).get("config_sha256") != sha256_of_value(yaml.safe_load(config.read_text())):
         raise InputError(f"{config} is not the configuration that {manifest} names; restore it before exporting")
-    if not is_whole_checkpoint(path):
-        raise InputError(f"{path} was cut short while it was written; take an earlier one")
+    flaw = flaw_of(path)
+    if flaw is not None:
+        raise InputError(f"{path} is not whole: {flaw}. Take an earlier one")
     return path, run
 
 
