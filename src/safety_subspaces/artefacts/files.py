@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.foreign import first_line, parse_json, reading
+from safety_subspaces.artefacts.foreign import in_short, parse_json, reading
 
 PARTIAL = re.compile(r"\..+\.partial-\d+")
 
@@ -53,7 +53,7 @@ def read_json(path: Path) -> dict[str, Any]:
         try:
             value = parse_json(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise InputError(f"{path} is not valid JSON ({first_line(error)}); remove or mend it") from error
+            raise InputError(f"{path} is not valid JSON ({in_short(error)}); remove or mend it") from error
         if not isinstance(value, dict):
             raise InputError(f"{path} holds a {type(value).__name__}; expected JSON values by name: remove or mend it")
         return value

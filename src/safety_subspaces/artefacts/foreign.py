@@ -47,13 +47,12 @@ def reading(what: object, expected: str, remedy: str = "copy or download it agai
         # A panic of a library in Rust (tokenizers, safetensors) is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise InputError(f"{what} cannot be read ({first_line(error)}); expected {expected}: {remedy}") from error
+        raise InputError(f"{what} cannot be read ({in_short(error)}); expected {expected}: {remedy}") from error
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, cut short; its name where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:QUOTED] if lines else type(error).__name__
+def in_short(error: BaseException) -> str:
+    """Return what an error says in one line, cut short; its name where it says nothing."""
+    return " ".join(str(error).split())[:QUOTED] or type(error).__name__
 
 
 def parse_json(text: str, **options: Any) -> Any:
@@ -102,8 +101,7 @@ def check_yaml(text: str) -> None:
     """Refuse YAML that would be huge with its aliases written out, or is nested too deeply.
 
     Raises:
-        ValueError: It is.
-        yaml.YAMLError: It is no YAML.
+        yaml.YAMLError: It is, or is no YAML.
     """
     sizes: dict[str | None, int] = {}  # of what an anchor names
     started: list[tuple[str | None, int]] = []  # anchors of the lists and maps around, and the count where they began
@@ -122,9 +120,9 @@ def check_yaml(text: str) -> None:
             anchor, before = started.pop()
             sizes |= {anchor: count - before} if anchor else {}
         if count > MAX_VALUES:
-            raise ValueError(f"more than {MAX_VALUES:,} values, with its aliases written out")
+            raise yaml.YAMLError(f"more than {MAX_VALUES:,} values, with its aliases written out")
         if len(started) > MAX_DEPTH:
-            raise ValueError(f"nested more than {MAX_DEPTH} deep")
+            raise yaml.YAMLError(f"nested more than {MAX_DEPTH} deep")
 
 
 def check_pattern(pattern: str) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils.logging import disable_progress_bar
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.foreign import first_line, reading
+from safety_subspaces.artefacts.foreign import in_short, reading
 from safety_subspaces.artefacts.provenance import ADAPTER_CONFIG, adapter_base, read_adapter_config
 from safety_subspaces.language.model_files import bounded_by_files, check_model_files
 
@@ -117,7 +117,7 @@ def named_device(device: str) -> str:
         torch.zeros(1, device=target)
     except (RuntimeError, AssertionError) as error:
         raise InputError(
-            f"device {device!r} is not there ({first_line(error)}); expected cpu, cuda, cuda:<n>, auto or spread"
+            f"device {device!r} is not there ({in_short(error)}); expected cpu, cuda, cuda:<n>, auto or spread"
         ) from error
     return target
 
