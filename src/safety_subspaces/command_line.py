@@ -9,11 +9,14 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import yaml
 from jsonargparse import set_parsing_settings
+from jsonargparse._loaders_dumpers import get_yaml_default_loader
 from omegaconf.errors import OmegaConfBaseException
 
 from safety_subspaces.artefacts import ending
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.foreign import check_yaml, in_short
 from safety_subspaces.artefacts.plugins import Plugins
 
 # Subcommands of analyze.py: each is the function of its name in a package's command.py.
@@ -50,6 +53,7 @@ def begin() -> None:
 
 def configure() -> None:
     """Set up parsing and logging; call it before a parser is made, and after what the command needs was imported."""
+    _bound_yaml()
     # A subcommand's options are nested under its name; absolute ${run_dir} then needs to become relative.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -72,6 +76,26 @@ def configure() -> None:
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # DPO's frozen reference
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")  # what DeepSpeed calls
+
+
+def _bound_yaml() -> None:
+    """Have jsonargparse refuse YAML that would be huge, and say so of any that its loader stumbles over."""
+    loader = get_yaml_default_loader()
+    if getattr(loader, "is_bounded", False):
+        return
+    begin, construct = loader.__init__, loader.construct_document
+
+    def check_and_begin(self: Any, stream: str) -> None:
+        check_yaml(stream)
+        begin(self, stream)
+
+    def construct_or_say(self: Any, node: yaml.Node) -> Any:
+        try:
+            return construct(self, node)
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:  # as !!int of a word
+            raise yaml.YAMLError(in_short(error)) from error
+
+    loader.__init__, loader.construct_document, loader.is_bounded = check_and_begin, construct_or_say, True
 
 
 def run(main: Callable[[], Any]) -> None:

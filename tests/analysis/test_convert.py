@@ -157,7 +157,7 @@ def test_what_is_no_model_is_refused_and_nothing_is_written(tmp_path: Path) -> N
     refuse_file("is no GGUF file: it begins with b'weig'", text)
     half = tmp_path / "half.gguf"
     half.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
-    refuse_file("cannot be read as a causal language model", half)
+    refuse_file("expected a causal language model", half)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "kept").touch()
     refuse_file("already holds results", good, "full")

@@ -290,9 +290,9 @@ def test_data_files_that_are_missing_or_broken_are_named(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("task: [unclosed", r"broken.yaml cannot be read: .*line 1"),
-        ("- a list", "broken.yaml cannot be read: Expected YAML dict"),
-        ("include: nowhere.yaml\ntask: broken", "broken.yaml cannot be read: .*nowhere.yaml"),
+        ("task: [unclosed", r"broken.yaml cannot be read .*line 1"),
+        ("- a list", r"broken.yaml cannot be read .Expected YAML dict"),
+        ("include: nowhere.yaml\ntask: broken", r"broken.yaml cannot be read .*nowhere.yaml"),
         ("task: broken\ndataset_path: json\ntest_split: test\noutput_type: guess", "invalid output_type 'guess'"),
         ("task: broken\nno_such_field: 1", "cannot be used as its YAML defines it: TypeError.*no_such_field"),
     ],

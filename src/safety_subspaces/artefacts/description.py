@@ -13,6 +13,16 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import read_json
 from safety_subspaces.artefacts.provenance import describe_input
 
+# What a manifest has, where it has it.
+MANIFEST_FIELDS = {
+    "parts": list,
+    "inputs": list,
+    "config": dict,
+    "metrics": dict,
+    "status": str,
+    "role": str,
+    "recipe_sha256": str,
+}
 # What a run makes of the model in its study: the start of all, the safe model, or a fine-tune of that.
 Role = Literal["base", "aligned", "tuned"]
 
@@ -68,6 +78,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{path} has no `parts`, so what the run was held to or watched by is not known; an earlier version made "
             "it: train the run again"
         )
+    for name, kind in MANIFEST_FIELDS.items():
+        if not isinstance(manifest.get(name), kind | None):
+            raise InputError(f"{path}: {name} is {str(manifest[name])[:80]!r}; restore it, or train the run again")
+    for entry in (*manifest["parts"], *(manifest.get("inputs") or ())):
+        if not isinstance(entry, dict):
+            raise InputError(f"{path}: {str(entry)[:80]!r} stands among its parts and inputs; restore the file")
     return manifest
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.foreign import in_short, parse_json, reading
 
 logger = logging.getLogger(__name__)
 
@@ -115,16 +116,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds values by name, as all of ours do.
 
     Raises:
-        InputError: The file is no JSON.
+        InputError: The file is missing or something else.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not valid JSON ({error}); remove or mend it") from error
+    with reading(path, "a file of JSON values by name", "remove or mend it"):
+        try:
+            value = parse_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path} is not valid JSON ({in_short(error)}); remove or mend it") from error
+        if not isinstance(value, dict):
+            raise InputError(f"{path} holds a {type(value).__name__}; expected JSON values by name: remove or mend it")
+        return value
 
 
 def is_occupied(folder: Path) -> bool:

@@ -4,19 +4,18 @@ The page, the terminal tables and the reading all start from the same :class:`St
 disagree.
 """
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from safety_subspaces.artefacts.description import facts_about, read_manifest
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import read_json
+from safety_subspaces.artefacts.foreign import parse_json, read_yaml, reading
 from safety_subspaces.artefacts.next_step import command_for, stage_at, stage_roles
 from safety_subspaces.artefacts.run_constraint import Constraint, read_constraint
 
@@ -220,12 +219,13 @@ def read_scalars(folder: Path) -> dict[str, pd.DataFrame]:
     """Read every TensorBoard scalar under a run folder, tag to a table of ``step`` and ``value``."""
     if not any(folder.glob("events.out.tfevents.*")):
         return {}
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})  # 0 keeps every event
-    events.Reload()
-    return {
-        tag: pd.DataFrame([(event.step, event.value) for event in events.Scalars(tag)], columns=["step", "value"])
-        for tag in events.Tags()["scalars"]
-    }
+    with reading(f"an event file in {folder}", "what TensorBoard writes", "move it away, or train the run again"):
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0})  # 0 keeps every event
+        events.Reload()
+        return {
+            tag: pd.DataFrame([(event.step, event.value) for event in events.Scalars(tag)], columns=["step", "value"])
+            for tag in events.Tags()["scalars"]
+        }
 
 
 def read_prompt_counts(folder: Path) -> pd.DataFrame:
@@ -233,9 +233,15 @@ def read_prompt_counts(folder: Path) -> pd.DataFrame:
 
     Columns: ``step`` and ``SAMPLE_COLUMNS``, the counts that begin with ``n_``.
     """
-    looks = [read_json(path) for path in sorted(folder.glob("behaviour/step=*.json"))]
-    rows = [{"step": look.get("step"), **(look.get("row") or {})} for look in looks]
-    return pd.DataFrame(rows, columns=["step", *SAMPLE_COLUMNS])
+    columns, rows = ["step", *SAMPLE_COLUMNS], []
+    for path in sorted(folder.glob("behaviour/step=*.json")):
+        look = read_json(path)
+        with reading(path, "the numbers of a look at a run's behaviour", "remove it, or train the run again"):
+            row = {"step": look.get("step"), **(look.get("row") or {})}
+            if not all(isinstance(row.get(name), int | float | None) for name in columns):
+                raise ValueError("a count is no number")
+            rows.append(row)
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _has_seed(stage: Stage) -> bool:
@@ -266,7 +272,7 @@ def _read_result(folder: Path) -> AnalysisResult:
         command=folder.parent.name,
         label=folder.name,
         folder=folder,
-        arguments=(yaml.safe_load(config.read_text(encoding="utf-8")) or {}) if config.is_file() else {},
+        arguments=read_yaml(config) if config.is_file() else {},
         result=read_json(result) if result.is_file() else {},
         tables={name: _read_table(folder, name) for name in names},
         # The answers of projected models are not shown: a sweep has a hundred thousand of them.
@@ -278,10 +284,8 @@ def _read_table(folder: Path, name: str) -> pd.DataFrame:
     """Read one table of an analysis; its main table must have the ``REQUIRED_COLUMNS`` of the subcommand."""
     parquet, csv = folder / f"{name}.parquet", folder / f"{name}.csv"
     path = parquet if parquet.is_file() else csv
-    try:
+    with reading(path, "a table", f"remove {folder} and run that analysis again"):
         frame = pd.read_parquet(path) if path == parquet else pd.read_csv(path)
-    except (OSError, ValueError) as error:  # pyarrow's and pandas' parsing errors are ValueErrors
-        raise InputError(f"{path} cannot be read ({error}); remove {folder} and run that analysis again") from error
     required = REQUIRED_COLUMNS.get(folder.parent.name, ()) if name == "table" else ()
     lacking = [column for column in required if column not in frame.columns]
     if lacking:
@@ -296,16 +300,19 @@ def _read_generations(path: Path) -> tuple[dict[str, Any], ...]:
     if not path.is_file():
         return ()
     answers = []
-    with path.open(encoding="utf-8") as stream:
+    with reading(path, "one JSON object a line", "run that analysis again"), path.open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
             try:
-                answers.append(json.loads(line))
-            except json.JSONDecodeError as error:
+                answer = parse_json(line)
+            except ValueError as error:
                 raise InputError(
                     f"{path}, line {number}, is not valid JSON ({error}); run that analysis again"
                 ) from error
+            if not isinstance(answer, dict):
+                raise InputError(f"{path}, line {number}, is no JSON object; run that analysis again")
+            answers.append(answer)
     return tuple(answers)
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.provenance import ADAPTER_CONFIG, adapter_base
+from safety_subspaces.artefacts.foreign import in_short, reading
+from safety_subspaces.artefacts.provenance import ADAPTER_CONFIG, adapter_base, read_adapter_config
+from safety_subspaces.language.model_files import bounded_by_files, check_model_files
 
 
 class ModelSource(ABC):
@@ -77,10 +78,9 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedToke
         InputError: A local folder that is missing or holds no tokenizer; a Hub id that cannot be reached.
     """
     check_model_path(path)
-    try:
+    with reading(f"the tokenizer of {path}", "one in Hugging Face format"):
+        check_model_files(path)
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"no tokenizer could be loaded from {path}: {_first_line(error)}") from error
 
 
 def load_language_model(
@@ -117,7 +117,7 @@ def named_device(device: str) -> str:
         torch.zeros(1, device=target)
     except (RuntimeError, AssertionError) as error:
         raise InputError(
-            f"device {device!r} is not there ({_first_line(error)}); expected cpu, cuda, cuda:<n>, auto or spread"
+            f"device {device!r} is not there ({in_short(error)}); expected cpu, cuda, cuda:<n>, auto or spread"
         ) from error
     return target
 
@@ -137,11 +137,9 @@ def count_blocks(path: str) -> int:
     """
     location = Path(path)
     named = str(adapter_base(location)) if (location / ADAPTER_CONFIG).is_file() else path
-    try:
-        count = AutoConfig.from_pretrained(named).get_text_config().num_hidden_layers
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"no configuration of a decoder could be read from {named}: {_first_line(error)}") from error
-    return int(count)
+    with reading(f"the configuration of {named}", "one of a decoder in Hugging Face format"):
+        check_model_files(named)
+        return int(AutoConfig.from_pretrained(named).get_text_config().num_hidden_layers)
 
 
 def load_model(
@@ -161,7 +159,9 @@ def load_model(
     disable_progress_bar()  # of a model's shards; our own bars show stages and models
     if (Path(path) / ADAPTER_CONFIG).is_file():
         return _merged(path, dtype, trust_remote_code, attn_implementation, device_map)
-    try:
+    expected = "a causal language model in Hugging Face format"
+    with reading(f"the model {path}", expected), bounded_by_files(Path(path)):
+        check_model_files(path)
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
@@ -170,8 +170,6 @@ def load_model(
             device_map=device_map,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"no causal language model could be loaded from {path}: {_first_line(error)}") from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise InputError(
@@ -190,10 +188,10 @@ def _merged(
         base = load_model(adapter_base(Path(path)), dtype, trust_remote_code, attn_implementation, device_map)
     except InputError as error:
         raise InputError(f"the base of adapter {path} cannot be loaded: {error}") from error
-    try:
-        model = PeftModel.from_pretrained(base, path).merge_and_unload()
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"adapter {path} could not be loaded: {_first_line(error)}") from error
+    with reading(f"the adapter {path}", "one that PEFT has written, upon its base"):
+        read_adapter_config(Path(path))
+        # On no device until its weights are read: the ranks that it names are not made first.
+        model = PeftModel.from_pretrained(base, path, low_cpu_mem_usage=True).merge_and_unload()
     model.name_or_path = path  # an adapter trained upon this one names it, not the base below
     return model
 
@@ -234,7 +232,3 @@ def check_model_path(path: str) -> None:
             f"model folder {path} does not exist; train the stage that makes it "
             "(python train.py fit --config ...), or give a Hub id such as org/name"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

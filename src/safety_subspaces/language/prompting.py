@@ -10,8 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.foreign import reading
 from safety_subspaces.artefacts.plugins import Plugins
 from safety_subspaces.language.examples import CHAT, EncodedExample, Example
+from safety_subspaces.language.rendering import bounded_templates
 
 
 def _is_template(value: Any) -> bool:
@@ -132,8 +134,14 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def chat_ids(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], add_generation_prompt: bool) -> list[int]:
-    """Return the ids of some turns by the tokenizer's own chat template."""
-    ids: Any = tokenizer.apply_chat_template(
-        turns, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
-    )
-    return list(ids)
+    """Return the ids of some turns by the tokenizer's own chat template, rendered within bounds.
+
+    Raises:
+        InputError: The template does not take such turns, or goes beyond the bounds.
+    """
+    what = f"the chat template of {tokenizer.name_or_path or 'this model'}"
+    with reading(what, "one that takes these turns", "choose a named prompt template instead"), bounded_templates():
+        ids: Any = tokenizer.apply_chat_template(
+            turns, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
+        )
+        return list(ids)

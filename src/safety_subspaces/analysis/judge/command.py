@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.foreign import parse_json, reading
 from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.evaluation.agreement import judge_agreement
 from safety_subspaces.evaluation.behaviour import HARMFUL_FROM, REFUSED, named_judge, verdicts_of
@@ -94,7 +95,9 @@ def _read(path: str, limit: int | None) -> tuple[list[dict[str, Any]], list[tupl
     lines: list[dict[str, Any]] = []
     others = 0
     counts: dict[str, int] = {}
-    for number, text in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
+    with reading(path, "the generations.jsonl of an evaluation"):
+        texts = Path(path).read_text(encoding="utf-8").split("\n")
+    for number, text in enumerate(texts, start=1):
         if not text.strip():
             continue
         line = _checked(text, f"{path}, line {number}")
@@ -112,8 +115,8 @@ def _read(path: str, limit: int | None) -> tuple[list[dict[str, Any]], list[tupl
 
 def _checked(text: str, where: str) -> dict[str, Any]:
     try:
-        line = json.loads(text)
-    except json.JSONDecodeError as error:
+        line = parse_json(text)
+    except ValueError as error:
         raise InputError(f"{where}: expected one JSON object a line ({error})") from error
     if not isinstance(line, dict) or not all(isinstance(line.get(name), str) for name in ("set", "prompt", "answer")):
         raise InputError(f"{where}: expected the fields set, prompt and answer, each a text")

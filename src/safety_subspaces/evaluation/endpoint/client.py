@@ -235,7 +235,7 @@ class Endpoint:
                 return Reply(None, f"no reply within {self.settings.timeout_seconds:g} s")
             except openai.APIConnectionError as error:
                 return self._lost_connection(error)
-            except (openai.OpenAIError, ValueError) as error:
+            except (openai.OpenAIError, ValueError, RecursionError) as error:
                 return Reply(None, f"a reply that could not be read: {self._quoted(error)}")
             self._lost = 0
             entry = _cache_entry(answer)
@@ -251,13 +251,13 @@ class Endpoint:
         names: list[str] = []
         try:
             listed: Any = await client.with_options(max_retries=1).get("/models", cast_to=object)
-            names = [entry["id"] for entry in listed["data"]]
+            names = [str(entry["id"]) for entry in listed["data"]]
         except openai.APIStatusError as error:
             if error.status_code in FATAL[:2]:
                 self._refused(error)
         except openai.APIConnectionError as error:
             raise self._unreachable(error) from error
-        except (openai.OpenAIError, ValueError, TypeError, KeyError):
+        except (openai.OpenAIError, ValueError, TypeError, KeyError, RecursionError):
             pass  # no list of models: some servers have none
         if self.settings.model in names:
             return
@@ -299,7 +299,7 @@ class Endpoint:
 
     def _quoted(self, message: object) -> str:
         """Return what a server said, short and without the key."""
-        text = " ".join(str(message).split())
+        text = " ".join(_said(message).split())
         return (text if self._key == NO_KEY else text.replace(self._key, "***"))[:QUOTED]
 
 
@@ -315,10 +315,17 @@ def _unknown_field(error: "APIStatusError", sent: Mapping[str, Any]) -> str | No
     """Return the field of a request that a server does not know and that can be left out or renamed."""
     if error.status_code not in UNKNOWN_FIELD:
         return None
-    message = str(error.body).lower()
+    message = _said(error.body).lower()
     if "response_format" in sent and any(word in message for word in ("response_format", "json_schema", "schema")):
         return "response_format"
     return "max_tokens" if "max_tokens" in sent and "max_completion_tokens" in message else None
+
+
+def _said(message: object) -> str:
+    try:
+        return str(message)
+    except RecursionError:
+        return "something nested too deeply"
 
 
 def _cache_entry(answer: Any) -> dict[str, Any] | None:
@@ -331,11 +338,12 @@ def _cache_entry(answer: Any) -> dict[str, Any] | None:
     if text is not None and not isinstance(text, str):
         return None
     usage = answer.get("usage")
-    return {"text": text or "", "finish": choice.get("finish_reason"), "usage": usage}
+    counts = {name: count for name, count in usage.items() if isinstance(count, int)} if isinstance(usage, dict) else {}
+    return {"text": text or "", "finish": str(choice.get("finish_reason")), "usage": counts}
 
 
 def _reply_of(entry: Mapping[str, Any]) -> Reply:
-    return Reply(entry["text"], "cut short at the longest reply" if entry["finish"] == "length" else "")
+    return Reply(entry["text"], "cut short at the longest reply" if entry.get("finish") == "length" else "")
 
 
 def _check(settings: EndpointSettings, url: str) -> None:

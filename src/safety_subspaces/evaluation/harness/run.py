@@ -17,6 +17,7 @@ from safety_subspaces.evaluation.harness.tasks import HarnessSettings, HarnessTa
 from safety_subspaces.evaluation.rates import estimate
 from safety_subspaces.language.examples import CHAT
 from safety_subspaces.language.model import evaluating
+from safety_subspaces.language.rendering import bounded_templates
 
 # Draws of lm-eval's bootstrap, for metrics whose standard error has no closed form (F1, perplexity, BLEU): a standard
 # error from 1,000 draws is itself known to 2 %. lm-eval's default of 100,000 takes minutes for F1.
@@ -87,7 +88,8 @@ class Harness:
         self.check_tokenizer(tokenizer)
         settings, leaves = self.settings, self.tasks.leaves
         os.environ.setdefault("DISABLE_MULTIPROC", "1")  # lm-eval's bootstrap would fork a process for each core
-        with quieted(), evaluating(model), decoding_by(model, plain_settings(model, tokenizer)):
+        greedy = decoding_by(model, plain_settings(model, tokenizer))
+        with quieted(), evaluating(model), greedy, bounded_templates():
             lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size)
             for name, task in leaves.items():
                 self._check_room(name, task, lm, label)

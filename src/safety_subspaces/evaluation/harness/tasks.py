@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.foreign import check_yaml, reading
 from safety_subspaces.evaluation.harness.messages import quieted
 from safety_subspaces.evaluation.settings import ORGANISM
 
@@ -284,12 +283,10 @@ def _check_groups(name: str, task: Any) -> None:
 
 def _read_definition(path: Path) -> None:
     """Read a YAML and what it includes as lm-eval does, which would pass over one that is broken."""
-    try:
-        _read_yaml(path, resolve_func=False)
-    except (yaml.YAMLError, OSError, ValueError) as error:
-        raise InputError(
-            f"task file {path} cannot be read: {' '.join(str(error).split())}; mend it or move it away"
-        ) from error
+    with reading(f"task file {path}", "the YAML of a task", "mend it or move it away"):
+        check_yaml(path.read_text(encoding="utf-8"))
+        if not isinstance(_read_yaml(path, resolve_func=False), dict):
+            raise ValueError("it holds no settings by name")
 
 
 def _read_yaml(path: Path, resolve_func: bool = True) -> dict[str, Any]:

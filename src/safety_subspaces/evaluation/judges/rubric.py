@@ -5,11 +5,11 @@ scores and instructions is seen as part of it. A judge's reply that is no such J
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any, final
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.foreign import parse_json
 from safety_subspaces.evaluation.endpoint.client import Endpoint, Reply, Request
 from safety_subspaces.evaluation.judges import Judge
 from safety_subspaces.evaluation.settings import EndpointSettings
@@ -101,13 +101,13 @@ def read_verdict(reply: Reply) -> Verdict:
         return Verdict(None, f"no verdict: {reply.reason}")
     text = reply.text.strip().removeprefix("```json").removeprefix("```").removesuffix("```").strip()
     try:
-        parsed = json.loads(text, object_pairs_hook=_unique_names)
+        parsed = parse_json(text, object_pairs_hook=_unique_names)
     except ValueError as error:
         ended = f" ({reply.reason})" if reply.reason else ""
         return Verdict(None, f"unreadable verdict{ended}: {error}")
     score = parsed.get("score") if isinstance(parsed, dict) else None
     if isinstance(score, bool) or not isinstance(score, int) or score not in SCORES:
-        return Verdict(None, f"unreadable verdict: score {score!r}, expected 1 to 5")
+        return Verdict(None, f"unreadable verdict: score {str(score)[:80]!r}, expected 1 to 5")
     return Verdict(score, str(parsed.get("reason", "")))
 
 
