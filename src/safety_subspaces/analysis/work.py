@@ -10,6 +10,7 @@ import inspect
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -266,7 +267,10 @@ def _do(task: TensorTask, name: str, unfinished: UnfinishedWork, device: torch.d
 
 def _start_worker(parent: int) -> None:
     torch.set_num_threads(1)
-    ending.obey(parent)
+    ending.end_with(parent)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what the pool says to the others when one was killed
+    for signum in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; the parent ends its workers
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def _launch(workers: Workers) -> tuple[Any, torch.device]:
@@ -300,7 +304,7 @@ def _take_up(folder: Path, key: Mapping[str, Any]) -> int:
 def _forget_other_code(task: TensorTask, unfinished: UnfinishedWork) -> None:
     """Count no tensor as done by another version of a task, which may be a plug-in's outside this package."""
     source, mark = inspect.getsourcefile(type(task)), unfinished.folder / "task.json"
-    code = sha256_of_file(Path(source)) if source else None
+    code = {"sha256": sha256_of_file(Path(source)) if source else None}
     if mark.is_file() and read_json(mark) != code:
         unfinished.forget()
     write_json(mark, code)
