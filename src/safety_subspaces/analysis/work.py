@@ -252,7 +252,7 @@ def _do_all(
             f"a worker process was killed, as when memory ends ({processes} were at work); say fewer with --workers. "
             f"{GOES_ON}"
         ) from error
-    except ending.Stopped:
+    except (ending.Stopped, KeyboardInterrupt):
         for process in active_children():  # they would first end what they are at
             process.kill()
         raise
@@ -268,9 +268,10 @@ def _do(task: TensorTask, name: str, unfinished: UnfinishedWork, device: torch.d
 def _start_worker(parent: int) -> None:
     torch.set_num_threads(1)
     ending.end_with(parent)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what the pool says to the others when one was killed
-    for signum in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; the parent ends its workers
-        signal.signal(signum, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all, and the parent ends its workers
+    for signum in (signal.SIGTERM, signal.SIGHUP):  # else a fork would do what its parent does at them
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, signal.SIG_DFL)
 
 
 def _launch(workers: Workers) -> tuple[Any, torch.device]:
