@@ -21,9 +21,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks import RunBoard, RunGuard, RunRecord
 from safety_subspaces.artefacts.description import Role
-from safety_subspaces.training.checkpoints import RunCheckpointIO
 from safety_subspaces.training.modules.base import LanguageModelModule
 from safety_subspaces.training.run_folder import latest_checkpoint, plan_run, trained_checkpoint
+from safety_subspaces.training.strategies import RunCheckpointIO
 
 TRY = """try:
   python train.py fit --config configs/organism/pretrain.yaml

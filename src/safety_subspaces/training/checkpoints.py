@@ -6,10 +6,7 @@ import re
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any, final
-
-import torch
-from lightning.fabric.plugins import TorchCheckpointIO
+from typing import Any
 
 from safety_subspaces.artefacts.files import exchange, replacing, write_json
 
@@ -19,30 +16,14 @@ NAME = re.compile(r"step=(\d+)(?:-v(\d+))?\.ckpt")
 COMPLETE = "complete.json"
 
 
-@final
-class RunCheckpointIO(TorchCheckpointIO):
-    """Writes into the folder of the checkpoint alone, and takes its name away before it removes one.
+def write_file(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a file that is on the disk before it has its name."""
+    import torch  # a run folder is looked at without the seconds of its import
 
-    Lightning's own writes to the temporary folder first, where what a killed run had written stays for ever, and from
-    where another disk is reached by a copy that can be cut short.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a file that is on the disk before it has its name."""
-        if "://" in str(path) or storage_options is not None:
-            super().save_checkpoint(checkpoint, path, storage_options)
-            return
-        with replacing(Path(path)) as partial, partial.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def remove_checkpoint(self, path: Any) -> None:
-        """Remove a file or folder that no longer has its name: half of a folder is never taken for a checkpoint."""
-        if "://" in str(path):
-            super().remove_checkpoint(path)
-        elif os.path.lexists(path):
-            remove(Path(path))
+    with replacing(path) as partial, partial.open("wb") as file:
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def step_of(path: Path) -> tuple[int, int] | None:

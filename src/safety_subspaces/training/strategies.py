@@ -7,20 +7,45 @@ real engine over gloo, for tests and for trying a configuration out.
 """
 
 import contextlib
+import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import lightning
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.training.checkpoints import name_folder, partial_folder
+from safety_subspaces.training.checkpoints import name_folder, partial_folder, remove, write_file
+
+
+@final
+class RunCheckpointIO(TorchCheckpointIO):
+    """Writes into the folder of the checkpoint alone, and takes its name away before it removes one.
+
+    Lightning's own writes to the temporary folder first, where what a killed run had written stays for ever, and from
+    where another disk is reached by a copy that can be cut short.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a file that is on the disk before it has its name."""
+        if "://" in str(path) or storage_options is not None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        write_file(checkpoint, Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a file or folder that no longer has its name: half of a folder is never taken for a checkpoint."""
+        if "://" in str(path):
+            super().remove_checkpoint(path)
+        elif os.path.lexists(path):
+            remove(Path(path))
 
 
 class ZeroStrategy(DeepSpeedStrategy):
