@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import yaml
-from jsonargparse import set_parsing_settings
-from jsonargparse._loaders_dumpers import get_yaml_default_loader
+from jsonargparse import get_loader, set_loader, set_parsing_settings
+from jsonargparse._loaders_dumpers import get_yaml_default_loader, set_omegaconf_loader
 from omegaconf.errors import OmegaConfBaseException
 
 from safety_subspaces.artefacts import ending
@@ -96,6 +96,8 @@ def _bound_yaml() -> None:
             raise yaml.YAMLError(in_short(error)) from error
 
     loader.__init__, loader.construct_document, loader.is_bounded = check_and_begin, construct_or_say, True
+    set_omegaconf_loader(PARSER_MODE)
+    set_loader(PARSER_MODE, get_loader(PARSER_MODE), (yaml.YAMLError, UnicodeError))  # a file of other text
 
 
 def run(main: Callable[[], Any]) -> None:

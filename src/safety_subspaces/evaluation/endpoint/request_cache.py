@@ -73,7 +73,7 @@ class RequestCache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self.path, timeout=WAIT_SECONDS)) as connection, connection:
                 yield connection
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.Error, UnicodeError) as error:
             raise InputError(f"the cache {self.path} cannot be used ({error}); name another file by cache") from error
 
 
