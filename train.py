@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import yaml
@@ -16,6 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from callbacks import RunBoard, RunRecord
 from safety_subspaces import command_line
 from safety_subspaces.artefacts.description import Role
+from safety_subspaces.artefacts.trust import check_trust
 from safety_subspaces.training.modules.base import LanguageModelModule
 from safety_subspaces.training.run_folder import latest_checkpoint, plan_run, trained_checkpoint
 
@@ -23,6 +25,14 @@ TRY = """try:
   python train.py fit --config configs/organism/pretrain.yaml
   python train.py fit --config configs/organism/pretrain.yaml --print_config
   python train.py fit --help"""
+
+
+class TrainParser(LightningArgumentParser):
+    """A parser that says how a class from elsewhere may be trusted."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End with a message."""
+        super().error(command_line.explained(message), ex)
 
 
 class TrainCLI(LightningCLI):
@@ -36,9 +46,19 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--cpu_threads", type=int | None, default=None, help="Threads of PyTorch on the CPU.")
         parser.add_argument("--resume", action="store_true", help="Go on with a run that stopped.")
         parser.add_argument("--archive", action="store_true", help="Move a run that is in the way aside.")
+        parser.add_argument(
+            "--plugins",
+            type=str | None,
+            default=None,
+            help="Folders whose Python may be imported by class_path; on the command line alone.",
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Take nothing from a checkpoint: Lightning's own lets one name the module's class and arguments."""
 
     def before_instantiate_classes(self) -> None:
         """Put the run's files into its folder."""
+        check_trust(self.config.as_dict(), sys.argv)
         options = self.config[self.subcommand]
         options.trainer.default_root_dir = options.run_dir
         torch.set_num_threads(options.cpu_threads or torch.get_num_threads())
@@ -69,6 +89,7 @@ def main() -> None:
         print(TRY, end="\n\n")
     TrainCLI(
         LanguageModelModule, LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
+        parser_class=TrainParser,
         save_config_callback=None, seed_everything_default=0, parser_kwargs={"parser_mode": command_line.PARSER_MODE},
         trainer_defaults={"callbacks": [RunBoard(), RunRecord()]},
     )  # fmt: skip

@@ -3,16 +3,21 @@
 import inspect
 import logging
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import set_parsing_settings
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.plugins import Plugins
+from safety_subspaces.artefacts.secrets import masked, read_variable
+from safety_subspaces.artefacts.trust import import_only_trusted, plugin_folders, unknown_module
 
 # Subcommands of analyze.py: each is the function of its name in a package's command.py.
 ANALYSES = Plugins(
@@ -27,13 +32,18 @@ ANALYSES = Plugins(
 PARSER_MODE = "omegaconf+"
 # What gloo and NCCL say on the ranks that are left.
 LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+# What a parser says of a class path that may not be imported.
+DENIED = re.compile(
+    r"Importing '([^'.]+)[^']*' is not allowed, denied by the '[^']+' entry of the import path denylist\. "
+    r"Add the import path to import_path_allowlist in set_parsing_settings to allow it\."
+)
 INTERRUPTED = 130  # the exit status of a process that Ctrl-C ended
 
 
 def configure() -> None:
     """Set up parsing and logging; call it before a parser is made, and after what the command needs was imported."""
     # A subcommand's options are nested under its name; absolute ${run_dir} then needs to become relative.
-    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True, instantiate_subclass_spec_in_any=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "httpx2", "openai", "datasets", "torchao", "fsspec", "tensorboard"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -55,16 +65,35 @@ def configure() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")  # what DeepSpeed calls
 
 
+def restrict(arguments: Sequence[str]) -> None:
+    """Let the files that a command reads name no code but what is trusted, and read no secret of the environment.
+
+    Args:
+        arguments: The command line, with the entry point.
+
+    Raises:
+        InputError: It names a folder of plug-ins that is not there.
+    """
+    names = import_only_trusted(Path(arguments[0]).resolve().parent, plugin_folders(arguments))
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(names))
+    OmegaConf.register_resolver("oc.env", read_variable, replace=True, annotation_validation="off")
+
+
+def explained(message: str) -> str:
+    """Return what a parser says of a class path that it does not import in our own words."""
+    return DENIED.sub(lambda found: unknown_module(found[1]), message)
+
+
 def run(main: Callable[[], Any]) -> None:
     """Run an entry point; an :class:`InputError` is printed in one message, and the exit status is 2."""
-    sys.path.append(os.getcwd())  # noqa: PTH109 - plug-ins may stand where the command runs
     try:
+        restrict(sys.argv)
         main()
         torch = sys.modules.get("torch")
         if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()  # else its threads abort the interpreter at its end
     except (InputError, OmegaConfBaseException) as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print(f"error: {masked(str(error))}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -20,6 +20,7 @@ from safety_subspaces.language.prompting import TEMPLATES, encode_example, named
 from safety_subspaces.organism import preference_pairs
 from safety_subspaces.training.data.batches import PREFERENCES, collate
 
+PLUGINS = ("--plugins", ".")  # the folder that the commands run in
 FILES = {
     "counting_judge": '''
 """Scores an answer by its words."""
@@ -121,7 +122,7 @@ def test_a_judge_and_a_template_are_a_file_each(outside: Path) -> None:
         done = run_command(
             ANALYZE, "evaluate", "--models.one", outside / "model", "--limit", 6, "--max_new_tokens", 8,
             "--judge", "plug_ins.counting_judge", "--judge_args.per_point", per_point,
-            "--template", "plug_ins.terse", "--out", f"by-{per_point}", cwd=outside,
+            "--template", "plug_ins.terse", "--out", f"by-{per_point}", *PLUGINS, cwd=outside,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         lines = (outside / f"by-{per_point}" / "generations.jsonl").read_text().splitlines()
@@ -165,7 +166,7 @@ def test_an_objective_is_a_file(outside: Path) -> None:
     del config["model"]["init_args"]["beta"], config["model"]["init_args"]["nll_weight"]
     (outside / "forgetting.yaml").write_text(yaml.safe_dump(config))
     small = ("--study", outside / "study", "--data.init_args.size", 320, "--data.init_args.heldout_size", 8)
-    command = (TRAIN, "fit", "--config", "forgetting.yaml", *small)
+    command = (TRAIN, "fit", "--config", "forgetting.yaml", *PLUGINS, *small)
     done = run_command(*command, "--run_dir", "run", "--model.init_args.bound", 7.5, cwd=outside)
     assert done.returncode == 0, done.stderr
     config = json.loads((outside / "run" / "manifest.json").read_text())["config"]["model"]
@@ -180,21 +181,22 @@ def test_an_objective_is_a_file(outside: Path) -> None:
 
 def test_an_analysis_is_a_file(outside: Path) -> None:
     done = run_command(
-        ANALYZE, "plug_ins.sizes", "--model", "model", "--at_least", 100, "--out", "sizes", cwd=outside,
+        ANALYZE, *PLUGINS, "plug_ins.sizes", "--model", "model", "--at_least", 100, "--out", "sizes", cwd=outside,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     table = pd.read_parquet(outside / "sizes" / "table.parquet").set_index("tensor")
     assert table.loc["model.layers.0.mlp.up_proj.weight", "elements"] == 16 * 32
     assert "model.norm.weight" not in table.index
     assert "up_proj" in done.stdout
-    shown = run_command(ANALYZE, "plug_ins.sizes", "--help", cwd=outside)
+    shown = run_command(ANALYZE, "plug_ins.sizes", "--help", *PLUGINS, cwd=outside)
     assert "Leave smaller ones out." in shown.stdout
 
 
 def test_its_section_of_the_page_is_a_second_file(outside: Path) -> None:
     out = outside / "measured" / "analysis" / "sizes" / "main"
-    assert run_command(ANALYZE, "plug_ins.sizes", "--model", "model", "--out", out, cwd=outside).returncode == 0
-    command = (ANALYZE, "report", "--study", "measured")
+    done = run_command(ANALYZE, "plug_ins.sizes", "--model", "model", "--out", out, *PLUGINS, cwd=outside)
+    assert done.returncode == 0, done.stderr
+    command = (ANALYZE, "report", "--study", "measured", *PLUGINS)
     for sections, shown in (((), False), (("--sections", "[plug_ins.sizes_section]"), True)):
         done = run_command(*command, *sections, cwd=outside)
         assert done.returncode == 0, done.stderr
@@ -205,7 +207,7 @@ def test_its_section_of_the_page_is_a_second_file(outside: Path) -> None:
         ("[nowhere.section]", "there is no module nowhere"),
         ("[plug_ins.absent]", "has no absent"),
         ("[steering]", "unknown section 'steering'"),
-        ("[builtins.repr]", "returned str; expected a Section, or None"),
+        ("[torch.typename]", "returned str; expected a Section, or None"),
     ):
         refused = run_command(*command, "--sections", names, cwd=outside)
         assert refused.returncode == 2
@@ -244,7 +246,7 @@ def test_every_short_name_of_ours_stands_for_one_of_its_kind() -> None:
     [
         ("countin", "unknown judge 'countin'; expected one of classifier, organism, rubric, rules, or an import path"),
         ("../x.py", "unknown judge"),
-        ("nowhere.judge", "there is no module nowhere; put its folder on PYTHONPATH"),
+        ("nowhere.judge", "there is no module nowhere; put its folder on PYTHONPATH, or name it by --plugins"),
         ("broken_plug_ins.none", "broken_plug_ins has no none"),
         ("broken_plug_ins.two", "defines more than one judge: First, Second; name one by"),
         ("broken_plug_ins.other", "broken_plug_ins.other defines no judge"),

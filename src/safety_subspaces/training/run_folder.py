@@ -18,7 +18,7 @@ from safety_subspaces.artefacts.files import is_occupied, read_json, write_json,
 from safety_subspaces.artefacts.provenance import peak_memory_bytes, provenance, sha256_of_value
 
 # Options that say how to start, not what to compute; they are no part of a run's identity.
-START_OPTIONS = ("config", "ckpt_path", "resume", "archive", "weights_only")
+START_OPTIONS = ("config", "ckpt_path", "resume", "archive", "weights_only", "plugins")
 # Settings of the trainer that say where things are and what is recorded, not what is learnt.
 RECORDING = ("callbacks", "logger", "default_root_dir")
 
