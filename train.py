@@ -1,6 +1,7 @@
 """Train a language model: ``python train.py fit --config configs/organism/useful.yaml``; a LightningCLI."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,8 +18,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from callbacks import RunBoard, RunRecord
 from safety_subspaces import command_line
 from safety_subspaces.artefacts.description import Role
-from safety_subspaces.artefacts.trust import check_trust
+from safety_subspaces.artefacts.trust import check_trust, is_said
 from safety_subspaces.training.modules.base import LanguageModelModule
+from safety_subspaces.training.resume_state import RUN_PICKLES, read_state, restricted_pickles
 from safety_subspaces.training.run_folder import latest_checkpoint, plan_run, trained_checkpoint
 
 TRY = """try:
@@ -65,6 +67,8 @@ class TrainCLI(LightningCLI):
         if self.subcommand != "fit":  # measures the run's trained weights, and adds nothing to its events
             options.trainer.logger = False
             options.ckpt_path = options.ckpt_path or str(trained_checkpoint(Path(options.run_dir)))
+        if options.ckpt_path and Path(options.ckpt_path).is_file():
+            read_state(Path(options.ckpt_path), RUN_PICKLES, is_said(sys.argv, "weights_only", value=False))
 
     def before_fit(self) -> None:
         """Check and open the run folder, and resume from its newest checkpoint where that was asked for."""
@@ -87,12 +91,14 @@ def main() -> None:
     if len(sys.argv) == 1:
         sys.argv.append("--help")
         print(TRY, end="\n\n")
-    TrainCLI(
-        LanguageModelModule, LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
-        parser_class=TrainParser,
-        save_config_callback=None, seed_everything_default=0, parser_kwargs={"parser_mode": command_line.PARSER_MODE},
-        trainer_defaults={"callbacks": [RunBoard(), RunRecord()]},
-    )  # fmt: skip
+    trusted = is_said(sys.argv, "weights_only", value=False)
+    with nullcontext() if trusted else restricted_pickles(RUN_PICKLES):
+        TrainCLI(
+            LanguageModelModule, LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
+            save_config_callback=None, seed_everything_default=0, parser_class=TrainParser,
+            parser_kwargs={"parser_mode": command_line.PARSER_MODE},
+            trainer_defaults={"callbacks": [RunBoard(), RunRecord()]},
+        )  # fmt: skip
 
 
 if __name__ == "__main__":
