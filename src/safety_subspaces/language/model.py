@@ -13,7 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils.logging import disable_progress_bar
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.files import read_json
 from safety_subspaces.artefacts.provenance import ADAPTER_CONFIG, adapter_base
+
+WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors, or its shards and their index", "adapter_model.safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 class ModelSource(ABC):
@@ -138,7 +142,7 @@ def count_blocks(path: str) -> int:
     location = Path(path)
     named = str(adapter_base(location)) if (location / ADAPTER_CONFIG).is_file() else path
     try:
-        count = AutoConfig.from_pretrained(named).get_text_config().num_hidden_layers
+        count = AutoConfig.from_pretrained(named, trust_remote_code=False).get_text_config().num_hidden_layers
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"no configuration of a decoder could be read from {named}: {_first_line(error)}") from error
     return int(count)
@@ -161,11 +165,13 @@ def load_model(
     disable_progress_bar()  # of a model's shards; our own bars show stages and models
     if (Path(path) / ADAPTER_CONFIG).is_file():
         return _merged(path, dtype, trust_remote_code, attn_implementation, device_map)
+    check_weights(path)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
+            use_safetensors=True,
             attn_implementation=attn_implementation,
             device_map=device_map,
             output_loading_info=True,
@@ -190,6 +196,8 @@ def _merged(
         base = load_model(adapter_base(Path(path)), dtype, trust_remote_code, attn_implementation, device_map)
     except InputError as error:
         raise InputError(f"the base of adapter {path} cannot be loaded: {error}") from error
+    if not (Path(path) / ADAPTER_WEIGHTS).is_file():
+        raise InputError(f"adapter {path} {_unlike(Path(path), ADAPTER_WEIGHTS)}")
     try:
         model = PeftModel.from_pretrained(base, path).merge_and_unload()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -234,6 +242,33 @@ def check_model_path(path: str) -> None:
             f"model folder {path} does not exist; train the stage that makes it "
             "(python train.py fit --config ...), or give a Hub id such as org/name"
         )
+
+
+def check_weights(path: str) -> None:
+    """Refuse weights that are no safetensors, of a model in a local folder: pickles can run code.
+
+    Raises:
+        InputError: The folder holds other weights, or none, or its configuration names another file.
+    """
+    folder = Path(path)
+    if not folder.is_dir():  # a Hub id: transformers is told to take safetensors alone
+        return
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(f"{path} {_unlike(folder, WEIGHTS)}")
+    named = read_json(folder / "config.json").get("transformers_weights")
+    if named is not None and ".safetensors" not in str(named):
+        raise InputError(f"{path}/config.json names {named!r} as its weights; only safetensors are read")
+
+
+def _unlike(folder: Path, expected: str) -> str:
+    """Say what a folder holds in place of weights that are read."""
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+    if not pickles:
+        return f"holds no weights; expected {expected}"
+    return (
+        f"holds pickled weights ({pickles[0]}), which can run code and are not read; expected {expected}. Where you "
+        "trust them, load them with transformers or PEFT yourself and save_pretrained them again"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -18,7 +18,13 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.generation import generate_encoded
 from safety_subspaces.evaluation.judges import Judge
 from safety_subspaces.language.examples import CHAT, PromptItem, Verdict
-from safety_subspaces.language.model import check_model_path, load_language_model, load_tokenizer, named_device
+from safety_subspaces.language.model import (
+    check_model_path,
+    check_weights,
+    load_language_model,
+    load_tokenizer,
+    named_device,
+)
 from safety_subspaces.language.prompting import chat_ids, check_template
 
 HARMFUL, HARMLESS = 5, 1
@@ -157,14 +163,17 @@ class ClassifierJudge(Judge):
 
 def _config_of(path: str) -> Any:
     try:
-        return AutoConfig.from_pretrained(path)
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"no configuration of a classifier could be read from {path}: {error}") from error
 
 
 def _load_classifier(path: str, dtype: torch.dtype) -> PreTrainedModel:
+    check_weights(path)
     try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, output_loading_info=True)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            path, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"no sequence classifier could be loaded from {path}: {error}") from error
     missing = sorted(report["missing_keys"])
