@@ -80,8 +80,8 @@ def restrict(arguments: Sequence[str]) -> None:
 
 
 def explained(message: str) -> str:
-    """Return what a parser says of a class path that it does not import in our own words."""
-    return DENIED.sub(lambda found: unknown_module(found[1]), message)
+    """Return what a parser says without secrets, and of a class path that it does not import in our own words."""
+    return masked(DENIED.sub(lambda found: unknown_module(found[1]), message))
 
 
 def run(main: Callable[[], Any]) -> None:

@@ -4,7 +4,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = _partial(path)
     try:
         yield partial
+        _open_to_mask([partial])
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -95,6 +97,7 @@ def replacing_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
+        _open_to_mask(partial.rglob("*"))
         if target.exists():
             replaced = target.with_name(f".{target.name}.replaced-{os.getpid()}")
             target.rename(replaced)
@@ -104,6 +107,15 @@ def replacing_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
             partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _open_to_mask(files: Iterable[Path]) -> None:
+    """Let files be read by whom the user's mask lets: the library of safetensors makes them for their owner alone."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for file in files:
+        if file.is_file() and not file.is_symlink():
+            file.chmod(stat.S_IMODE(file.stat().st_mode) | 0o666 & ~mask)
 
 
 def _partial(path: Path) -> Path:

@@ -29,8 +29,9 @@ KNOWN_FORMS = re.compile(
 )
 # A shorter value may well stand in a text for another reason: "true", "12345".
 SHORTEST_SECRET = 8
-# A part of a key that is no accident; shorter ones say little.
-SHORTEST_PART = 8
+# A part of a key that is no accident; shorter ones say little. A key that is shorter itself is masked whole, but for
+# the one or two letters that stand for none.
+SHORTEST_PART, SHORTEST_KEY = 8, 4
 # Variables that a configuration may read: where things are, and what the shipped configurations ask for.
 READABLE = frozenset(
     "ADVBENCH ALIGNED BASE BEAVERTAILS CUDA_VISIBLE_DEVICES DATA DATA_DIR FRACTION GSM8K_TEST HF_HOME HOME HOSTNAME "
@@ -118,7 +119,7 @@ def mask_of(secret: str) -> Callable[[Any], Any]:
         secret: The secret. Any run of eight of its characters is taken for a part of it.
     """
     length = min(SHORTEST_PART, len(secret))
-    parts = {secret[start : start + length] for start in range(len(secret) - length + 1)}
+    parts = {secret[start : start + length] for start in range(len(secret) - length + 1) if length >= SHORTEST_KEY}
 
     def mask(value: Any) -> Any:
         if isinstance(value, Mapping):

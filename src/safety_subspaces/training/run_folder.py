@@ -16,6 +16,7 @@ from safety_subspaces.artefacts.description import describe_inputs, describe_par
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import is_occupied, read_json, write_json, write_text
 from safety_subspaces.artefacts.provenance import peak_memory_bytes, provenance, sha256_of_value
+from safety_subspaces.artefacts.secrets import without_secrets
 
 # Options that say how to start, not what to compute; they are no part of a run's identity.
 START_OPTIONS = ("config", "ckpt_path", "resume", "archive", "weights_only", "plugins")
@@ -61,7 +62,7 @@ def plan_run(
     Raises:
         InputError: The folder is occupied and neither option applies, or a part says what no manifest can hold.
     """
-    config = {name: value for name, value in config.items() if name not in START_OPTIONS}
+    config = without_secrets({name: value for name, value in config.items() if name not in START_OPTIONS})
     if path.exists() and not path.is_dir():
         raise InputError(f"run folder {path} is a file; choose another run_dir")
     if _is_locked(path):
@@ -74,7 +75,7 @@ def plan_run(
             f"run folder {path} is in use: it holds {what}. Say --resume to go on with it, "
             "--archive to move it aside, or choose another --run_dir"
         )
-    plan = RunPlan(path, config, describe_parts(parts), describe_inputs(parts))
+    plan = RunPlan(path, config, without_secrets(describe_parts(parts)), describe_inputs(parts))
     if is_free:
         return plan
     same = (
@@ -142,7 +143,7 @@ def close_run(path: Path, status: str, started: float, **facts: Any) -> None:
         "status": status,
         "wall_seconds": round(time.monotonic() - started, 3),
         "peak_memory_bytes": peak_memory_bytes(),
-        **facts,
+        **without_secrets(facts),
     }
     write_json(path / "manifest.json", manifest)
 
