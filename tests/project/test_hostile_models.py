@@ -59,10 +59,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     canary = folder / "canary"
     make_hostile(folder / "hostile", canary)
     make_hostile(folder / "classifier", canary, "EvilForSequenceClassification")
-    make_hostile(folder / "gguf", canary)
     save_tiny_model(folder / "good", 1)
     save_tiny_model(folder / "other", 2)
-    (folder / "gguf" / "model.gguf").write_bytes(b"GGUF\x03\x00\x00\x00" + bytes(100))
     tiny_source().load_tokenizer().save_pretrained(folder / "adapter")
     adapter = {"peft_type": "LORA", "base_model_name_or_path": str(folder / "hostile"), "r": 1}
     (folder / "adapter" / "adapter_config.json").write_text(json.dumps({**adapter, **CODE}))
@@ -82,7 +80,6 @@ ENTRIES = {
     "utility": (ANALYZE, "utility", "--models.one", "hostile"),
     "judge": (ANALYZE, "judge", "--generations", "generations.jsonl", *JUDGE, "hostile"),
     "judge-classifier": (ANALYZE, "evaluate", "--models.one", "good", *JUDGE, "classifier"),
-    "convert": (ANALYZE, "convert", "--gguf", "gguf/model.gguf"),
     "project": (
         ANALYZE, "project", "--base", "good", "--aligned", "other", "--tuned.x", "good",
         "--evaluate.judge", "classifier", "--evaluate.judge_args.path", "classifier",
@@ -106,8 +103,7 @@ def test_a_model_that_brings_python_along_is_refused_and_nothing_of_it_runs(
     assert "Traceback" not in done.stderr
     assert not list(folders.rglob("ran"))
     assert not (folders / "canary").exists()
-    if entry != "convert":
-        assert "custom code" in done.stderr
+    assert "custom code" in done.stderr
 
 
 def pickle_weights(folder: Path, name: str, new: str) -> str:

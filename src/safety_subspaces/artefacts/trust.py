@@ -20,6 +20,7 @@ NEVER = frozenset(("jsonargparse", "pip", "pkg_resources", "setuptools", "distut
 # Begins the name of a module that an editable installation leaves to find its packages.
 EDITABLE = "__editable___"
 PLUGINS = "plugins"
+INIT = "init_args"  # what stands between a class and its arguments
 # Options that let code run, by name and by the value that does so; also all that begin with TRUST.
 TRUST, TRUSTING = "trust_", {"unsafe_code": True, "weights_only": False}
 
@@ -103,11 +104,20 @@ def without_plugin_folders(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
-def is_said(arguments: Sequence[str], name: str, value: Any) -> bool:
-    """Tell whether a command line gives an option a truth value; an option of a part counts by its last name."""
-    return any(
-        option.rpartition(".")[2] == name and said.lower() == str(value).lower() for option, said in _options(arguments)
-    )
+def is_said(arguments: Sequence[str], name: str, value: bool) -> bool:
+    """Tell whether a command line gives a setting a truth value.
+
+    Args:
+        arguments: The command line.
+        name: The setting, dotted from the top; an option may leave out ``init_args``, and the subcommand.
+        value: The value.
+    """
+    asked = [part for part in name.split(".") if part != INIT]
+    for option, said in _options(arguments):
+        parts = [part for part in option.split(".") if part != INIT]
+        if asked[-len(parts) :] == parts and said.lower() == str(value).lower():
+            return True
+    return False
 
 
 def check_trust(config: Mapping[str, Any], arguments: Sequence[str]) -> None:
@@ -120,35 +130,37 @@ def check_trust(config: Mapping[str, Any], arguments: Sequence[str]) -> None:
     Raises:
         InputError: An option lets code run, and was not said on the command line.
     """
-    for name, value in _settings(config):
-        if name == PLUGINS and value and not plugin_folders(arguments):
+    for path, value in _settings(config):
+        name = path.rpartition(".")[2]
+        if path.count(".") < 2 and name == PLUGINS and value and not plugin_folders(arguments):
             raise InputError(f"a configuration says {PLUGINS}: {value}, which only the command line may: --{PLUGINS} …")
         trusts = value is True if name.startswith(TRUST) else name in TRUSTING and value is TRUSTING[name]
-        if trusts and not is_said(arguments, name, value):
+        if trusts and not is_said(arguments, path, value):
             said = str(value).lower()
             raise InputError(
-                f"a configuration says {name}: {said}, which lets code run that came with a file. Only the command "
-                f"line may say that: give the option itself, by its full name, as in --….{name} {said}, where you have "
-                "read the code and trust it"
+                f"a configuration says {path}: {said}, which lets code run that came with a file. Only the command "
+                f"line may say that: give the option itself by its full name, --….{name} {said}, where you have read "
+                "the code and trust it"
             )
 
 
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield each option of a command line with its value; one without a value is ``true``."""
-    for word, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for word, following in zip(arguments, [*arguments[1:], "--"], strict=False):
         if word.startswith("--"):
             option, equals, value = word[2:].partition("=")
             yield option, value if equals else "true" if following.startswith("--") else following
 
 
-def _settings(value: Any) -> Iterator[tuple[str, Any]]:
+def _settings(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each setting with its dotted name; what stands in a list has the list's."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
-            yield str(name), inner
-            yield from _settings(inner)
+            yield f"{above}{name}", inner
+            yield from _settings(inner, f"{above}{name}.")
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _settings(inner)
+            yield from _settings(inner, above)
 
 
 def _real(path: str | Path) -> str:
