@@ -21,6 +21,7 @@ from safety_subspaces.organism import preference_pairs
 from safety_subspaces.training.data.batches import PREFERENCES, collate
 
 PLUGINS = ("--plugins", ".")  # the folder that the commands run in
+CONFIG = ROOT / "configs" / "organism" / "pretrain.yaml"
 FILES = {
     "counting_judge": '''
 """Scores an answer by its words."""
@@ -212,6 +213,42 @@ def test_its_section_of_the_page_is_a_second_file(outside: Path) -> None:
         refused = run_command(*command, "--sections", names, cwd=outside)
         assert refused.returncode == 2
         assert message in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (ANALYZE, "evaluate", "--models.one", "model", "--judge", "plug_ins.canary.Judge", "--out", "out"),
+        (ANALYZE, "evaluate", "--models.one", "model", "--template", "plug_ins.canary.T", "--out", "out"),
+        (ANALYZE, "report", "--study", "study", "--sections", "[plug_ins.canary]"),
+        (ANALYZE, "plug_ins.canary", "--out", "out"),
+        (TRAIN, "fit", "--config", CONFIG, "--trainer.callbacks+=plug_ins.canary.Callback"),
+        (TRAIN, "fit", "--config", CONFIG, "--config", "names.yaml"),
+        (TRAIN, "fit", "--config", CONFIG, "--config", "names_and_trusts.yaml"),
+        (TRAIN, "fit", "--config", CONFIG, "--trainer.callbacks+=subprocess.Popen"),
+    ],
+    ids=["judge", "template", "section", "analysis", "callback", "file", "trusting-file", "python"],
+)
+def test_what_stands_where_the_command_runs_is_not_imported_unasked(outside: Path, command: tuple) -> None:
+    (outside / "plug_ins" / "canary.py").write_text(
+        "from pathlib import Path\nPath(__file__).with_name('ran').touch()\nT = '{prompt}'\n"
+    )
+    model = {"model": {"class_path": "plug_ins.canary.Model"}}
+    (outside / "names.yaml").write_text(yaml.safe_dump(model))
+    (outside / "names_and_trusts.yaml").write_text(yaml.safe_dump({"plugins": ".", **model}))
+    done = run_command(*command, cwd=outside)
+    assert done.returncode == 2
+    assert "--plugins <folder that holds it>" in done.stderr
+    assert not (outside / "plug_ins" / "ran").exists()
+
+
+def test_a_key_in_the_environment_does_not_reach_a_run(outside: Path) -> None:
+    key = "zz-Very7Secret9Key-of-42"
+    (outside / "reads.yaml").write_text("study: ${oc.env:OPENAI_API_KEY}\n")
+    done = run_command(TRAIN, "fit", "--config", CONFIG, "--config", "reads.yaml", cwd=outside, OPENAI_API_KEY=key)
+    assert done.returncode == 2
+    assert "reads the environment variable OPENAI_API_KEY" in done.stderr
+    assert key not in done.stderr + done.stdout
 
 
 def test_an_entry_point_is_a_short_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
