@@ -13,6 +13,7 @@ from typing import Any
 from jsonargparse import set_parsing_settings
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.plugins import Plugins
@@ -32,6 +33,8 @@ ANALYSES = Plugins(
 PARSER_MODE = "omegaconf+"
 # What gloo and NCCL say on the ranks that are left.
 LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+# What a configuration may cast a value to.
+COERCED = ("bool", "bytes", "float", "int", "str")
 # What a parser says of a class path that may not be imported.
 DENIED = re.compile(
     r"Importing '([^'.]+)[^']*' is not allowed, denied by the '[^']+' entry of the import path denylist\. "
@@ -76,7 +79,15 @@ def restrict(arguments: Sequence[str]) -> None:
     """
     names = import_only_trusted(Path(arguments[0]).resolve().parent, plugin_folders(arguments))
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(names))
-    OmegaConf.register_resolver("oc.env", read_variable, replace=True, annotation_validation="off")
+    for name, resolver in (("oc.env", read_variable), ("oc.coerce", _coerced)):
+        OmegaConf.register_resolver(name, resolver, replace=True, annotation_validation="off")
+
+
+def _coerced(kind: str, value: Any) -> Any:
+    """Cast a value as OmegaConf does, but to Python's own types alone: another's name would be imported."""
+    if kind not in COERCED:
+        raise InputError(f"oc.coerce to {kind!r} in a configuration: expected one of {', '.join(COERCED)}")
+    return oc.coerce(kind, value)
 
 
 def explained(message: str) -> str:

@@ -131,21 +131,16 @@ def test_an_interrupted_run_resumes_to_the_same_weights(finished_run: Path, tmp_
         "--trainer.callbacks.auto_insert_metric_name=false",
         "--trainer.callbacks.every_n_train_steps=10",
     ]
-    # The class that stops the run lives in the tests; the process finds it through its own first path entry.
-    (tmp_path / "train.py").write_text(
-        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-        "import runpy; runpy.run_path(sys.path[0] + '/train.py', run_name='__main__')\n"
-    )
     arguments = [
         "fit", "--config", PRETRAIN, *TINY, "--data.init_args.size=320", "--data.init_args.heldout_size=16",
-        f"--run_dir={tmp_path / 'run'}", *stop,
+        f"--run_dir={tmp_path / 'run'}", "--plugins", ROOT / "tests", *stop,
     ]  # fmt: skip
-    stopped = run_command(tmp_path / "train.py", *arguments)
+    stopped = run_command(TRAIN, *arguments)
     assert stopped.returncode != 0
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["status"] == "failed"
     assert "stopped on purpose" in manifest["error"]
-    resumed = run_command(tmp_path / "train.py", *arguments, "--resume")
+    resumed = run_command(TRAIN, *arguments, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert (manifest["status"], manifest["resumed_from"]) == ("complete", "step=00000010.ckpt")
@@ -173,15 +168,12 @@ def test_a_callback_from_elsewhere_says_what_it_is_and_reads(tmp_path: Path) -> 
     (tmp_path / "elsewhere.py").write_text(ELSEWHERE)
     words = tmp_path / "words.txt"
     words.write_text("never")
-    (tmp_path / "train.py").write_text(
-        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(tmp_path)!r}]\n"
-        "import runpy; runpy.run_path(sys.path[0] + '/train.py', run_name='__main__')\n"
-    )
     arguments = [
         "fit", "--config", PRETRAIN, *TINY, "--data.init_args.size=32", "--data.init_args.heldout_size=16",
-        f"--run_dir={tmp_path / 'run'}", "--trainer.callbacks+=elsewhere.Defence", f"--trainer.callbacks.words={words}",
+        "--plugins", tmp_path, f"--run_dir={tmp_path / 'run'}",
+        "--trainer.callbacks+=elsewhere.Defence", f"--trainer.callbacks.words={words}",
     ]  # fmt: skip
-    done = run_command(tmp_path / "train.py", *arguments)
+    done = run_command(TRAIN, *arguments)
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["inputs"] == [describe_input(words)]
@@ -192,7 +184,7 @@ def test_a_callback_from_elsewhere_says_what_it_is_and_reads(tmp_path: Path) -> 
     assert facts_about("data", manifest) == [{"name": "base", "examples": 32}]
     assert facts_about("export", manifest) == [{"folder": "model"}]
     words.write_text("always")
-    refused = run_command(tmp_path / "train.py", *arguments, "--resume")
+    refused = run_command(TRAIN, *arguments, "--resume")
     assert refused.returncode == 2
     assert "another configuration or input" in refused.stderr
 

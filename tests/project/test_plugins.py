@@ -251,6 +251,30 @@ def test_a_key_in_the_environment_does_not_reach_a_run(outside: Path) -> None:
     assert key not in done.stderr + done.stdout
 
 
+def test_a_file_trusts_nothing_by_itself(outside: Path) -> None:
+    source = {"class_path": "safety_subspaces.language.model.Pretrained"}
+    source["init_args"] = {"path": "model", "trust_remote_code": True}
+    files = {
+        "utility": {"trust_task_code": True, "models": {"x": "model"}, "out": "out"},
+        "export": {"checkpoint": "run", "out": "out", "trust_checkpoint": True},
+        "train": {"model": {"init_args": {"source": source}}, "weights_only": False},
+    }
+    for name, settings in files.items():
+        (outside / f"{name}.yaml").write_text(yaml.safe_dump(settings))
+        command = (TRAIN, "fit", "--config", CONFIG) if name == "train" else (ANALYZE, name)
+        done = run_command(*command, "--config", f"{name}.yaml", cwd=outside)
+        assert done.returncode == 2
+        assert "Only the command line may say that" in done.stderr
+
+
+def test_an_interpolation_imports_nothing(outside: Path) -> None:
+    (outside / "coerces.yaml").write_text("study: ${oc.coerce:this.s,1}\n")
+    done = run_command(TRAIN, "fit", "--config", CONFIG, "--config", "coerces.yaml", cwd=outside)
+    assert done.returncode == 2
+    assert "oc.coerce to 'this.s'" in done.stderr
+    assert "Zen of Python" not in done.stdout
+
+
 def test_an_entry_point_is_a_short_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "installed_judges.py").write_text(FILES["counting_judge"])
     (tmp_path / "installed_terse.py").write_text(FILES["terse"])

@@ -44,6 +44,8 @@ def restricted_pickles(advice: str, classes: bool = False) -> Iterator[None]:
     def restricted(file: Any, *arguments: Any, **options: Any) -> Any:
         try:
             return load(file, *arguments, **{**options, "weights_only": True})
+        except InputError:  # of another such context around this one
+            raise
         except pickle.UnpicklingError as error:
             raise InputError(f"{_name(file)} {_why(error)}. {advice}") from error
         except Exception as error:  # a damaged archive raises what comes
