@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 # A plain clone works without installing; `pip install -e .` makes this line idle.
 sys.path.insert(0, str(Path(__file__).parent / "src"))
@@ -29,6 +29,10 @@ class AnalyzeParser(ArgumentParser):
         parsed = super().parse_args(*args, **options)
         check_trust(parsed.as_dict(), sys.argv)
         return parsed
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End with a message."""
+        super().error(command_line.explained(message), ex)
 
 
 def main() -> None:
