@@ -1,8 +1,9 @@
 """Train a language model: ``python train.py fit --config configs/organism/useful.yaml``; a LightningCLI."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 # A plain clone works without installing; `pip install -e .` makes this line idle.
 sys.path.insert(0, str(Path(__file__).parent / "src"))
@@ -21,7 +22,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks import RunBoard, RunGuard, RunRecord
 from safety_subspaces.artefacts.description import Role
+from safety_subspaces.artefacts.trust import check_trust, is_said
 from safety_subspaces.training.modules.base import LanguageModelModule
+from safety_subspaces.training.resume_state import RUN_PICKLES, read_state, restricted_pickles
 from safety_subspaces.training.run_folder import latest_checkpoint, plan_run, trained_checkpoint
 from safety_subspaces.training.strategies import RunCheckpointIO
 
@@ -29,6 +32,14 @@ TRY = """try:
   python train.py fit --config configs/organism/pretrain.yaml
   python train.py fit --config configs/organism/pretrain.yaml --print_config
   python train.py fit --help"""
+
+
+class TrainParser(LightningArgumentParser):
+    """A parser that says how a class from elsewhere may be trusted."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End with a message."""
+        super().error(command_line.explained(message), ex)
 
 
 class TrainCLI(LightningCLI):
@@ -43,15 +54,27 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--collective_timeout", type=float, default=600, help="Seconds a rank may be silent.")
         parser.add_argument("--resume", action="store_true", help="Go on with a run that stopped.")
         parser.add_argument("--archive", action="store_true", help="Move a run that is in the way aside.")
+        parser.add_argument(
+            "--plugins",
+            type=str | None,
+            default=None,
+            help="Folders whose Python may be imported by class_path; on the command line alone.",
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Take nothing from a checkpoint: Lightning's own lets one name the module's class and arguments."""
 
     def before_instantiate_classes(self) -> None:
         """Put the run's files into its folder."""
+        check_trust(self.config.as_dict(), sys.argv)
         options = self.config[self.subcommand]
         options.trainer.default_root_dir = options.run_dir
         torch.set_num_threads(options.cpu_threads or torch.get_num_threads())
         if self.subcommand != "fit":  # measures the run's trained weights, and adds nothing to its events
             options.trainer.logger = False
             options.ckpt_path = options.ckpt_path or str(trained_checkpoint(Path(options.run_dir)))
+        if options.ckpt_path and Path(options.ckpt_path).is_file():
+            read_state(Path(options.ckpt_path), RUN_PICKLES, is_said(sys.argv, "weights_only", value=False))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make a Trainer whose ranks end together, and whose checkpoints are whole or not there."""
@@ -83,11 +106,14 @@ def main() -> None:
     if len(sys.argv) == 1:
         sys.argv.append("--help")
         print(TRY, end="\n\n")
-    TrainCLI(
-        LanguageModelModule, LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
-        save_config_callback=None, seed_everything_default=0, parser_kwargs={"parser_mode": command_line.PARSER_MODE},
-        trainer_defaults={"callbacks": [RunBoard(), RunRecord()]},
-    )  # fmt: skip
+    trusted = is_said(sys.argv, "weights_only", value=False)
+    with nullcontext() if trusted else restricted_pickles(RUN_PICKLES):
+        TrainCLI(
+            LanguageModelModule, LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
+            save_config_callback=None, seed_everything_default=0, parser_class=TrainParser,
+            parser_kwargs={"parser_mode": command_line.PARSER_MODE},
+            trainer_defaults={"callbacks": [RunBoard(), RunRecord()]},
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -3,21 +3,27 @@
 import inspect
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import get_loader, set_loader, set_parsing_settings
 from jsonargparse._loaders_dumpers import get_yaml_default_loader, set_omegaconf_loader
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 
 from safety_subspaces.artefacts import ending
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.foreign import check_yaml, in_short
 from safety_subspaces.artefacts.plugins import Plugins
+from safety_subspaces.artefacts.secrets import masked, read_variable
+from safety_subspaces.artefacts.trust import import_only_trusted, plugin_folders, unknown_module
 
 # Subcommands of analyze.py: each is the function of its name in a package's command.py.
 ANALYSES = Plugins(
@@ -34,6 +40,13 @@ PARSER_MODE = "omegaconf+"
 LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "remote process exited", "Timed out waiting")
 # The process that started this one as a rank of the same run, told from others by its number.
 FIRST_RANK = "SAFETY_SUBSPACES_FIRST_RANK"
+# What a configuration may cast a value to.
+COERCED = ("bool", "bytes", "float", "int", "str")
+# What a parser says of a class path that may not be imported.
+DENIED = re.compile(
+    r"Importing '([^'.]+)[^']*' is not allowed, denied by the '[^']+' entry of the import path denylist\. "
+    r"Add the import path to import_path_allowlist in set_parsing_settings to allow it\."
+)
 
 
 def begin() -> None:
@@ -55,7 +68,7 @@ def configure() -> None:
     """Set up parsing and logging; call it before a parser is made, and after what the command needs was imported."""
     _bound_yaml()
     # A subcommand's options are nested under its name; absolute ${run_dir} then needs to become relative.
-    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True, instantiate_subclass_spec_in_any=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "httpx2", "openai", "datasets", "torchao", "fsspec", "tensorboard"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -100,6 +113,33 @@ def _bound_yaml() -> None:
     set_loader(PARSER_MODE, get_loader(PARSER_MODE), (yaml.YAMLError, UnicodeError))  # a file of other text
 
 
+def restrict(arguments: Sequence[str]) -> None:
+    """Let the files that a command reads name no code but what is trusted, and read no secret of the environment.
+
+    Args:
+        arguments: The command line, with the entry point.
+
+    Raises:
+        InputError: It names a folder of plug-ins that is not there.
+    """
+    names = import_only_trusted(Path(arguments[0]).resolve().parent, plugin_folders(arguments))
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(names))
+    for name, resolver in (("oc.env", read_variable), ("oc.coerce", _coerced)):
+        OmegaConf.register_resolver(name, resolver, replace=True, annotation_validation="off")
+
+
+def _coerced(kind: str, value: Any) -> Any:
+    """Cast a value as OmegaConf does, but to Python's own types alone: another's name would be imported."""
+    if kind not in COERCED:
+        raise InputError(f"oc.coerce to {kind!r} in a configuration: expected one of {', '.join(COERCED)}")
+    return oc.coerce(kind, value)
+
+
+def explained(message: str) -> str:
+    """Return what a parser says without secrets, and of a class path that it does not import in our own words."""
+    return masked(DENIED.sub(lambda found: unknown_module(found[1]), message))
+
+
 def run(main: Callable[[], Any]) -> None:
     """Run an entry point; what ends it that is no fault of the code is one message and an exit status, no traceback.
 
@@ -107,8 +147,8 @@ def run(main: Callable[[], Any]) -> None:
         main: The entry point. Its :class:`InputError` ends the process with 2, a signal with 128 and its number, a
             worker or rank that was lost with 1.
     """
-    sys.path.append(os.getcwd())  # noqa: PTH109 - plug-ins may stand where the command runs
     try:
+        restrict(sys.argv)
         main()
         torch = sys.modules.get("torch")
         if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -117,7 +157,7 @@ def run(main: Callable[[], Any]) -> None:
         status, message = _told(error)
         if status is None:
             raise
-        print("\n".join([message, *getattr(error, "__notes__", [])]), file=sys.stderr)  # noqa: T201
+        print(masked("\n".join([message, *getattr(error, "__notes__", [])])), file=sys.stderr)  # noqa: T201
         torch = sys.modules.get("torch")
         if not (torch and torch.distributed.is_available() and torch.distributed.is_initialized()):
             sys.exit(status)

@@ -124,15 +124,9 @@ def test_a_resume_that_fails_at_its_start_keeps_the_run(finished_run: Path, tmp_
 
 def stopping_run(folder: Path, *stopper: str) -> list[object]:
     """The command of the finished run with a checkpoint every ten steps and a callback that stops it."""
-    # The class that stops the run lives in the tests; the process finds it through its own first path entry.
-    script = folder / "train.py"
-    script.write_text(
-        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-        "import runpy; runpy.run_path(sys.path[0] + '/train.py', run_name='__main__')\n"
-    )
     return [
-        script, "fit", "--config", PRETRAIN, *TINY, "--data.init_args.size=320", "--data.init_args.heldout_size=16",
-        f"--run_dir={folder / 'run'}", *stopper,
+        TRAIN, "fit", "--config", PRETRAIN, *TINY, "--data.init_args.size=320", "--data.init_args.heldout_size=16",
+        f"--run_dir={folder / 'run'}", "--plugins", ROOT / "tests", *stopper,
         "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
         f"--trainer.callbacks.dirpath={folder / 'run' / 'checkpoints'}",
         "--trainer.callbacks.filename=step={step:08d}",
@@ -211,15 +205,12 @@ def test_a_callback_from_elsewhere_says_what_it_is_and_reads(tmp_path: Path) -> 
     (tmp_path / "elsewhere.py").write_text(ELSEWHERE)
     words = tmp_path / "words.txt"
     words.write_text("never")
-    (tmp_path / "train.py").write_text(
-        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(tmp_path)!r}]\n"
-        "import runpy; runpy.run_path(sys.path[0] + '/train.py', run_name='__main__')\n"
-    )
     arguments = [
         "fit", "--config", PRETRAIN, *TINY, "--data.init_args.size=32", "--data.init_args.heldout_size=16",
-        f"--run_dir={tmp_path / 'run'}", "--trainer.callbacks+=elsewhere.Defence", f"--trainer.callbacks.words={words}",
+        "--plugins", tmp_path, f"--run_dir={tmp_path / 'run'}",
+        "--trainer.callbacks+=elsewhere.Defence", f"--trainer.callbacks.words={words}",
     ]  # fmt: skip
-    done = run_command(tmp_path / "train.py", *arguments)
+    done = run_command(TRAIN, *arguments)
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["inputs"] == [describe_input(words)]
@@ -230,7 +221,7 @@ def test_a_callback_from_elsewhere_says_what_it_is_and_reads(tmp_path: Path) -> 
     assert facts_about("data", manifest) == [{"name": "base", "examples": 32}]
     assert facts_about("export", manifest) == [{"folder": "model"}]
     words.write_text("always")
-    refused = run_command(tmp_path / "train.py", *arguments, "--resume")
+    refused = run_command(TRAIN, *arguments, "--resume")
     assert refused.returncode == 2
     assert "another configuration or input" in refused.stderr
 

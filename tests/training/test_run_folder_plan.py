@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from support.tiny import ROOT
 
 from callbacks import ActivationOverlap, BehaviourProbe, SubspaceProjection, WeightDeltaSnapshot
@@ -18,6 +19,7 @@ from safety_subspaces.artefacts.provenance import describe_input, sha256_of_valu
 from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.language.model import Pretrained
 from safety_subspaces.organism import OrganismModel
+from safety_subspaces.training.board import config_text, hyperparameters
 from safety_subspaces.training.data import DatasetSource, InstructionData, SourceContamination
 from safety_subspaces.training.modules import FrozenBasisSettings, PreferenceOptimization, SupervisedFineTuning
 from safety_subspaces.training.run_folder import (
@@ -344,3 +346,24 @@ def test_inputs_are_described_by_the_hash_of_each_file(tmp_path: Path) -> None:
     described = describe_input(tmp_path)
     assert list(described["sha256"]) == ["config.json"]
     assert describe_input("org/name")["sha256"] is None
+
+
+def test_a_run_folder_and_its_board_hold_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "zz-Very7Secret9Key-of-42"
+    monkeypatch.setenv("MY_API_KEY", key)
+    monkeypatch.setattr(sys, "argv", ["train.py", "fit", f"--trainer.logger.init_args.api_key={key}"])
+    logger = {"class_path": "some.Logger", "init_args": {"api_key": key, "note": f"of {key}", "token": "short"}}
+    config = CONFIG | {"trainer": {"logger": logger, "note": key}}
+    run = opened(tmp_path / "run", config)
+    close_run(run, "failed", 0.0, error=f"ValueError: {key}")
+    manifest = json.loads((run / "manifest.json").read_text())
+    shown = config_text(manifest["config"]) + str(hyperparameters(manifest))
+    for text in ((run / "config.yaml").read_text(), (run / "manifest.json").read_text(), shown):
+        assert key not in text
+        assert "short" not in text
+    assert manifest["config"]["trainer"]["note"] == "***MY_API_KEY***"
+    assert manifest["config_sha256"] == sha256_of_value(yaml.safe_load((run / "config.yaml").read_text()))
+    write_text(run / "checkpoints" / "step=00000001.ckpt", "")
+    monkeypatch.setenv("MY_API_KEY", "another-key-of-the-same-run")
+    other = json.loads(json.dumps(config).replace(key, "another-key-of-the-same-run"))
+    assert plan_run(run, other, resume=True).checkpoint is not None  # a new key makes no other run of it

@@ -11,7 +11,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def replacing(path: Path) -> Iterator[Path]:
             with suppress(OSError):  # a file system without locks: nobody will take it for a killed process's
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield partial
+            _open_to_mask([partial])
             partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -170,6 +172,7 @@ def replacing_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         partial.mkdir()
         try:
             yield partial
+            _open_to_mask(partial.rglob("*"))
             if target.exists():
                 exchange(partial, target)
             else:
@@ -225,6 +228,15 @@ def _renamed_in_one_step(one: Path, other: Path) -> bool:
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux; not every file system has it
     paths = (AT_CURRENT_FOLDER, os.fsencode(one), AT_CURRENT_FOLDER, os.fsencode(other))
     return rename is not None and rename(*paths, EXCHANGE) == 0
+
+
+def _open_to_mask(files: Iterable[Path]) -> None:
+    """Let files be read by whom the user's mask lets: the library of safetensors makes them for their owner alone."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for file in files:
+        if file.is_file() and not file.is_symlink():
+            file.chmod(stat.S_IMODE(file.stat().st_mode) | 0o666 & ~mask)
 
 
 def _beside(path: Path, kind: str) -> Path:

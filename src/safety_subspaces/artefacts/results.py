@@ -23,6 +23,7 @@ from safety_subspaces.artefacts.files import (
     write_text,
 )
 from safety_subspaces.artefacts.provenance import check_unchanged, describe_all, peak_memory_bytes, provenance
+from safety_subspaces.artefacts.secrets import without_secrets
 
 # Parameters that say where a result goes and what works on it; what it is does not depend on them.
 NOT_RECORDED = ("out", "overwrite", "workers", "devices", "num_nodes")
@@ -77,7 +78,7 @@ class ResultFolder:
         self.summary: dict[str, Any] = {}
         self.left_out: list[dict[str, str]] = []
         self._command = command
-        self._arguments = arguments
+        self._arguments = without_secrets(arguments)
         self._inputs = inputs
         self._started, self._overwrite = started, overwrite
         self._replacing = replacing_folder(self.out, overwrite)
@@ -134,9 +135,9 @@ class ResultFolder:
             self.folder / RESULT_FILE,
             {
                 "analysis": self._command,
-                "summary": self.summary,
+                "summary": without_secrets(self.summary),
                 "inputs": self._described,
-                "left_out": self.left_out,
+                "left_out": without_secrets(self.left_out),
                 "wall_seconds": round(time.monotonic() - (self._started or 0.0), 3),
                 "peak_memory_bytes": peak_memory_bytes(),
                 "provenance": self._provenance,

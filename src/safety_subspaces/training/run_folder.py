@@ -19,12 +19,13 @@ from safety_subspaces.artefacts.description import describe_inputs, describe_par
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import is_occupied, is_partial, read_json, write_json, write_text
 from safety_subspaces.artefacts.provenance import peak_memory_bytes, provenance, sha256_of_value
+from safety_subspaces.artefacts.secrets import without_secrets
 from safety_subspaces.training.checkpoints import flaw_of, newest_first, step_of
 
 logger = logging.getLogger(__name__)
 
 # Options that say how to start, not what to compute; they are no part of a run's identity.
-START_OPTIONS = ("config", "ckpt_path", "resume", "archive", "weights_only", "collective_timeout")
+START_OPTIONS = ("config", "ckpt_path", "resume", "archive", "weights_only", "collective_timeout", "plugins")
 # Settings of the trainer that say where things are and what is recorded, not what is learnt.
 RECORDING = ("callbacks", "logger", "default_root_dir")
 
@@ -69,7 +70,7 @@ def plan_run(
     Raises:
         InputError: The folder is occupied and neither option applies, or a part says what no manifest can hold.
     """
-    config = {name: value for name, value in config.items() if name not in START_OPTIONS}
+    config = without_secrets({name: value for name, value in config.items() if name not in START_OPTIONS})
     if path.exists() and not path.is_dir():
         raise InputError(f"run folder {path} is a file; choose another run_dir")
     if _is_locked(path):
@@ -83,7 +84,7 @@ def plan_run(
             f"run folder {path} is in use: it holds {what}. Say --resume to go on with it, "
             "--archive to move it aside, or choose another --run_dir"
         )
-    plan = RunPlan(path, config, describe_parts(parts), describe_inputs(parts), found=found)
+    plan = RunPlan(path, config, without_secrets(describe_parts(parts)), describe_inputs(parts), found=found)
     if is_free:
         return plan
     same = (
@@ -157,7 +158,7 @@ def close_run(path: Path, status: str, started: float, **facts: Any) -> None:
         "status": status,
         "wall_seconds": round(time.monotonic() - started, 3),
         "peak_memory_bytes": peak_memory_bytes(),
-        **facts,
+        **without_secrets(facts),
     }
     write_json(path / "manifest.json", manifest)
 

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, final
 
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.training.checkpoints import name_folder, partial_folder, remove, write_file
+from safety_subspaces.training.resume_state import RUN_PICKLES, read_sharded_weights, restricted_pickles
 
 
 @final
@@ -93,16 +95,29 @@ class ZeroStrategy(DeepSpeedStrategy):
                 shutil.rmtree(partial, ignore_errors=True)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Restore a run; to validate or test only the weights, which DeepSpeed's own loader cannot under stage 3."""
+        """Restore a run; to validate or test only the weights, which DeepSpeed's own loader cannot under stage 3.
+
+        Raises:
+            InputError: A file holds more than tensors, plain values and DeepSpeed's records, and ``weights_only`` is
+                not false; or it is damaged.
+        """
         module = self.lightning_module
         assert module is not None
-        if module.trainer.state.fn == TrainerFn.FITTING or not self.zero_stage_3:
-            return super().load_checkpoint(checkpoint_path, weights_only)
-        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-        state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint_path), tag="checkpoint")
+        with nullcontext() if weights_only is False else restricted_pickles(RUN_PICKLES, classes=True):
+            if module.trainer.state.fn == TrainerFn.FITTING or not self.zero_stage_3:
+                return self._restored(checkpoint_path, weights_only)
+            state = read_sharded_weights(Path(checkpoint_path))
         self._restore_zero_state({"state_dict": OrderedDict(state)}, strict=module.strict_loading)
         return {"pytorch-lightning_version": lightning.__version__, "global_step": 0, "state_dict": {}}
+
+    def _restored(self, checkpoint_path: Any, weights_only: bool | None) -> dict[str, Any]:
+        try:
+            return super().load_checkpoint(checkpoint_path, weights_only)
+        except (KeyError, IndexError, TypeError, AttributeError, AssertionError, OSError) as error:
+            # DeepSpeed takes its own files for whole, and for its own.
+            raise InputError(
+                f"{checkpoint_path} is no whole checkpoint of ZeRO: {type(error).__name__}: {error}"
+            ) from error
 
     @contextlib.contextmanager
     def model_sharded_context(self) -> Iterator[None]:

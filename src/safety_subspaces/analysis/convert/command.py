@@ -121,7 +121,8 @@ def _check_file(source: Path) -> dict[str, int]:
 
 def _load(source: Path, storage: dict[str, int]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     disable_progress_bar()  # three in a row, of a second each
-    where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    where["trust_remote_code"] = False  # transformers would ask on a terminal, and run what lies beside the file
     bounded = bounded_network(sum(storage.values()), source.stat().st_size, str(source))
     with reading(source, "a causal language model as GGUF"), bounded:
         tokenizer = AutoTokenizer.from_pretrained(**where)
@@ -132,7 +133,9 @@ def _load(source: Path, storage: dict[str, int]) -> tuple[PreTrainedTokenizerBas
 def _without_quantisation(loaded: PreTrainedModel) -> PreTrainedModel:
     """Return a network of the same architecture and weights that does not count as quantised."""
     settings = {name: value for name, value in loaded.config.to_dict().items() if name not in LEFT_OUT}
-    plain: PreTrainedModel = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(settings))
+    plain: PreTrainedModel = AutoModelForCausalLM.from_config(
+        type(loaded.config).from_dict(settings), trust_remote_code=False
+    )
     plain.load_state_dict(loaded.state_dict())
     plain.generation_config = loaded.generation_config
     return plain

@@ -8,6 +8,7 @@ why there is none.
 import asyncio
 import logging
 import os
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.secrets import MASK, mask_of
 from safety_subspaces.evaluation.endpoint.request_cache import RequestCache, default_cache, key_of
 from safety_subspaces.evaluation.settings import EndpointSettings
 
@@ -36,6 +38,8 @@ MARKS = 32
 FATAL, UNKNOWN_FIELD = (401, 403, 404), (400, 422)
 # Characters of a server's own words in a message.
 QUOTED = 200
+# A key as servers show it, its first and last letters around stars.
+STARRED = re.compile(r"[\w.-]*\*{3,}[\w.*-]*")
 
 Result = TypeVar("Result")
 
@@ -105,6 +109,7 @@ class Endpoint:
         self.url = (settings.base_url or OPENAI_URL).rstrip("/")
         _check(settings, self.url)
         self._key = _key_for(self.url, settings.api_key_env)
+        self._without_key: Callable[[Any], Any] = _same if self._key == NO_KEY else mask_of(self._key)
         self._cache = RequestCache(Path(settings.cache) if settings.cache else default_cache())
         self._spent = 0.0
         self._lost = 0  # connections in a row
@@ -165,7 +170,7 @@ class Endpoint:
                 or is gone: what had come is kept.
         """
         keys = [self._key_of(request) for request in requests]
-        replies = {key: _reply_of(entry) for key, entry in self._cache.find(keys).items()}
+        replies = {key: _reply_of(self._without_key(entry)) for key, entry in self._cache.find(keys).items()}
         new = {key: request for key, request in zip(keys, requests, strict=True) if key not in replies}
         if new:
             unanswered = list(new.values())
@@ -238,7 +243,7 @@ class Endpoint:
             except (openai.OpenAIError, ValueError, RecursionError) as error:
                 return Reply(None, f"a reply that could not be read: {self._quoted(error)}")
             self._lost = 0
-            entry = _cache_entry(answer)
+            entry = self._without_key(_cache_entry(answer))  # some servers send back what they were sent
             if entry is None:
                 return Reply(None, f"a reply without a text: {self._quoted(answer)}")
             if key is not None:
@@ -265,7 +270,8 @@ class Endpoint:
             content = "Hi" if route == TEXT_ROUTE else ({"role": "user", "content": "Hi"},)
             reply = await self._send(client, Request(content, 1))
         except InputError as error:
-            raise InputError(f"{error}. It lists {', '.join(names[:5]) or 'no models'}") from error
+            listing = self._quoted(", ".join(names[:5])) or "no models"
+            raise InputError(f"{error}. It lists {listing}") from error
         if reply.text is None:
             raise InputError(f"{self.url} did not answer as model {self.settings.model!r}: {reply.reason}")
 
@@ -298,9 +304,13 @@ class Endpoint:
         )
 
     def _quoted(self, message: object) -> str:
-        """Return what a server said, short and without the key."""
-        text = " ".join(_said(message).split())
-        return (text if self._key == NO_KEY else text.replace(self._key, "***"))[:QUOTED]
+        """Return what a server said, short and without the key or a part of it."""
+        text: str = self._without_key(" ".join(_said(message).split()))
+        return STARRED.sub(MASK, text)[:QUOTED]
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _changed_body(body: Mapping[str, Any], changed: set[str]) -> dict[str, Any]:

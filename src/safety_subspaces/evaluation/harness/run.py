@@ -13,7 +13,13 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import sha256_of_value
 from safety_subspaces.evaluation.generation import decoding_by, plain_settings
 from safety_subspaces.evaluation.harness.messages import quieted
-from safety_subspaces.evaluation.harness.tasks import HarnessSettings, HarnessTasks, group_field, load_tasks
+from safety_subspaces.evaluation.harness.tasks import (
+    HarnessSettings,
+    HarnessTasks,
+    group_field,
+    load_tasks,
+    restricted_templates,
+)
 from safety_subspaces.evaluation.rates import estimate
 from safety_subspaces.language.examples import CHAT
 from safety_subspaces.language.model import evaluating
@@ -80,7 +86,8 @@ class Harness:
             ``higher_is_better``, ``num_fewshot`` and ``version`` of the task.
 
         Raises:
-            InputError: No chat template; answers that are longer than the model's positions.
+            InputError: No chat template; answers that are longer than the model's positions; a template of a task that
+                reaches into Python and is not trusted.
         """
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
@@ -89,8 +96,9 @@ class Harness:
         settings, leaves = self.settings, self.tasks.leaves
         os.environ.setdefault("DISABLE_MULTIPROC", "1")  # lm-eval's bootstrap would fork a process for each core
         greedy = decoding_by(model, plain_settings(model, tokenizer))
-        with quieted(), evaluating(model), greedy, bounded_templates():
-            lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size)
+        templates = (bounded_templates(), restricted_templates(settings))
+        with quieted(), templates[0], templates[1], evaluating(model), greedy:
+            lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size, trust_remote_code=False)
             for name, task in leaves.items():
                 self._check_room(name, task, lm, label)
             results = simple_evaluate(

@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from safety_subspaces.artefacts.provenance import provenance
+from safety_subspaces.artefacts.secrets import masked, without_home
 from safety_subspaces.artefacts.study import Study
 from safety_subspaces.findings.intervals import Finding
 from safety_subspaces.report.parts.table import duration
@@ -52,7 +53,10 @@ class Origin:
 
 
 def fill(template: str, has_charts: bool, **values: Any) -> str:
-    """Return a page as HTML: a template with its values, escaped, and plotly.js where it has charts."""
+    """Return a page as HTML: a template with its values, escaped, and plotly.js where it has charts.
+
+    Home folders are shown as ``~``, and secrets not at all.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("safety_subspaces.report.pages", "."),
         autoescape=True,
@@ -61,12 +65,13 @@ def fill(template: str, has_charts: bool, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["code"] = _with_code
-    return environment.get_template(template).render(
-        generator=Markup(GENERATOR),
-        made=made_now(),
-        plotly_js=Markup(_in_script(get_plotlyjs())) if has_charts else "",
-        **values,
+    script = _in_script(get_plotlyjs()) if has_charts else ""
+    page = environment.get_template(template).render(
+        generator=Markup(GENERATOR), made=made_now(), plotly_js=Markup(script), **values
     )
+    # A page is passed on: whose machine it was made on is nobody's business. The library of charts stays as it is.
+    parts = page.split(script) if script else [page]
+    return script.join(without_home(masked(part)) for part in parts)
 
 
 def is_page(path: Path) -> bool:
