@@ -1,8 +1,12 @@
 """What the two entry points share: plug-ins, interpolation in YAML, and errors that are read without a traceback."""
 
+import codecs
 import inspect
+import io
+import locale
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -13,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.plugins import Plugins
+from safety_subspaces.artefacts.text import encodable, shown
 
 # Subcommands of analyze.py: each is the function of its name in a package's command.py.
 ANALYSES = Plugins(
@@ -28,6 +33,8 @@ PARSER_MODE = "omegaconf+"
 # What gloo and NCCL say on the ranks that are left.
 LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
 INTERRUPTED = 130  # the exit status of a process that Ctrl-C ended
+# What a progress bar writes to move the cursor: to the start of its line, and between the lines of several bars.
+CURSOR_MOVES = re.compile(r"\n*(\x1b\[A)*\Z|\r")
 
 
 def configure() -> None:
@@ -55,16 +62,35 @@ def configure() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")  # what DeepSpeed calls
 
 
+def use_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale has another encoding: files are UTF-8 everywhere.
+
+    Libraries open files in the encoding of the locale, and so are names of files read. Standard output stays in the
+    terminal's encoding.
+    """
+    encoding = locale.getpreferredencoding(False)
+    if sys.flags.utf8_mode or codecs.lookup(encoding).name == "utf-8":
+        return
+    streams = os.environ.get("PYTHONIOENCODING", f"{encoding}:backslashreplace")
+    os.environ.update({"PYTHONUTF8": "1", "PYTHONIOENCODING": streams})
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 def run(main: Callable[[], Any]) -> None:
     """Run an entry point; an :class:`InputError` is printed in one message, and the exit status is 2."""
+    for stream in (sys.stdout, sys.stderr):
+        _show_as_text(stream)
     sys.path.append(os.getcwd())  # noqa: PTH109 - plug-ins may stand where the command runs
     try:
+        unreadable = [argument for argument in sys.argv if argument != encodable(argument)]
+        if unreadable:
+            raise InputError(f"argument {unreadable[0]} is no text in UTF-8; name files and labels in UTF-8")
         main()
         torch = sys.modules.get("torch")
         if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()  # else its threads abort the interpreter at its end
     except (InputError, OmegaConfBaseException) as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print(f"error: {shown(str(error))}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
@@ -77,3 +103,22 @@ def run(main: Callable[[], Any]) -> None:
             file=sys.stderr,
         )
         sys.exit(1)
+
+
+def _show_as_text(stream: Any) -> None:
+    """Have a stream show control characters as text, but those that progress bars move the cursor by.
+
+    The stream itself is changed: handlers of logs and bars hold on to it.
+    """
+    if not isinstance(stream, io.TextIOWrapper) or "write" in vars(stream):
+        return
+    stream.reconfigure(errors="backslashreplace")
+    write = stream.write
+
+    def write_shown(text: str) -> int:
+        moves = CURSOR_MOVES.match(text)
+        start = moves.end() if moves else 0
+        write(text[:start] + shown(text[start:], most=len(text)))
+        return len(text)
+
+    stream.write = write_shown  # type: ignore[method-assign]

@@ -19,6 +19,7 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import read_json
 from safety_subspaces.artefacts.next_step import command_for, stage_at, stage_roles
 from safety_subspaces.artefacts.run_constraint import Constraint, read_constraint
+from safety_subspaces.artefacts.text import from_cell, map_texts
 
 MEASURES = (
     "utility",
@@ -279,7 +280,7 @@ def _read_table(folder: Path, name: str) -> pd.DataFrame:
     parquet, csv = folder / f"{name}.parquet", folder / f"{name}.csv"
     path = parquet if parquet.is_file() else csv
     try:
-        frame = pd.read_parquet(path) if path == parquet else pd.read_csv(path)
+        frame = pd.read_parquet(path) if path == parquet else map_texts(pd.read_csv(path), from_cell)
     except (OSError, ValueError) as error:  # pyarrow's and pandas' parsing errors are ValueErrors
         raise InputError(f"{path} cannot be read ({error}); remove {folder} and run that analysis again") from error
     required = REQUIRED_COLUMNS.get(folder.parent.name, ()) if name == "table" else ()

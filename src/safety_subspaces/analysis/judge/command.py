@@ -10,6 +10,7 @@ import pandas as pd
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
+from safety_subspaces.artefacts.text import encodable_value
 from safety_subspaces.evaluation.agreement import judge_agreement
 from safety_subspaces.evaluation.behaviour import HARMFUL_FROM, REFUSED, named_judge, verdicts_of
 from safety_subspaces.evaluation.judges import Judge
@@ -112,7 +113,7 @@ def _read(path: str, limit: int | None) -> tuple[list[dict[str, Any]], list[tupl
 
 def _checked(text: str, where: str) -> dict[str, Any]:
     try:
-        line = json.loads(text)
+        line = encodable_value(json.loads(text))
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: expected one JSON object a line ({error})") from error
     if not isinstance(line, dict) or not all(isinstance(line.get(name), str) for name in ("set", "prompt", "answer")):

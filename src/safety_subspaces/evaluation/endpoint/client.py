@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.text import encodable
 from safety_subspaces.evaluation.endpoint.request_cache import RequestCache, default_cache, key_of
 from safety_subspaces.evaluation.settings import EndpointSettings
 
@@ -331,7 +332,7 @@ def _cache_entry(answer: Any) -> dict[str, Any] | None:
     if text is not None and not isinstance(text, str):
         return None
     usage = answer.get("usage")
-    return {"text": text or "", "finish": choice.get("finish_reason"), "usage": usage}
+    return {"text": encodable(text or ""), "finish": choice.get("finish_reason"), "usage": usage}
 
 
 def _reply_of(entry: Mapping[str, Any]) -> Reply:
