@@ -3,18 +3,21 @@
 import sys
 from pathlib import Path
 
-import torch
-import yaml
-
 # A plain clone works without installing; `pip install -e .` makes this line idle.
 sys.path.insert(0, str(Path(__file__).parent / "src"))
 
+from safety_subspaces import command_line
+
+if __name__ == "__main__":
+    command_line.use_utf8()  # before imports that take seconds
+
+import torch
+import yaml
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks import RunBoard, RunRecord
-from safety_subspaces import command_line
 from safety_subspaces.artefacts.description import Role
 from safety_subspaces.training.modules.base import LanguageModelModule
 from safety_subspaces.training.run_folder import latest_checkpoint, plan_run, trained_checkpoint

@@ -73,7 +73,9 @@ def export(checkpoint: str, out: str, dtype: ExportType | None = None, overwrite
         module.language_model, module.tokenizer, Path(out), dtype, constraints=run / "constraint", overwrite=overwrite
     )
     leakage = Path(out) / LEAKAGE_FILE
-    return Exported(Path(out), source, tuple(json.loads(leakage.read_text())) if leakage.is_file() else ())
+    return Exported(
+        Path(out), source, tuple(json.loads(leakage.read_text(encoding="utf-8"))) if leakage.is_file() else ()
+    )
 
 
 def _locate(path: Path) -> tuple[Path, Path]:
@@ -92,7 +94,7 @@ def _locate(path: Path) -> tuple[Path, Path]:
             f"{path} lies in no run folder (no config.yaml and manifest.json in {run}). A training checkpoint is a "
             "pickle, which can run code: only those of this suite's own runs are read"
         )
-    if read_json(manifest).get("config_sha256") != sha256_of_value(yaml.safe_load(config.read_text())):
+    if read_json(manifest).get("config_sha256") != sha256_of_value(yaml.safe_load(config.read_text(encoding="utf-8"))):
         raise InputError(f"{config} is not the configuration that {manifest} names; restore it before exporting")
     if not is_whole_checkpoint(path):
         raise InputError(f"{path} was cut short while it was written; take an earlier one")
