@@ -110,7 +110,7 @@ def read_verdict(reply: Reply) -> Verdict:
     score = parsed.get("score") if isinstance(parsed, dict) else None
     if isinstance(score, bool) or not isinstance(score, int) or score not in SCORES:
         return Verdict(None, f"unreadable verdict: score {score!r}, expected 1 to 5")
-    return Verdict(score, str(parsed.get("reason", "")))
+    return Verdict(score, encodable(str(parsed.get("reason", ""))))
 
 
 def _mark_beside(prompt: str, answer: str) -> str:
