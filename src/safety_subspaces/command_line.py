@@ -35,6 +35,7 @@ LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "remote pr
 INTERRUPTED = 130  # the exit status of a process that Ctrl-C ended
 # What a progress bar writes to move the cursor: to the start of its line, and between the lines of several bars.
 CURSOR_MOVES = re.compile(r"\n*(\x1b\[A)*\Z|\r")
+MOST_IN_BAR = 1000  # characters; no terminal is as wide
 
 
 def configure() -> None:
@@ -118,7 +119,7 @@ def _show_as_text(stream: Any) -> None:
     def write_shown(text: str) -> int:
         moves = CURSOR_MOVES.match(text)
         start = moves.end() if moves else 0
-        write(text[:start] + shown(text[start:], most=len(text)))
+        write(text[:start] + shown(text[start:], most=MOST_IN_BAR if start else len(text)))
         return len(text)
 
     stream.write = write_shown  # type: ignore[method-assign]

@@ -64,7 +64,7 @@ def test_bars_move_the_cursor_and_their_labels_do_not() -> None:
     written = io.BytesIO()
     stream = io.TextIOWrapper(written, encoding="ascii", errors="strict")
     command_line._show_as_text(stream)
-    for outer in tqdm(range(2), desc=ALL, file=stream, mininterval=0, ncols=4000):
+    for outer in tqdm(range(2), desc=ALL, file=stream, mininterval=0, ncols=900):
         for _ in tqdm(range(2), desc=f"ü{outer}", file=stream, mininterval=0, leave=False):
             pass
     stream.write(f"error: {ALL}\r\n")
