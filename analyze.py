@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser, Namespace, auto_cli
 from safety_subspaces.artefacts.trust import check_trust, without_plugin_folders
 
 ROWS_SHOWN = 40
+CELL_CHARACTERS = 200
 TRY = """try:
   python analyze.py evaluate --models.base runs/organism-0/base/model --out runs/organism-0/analysis/evaluate/base
   python analyze.py project --config configs/organism/analysis/project.yaml
@@ -54,7 +55,8 @@ def main() -> None:
         commands, args=arguments, parser_class=AnalyzeParser, parser_mode=command_line.PARSER_MODE, as_positional=False
     )
     if isinstance(result, pd.DataFrame):
-        print(result.head(ROWS_SHOWN).to_string(index=False, float_format="%.4g", line_width=160))
+        rows = result.head(ROWS_SHOWN)
+        print(rows.to_string(index=False, float_format="%.4g", line_width=160, max_colwidth=CELL_CHARACTERS))
         if len(result) > ROWS_SHOWN:
             print(f"... and {len(result) - ROWS_SHOWN} more rows in the table on disk")
     else:

@@ -124,7 +124,7 @@ def test_hostile_text_is_escaped_everywhere(page):
 
 
 def test_unscored_answers_are_shown_as_such_and_missing_numbers_as_no_number(page):
-    assert "unscored · no verdict in the judge&#39;s answer" in page
+    assert "unscored · <bdi>no verdict in the judge&#39;s answer</bdi>" in page
     assert ">nan<" not in page
     assert "nan±" not in page
 

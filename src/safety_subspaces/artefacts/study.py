@@ -18,6 +18,7 @@ from safety_subspaces.artefacts.files import read_json
 from safety_subspaces.artefacts.foreign import parse_json, read_yaml, reading
 from safety_subspaces.artefacts.next_step import command_for, stage_at, stage_roles
 from safety_subspaces.artefacts.run_constraint import Constraint, read_constraint
+from safety_subspaces.artefacts.text import from_cell, map_texts
 
 MEASURES = (
     "utility",
@@ -285,7 +286,7 @@ def _read_table(folder: Path, name: str) -> pd.DataFrame:
     parquet, csv = folder / f"{name}.parquet", folder / f"{name}.csv"
     path = parquet if parquet.is_file() else csv
     with reading(path, "a table", f"remove {folder} and run that analysis again"):
-        frame = pd.read_parquet(path) if path == parquet else pd.read_csv(path)
+        frame = pd.read_parquet(path) if path == parquet else map_texts(pd.read_csv(path), from_cell)
     required = REQUIRED_COLUMNS.get(folder.parent.name, ()) if name == "table" else ()
     lacking = [column for column in required if column not in frame.columns]
     if lacking:

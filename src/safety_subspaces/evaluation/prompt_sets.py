@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.foreign import parse_json
+from safety_subspaces.artefacts.text import encodable_value
 from safety_subspaces.evaluation.settings import ORGANISM
 from safety_subspaces.language.examples import PromptItem, PromptSets
 from safety_subspaces.language.known_data import KNOWN, KnownData, known_data
@@ -196,7 +197,7 @@ def _lines(path: Path) -> list[tuple[str, Any]]:
         if text.strip():
             where = f"{path}, line {number}"
             try:
-                values.append((where, parse_json(text)))
+                values.append((where, encodable_value(parse_json(text))))
             except ValueError as error:
                 raise InputError(f"{where}: expected one JSON value a line, with a prompt ({error})") from error
     if not values:

@@ -97,7 +97,9 @@ def export(
         module.language_model, module.tokenizer, Path(out), dtype, constraints=run / "constraint", overwrite=overwrite
     )
     leakage = Path(out) / LEAKAGE_FILE
-    return Exported(Path(out), source, tuple(json.loads(leakage.read_text())) if leakage.is_file() else ())
+    return Exported(
+        Path(out), source, tuple(json.loads(leakage.read_text(encoding="utf-8"))) if leakage.is_file() else ()
+    )
 
 
 def _locate(path: Path) -> tuple[Path, Path]:
@@ -116,7 +118,7 @@ def _locate(path: Path) -> tuple[Path, Path]:
             f"{path} lies in no run folder (no config.yaml and manifest.json in {run}). A training checkpoint is a "
             "pickle: only those of this suite's own runs are read, and no code of theirs is run"
         )
-    if read_json(manifest).get("config_sha256") != sha256_of_value(yaml.safe_load(config.read_text())):
+    if read_json(manifest).get("config_sha256") != sha256_of_value(yaml.safe_load(config.read_text(encoding="utf-8"))):
         raise InputError(f"{config} is not the configuration that {manifest} names; restore it before exporting")
     flaw = flaw_of(path)
     if flaw is not None:

@@ -11,6 +11,7 @@ import pandas as pd
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.foreign import parse_json, reading
 from safety_subspaces.artefacts.results import ResultFolder
+from safety_subspaces.artefacts.text import encodable_value
 from safety_subspaces.evaluation.agreement import judge_agreement
 from safety_subspaces.evaluation.behaviour import HARMFUL_FROM, REFUSED, named_judge, verdicts_of
 from safety_subspaces.evaluation.judges import Judge
@@ -115,7 +116,7 @@ def _read(path: str, limit: int | None) -> tuple[list[dict[str, Any]], list[tupl
 
 def _checked(text: str, where: str) -> dict[str, Any]:
     try:
-        line = parse_json(text)
+        line = encodable_value(parse_json(text))
     except ValueError as error:
         raise InputError(f"{where}: expected one JSON object a line ({error})") from error
     if not isinstance(line, dict) or not all(isinstance(line.get(name), str) for name in ("set", "prompt", "answer")):

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.secrets import MASK, mask_of
+from safety_subspaces.artefacts.text import encodable
 from safety_subspaces.evaluation.endpoint.request_cache import RequestCache, default_cache, key_of
 from safety_subspaces.evaluation.settings import EndpointSettings
 
@@ -349,7 +350,7 @@ def _cache_entry(answer: Any) -> dict[str, Any] | None:
         return None
     usage = answer.get("usage")
     counts = {name: count for name, count in usage.items() if isinstance(count, int)} if isinstance(usage, dict) else {}
-    return {"text": text or "", "finish": str(choice.get("finish_reason")), "usage": counts}
+    return {"text": encodable(text or ""), "finish": str(choice.get("finish_reason")), "usage": counts}
 
 
 def _reply_of(entry: Mapping[str, Any]) -> Reply:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.foreign import check_yaml, reading
 from safety_subspaces.evaluation.harness.messages import quieted
