@@ -121,7 +121,7 @@ def test_a_folder_that_is_not_the_file_does_not_get_its_name(tmp_path: Path, mon
 
 
 def test_python_beside_a_file_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = write_gguf(tmp_path / "model.gguf", network(), GGMLQuantizationType.F32)
+    source = write_gguf(tmp_path / "model.gguf", tiny_network(), GGMLQuantizationType.F32)
     (tmp_path / "evil.py").write_text("from pathlib import Path\nPath(__file__).with_name('ran').touch()\n")
     for name in ("config.json", "tokenizer_config.json"):
         maps = {"AutoConfig": "evil.E", "AutoModelForCausalLM": "evil.E", "AutoTokenizer": ["evil.E", None]}
@@ -129,8 +129,6 @@ def test_python_beside_a_file_is_not_run(tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / name).write_text(json.dumps(claims))
     asked: list[str] = []
     monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "y")
-    refuse(
-        lambda: convert(str(source), str(tmp_path / "out")), "cannot be read as a causal language model: .*custom code"
-    )
+    refuse(lambda: convert(str(source), str(tmp_path / "out")), "custom code")
     assert not asked
     assert not (tmp_path / "ran").exists()
