@@ -1,7 +1,6 @@
 """A training checkpoint, exported, is the model that the run itself exported; nothing else is unpickled."""
 
 import json
-import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from support import oracle
+from support.canary import Canary
 from support.refusal import refuse
 from support.tiny import ANALYZE, ROOT, TRAIN, run_command, save_tiny_model
 
@@ -60,7 +60,7 @@ def test_the_last_checkpoint_is_the_exported_model(tmp_path: Path, options: list
         (shard,) = (run / "checkpoints").glob("*.ckpt/checkpoint/*rank_1*optim_states.pt")
         whole = shard.read_bytes()
         state = torch.load(shard, weights_only=False)
-        torch.save({**state, "extra": Runs(tmp_path / "canary")}, shard)
+        torch.save({**state, "extra": Canary(tmp_path / "canary")}, shard)
         refuse(lambda: export(str(run), str(tmp_path / "evil")), "rank_1.*holds more than tensors.*--trust_checkpoint")
         assert not (tmp_path / "canary").exists()
         shard.write_bytes(whole)
@@ -80,16 +80,6 @@ def test_the_last_checkpoint_is_the_exported_model(tmp_path: Path, options: list
     assert half["leakage"] > 1e3 * made.leakage[0]["leakage"]  # the positive control: bf16 does not hold it
 
 
-class Runs:
-    """What a pickle calls when it is read in full: it leaves a file behind."""
-
-    def __init__(self, canary: Path) -> None:
-        self.canary = canary
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.canary),)
-
-
 def change_manifest(run: Path, change: Callable[[dict], None]) -> None:
     """Change the configuration of a run as somebody would who wants it to be taken for whole."""
     manifest = json.loads((run / "manifest.json").read_text())
@@ -107,7 +97,7 @@ def test_a_run_folder_from_somebody_else_runs_no_code(tmp_path: Path, monkeypatc
     manifest = (run / "manifest.json").read_bytes(), (run / "config.yaml").read_bytes()
     state = torch.load(checkpoint, weights_only=True)
     for zipped in (True, False):
-        torch.save({**state, "extra": Runs(canary)}, checkpoint, _use_new_zipfile_serialization=zipped)
+        torch.save({**state, "extra": Canary(canary)}, checkpoint, _use_new_zipfile_serialization=zipped)
         message = "holds more than tensors and plain values.*--trust_checkpoint true"
         refuse(lambda: export(str(run), out), message)
         measured = run_command(

@@ -26,13 +26,15 @@ KEY = "zz-Very7Secret9Key-of-42"
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_API_KEY", KEY)
     monkeypatch.setenv("SOME_TOKEN", "true")
-    monkeypatch.setenv("SSH_AUTH_SOCK", "/run/user/agent")
+    monkeypatch.setenv("SSH_AUTH_SOCK", "/usr/bin/env")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "/Aa0+bcdefgh/ijkl")
 
 
 def test_values_of_secret_variables_are_written_as_their_names() -> None:
     assert masked(f"a {KEY} b") == "a ***MY_API_KEY*** b"
-    kept = "true, /run/user/agent, pad_token, sk-learn-experiments-of-2024, runs/organism-0"
+    kept = "true, /usr/bin/env, pad_token, sk-learn-experiments-of-2024, runs/organism-0"
     assert masked(kept) == kept
+    assert masked("x /Aa0+bcdefgh/ijkl") == "x ***AWS_SECRET_ACCESS_KEY***"
     assert masked("hf_" + "a" * 30 + " AKIA" + "A1" * 8) == "*** ***"
 
 
@@ -40,6 +42,8 @@ def test_a_command_line_is_recorded_without_secrets() -> None:
     command = ["analyze.py", "--judge_args.api_key", "abc", "--x.token=abc", "--name", KEY, "--api_key", "--out", "o"]
     expected = ["--judge_args.api_key", "***", "--x.token=***", "--name", "***MY_API_KEY***", "--api_key", "--out", "o"]
     assert masked_command(command) == ["analyze.py", *expected]
+    inline = """--logger={"class_path": "a.B", "init_args": {"api_key": "abc", password: abc, "token_count": 3}}"""
+    assert masked_command([inline]) == [inline.replace('"abc"', "***").replace("abc", "***")]
     kept = ["--max_new_tokens", "3", "--judge_args.api_key_env", "MY_API_KEY", "--pad_token=<pad>", "--trust_classes"]
     assert masked_command(kept) == kept
 

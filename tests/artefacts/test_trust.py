@@ -19,7 +19,8 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / place).mkdir(exist_ok=True)
         (tmp_path / place / f"{name}.py").touch()
     (tmp_path / "clone" / "loose.py").touch()
-    (tmp_path / "flagged" / "of_flagged.py").touch()
+    for name in ("of_flagged", "code"):  # Python's own module of that name stays what it is
+        (tmp_path / "flagged" / f"{name}.py").touch()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(trust, "_importable", None)
     path = [str(tmp_path / "clone"), str(tmp_path / "named"), str(tmp_path / "here" / "relative"), *sys.path]
@@ -32,7 +33,7 @@ def test_names_come_from_where_the_command_line_and_the_installation_say(places:
     names = trust.import_only_trusted(places / "clone", [places / "flagged"])
     assert {"torch", "lightning", "safety_subspaces", "callbacks", "of_named", "of_flagged", "spread"} <= names
     # The folder that it runs in, what PYTHONPATH names from there, the clone's loose files and runs, Python itself.
-    strange = {"of_here", "of_relative", "runs", "loose", "os", "subprocess", "builtins", "pip", "jsonargparse"}
+    strange = {"of_here", "of_relative", "runs", "loose", "os", "subprocess", "code", "builtins", "pip", "jsonargparse"}
     assert not strange & names
     assert not {"", str(places / "here"), str(places / "here" / "relative")} & set(sys.path)
     assert str(places / "flagged") in sys.path

@@ -366,6 +366,20 @@ def test_what_a_task_file_calls_runs_only_where_the_command_line_says_so(
     assert not (folder / "ran").exists()
 
 
+def test_what_a_task_of_lm_eval_calls_is_installed_and_runs(tmp_path: Path) -> None:
+    own = Path(lm_eval.__file__).parent / "tasks" / "hellaswag" / "hellaswag.yaml"
+    assert "!function" in own.read_text()
+    data = tmp_path / "rows.jsonl"
+    row = {"ind": 1, "activity_label": "A", "ctx_a": "a", "ctx_b": "b", "endings": ["c", "d"], "label": "0"}
+    data.write_text(json.dumps(row) + "\n")
+    files = {"data_files": {name: str(data) for name in ("train", "validation")}}
+    task = {"include": str(own), "task": "acts", "dataset_path": "json", "dataset_name": None, "dataset_kwargs": files}
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "acts.yaml").write_text(yaml.safe_dump(task))
+    task = harness("acts", include_path=str(tmp_path / "tasks")).tasks.leaves["acts"]
+    assert next(iter(task.validation_docs()))["query"] == "A: a B"
+
+
 def test_a_task_that_calls_python_runs_when_it_is_trusted(organism, tmp_path: Path) -> None:
     path = local_task(tmp_path / "tasks", metadata=None)
     file = tmp_path / "tasks" / "acts.yaml"

@@ -27,6 +27,8 @@ KNOWN_FORMS = re.compile(
     r"\b(sk-(?=[\w-]*\d)(?=[\w-]*[A-Z])[\w-]{20,}|hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}"
     r"|AKIA[0-9A-Z]{16}|xox[abprs]-[A-Za-z0-9-]{10,}|AIza[A-Za-z0-9_-]{30,})"
 )
+# An entry of a mapping that a word of the command line holds, as YAML or JSON.
+INLINE = re.compile(r"""(["']?)([\w.]+)\1(\s*:\s*)("[^"]*"|'[^']*'|[^"',}\]\s]+)""")
 # A shorter value may well stand in a text for another reason: "true", "12345".
 SHORTEST_SECRET = 8
 # A part of a key that is no accident; shorter ones say little. A key that is shorter itself is masked whole, but for
@@ -95,7 +97,7 @@ def masked_command(arguments: Sequence[str]) -> list[str]:
         if is_secret and equals:
             words.append(f"{option}={MASK}")
         else:
-            words.append(MASK if hides_next and not argument.startswith("--") else masked(argument))
+            words.append(MASK if hides_next and not argument.startswith("--") else INLINE.sub(_entry, masked(argument)))
         hides_next = is_secret and not equals
     return words
 
@@ -140,6 +142,11 @@ def without_home(text: str) -> str:
     return re.sub(rf"(?<!<)/{re.escape(user)}(?![\w.-])", "/~", text) if user else text  # no closing element
 
 
+def _entry(found: re.Match[str]) -> str:
+    """Mask the value of an entry that is named like a secret."""
+    return f"{found[1]}{found[2]}{found[1]}{found[3]}{MASK}" if _is_secret_option(found[2]) else found[0]
+
+
 def _without_parts(text: str, parts: set[str], length: int) -> str:
     kept: list[str] = []
     hidden_until = 0
@@ -163,7 +170,7 @@ def _secret_values() -> list[tuple[str, str]]:
 
 def _is_place(value: str) -> bool:
     """Tell whether a value is a path, as of a file with credentials or an agent's socket: no secret itself."""
-    return value.startswith(("/", "~", "./")) and "\n" not in value
+    return value.startswith(("/", "~")) and os.path.exists(os.path.expanduser(value))  # noqa: PTH110, PTH111 - any text
 
 
 def _is_secret_option(name: str) -> bool:

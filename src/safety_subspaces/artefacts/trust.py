@@ -59,7 +59,7 @@ def import_only_trusted(clone: Path, folders: Iterable[Path] = ()) -> frozenset[
     installed |= {name.partition(".")[0] for finder in finders for name in getattr(finder, "MAPPING", {})}
     sys.path += [str(folder) for folder in own]
     mine = {name for folder in own for name in _names_in(folder)}
-    _importable = frozenset(((installed - sys.stdlib_module_names) | mine) - NEVER | set(SUITE))
+    _importable = frozenset((installed | mine) - sys.stdlib_module_names - NEVER | set(SUITE))
     return _importable
 
 

@@ -262,7 +262,9 @@ def restricted_templates(settings: HarnessSettings) -> Iterator[None]:
 
 
 def _check_calls(path: Path, seen: frozenset[Path] = frozenset()) -> None:
-    """Refuse a YAML that calls Python, itself or in what it includes; nothing of it is run."""
+    """Refuse a YAML that calls Python, itself or in what it includes; nothing of it is run. Lm-eval's own may."""
+    if _is_installed(path):
+        return
     with path.open("rb") as stream:
         for event in yaml.parse(stream, Loader=yaml.SafeLoader):
             tag = getattr(event, "tag", None)
@@ -304,11 +306,14 @@ def _check_code(name: str, definition: Mapping[str, Any], trust_task_code: bool)
 
 
 def _is_called(metric: str, trust_task_code: bool) -> bool:
+    return Path(metric).is_absolute() and (trust_task_code or _is_installed(Path(metric)))
+
+
+def _is_installed(path: Path) -> bool:
+    """Tell whether a file is one of lm-eval's own."""
     import lm_eval
 
-    return Path(metric).is_absolute() and (
-        trust_task_code or Path(metric).is_relative_to(Path(lm_eval.__file__).parent)
-    )
+    return path.resolve().is_relative_to(Path(lm_eval.__file__).resolve().parent)
 
 
 def _check_examples(name: str, task: Any, num_fewshot: int | None) -> None:
