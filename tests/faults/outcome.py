@@ -1,0 +1,109 @@
+"""What a command made, as one value for each file: equal values mean the same result.
+
+A file is its bytes, with these exceptions, and no other. JSON and YAML, also in the head of a safetensors file, are
+their values without those that :func:`is_compared` leaves out; a file of TensorBoard's is the scalars and texts that a
+reader shows, without times. The hidden locks of :data:`LOCK` are no result.
+"""
+
+import hashlib
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+# Keys of what two runs of one command may differ in: when, how long, how much memory, and whether it went on.
+NOT_COMPARED = {
+    "started",
+    "wall_seconds",
+    "earlier_wall_seconds",
+    "peak_memory_bytes",
+    "resumed_from",
+}
+TIMES = ("time/", "train/tokens_per_second")
+# An empty folder that PyTorch makes in TMPDIR where DeepSpeed imports its compiler.
+OF_PYTORCH = re.compile(r"torchinductor_\w+")
+EVENTS = re.compile(r"events\.out\.tfevents\.")
+# What a process holds while it writes; an empty file that stays, since to remove it would let two in.
+LOCK = re.compile(r"\..+\.lock")
+
+
+def outcome(folder: Path) -> dict[str, str]:
+    """Describe every file and every empty folder under a folder, hidden ones too."""
+    found: dict[str, str] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_symlink():
+            found[name] = f"link to {path.readlink()}"
+        elif path.is_dir():
+            if not any(path.iterdir()) and not OF_PYTORCH.fullmatch(name):
+                found[name] = "empty folder"
+        elif EVENTS.match(path.name):
+            found[str(Path(name).parent / "events")] = digest(scalars(path.parent))
+        elif not (LOCK.fullmatch(path.name) and path.stat().st_size == 0):
+            found[name] = digest(content(path))
+    return found
+
+
+def content(path: Path) -> Any:
+    """Return what is compared of a file."""
+    data = path.read_bytes()
+    if path.suffix == ".json":
+        return without(json.loads(data))
+    if path.suffix == ".yaml":
+        return without(yaml.safe_load(data))
+    if path.suffix == ".safetensors":
+        (size,) = struct.unpack("<Q", data[:8])
+        return [without(json.loads(data[8 : 8 + size])), digest(data[8 + size :])]
+    return data
+
+
+def without(value: Any) -> Any:
+    """Return a value without what is not compared, at any depth, also inside a text of JSON."""
+    if isinstance(value, dict):
+        return {key: without(inner) for key, inner in value.items() if is_compared(key)}
+    if isinstance(value, str) and value.startswith("{"):
+        try:
+            return without(json.loads(value))
+        except json.JSONDecodeError:
+            return value
+    return [without(inner) for inner in value] if isinstance(value, list) else value
+
+
+def is_compared(key: object) -> bool:
+    """Tell whether two runs of one command have to agree in a value, by its key."""
+    return key not in NOT_COMPARED and not str(key).startswith(TIMES)
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float | str]]]:
+    """Return what TensorBoard shows of a run: by tag each step with its value."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+    found: dict[str, list[tuple[int, float | str]]] = {
+        tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]
+    }
+    for tag in read.Tags()["tensors"]:
+        found[tag] = [(event.step, str(event.tensor_proto)) for event in read.Tensors(tag)]
+    return {tag: events for tag, events in found.items() if is_compared(tag)}
+
+
+def digest(value: Any) -> str:
+    """Return a hash of bytes, or of a plain value."""
+    data = value if isinstance(value, bytes) else json.dumps(value, sort_keys=True, default=str).encode()
+    return hashlib.sha256(data).hexdigest()
+
+
+def differences(wanted: dict[str, str], got: dict[str, str]) -> list[str]:
+    """Say what is missing, left over or other than it should be."""
+    missing = [f"missing {name}" for name in wanted if name not in got]
+    left = dict.fromkeys(f"left {_leaving(name)}" for name in got if name not in wanted)
+    return missing + list(left) + [f"other {name}" for name in wanted if name in got and wanted[name] != got[name]]
+
+
+def _leaving(name: str) -> str:
+    """Name a hidden folder for all that is in it."""
+    hidden = next((place for place, part in enumerate(Path(name).parts, 1) if part.startswith(".")), None)
+    return str(Path(*Path(name).parts[:hidden]))
