@@ -7,6 +7,7 @@ three to five times slower than as many processes of one.
 
 import ctypes
 import errno
+import inspect
 import json
 import os
 import shutil
@@ -15,9 +16,10 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -26,8 +28,8 @@ import torch
 from tqdm import tqdm
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.files import read_json, write_json
-from safety_subspaces.artefacts.provenance import ADAPTER_CONFIG, adapter_base, git_state
+from safety_subspaces.artefacts.files import KEY_FILE, UNFINISHED, holding, read_json, write_json
+from safety_subspaces.artefacts.provenance import check_unchanged, code_state, describe_all, sha256_of_file
 from safety_subspaces.weights.checkpoint import Checkpoint
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
@@ -85,61 +87,87 @@ class UnfinishedWork:
     Args:
         folder: The hidden folder beside the results.
         done_before: How many tensors an interrupted analysis left in it.
+        fabric: The ranks that share the work; ``None`` where this process is the only one.
+        device: Where this process computes.
     """
 
     folder: Path
     done_before: int
+    fabric: Any
+    device: torch.device
+
+    @property
+    def is_first_rank(self) -> bool:
+        """Whether this process makes what all share, and the results."""
+        return self.fabric is None or self.fabric.global_rank == 0
 
     def path(self, name: str) -> Path:
         """Return the file of one tensor's rows."""
-        return self.folder / "tensors" / f"{name}.json"
+        return self.folder / "tensors" / f"{file_stem(name)}.json"
+
+    def wait_for_all(self) -> None:
+        """Wait until every rank has come this far."""
+        if self.fabric is not None:
+            self.fabric.barrier()
+
+    def forget(self) -> None:
+        """Count no tensor as done: what its rows tell of is gone."""
+        shutil.rmtree(self.folder / "tensors")
+        (self.folder / "tensors").mkdir()
+
+
+def file_stem(tensor: str) -> str:
+    """Return what files of a tensor are called: its name comes with a checkpoint, and may be a path to anywhere."""
+    return sha256(tensor.encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 @contextmanager
 def unfinished_work(
-    out: str | Path, command: str, arguments: Mapping[str, Any], inputs: Sequence[str]
+    out: str | Path, command: str, arguments: Mapping[str, Any], inputs: Sequence[str], workers: Workers
 ) -> Iterator[UnfinishedWork]:
-    """Yield the folder of what is done so far; it goes when the block ends, and stays when it is interrupted.
+    """Start the other ranks, hold the results' name, and yield the folder of what is done so far.
 
-    It is taken up again by the same command with the same arguments, inputs and code; else it starts empty. An
-    :class:`InputError` and a full disk remove it too: what they ask for changes the inputs, or is room.
+    The folder goes when the block ends, and stays when it is interrupted. It is taken up again by the same command with
+    the same arguments, the same bytes of inputs and of this program; else it starts empty. An :class:`InputError` and a
+    full disk remove it too: what they ask for changes the inputs, or is room.
 
     Args:
         out: Folder of the results; the work is kept beside it.
         command: Name of the subcommand.
         arguments: What decides its numbers, as plain values.
         inputs: Paths of the models that it reads.
+        workers: The processes and ranks that do it.
+
+    Raises:
+        InputError: Another process works on these results, there is no room, or an input changed meanwhile.
     """
     target = Path(out)
-    folder = target.with_name(f".{target.name}.unfinished")
-    key: dict[str, Any] = {
-        "command": command,
-        "arguments": dict(arguments),
-        "inputs": [_stamp(path) for path in inputs],
-    }
-    key |= {"code": git_state()}
-    stored = folder / "key.json"
-    if is_first_rank():
-        earlier_key = read_json(stored) if stored.is_file() else None
-        if earlier_key != json.loads(json.dumps(key, default=str)):
+    folder = target.with_name(UNFINISHED.format(target.name))
+    fabric, device = _launch(workers)
+    unfinished = UnfinishedWork(folder, 0, fabric, device)
+    with holding(target) if unfinished.is_first_rank else nullcontext():
+        if unfinished.is_first_rank:
+            described = describe_all(inputs)
+            key = {"command": command, "arguments": dict(arguments), "inputs": described, **code_state()}
+            unfinished = replace(unfinished, done_before=_take_up(folder, json.loads(json.dumps(key, default=str))))
+        unfinished.wait_for_all()
+        try:
+            yield unfinished
+            if unfinished.is_first_rank:
+                check_unchanged(described)
+        except InputError:
             shutil.rmtree(folder, ignore_errors=True)
-        (folder / "tensors").mkdir(parents=True, exist_ok=True)
-        write_json(stored, key)
-    done = sum(1 for path in (folder / "tensors").glob("[!.]*.json")) if folder.exists() else 0
-    try:
-        yield UnfinishedWork(folder, done)
-    except InputError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise InputError(
-            f"there is no room on the disk for {out} ({error}); nothing is left of it. Make room, or choose another out"
-        ) from error
-    if is_first_rank():
-        shutil.rmtree(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            raise InputError(
+                f"there is no room on the disk for {out} ({error}); nothing is left of it. Make room, or choose "
+                "another out"
+            ) from error
+        if unfinished.is_first_rank:
+            shutil.rmtree(folder)
 
 
 def work_through(
@@ -160,7 +188,10 @@ def work_through(
     Raises:
         InputError: What a task raises; or a worker was killed, as by a system without memory.
     """
-    fabric, device = _launch(workers)
+    fabric, device = unfinished.fabric, unfinished.device
+    if unfinished.is_first_rank:
+        _forget_other_code(task, unfinished)
+    unfinished.wait_for_all()
     todo = [name for name in costs if not unfinished.path(name).is_file()]
     todo.sort(key=lambda name: -costs[name])  # the largest first: no worker is left alone with it at the end
     rank, ranks = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
@@ -168,10 +199,9 @@ def work_through(
     with _progress(costs, [name for name in costs if name not in mine] if ranks == 1 else [], mine, label, rank) as bar:
         for name in _do_all(task, mine, costs, unfinished, workers, device):
             bar(name)
-    if fabric is not None:
-        fabric.barrier()
-        if rank:
-            return None
+    unfinished.wait_for_all()
+    if rank:
+        return None
     return {name: read_json(unfinished.path(name)) for name in costs}
 
 
@@ -244,11 +274,23 @@ def _launch(workers: Workers) -> tuple[Any, torch.device]:
     return fabric, fabric.device
 
 
-def is_first_rank() -> bool:
-    """Tell whether this process writes; before Fabric has started the launcher's environment says so."""
-    ranks = [os.environ[name] for name in ("RANK", "SLURM_PROCID") if name in os.environ]
-    ranks = ranks or [os.environ.get(name, "0") for name in ("NODE_RANK", "LOCAL_RANK")]
-    return all(rank == "0" for rank in ranks[:2])
+def _take_up(folder: Path, key: Mapping[str, Any]) -> int:
+    """Make the folder of the work that a key names, empty if it held another's; return how many tensors are done."""
+    stored = folder / KEY_FILE
+    if not stored.is_file() or read_json(stored) != key:
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "tensors").mkdir(parents=True)
+        write_json(stored, key)
+    return sum(1 for _ in (folder / "tensors").glob("[!.]*.json"))
+
+
+def _forget_other_code(task: TensorTask, unfinished: UnfinishedWork) -> None:
+    """Count no tensor as done by another version of a task, which may be a plug-in's outside this package."""
+    source, mark = inspect.getsourcefile(type(task)), unfinished.folder / "task.json"
+    code = sha256_of_file(Path(source)) if source else None
+    if mark.is_file() and read_json(mark) != code:
+        unfinished.forget()
+    write_json(mark, code)
 
 
 @contextmanager
@@ -269,11 +311,3 @@ def _progress(
             bar.update(costs[name])
 
         yield advance
-
-
-def _stamp(path: str) -> list[Any]:
-    """Name an input with the size and time of each file: enough to see that it changed, without reading it."""
-    location = Path(path)
-    files = [location] if location.is_file() else sorted(f for f in location.glob("*") if f.is_file())
-    stamp = [str(path), [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]]
-    return [*stamp, _stamp(adapter_base(location))] if (location / ADAPTER_CONFIG).is_file() else stamp

@@ -1,34 +1,107 @@
-"""Writing so that nothing is lost: every file and folder appears under its name only when it is whole."""
+"""Writing so that nothing is lost: every file and folder appears under its name only when it is whole.
 
+What is under way has a hidden name beside the one that it will get. A process that is killed leaves it there; the next
+one that takes the name finds that nobody holds it, and takes it away.
+"""
+
+import ctypes
+import fcntl
 import json
+import logging
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from safety_subspaces.artefacts.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 PARTIAL = re.compile(r"\..+\.partial-\d+")
+# What an interrupted analysis has done so far is kept beside its result, under this name.
+UNFINISHED = ".{}.unfinished"
+KEY_FILE = "key.json"
+RESULT_FILE = "result.json"
+
+# Seconds that a name is waited for: whoever only looks at it lets go sooner.
+MOMENT = 1.0
+AT_CURRENT_FOLDER = -100  # AT_FDCWD of renameat2(2)
+EXCHANGE = 2  # RENAME_EXCHANGE
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; the file written there takes its name when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        yield partial
-        partial.replace(path)
+        with partial.open("wb") as held:
+            with suppress(OSError):  # a file system without locks: nobody will take it for a killed process's
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield partial
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def is_partial(path: Path) -> bool:
-    """Tell whether a file is what a killed process left of one that it was writing."""
+    """Tell whether a file is one that :func:`replacing` is writing, or that a killed process left."""
     return PARTIAL.fullmatch(path.name) is not None
+
+
+def clear_partials(folder: Path) -> None:
+    """Take away the files in a folder that killed processes left half written; those of living ones stay."""
+    for file in filter(is_partial, folder.glob(".*")):
+        with suppress(OSError), file.open("r+b") as held:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.unlink()
+            logger.info("took away %s, which a command that was killed had left", file)
+
+
+@contextmanager
+def holding(path: Path) -> Iterator[None]:
+    """Hold a name until the block ends: no other process that asks for it may write there meanwhile.
+
+    The kernel lets go of it when the process ends, however it ends. What processes that were killed left beside the
+    name is taken away; a folder that was moved aside when one was killed gets its name back. May be nested.
+
+    Raises:
+        InputError: Another process holds it, or nothing can be written there.
+    """
+    lock = FileLock(_beside(path.absolute(), "lock"), MOMENT, thread_local=False, is_singleton=True)
+    if lock.is_locked:
+        yield
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{path} cannot be made: a part of its path is a file; choose another place") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be made ({error.strerror}); choose another place") from error
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(f"another process is writing {path}; wait for it, stop it, or choose another name") from error
+    except OSError as error:
+        raise InputError(f"{path.parent} cannot be written to ({error.strerror}); choose another place") from error
+    try:
+        _clear_leavings(path)
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits for it sees that, and makes another
+        lock.release()
+
+
+def clear_leavings(path: Path) -> None:
+    """Take away what processes that were killed left beside a name, unless another process holds it."""
+    if path.parent.is_dir():
+        with suppress(InputError), holding(path):
+            pass
 
 
 def write_text(path: Path, text: str) -> None:
@@ -76,35 +149,82 @@ def check_free(target: Path, overwrite: bool = False) -> None:
 
 @contextmanager
 def replacing_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder beside ``target`` that takes its name when the block ends without an error.
+    """Hold a folder's name and yield a temporary one beside it, which takes the name when the block ends well.
 
     Args:
         target: The folder to make.
         overwrite: Whether a non-empty ``target`` may be replaced; it stays until the new one is whole.
 
     Raises:
-        InputError: ``target`` is a file, or holds something and ``overwrite`` is false.
+        InputError: ``target`` is a file, or holds something and ``overwrite`` is false; another process writes it.
     """
     check_free(target, overwrite)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"{target} cannot be made: a part of its path is a file; choose another folder") from error
-    partial = _partial(target)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        if target.exists():
-            replaced = target.with_name(f".{target.name}.replaced-{os.getpid()}")
-            target.rename(replaced)
-            partial.rename(target)
-            shutil.rmtree(replaced)
-        else:
-            partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with holding(target):
+        check_free(target, overwrite)  # another process may have ended just now
+        partial = _beside(target, "partial")
+        partial.mkdir()
+        try:
+            yield partial
+            if target.exists():
+                _exchange(partial, target)
+            else:
+                partial.rename(target)
+        finally:
+            _remove(partial)
 
 
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial-{os.getpid()}")
+def _clear_leavings(path: Path) -> None:
+    """Take away what processes that were killed left beside a name that nobody else holds."""
+    aside = _beside(path, "replaced")
+    if aside.exists() and not path.exists():
+        aside.rename(path)
+        logger.info("%s was being replaced when a command was killed; it has its name back", path)
+    left = [aside, _beside(path, "partial"), *path.parent.glob(f"{_escaped(_beside(path, 'partial').name)}-*")]
+    work = path.with_name(UNFINISHED.format(path.name))
+    if _is_published(path, work):
+        left.append(work)
+    for leaving in left:
+        if leaving.exists() or leaving.is_symlink():
+            _remove(leaving)
+            logger.info("took away %s, which a command that was killed had left", leaving)
+
+
+def _is_published(path: Path, work: Path) -> bool:
+    """Tell whether kept work is older than the result: only its removal is missing."""
+    result = path / RESULT_FILE if path.is_dir() else path
+    if not work.is_dir() or not result.is_file():
+        return False
+    key = work / KEY_FILE
+    return not key.is_file() or result.stat().st_mtime_ns >= key.stat().st_mtime_ns
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swap two folders' names, in one step where the system can; else :func:`holding` restores what a kill lost."""
+    if _renamed_in_one_step(one, other):
+        return
+    aside = _beside(other, "replaced")
+    other.rename(aside)
+    one.rename(other)
+    aside.rename(one)
+
+
+def _renamed_in_one_step(one: Path, other: Path) -> bool:
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux; not every file system has it
+    paths = (AT_CURRENT_FOLDER, os.fsencode(one), AT_CURRENT_FOLDER, os.fsencode(other))
+    return rename is not None and rename(*paths, EXCHANGE) == 0
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{kind}")
+
+
+def _escaped(name: str) -> str:
+    """A name as a pattern that matches itself alone."""
+    return re.sub(r"([\[*?])", r"[\1]", name)

@@ -7,7 +7,9 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -56,8 +58,25 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+@cache
+def code_state() -> dict[str, Any]:
+    """Say what computes: the SHA-256 of this package's source as it lies here, and the versions below it."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for file in sorted(package.rglob("*.py")):
+        digest.update(f"{file.relative_to(package)}\n{sha256_of_file(file)}\n".encode())
+    return {"code_sha256": digest.hexdigest(), "versions": package_versions()}
+
+
 def sha256_of_file(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file's bytes."""
+    """Return the hexadecimal SHA-256 of a file's bytes; one that did not change is read once by a process."""
+    status = path.stat()
+    # The time of the last change of its status cannot be set, as that of its bytes can.
+    return _sha256_of_unchanged(path.resolve(), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _sha256_of_unchanged(path: Path, *status: int) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -82,6 +101,25 @@ def describe_input(path: str | os.PathLike[str]) -> dict[str, Any]:
     if (location / ADAPTER_CONFIG).is_file():
         described["base"] = describe_input(adapter_base(location))
     return described
+
+
+def describe_all(paths: Iterable[str]) -> list[dict[str, Any]]:
+    """Describe inputs in their order, each once."""
+    return [describe_input(path) for path in dict.fromkeys(paths)]
+
+
+def check_unchanged(described: Sequence[Mapping[str, Any]]) -> None:
+    """Check that inputs are what they were when they were described.
+
+    Raises:
+        InputError: One was changed.
+    """
+    for before in described:
+        if describe_input(before["path"]) != before:
+            raise InputError(
+                f"{before['path']} was changed while it was read, so the numbers would be of no one state of it; "
+                "run the command again"
+            )
 
 
 def adapter_base(folder: Path) -> str:

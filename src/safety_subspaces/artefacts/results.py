@@ -1,7 +1,8 @@
 """The result folder that every ``analyze.py`` subcommand fills: settings, tables, summary and provenance."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,14 +13,16 @@ import yaml
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import (
+    RESULT_FILE,
     check_free,
+    clear_leavings,
     is_occupied,
     read_json,
     replacing_folder,
     write_json,
     write_text,
 )
-from safety_subspaces.artefacts.provenance import describe_input, peak_memory_bytes, provenance
+from safety_subspaces.artefacts.provenance import check_unchanged, describe_all, peak_memory_bytes, provenance
 
 # Parameters that say where a result goes and what works on it; what it is does not depend on them.
 NOT_RECORDED = ("out", "overwrite", "workers", "devices", "num_nodes")
@@ -28,6 +31,17 @@ NOT_RECORDED = ("out", "overwrite", "workers", "devices", "num_nodes")
 def recorded(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a subcommand was called with as plain values: ``recorded(locals())``, before it has other locals."""
     return {name: _plain(value) for name, value in parameters.items() if name not in NOT_RECORDED}
+
+
+def check_labels(labels: Iterable[str]) -> None:
+    """Refuse labels that would be a path elsewhere.
+
+    Raises:
+        InputError: One is empty, hidden, or has a separator.
+    """
+    for label in labels:
+        if not label or "/" in label or label.startswith("."):
+            raise InputError(f"label {label!r} names a folder and rows of tables; expected letters, digits, - and _")
 
 
 class ResultFolder:
@@ -45,7 +59,8 @@ class ResultFolder:
         started: When the work began, by ``time.monotonic``; by default when the context is entered.
 
     Raises:
-        InputError: On entering, if ``out`` is occupied and ``overwrite`` is false, or holds something else.
+        InputError: On entering, if ``out`` is occupied and ``overwrite`` is false, holds something else, or another
+            process writes it. On leaving, if an input was changed meanwhile.
     """
 
     def __init__(
@@ -69,29 +84,21 @@ class ResultFolder:
 
     def __enter__(self) -> "ResultFolder":
         self.check_free()
-        self.folder = self._replacing.__enter__()
         self._provenance = provenance()
+        self._described = describe_all(self._inputs)
+        self.folder = self._replacing.__enter__()
         self._started = time.monotonic() if self._started is None else self._started
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            write_text(self.folder / "config.yaml", yaml.safe_dump(self._arguments, sort_keys=False))
-            write_json(
-                self.folder / "result.json",
-                {
-                    "analysis": self._command,
-                    "summary": self.summary,
-                    "inputs": [describe_input(path) for path in dict.fromkeys(self._inputs)],
-                    "left_out": self.left_out,
-                    "wall_seconds": round(time.monotonic() - (self._started or 0.0), 3),
-                    "peak_memory_bytes": peak_memory_bytes(),
-                    "provenance": self._provenance,
-                },
-            )
-        self._replacing.__exit__(kind, error, trace)
+        if error is not None:
+            self._replacing.__exit__(kind, error, trace)
+        else:
+            with ExitStack() as publishing:
+                publishing.push(self._replacing)
+                self._write_record()
         self.folder = self.out
 
     def check_free(self) -> None:
@@ -100,9 +107,10 @@ class ResultFolder:
         Raises:
             InputError: ``out`` is occupied and ``overwrite`` is false, or holds something else.
         """
+        clear_leavings(self.out)
         if not is_occupied(self.out):
             return
-        earlier = self.out / "result.json"
+        earlier = self.out / RESULT_FILE
         if not earlier.is_file() or read_json(earlier).get("analysis") != self._command:
             raise InputError(
                 f"{self.out} holds something else than an earlier result of {self._command}, which is never replaced; "
@@ -118,6 +126,22 @@ class ResultFolder:
     def leave_out(self, name: str, reason: str) -> None:
         """Record a tensor, prompt or comparison that was not used, with the reason."""
         self.left_out.append({"name": name, "reason": reason})
+
+    def _write_record(self) -> None:
+        check_unchanged(self._described)
+        write_text(self.folder / "config.yaml", yaml.safe_dump(self._arguments, sort_keys=False))
+        write_json(
+            self.folder / RESULT_FILE,
+            {
+                "analysis": self._command,
+                "summary": self.summary,
+                "inputs": self._described,
+                "left_out": self.left_out,
+                "wall_seconds": round(time.monotonic() - (self._started or 0.0), 3),
+                "peak_memory_bytes": peak_memory_bytes(),
+                "provenance": self._provenance,
+            },
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.files import write_text
+from safety_subspaces.artefacts.files import holding, write_text
 from safety_subspaces.artefacts.study import Study, read_study
 from safety_subspaces.findings.intervals import Finding
 from safety_subspaces.findings.models import default_page
@@ -79,7 +79,8 @@ def report(study: list[str] | str, out: str | None = None, sections: Sequence[st
         text = partial(across_text, organisms, findings)
     target = usual if out is None else Path(out)
     _refuse_what_is_no_page(target, usual, is_folder_name=out is not None and out.endswith(("/", os.sep)))
-    write_text(target, html())
+    with holding(target):
+        write_text(target, html())
     log.info("wrote %s (%.1f MB)", target, target.stat().st_size / 1e6)
     return StudyReport(target, text())
 

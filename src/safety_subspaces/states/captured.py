@@ -2,7 +2,7 @@
 
 However many prompts there are, two things are stored: the moments of two halves at each layer and position, and a
 seeded sample of single states for what moments cannot tell. The name of a file in the cache is a hash of all that
-determines it: the model's files, the prompts and the settings.
+determines it: the model's files, the prompts as token ids, the settings, and this program.
 """
 
 import logging
@@ -19,15 +19,15 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.provenance import describe_input, package_versions, sha256_of_value
+from safety_subspaces.artefacts.files import clear_partials
+from safety_subspaces.artefacts.provenance import code_state, describe_input, sha256_of_value
 from safety_subspaces.artefacts.tensors import TensorFile, write_tensors
 from safety_subspaces.language.examples import PromptItem, groups_of
+from safety_subspaces.language.prompting import encode_prompt
 from safety_subspaces.states.capture import Position, Site, check_layers, stream_states
 from safety_subspaces.states.equivalence import deal
 from safety_subspaces.states.moments import MomentsBuilder, StateMoments
 
-# Version of the cache files: to be increased when their content, or how it is computed, changes.
-FORMAT = 1
 HALVES = ("a", "b")
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def captured(
     """
     file = None
     if cache is not None and Path(path).is_dir():
-        file = cache / f"{_key(path, str(model.dtype), items, settings)}.safetensors"
+        file = cache / f"{_key(path, model.dtype, tokenizer, items, settings)}.safetensors"
         try:
             if file.is_file():
                 return _read(file, model, items, settings)
@@ -154,16 +154,22 @@ def _capture(
     return CapturedSet(layers, halves, sample, rows)
 
 
-def _key(path: str, dtype: str, items: Sequence[PromptItem], settings: CaptureSettings) -> str:
+def _key(
+    path: str,
+    dtype: torch.dtype,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[PromptItem],
+    settings: CaptureSettings,
+) -> str:
     described: dict[str, Any] = describe_input(path)
     model = {name: value for name, value in described.items() if name != "path"}
-    versions = {name: package_versions()[name] for name in ("torch", "transformers")}
-    prompts = [[item.prompt, item.group] for item in items]
+    prompts = [[encode_prompt(tokenizer, item.prompt, settings.template), item.group] for item in items]
     determining = asdict(settings) | {"batch_size": None}  # affects the cost alone
-    return sha256_of_value([FORMAT, model, dtype, versions, prompts, determining])[:32]
+    return sha256_of_value([model, str(dtype), code_state(), prompts, determining])[:32]
 
 
 def _write(file: Path, states: CapturedSet) -> None:
+    clear_partials(file.parent)
     tensors: dict[str, Tensor] = {f"sample/{position}": sample for position, sample in states.sample.items()}
     for (position, layer), halves in states.halves.items():
         for half, moments in zip(HALVES, halves, strict=True):

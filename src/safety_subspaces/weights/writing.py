@@ -93,12 +93,12 @@ class CheckpointWriter:
         return cast
 
     def finish(self) -> None:
-        """Give the files their names."""
+        """Give the files their names; those that have them already, as after an interruption, keep them."""
         for file in self._files:
-            partial = self._partial(file)
-            with partial.open("rb") as stream:
+            written = self._written(file)
+            with written.open("rb") as stream:
                 os.fsync(stream.fileno())
-            partial.replace(self.folder / file)
+            written.replace(self.folder / file)
         if len(self._files) > 1:
             total = sum(span.size for span in self._spans.values())
             weight_map = {stored: span.file for stored, span in self._spans.items()}
@@ -133,13 +133,18 @@ class CheckpointWriter:
         numbers = memoryview(value.contiguous().reshape(-1).view(torch.uint8).numpy().data).cast("B")
         if first_byte + len(numbers) > span.size:
             raise ValueError(f"{stored} has {span.size} bytes, got {len(numbers)} from {first_byte}")
-        with self._partial(span.file).open("r+b", buffering=0) as stream:
+        with self._written(span.file).open("r+b", buffering=0) as stream:
             stream.seek(span.start + first_byte)
             while len(numbers):
                 numbers = numbers[stream.write(numbers) :]
 
     def _partial(self, file: str) -> Path:
         return self.folder / f".{file}{PARTIAL}"
+
+    def _written(self, file: str) -> Path:
+        """Return where a file is: under its temporary name, or finished."""
+        partial = self._partial(file)
+        return self.folder / file if (self.folder / file).is_file() else partial
 
 
 def _plan_shards(source: FullCheckpoint, copied: list[str], max_shard_bytes: int) -> list[list[str]]:

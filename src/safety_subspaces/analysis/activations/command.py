@@ -120,37 +120,38 @@ def activations(
     sets, left_out = read_sets(prompts, split, limit, shared)
     files = files_of(prompts)
     results = ResultFolder(out, "activations", arguments, [*models.values(), *files], overwrite, started)
-    results.check_free()
-    settings = CaptureSettings(
-        positions, None if layers is None else tuple(layers), site, template, sample, seed, batch_size
-    )
-    comparison = ComparisonSettings(tuple(energies), center, controls, permutations, seed)
-    folder = None if cache == "none" else Path(cache) if cache else Path(out).parent / ".states"
-    tables: dict[str, list[dict[str, Any]]] = {name: [] for name in ("table", "equivalence", "two_sample", "dimension")}
-    seen: list[ModelStates] = []
-    with tqdm(total=len(models), desc="activations", unit="model") as bar:
-        for label, path in models.items():
-            bar.set_postfix_str(label)
-            model, tokenizer = load_language_model(path, getattr(torch, dtype), device=device)
-            captured_sets = {
-                name: captured(model, tokenizer, path, items, settings, folder, f"{label}: {name}")
-                for name, items in sets.items()
-            }
-            del model
-            sampled = {name: [items[row] for row in captured_sets[name].rows] for name, items in sets.items()}
-            pairs, unmatched = _matched(sampled, tokenizer, template)
-            left_out += [(f"{label}: {name}", reason) for name, reason in unmatched]
-            states = ModelStates(
-                label, captured_sets, {name: groups_of(items, name) for name, items in sampled.items()}, pairs
-            )
-            tables["table"] += overlap_rows(states, comparison)
-            tables["equivalence"] += equivalence_rows(states, comparison)
-            tables["two_sample"] += two_sample_rows(states, comparison)
-            tables["dimension"] += dimension_rows(states)
-            seen.append(states)
-            bar.update()
-    table = pd.DataFrame(tables["table"])[COLUMNS]
     with results:
+        settings = CaptureSettings(
+            positions, None if layers is None else tuple(layers), site, template, sample, seed, batch_size
+        )
+        comparison = ComparisonSettings(tuple(energies), center, controls, permutations, seed)
+        folder = None if cache == "none" else Path(cache) if cache else Path(out).parent / ".states"
+        tables: dict[str, list[dict[str, Any]]] = {
+            name: [] for name in ("table", "equivalence", "two_sample", "dimension")
+        }
+        seen: list[ModelStates] = []
+        with tqdm(total=len(models), desc="activations", unit="model") as bar:
+            for label, path in models.items():
+                bar.set_postfix_str(label)
+                model, tokenizer = load_language_model(path, getattr(torch, dtype), device=device)
+                captured_sets = {
+                    name: captured(model, tokenizer, path, items, settings, folder, f"{label}: {name}")
+                    for name, items in sets.items()
+                }
+                del model
+                sampled = {name: [items[row] for row in captured_sets[name].rows] for name, items in sets.items()}
+                pairs, unmatched = _matched(sampled, tokenizer, template)
+                left_out += [(f"{label}: {name}", reason) for name, reason in unmatched]
+                states = ModelStates(
+                    label, captured_sets, {name: groups_of(items, name) for name, items in sampled.items()}, pairs
+                )
+                tables["table"] += overlap_rows(states, comparison)
+                tables["equivalence"] += equivalence_rows(states, comparison)
+                tables["two_sample"] += two_sample_rows(states, comparison)
+                tables["dimension"] += dimension_rows(states)
+                seen.append(states)
+                bar.update()
+        table = pd.DataFrame(tables["table"])[COLUMNS]
         for name, reason in left_out:
             results.leave_out(name, reason)
         results.summary = _summarise(pd.DataFrame(tables["equivalence"]), sets, sampled=sample)

@@ -106,7 +106,7 @@ def atlas(
     results.check_free()
     task = AtlasTensor(models, tuple(sides), choices)
     costs = {name: len(models) * len(sides) * factorisation_cost(origin.shape(name)) for name in names}
-    with unfinished_work(out, "atlas", arguments, list(opened)) as unfinished:
+    with unfinished_work(out, "atlas", arguments, list(opened), pool) as unfinished:
         records = work_through(task, costs, unfinished, pool, "measuring")
         if records is None:
             return pd.DataFrame()

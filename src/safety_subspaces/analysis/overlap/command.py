@@ -99,7 +99,7 @@ def overlap(
     results.check_free()
     task = OverlapTensor(reference, updates, stored, tuple(energies), controls, seed, angles)
     costs = {name: factorisation_cost(origin.shape(name)) for name in names}
-    with unfinished_work(out, "overlap", arguments, inputs) as unfinished:
+    with unfinished_work(out, "overlap", arguments, inputs, pool) as unfinished:
         records = work_through(task, costs, unfinished, pool, "comparing updates")
         if records is None:
             return pd.DataFrame()

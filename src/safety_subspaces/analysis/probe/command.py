@@ -129,48 +129,47 @@ def probe(
     tasks = {label: _task(sets[positive], items, split_by) for label, items in sets.items() if label != positive}
     splits = {label: group_folds(task.labels, task.split_by, folds, seed) for label, task in tasks.items()}
     results = ResultFolder(out, "probe", arguments, [*models.values(), *files_of(prompts)], overwrite, started)
-    results.check_free()
-    tables: dict[str, list[dict[str, Any]]] = {"table": [], "learning": [], "transfer": []}
-    few: dict[str, int] = {}
-    for label, path in models.items():
-        model, tokenizer = load_language_model(path, getattr(torch, dtype), device=device)
-        probed_layers = check_layers(model, layers, site)
-        states = {
-            name: torch.stack(
-                prompt_states(
-                    model,
-                    tokenizer,
-                    [item.prompt for item in items],
-                    position,
-                    batch_size,
-                    template,
-                    site=site,
-                    layers=probed_layers,
-                )
-            )
-            for name, items in sets.items()
-        }
-        del model
-        hidden = next(iter(states.values())).shape[-1]
-        few |= {name: len(folds_of[0][0]) for name, folds_of in splits.items() if len(folds_of[0][0]) <= hidden}
-        cells = [(negative, index) for negative in tasks for index in range(len(probed_layers))]
-        for negative, index in tqdm(cells, desc=f"probe {label}", unit="layer"):
-            rows = torch.cat([states[positive][:, index], states[negative][:, index]])
-            task = tasks[negative]
-            named = {"model": label, "negative": negative, "layer": probed_layers[index], "position": position}
-            for row in _probed(rows, task, splits[negative], probes, erasures, folds, controls, seed):
-                tables["table"].append({**named, **row})
-            for row in _learning(rows, task, splits[negative], probes, learning_shares, seed):
-                tables["learning"].append({**named, **row})
-            tables["transfer"] += [{**named, **row} for row in _transfer(rows, task, probes, seed)]
-    if few:
-        logger.warning(
-            "probes were trained on fewer prompts than the states have dimensions (%s): a linear one then tells any "
-            "labels in training apart; read accuracy beside the control labels",
-            ", ".join(f"{name}: {count}" for name, count in few.items()),
-        )
-    table = pd.DataFrame(tables["table"])
     with results:
+        tables: dict[str, list[dict[str, Any]]] = {"table": [], "learning": [], "transfer": []}
+        few: dict[str, int] = {}
+        for label, path in models.items():
+            model, tokenizer = load_language_model(path, getattr(torch, dtype), device=device)
+            probed_layers = check_layers(model, layers, site)
+            states = {
+                name: torch.stack(
+                    prompt_states(
+                        model,
+                        tokenizer,
+                        [item.prompt for item in items],
+                        position,
+                        batch_size,
+                        template,
+                        site=site,
+                        layers=probed_layers,
+                    )
+                )
+                for name, items in sets.items()
+            }
+            del model
+            hidden = next(iter(states.values())).shape[-1]
+            few |= {name: len(folds_of[0][0]) for name, folds_of in splits.items() if len(folds_of[0][0]) <= hidden}
+            cells = [(negative, index) for negative in tasks for index in range(len(probed_layers))]
+            for negative, index in tqdm(cells, desc=f"probe {label}", unit="layer"):
+                rows = torch.cat([states[positive][:, index], states[negative][:, index]])
+                task = tasks[negative]
+                named = {"model": label, "negative": negative, "layer": probed_layers[index], "position": position}
+                for row in _probed(rows, task, splits[negative], probes, erasures, folds, controls, seed):
+                    tables["table"].append({**named, **row})
+                for row in _learning(rows, task, splits[negative], probes, learning_shares, seed):
+                    tables["learning"].append({**named, **row})
+                tables["transfer"] += [{**named, **row} for row in _transfer(rows, task, probes, seed)]
+        if few:
+            logger.warning(
+                "probes were trained on fewer prompts than the states have dimensions (%s): a linear one then tells "
+                "any labels in training apart; read accuracy beside the control labels",
+                ", ".join(f"{name}: {count}" for name, count in few.items()),
+            )
+        table = pd.DataFrame(tables["table"])
         for name, reason in left_out:
             results.leave_out(name, reason)
         results.summary = _summarise(table) | {"trained_on_fewer_than_dimensions": few}

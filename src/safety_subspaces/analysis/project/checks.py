@@ -7,6 +7,7 @@ import torch
 from safety_subspaces.algebra.projection import DRAWN_ONCE, Controls, Method
 from safety_subspaces.algebra.subspace import RankRule, SubspaceKind
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.results import check_labels
 from safety_subspaces.evaluation.settings import EvaluationSettings
 from safety_subspaces.weights.checkpoint import Checkpoint
 from safety_subspaces.weights.subspace_file import open_subspace
@@ -29,9 +30,7 @@ def check_arguments(
     """
     if not tuned:
         raise InputError("no fine-tune was given; expected at least one label and folder (--tuned.useful FOLDER)")
-    for label in tuned:
-        if not label or "/" in label or label.startswith("."):
-            raise InputError(f"label {label!r} names a folder and rows of tables; expected letters, digits, - and _")
+    check_labels(tuned)
     for what, got, known in (("subspace", subspaces, SUBSPACES), ("method", methods, METHODS)):
         unknown = [value for value in got if value not in known]
         if unknown or not got:

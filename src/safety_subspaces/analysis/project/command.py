@@ -22,10 +22,8 @@ from safety_subspaces.analysis.project.written import (
     written_table,
 )
 from safety_subspaces.analysis.work import (
-    UnfinishedWork,
     Workers,
     factorisation_cost,
-    is_first_rank,
     unfinished_work,
     work_through,
 )
@@ -143,11 +141,12 @@ def project(
     if evaluator is not None:
         evaluator.prepare(len(rows))
     costs = {name: factorisation_cost(models[aligned].shape(name)) for name in names}
-    with unfinished_work(out, "project", arguments, inputs) as unfinished:
+    with unfinished_work(out, "project", arguments, inputs, pool) as unfinished:
         written = rows if write else []
         folder = unfinished.folder / "models"
-        if is_first_rank():
-            create_models(written, aligned, folder)
+        if unfinished.is_first_rank:
+            create_models(written, aligned, unfinished)
+        unfinished.wait_for_all()
         task = ProjectTensor(
             base=base,
             aligned=aligned,
@@ -156,7 +155,6 @@ def project(
             projections=tuple(dict.fromkeys([*projections, *(Projection("top", f, 0) for f in fractions)])),
             seed=seed,
             spilled=unfinished.folder / "factors" if evaluator else None,
-            indices={name: index for index, name in enumerate(names)},
             written=tuple(row for row in written if row.projection.subspace != "scaled"),
             models=folder,
         )
@@ -174,10 +172,8 @@ def project(
                 results.leave_out(name, reason)
             if write:
                 written_rows = [row for record in records.values() for row in record["written"]]
-                written_rows += _write_scaled(written, sweep, task, costs, unfinished)
-                finish_models(written, aligned, folder)
+                written_rows += _write_scaled(written, sweep, task, costs)
                 results.write_table(written_table(written_rows), "written")
-                folder.rename(results.folder / "models")
             if evaluator:
                 maker = MeasuredModels(aligned, tuned, sweep, unfinished.folder / "factors", seed)
                 measured = maker.evaluate_all(rows, evaluator, results.folder / "generations.jsonl")
@@ -191,6 +187,8 @@ def project(
             results.write_table(shares_by(by_tensor, "type"), "types")
             results.write_table(sweep.alignment, "alignment")
             results.write_table(audit, "audit")
+            if write:  # the last: until the results have their name, what is done is what these folders hold
+                finish_models(written, aligned, folder, results.folder / "models")
     return table
 
 
@@ -217,7 +215,6 @@ def _write_scaled(
     sweep: Sweep,
     task: ProjectTensor,
     costs: Mapping[str, float],
-    unfinished: UnfinishedWork,
 ) -> list[dict[str, Any]]:
     """Write the models of *scaled*, whose factor is known only after all tensors were measured."""
     rows = [row for row in written if row.projection.subspace == "scaled"]

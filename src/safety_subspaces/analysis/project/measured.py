@@ -12,7 +12,7 @@ from tqdm import tqdm
 from safety_subspaces.algebra.factors import Factors, as_matrix
 from safety_subspaces.algebra.projection import TensorProjections
 from safety_subspaces.analysis.project.tables import Sweep
-from safety_subspaces.analysis.project.tensors import ModelRow
+from safety_subspaces.analysis.project.tensors import ModelRow, spilled_file
 from safety_subspaces.analysis.project.written import scale_of
 from safety_subspaces.analysis.work import opened
 from safety_subspaces.artefacts.errors import InputError
@@ -31,7 +31,7 @@ class MeasuredModels:
         aligned: Path of the model that updates are added to.
         tuned: Path of each fine-tune by label.
         sweep: What the sweep found.
-        spilled: Where it left each tensor's factors, numbered in the aligned model's order.
+        spilled: Where it left each tensor's factors.
         seed: The sweep's seed: the same draws are made again.
     """
 
@@ -59,18 +59,18 @@ class MeasuredModels:
         with generations.open("w", encoding="utf-8") as lines:
             for row in tqdm(rows, desc="evaluating models", unit="model"):
                 with torch.no_grad():
-                    for index, name in enumerate(names):
-                        parameters[name].copy_(self._weight(row, index, name))
+                    for name in names:
+                        parameters[name].copy_(self._weight(row, name))
                 result = evaluator.evaluate(model, tokenizer, row.folder)
                 measured.append(result.row)
                 lines.writelines(json.dumps(line) + "\n" for line in result.generations)
         return measured
 
-    def _weight(self, row: ModelRow, index: int, name: str) -> Tensor:
+    def _weight(self, row: ModelRow, name: str) -> Tensor:
         """Return ``W_A`` plus the projected update of one model."""
         aligned = opened(self.aligned)
         update = update_of(opened(self.tuned[row.tuned]), aligned, name)
-        factors = Factors(**TensorFile(self.spilled / f"{index}.safetensors").read_all())  # type: ignore[arg-type]
+        factors = Factors(**TensorFile(spilled_file(self.spilled, name)).read_all())  # type: ignore[arg-type]
         projections = TensorProjections(name, factors, as_matrix(update).shape[1], self.seed)
         scale = scale_of(self.sweep, row)
         return read_weight(aligned, name) + projections.updated(update, row.projection, row.method, scale)

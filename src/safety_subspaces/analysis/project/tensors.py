@@ -13,7 +13,7 @@ from safety_subspaces.algebra.blocks import rows_in_block
 from safety_subspaces.algebra.factors import Factors, no_factors
 from safety_subspaces.algebra.projection import EnergyKept, Method, Projection, TensorProjections
 from safety_subspaces.algebra.update import Update
-from safety_subspaces.analysis.work import Record, opened
+from safety_subspaces.analysis.work import Record, file_stem, opened
 from safety_subspaces.artefacts.tensors import write_tensors
 from safety_subspaces.weights.audited import audit_row, stored_rounding
 from safety_subspaces.weights.checkpoint import Checkpoint, FullCheckpoint
@@ -57,8 +57,7 @@ class ProjectTensor:
         basis: A subspace file that stands for the alignment subspace; ``None`` factorises the alignment update.
         projections: What is kept of an update.
         seed: The user's seed.
-        spilled: Folder for each tensor's factors, numbered by ``indices``; ``None`` keeps none.
-        indices: Number of each tensor.
+        spilled: Folder for each tensor's factors; ``None`` keeps none.
         written: Models that are written; without *scaled*, whose factor is pooled over tensors.
         models: Folder of the models that are written.
     """
@@ -70,7 +69,6 @@ class ProjectTensor:
     projections: tuple[Projection, ...]
     seed: int
     spilled: Path | None
-    indices: Mapping[str, int]
     written: tuple[ModelRow, ...]
     models: Path
 
@@ -80,7 +78,7 @@ class ProjectTensor:
         alignment = open_update(aligned, opened(self.base), name).to(device)
         factors = self._factors(name, alignment)
         if self.spilled is not None:
-            _spill(self.spilled / f"{self.indices[name]}.safetensors", factors)
+            _spill(spilled_file(self.spilled, name), factors)
         columns = alignment.matrix_shape[1]
         projections = TensorProjections(name, factors, columns, self.seed, remembers=bool(self.written))
         tuned = {label: opened(path) for label, path in self.tuned.items()}
@@ -215,6 +213,11 @@ def _opened_subspace(path: str) -> SubspaceFile:
 def _energy_row(label: str, projection: Projection, energy: EnergyKept) -> dict[str, Any]:
     named = {"tuned": label, "subspace": projection.subspace, "fraction": projection.fraction, "draw": projection.draw}
     return {**named, "rank": energy.rank, "energy": energy.energy, "chance": energy.chance, "variance": energy.variance}
+
+
+def spilled_file(folder: Path, tensor: str) -> Path:
+    """Return the file of one tensor's factors."""
+    return folder / f"{file_stem(tensor)}.safetensors"
 
 
 def _spill(path: Path, factors: Factors) -> None:

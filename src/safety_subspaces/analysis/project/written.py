@@ -1,5 +1,6 @@
 """Projected models on disk: made before the sweep writes into them, and finished after it."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,12 @@ import torch
 from safety_subspaces.algebra.blocks import rows_in_block
 from safety_subspaces.analysis.project.tables import KEYS, Sweep, energy_share
 from safety_subspaces.analysis.project.tensors import ModelRow, write_rows
-from safety_subspaces.analysis.work import Record, opened
+from safety_subspaces.analysis.work import Record, UnfinishedWork, opened
 from safety_subspaces.weights.delta import open_update
 from safety_subspaces.weights.writing import CheckpointWriter
+
+# Says, inside the folder of all models, that each was made with room for its weights.
+CREATED = ".created"
 
 
 @dataclass(frozen=True)
@@ -54,24 +58,30 @@ def scale_of(sweep: Sweep, row: ModelRow) -> float:
     return share**0.5 if share == share else 0.0
 
 
-def create_models(rows: Sequence[ModelRow], aligned: str, folder: Path) -> None:
-    """Make the folder of each model, with room for its weights; one that is there already is kept.
+def create_models(rows: Sequence[ModelRow], aligned: str, unfinished: UnfinishedWork) -> None:
+    """Make the folder of each model, with room for its weights; what an interrupted sweep wrote is kept.
+
+    Where it is not there any more, no tensor counts as done: an empty model holds zeros.
 
     Raises:
         OSError: There is no room on the disk.
     """
+    folder = unfinished.folder / "models"
+    if not rows or (folder / CREATED).is_file():
+        return
+    unfinished.forget()
+    shutil.rmtree(folder, ignore_errors=True)
     for row in rows:
-        target = folder / row.folder
-        if not (target / ".created").is_file():
-            CheckpointWriter(target, opened(aligned)).create()
-            (target / ".created").touch()
+        CheckpointWriter(folder / row.folder, opened(aligned)).create()
+    (folder / CREATED).touch()
 
 
-def finish_models(rows: Sequence[ModelRow], aligned: str, folder: Path) -> None:
-    """Give the files of each model their names."""
+def finish_models(rows: Sequence[ModelRow], aligned: str, folder: Path, target: Path) -> None:
+    """Give the files of each model their names, then the folder of all of them its own."""
     for row in rows:
         CheckpointWriter(folder / row.folder, opened(aligned)).finish()
-        (folder / row.folder / ".created").unlink()
+    folder.rename(target)
+    (target / CREATED).unlink()
 
 
 def written_table(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:

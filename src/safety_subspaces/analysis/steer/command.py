@@ -28,7 +28,7 @@ from safety_subspaces.analysis.steer.plan import (
 )
 from safety_subspaces.analysis.steer.selectivity import Cost, Dose, scores_of, selectivity
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.results import ResultFolder, recorded
+from safety_subspaces.artefacts.results import ResultFolder, check_labels, recorded
 from safety_subspaces.evaluation.behaviour import BehaviourEvaluator, BehaviourResult, build_evaluator
 from safety_subspaces.evaluation.margin import log_probabilities
 from safety_subspaces.evaluation.prompt_sets import files_of, read_sets
@@ -233,6 +233,7 @@ def _check_models(models: Mapping[str, str], layers: Sequence[int] | None) -> di
     """Return the layers of each model, by its configuration alone."""
     if not models:
         raise InputError("no model given; say --models.<label>=<path>, once or more")
+    check_labels(models)
     chosen = {}
     for label, path in models.items():
         check_model_path(path)

@@ -17,11 +17,13 @@ from safety_subspaces.analysis.work import (
     Record,
     Workers,
     factorisation_cost,
+    file_stem,
     opened,
     unfinished_work,
     work_through,
 )
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.files import clear_leavings
 from safety_subspaces.artefacts.provenance import describe_input, provenance
 from safety_subspaces.artefacts.tensors import StoredTensors, TensorFile, write_tensors
 from safety_subspaces.weights.audited import audit_row, stored_rounding
@@ -74,7 +76,7 @@ class SubspaceTensor:
 
     def path(self, name: str) -> Path:
         """Return the file of a tensor's basis."""
-        return self.folder / f"{name}.safetensors"
+        return self.folder / f"{file_stem(name)}.safetensors"
 
     def _select(self, name: str, factors: Factors, count: int, update: Update) -> tuple[Tensor, float]:
         """Return the basis, and the energy of the update inside it."""
@@ -134,6 +136,7 @@ def subspace(
     target = Path(out)
     if target.suffix != ".safetensors":
         raise InputError(f"out is {out}; expected a file that ends in .safetensors")
+    clear_leavings(target)
     if target.exists() and not overwrite:
         raise InputError(f"{out} exists and is not written over; choose another name, or say --overwrite true")
     pool = Workers(workers, devices, num_nodes)
@@ -149,7 +152,8 @@ def subspace(
         "tensors": list(tensors),
     }
     costs = {name: factorisation_cost(models["aligned"].shape(name)) for name in names}
-    with unfinished_work(out, "subspace", {"base": base, "aligned": aligned, **chosen}, [base, aligned]) as unfinished:
+    arguments = {"base": base, "aligned": aligned, **chosen}
+    with unfinished_work(out, "subspace", arguments, [base, aligned], pool) as unfinished:
         task = SubspaceTensor(base, aligned, rank, side, select, seed, unfinished.folder / "bases")
         task.folder.mkdir(exist_ok=True)
         records = work_through(task, costs, unfinished, pool, "decomposing")
