@@ -1,11 +1,12 @@
 """The commands that are disturbed: each subcommand that writes, and training, as small as they go."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from faults.commands import ROOT, Commands, Ground
+from support.scripted_server import MODEL
 
 TRAIN, ANALYZE = ROOT / "train.py", ROOT / "analyze.py"
 CONFIGS = ROOT / "configs"
@@ -21,11 +22,12 @@ class Case:
     Args:
         name: What it is called in the counts.
         script: The entry point.
-        arguments: Its options; ``{inputs}`` and ``{work}`` are filled in.
+        arguments: Its options; ``{inputs}``, ``{work}`` and ``{server}`` are filled in.
         out: What it makes, inside the work folder.
         ranks: Processes that it takes, started as a launcher does.
         earlier: Options of a run before it, whose result is in the way and replaced.
         needs: A package without which it is left out.
+        copies_inputs: Whether it works in a copy of the inputs.
     """
 
     name: str
@@ -35,12 +37,19 @@ class Case:
     ranks: int = 1
     earlier: Sequence[str] | None = None
     needs: str | None = None
-    environment: Mapping[str, str] = field(default_factory=dict)
+    copies_inputs: bool = False
 
-    def command(self, inputs: Path, work: Path, arguments: Sequence[str] | None = None) -> list[str]:
-        """Return the command line."""
-        chosen = self.arguments if arguments is None else arguments
-        return [str(self.script), *(a.replace("{inputs}", str(inputs)).replace("{work}", str(work)) for a in chosen)]
+    def command(self, places: Mapping[str, object], arguments: Sequence[str] | None = None) -> list[str]:
+        """Return the command line.
+
+        Args:
+            places: What stands for each name in braces.
+            arguments: Other options than its own.
+        """
+        words = [str(self.script), *(self.arguments if arguments is None else arguments)]
+        for name, place in places.items():
+            words = [word.replace(f"{{{name}}}", str(place)) for word in words]
+        return words
 
     @property
     def is_training(self) -> bool:
@@ -83,7 +92,7 @@ def training(*options: str, name: str, ranks: int = 1) -> Case:
         [
             *("fit", f"--config={CONFIGS}/organism/{RUN}.yaml", *options, "--study={inputs}", "--run_dir={work}/run"),
             *(f"--data.init_args.size={12 * 16}", "--data.init_args.heldout_size=16", "--trainer.log_every_n_steps=2"),
-            *(*more, "--resume"),
+            *(*more, "--resume", "--archive"),
         ],
         "run",
         ranks,
@@ -100,6 +109,11 @@ def over(case: Case, *other: str) -> Case:
     return Case(f"{case.name} over another", case.script, case.arguments, case.out, earlier=[*case.arguments, *other])
 
 
+def report_inside() -> Case:
+    """Return the report that stands inside its study, which is a copy of the inputs."""
+    return Case("report inside", ANALYZE, ["report", "--study={work}"], "report", copies_inputs=True)
+
+
 PAIR = ["--base={inputs}/base/model", "--aligned={inputs}/aligned/model"]
 EVALUATE = analysis("evaluate", *models("aligned", "harmful"), *BEHAVIOUR)
 CONVERT = analysis("convert", "--gguf={inputs}/model.gguf", needs="gguf")
@@ -112,13 +126,19 @@ OVERLAP = analysis(
     *models("useful", "harmful", "useful_again", option="updates"),
     *("--floors=[[useful,useful_again]]", "--energies=[0.5]", "--controls=9"),
 )
+ACTIVATIONS = analysis(
+    "activations",
+    *models("aligned", "harmful"),
+    *SETS,
+    *("--energies=[0.9]", "--limit=12", "--sample=8", "--controls=3", "--permutations=9", "--cache={work}/cache"),
+)
+RUBRIC = analysis(
+    "judge",
+    *("--generations={inputs}/answers.jsonl", "--judge_args.base_url={server}", f"--judge_args.model={MODEL}"),
+    name="judge over HTTP",
+)
 ANALYSES = (
-    analysis(
-        "activations",
-        *models("aligned", "harmful"),
-        *SETS,
-        *("--energies=[0.9]", "--limit=12", "--sample=8", "--controls=3", "--permutations=9", "--cache={work}/cache"),
-    ),
+    ACTIVATIONS,
     analysis(
         "atlas",
         *PAIR,
@@ -130,6 +150,7 @@ ANALYSES = (
     EVALUATE,
     EXPORT,
     analysis("judge", "--generations={inputs}/answers.jsonl", "--judge=rules"),
+    RUBRIC,
     OVERLAP,
     analysis("probe", *models("aligned"), *SETS, "--limit=24", "--folds=2", "--controls=1", "--probes=[linear]"),
     analysis("project", *PROJECT),
@@ -167,5 +188,5 @@ def make_inputs(commands: Commands, ground: Ground, inputs: Path) -> None:
     finished = commands.wait(made)
     assert finished.returncode == 0, finished.output
     run = [part.replace("{work}/run", f"{{inputs}}/{RUN}") for part in CASES["training"].arguments]
-    finished = commands.wait(commands.start(ground, CASES["training"].command(inputs, ground.work, run), {}, None))
+    finished = commands.wait(commands.start(ground, CASES["training"].command({"inputs": inputs}, run), {}, None))
     assert finished.returncode == 0, finished.output

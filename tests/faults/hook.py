@@ -109,7 +109,7 @@ def _absolute(path: Any, arguments: tuple[Any, ...]) -> str:
         return _of_descriptor(path)
     text = os.fsdecode(path)
     folder = arguments[-1]
-    if not os.path.isabs(text) and isinstance(folder, int) and folder > 2 and len(arguments) > 1:
+    if not text.startswith(os.sep) and isinstance(folder, int) and folder > 2 and len(arguments) > 1:
         text = os.path.join(_of_descriptor(folder), text)  # noqa: PTH118
     return os.path.abspath(text)  # noqa: PTH100
 

@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 import torch
-from gguf import GGMLQuantizationType
-
 from analysis.test_convert import network, write_gguf
+from gguf import GGMLQuantizationType
 from support.tiny import save_tiny_model
 from support.tiny_checkpoints import save_perturbed
 

@@ -1,11 +1,13 @@
 """Kills a command, runs it again, and says in what its end differs from that of one that nobody disturbed."""
 
 import random
+import re
 import shutil
 import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +49,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class Stage:
-    """Where commands are tried: who starts them, in which folders, on which inputs."""
+    """Where commands are tried: who starts them, in which folders, on which inputs, beside which server."""
 
     commands: Commands
     ground: Ground
     inputs: Path
+    server: str
+
+    @property
+    def places(self) -> dict[str, object]:
+        """What the names in a command line stand for."""
+        return {"inputs": self.inputs, "work": self.ground.work, "server": self.server}
 
     def start(self, case: Case, faults: Mapping[int, dict[str, Any]] | None = None) -> list[Running]:
         """Start all ranks of a case, with the faults of some."""
@@ -59,8 +67,8 @@ class Stage:
         return [
             self.commands.start(
                 self.ground,
-                case.command(self.inputs, self.ground.work),
-                {**case.environment, **variables},
+                case.command(self.places),
+                variables,
                 (faults or {}).get(rank),
             )
             for rank, variables in enumerate(launched)
@@ -71,17 +79,19 @@ class Stage:
         return [self.commands.wait(rank, timeout) for rank in running]
 
     def reset(self, case: Case) -> None:
-        """Empty the folders, but for the earlier result that a case replaces."""
+        """Empty the folders, but for what stands in them before a case: what it replaces, or works in."""
         self.ground.clear()
         if case.earlier is not None:
             shutil.copytree(self._kept(case), self.ground.work, dirs_exist_ok=True)
+        if case.copies_inputs:
+            shutil.copytree(self.inputs, self.ground.work, dirs_exist_ok=True)
 
     def keep_earlier(self, case: Case) -> dict[str, str] | None:
         """Make the result that a case replaces, to be put in its place before each trial."""
         if case.earlier is None:
             return None
         self.ground.clear()
-        command = case.command(self.inputs, self.ground.work, case.earlier)
+        command = case.command(self.places, case.earlier)
         made = self.commands.wait(self.commands.start(self.ground, command, {}, None))
         assert made.returncode == 0, made.output
         shutil.rmtree(self._kept(case), ignore_errors=True)
@@ -121,9 +131,7 @@ def kill_at(stage: Stage, case: Case, reference: Reference, operation: int, rank
     """Kill one rank before its n-th file operation, and run the command again."""
     stage.reset(case)
     running = stage.start(case, {rank: {"do": "kill", "at": operation}})
-    name = reference.operations[rank][operation - 1].replace(str(stage.ground.root), "")
-    of_rank = f" of rank {rank}" if case.ranks > 1 else ""
-    return _end(stage, case, reference, running, f"operation {name}{of_rank}")
+    return _end(stage, case, reference, running, named(reference, operation, rank))
 
 
 def kill_after(stage: Stage, case: Case, reference: Reference, seconds: float, rank: int = 0) -> Trial:
@@ -143,7 +151,7 @@ def places(count: int, wanted: int, seed: int) -> list[int]:
         return list(range(1, count + 1))
     generator = random.Random(seed)
     bounds = [round(number * count / wanted) for number in range(wanted + 1)]
-    return [generator.randint(low + 1, high) for low, high in zip(bounds, bounds[1:], strict=False)]
+    return [generator.randint(low + 1, high) for low, high in pairwise(bounds)]
 
 
 def _end(stage: Stage, case: Case, reference: Reference, running: list[Running], place: str) -> Trial:
@@ -159,9 +167,23 @@ def _end(stage: Stage, case: Case, reference: Reference, running: list[Running],
     again = stage.wait(stage.start(case))
     problems += [f"again: exit {rank.returncode}: {rank.output[-600:]}" for rank in again if rank.returncode]
     problems += [f"still runs after the second: {process}" for process in stage.commands.orphans(5.0)]
-    for folder, wanted, got in zip(stage.ground.folders(), reference.folders, stage.outcomes(), strict=True):
-        problems += [f"{folder.name}: {difference}" for difference in differences(wanted, got)]
-    return Trial(case.name, "kill", place, tuple(problems), happened)
+    return Trial(case.name, "kill", place, (*problems, *compared(stage, reference.folders)), happened)
+
+
+def compared(stage: Stage, wanted: Sequence[dict[str, str]]) -> list[str]:
+    """Say what of each folder of the ground is other than it should be."""
+    return [
+        f"{folder.name}: {difference}"
+        for folder, expected, got in zip(stage.ground.folders(), wanted, stage.outcomes(), strict=True)
+        for difference in differences(expected, got)
+    ]
+
+
+def named(reference: Reference, operation: int, rank: int = 0) -> str:
+    """Name an operation of a rank by its number and what it does, without the numbers of processes."""
+    number, event, *paths = reference.operations[rank][operation - 1].split()
+    files = " ".join(re.sub(r"\d{3,}$", "", Path(path).name) for path in paths)
+    return f"operation {number} {event} {files}" + (f" of rank {rank}" if len(reference.operations) > 1 else "")
 
 
 def _torn(stage: Stage, case: Case, reference: Reference) -> list[str]:

@@ -6,15 +6,15 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from faults.cases import Case
-from faults.commands import Finished, descendants, read
-from faults.kills import Reference, Stage, Trial
+from faults.commands import Finished, descendants
+from faults.kills import Reference, Stage, Trial, compared, named
 from faults.outcome import differences, outcome
 
 # The longest that a command may go on after what it needs has failed.
@@ -81,7 +81,9 @@ def clock_jumps_back_at(stage: Stage, case: Case, reference: Reference, operatio
     fault = {"do": "clock", "at": operation, "seconds": -A_YEAR}
     finished = stage.wait(stage.start(case, dict.fromkeys(range(case.ranks), fault)))
     problems = [f"exit {rank.returncode}: {rank.output[-600:]}" for rank in finished if rank.returncode]
-    return Trial(case.name, "clock set back", named(reference, operation), (*problems, *_compared(stage, reference)))
+    return Trial(
+        case.name, "clock set back", named(reference, operation), (*problems, *compared(stage, reference.folders))
+    )
 
 
 def clock_is_back_after_a_kill(stage: Stage, case: Case, reference: Reference, operation: int) -> Trial:
@@ -95,7 +97,7 @@ def clock_is_back_after_a_kill(stage: Stage, case: Case, reference: Reference, o
         case.name,
         "clock set back",
         f"before it goes on from {named(reference, operation)}",
-        (*problems, *_compared(stage, reference)),
+        (*problems, *compared(stage, reference.folders)),
     )
 
 
@@ -169,21 +171,15 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
         shutil.rmtree(kept)
 
 
-def named(reference: Reference, operation: int) -> str:
-    """Name an operation by its number and what it does."""
-    number, event, *paths = reference.operations[0][operation - 1].split()
-    return f"operation {number} {event} {' '.join(Path(path).name for path in paths)}"
-
-
 def _refused(stage: Stage, case: Case, reference: Reference, kind: str, place: str, fault: Mapping[str, Any]) -> Trial:
     stage.reset(case)
     try:
-        running = stage.start(case, dict.fromkeys(range(case.ranks), dict(fault)))
+        running = stage.start(case, dict.fromkeys(range(case.ranks), fault))
         finished = stage.wait(running, BOUND_SECONDS)
     except TimeoutError as error:
         return Trial(case.name, kind, place, (str(error),))
     if all(rank.returncode == 0 for rank in finished):  # what was refused is not needed: then all must be there
-        return Trial(case.name, kind, place, (*_compared(stage, reference),), happened=False)
+        return Trial(case.name, kind, place, tuple(compared(stage, reference.folders)), happened=False)
     problems = [*_words(finished), *_intact(stage, case, reference, finished), *_again(stage, case, reference)]
     return Trial(case.name, kind, place, tuple(problems))
 
@@ -215,14 +211,7 @@ def _again(stage: Stage, case: Case, reference: Reference) -> list[str]:
     stage.ground.work.mkdir(exist_ok=True)
     again = stage.wait(stage.start(case))
     problems = [f"again: exit {rank.returncode}: {rank.output[-600:]}" for rank in again if rank.returncode]
-    return problems + _compared(stage, reference)
-
-
-def _compared(stage: Stage, reference: Reference) -> list[str]:
-    problems = []
-    for folder, wanted, got in zip(stage.ground.folders(), reference.folders, stage.outcomes(), strict=True):
-        problems += [f"{folder.name}: {difference}" for difference in differences(wanted, got)]
-    return problems
+    return problems + compared(stage, reference.folders)
 
 
 def _killed(pid: int) -> bool:

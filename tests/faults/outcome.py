@@ -2,20 +2,24 @@
 
 A file is its bytes, with these exceptions, and no other. JSON and YAML, also in the head of a safetensors file, are
 their values without those that :func:`is_compared` leaves out; a file of TensorBoard's is the scalars and texts that a
-reader shows, without times. The hidden locks of :data:`LOCK` are no result.
+reader shows, without times; a cache of replies is its rows.
 """
 
 import hashlib
 import json
 import re
+import sqlite3
 import struct
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-# Keys of what two runs of one command may differ in: when, how long, how much memory, and whether it went on.
+# Keys of what two runs of one command may differ in: when, how long, how much memory, whether it went on, and whether
+# files of this tree that no command runs were edited meanwhile.
 NOT_COMPARED = {
+    "git",
     "started",
     "wall_seconds",
     "earlier_wall_seconds",
@@ -26,8 +30,6 @@ TIMES = ("time/", "train/tokens_per_second")
 # An empty folder that PyTorch makes in TMPDIR where DeepSpeed imports its compiler.
 OF_PYTORCH = re.compile(r"torchinductor_\w+")
 EVENTS = re.compile(r"events\.out\.tfevents\.")
-# What a process holds while it writes; an empty file that stays, since to remove it would let two in.
-LOCK = re.compile(r"\..+\.lock")
 
 
 def outcome(folder: Path) -> dict[str, str]:
@@ -42,7 +44,7 @@ def outcome(folder: Path) -> dict[str, str]:
                 found[name] = "empty folder"
         elif EVENTS.match(path.name):
             found[str(Path(name).parent / "events")] = digest(scalars(path.parent))
-        elif not (LOCK.fullmatch(path.name) and path.stat().st_size == 0):
+        else:
             found[name] = digest(content(path))
     return found
 
@@ -57,6 +59,9 @@ def content(path: Path) -> Any:
     if path.suffix == ".safetensors":
         (size,) = struct.unpack("<Q", data[:8])
         return [without(json.loads(data[8 : 8 + size])), digest(data[8 + size :])]
+    if path.suffix == ".sqlite":
+        with closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as replies:
+            return sorted(replies.execute("SELECT key, reply FROM replies"))
     return data
 
 

@@ -1,7 +1,7 @@
 """The process that commands under a fault are forked from: it adopts what they leave running.
 
-Requests are lines of JSON on standard input, each with one answer: ``{"start": ...}`` forks a command, ``{"poll": ...}``
-says which have ended.
+Requests are lines of JSON on standard input, each with one answer: ``{"start": ...}`` forks a command, any other asks
+which have ended.
 """
 
 import ctypes
