@@ -57,6 +57,11 @@ class Case:
         return self.script == TRAIN
 
     @property
+    def takes_workers(self) -> bool:
+        """Whether it shares its tensors out over processes."""
+        return bool({"atlas", "overlap", "project", "subspace"} & set(self.arguments[:1]))
+
+    @property
     def is_installed(self) -> bool:
         """Whether what it needs is there."""
         return self.needs is None or find_spec(self.needs) is not None

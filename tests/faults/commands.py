@@ -68,6 +68,10 @@ class Ground:
         """The folders that a command sees."""
         return (self.work, self.temporary, self.home)
 
+    def size_of_work(self) -> int:
+        """Return the KiB of what is in the work folder."""
+        return sum(path.stat().st_size for path in self.work.rglob("*") if path.is_file()) // 1024
+
     def clear(self) -> None:
         """Make all of them empty."""
         for folder in (*self.folders(), self.logs):

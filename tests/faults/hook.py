@@ -36,11 +36,14 @@ def install(fault: dict[str, Any]) -> None:
 
     Args:
         fault: ``roots``: folders whose operations count; ``log``: file that they are written to, one a line; ``do``:
-            ``count``, ``kill``, ``group`` (kill the session with it), ``raise``, ``vanish`` or ``clock``; ``at``: the
+            ``count``, ``kill``, ``raise``, ``vanish``, ``clock``, or ``stop`` (before the first line); ``at``: the
             operation, from one; ``errno``: name of the error to raise, from that operation on, on every one but what
             makes room; ``matching``: pattern of the paths that it is raised for; ``path``: the folder that vanishes;
             ``seconds``: by how much the clock jumps.
     """
+    if fault["do"] == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return
     roots = tuple(os.path.realpath(root) + os.sep for root in fault["roots"])
     matching = re.compile(fault.get("matching", ""))
     log = os.open(fault["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -80,10 +83,6 @@ def _kill(fault: dict[str, Any]) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _kill_group(fault: dict[str, Any]) -> None:
-    os.killpg(0, signal.SIGKILL)
-
-
 def _vanish(fault: dict[str, Any]) -> None:
     shutil.rmtree(fault["path"])
 
@@ -97,7 +96,6 @@ def _turn_clock(fault: dict[str, Any]) -> None:
 ONCE: dict[str, Callable[[dict[str, Any]], None]] = {
     "count": lambda fault: None,
     "kill": _kill,
-    "group": _kill_group,
     "vanish": _vanish,
     "clock": _turn_clock,
 }

@@ -131,7 +131,7 @@ def kill_at(stage: Stage, case: Case, reference: Reference, operation: int, rank
     """Kill one rank before its n-th file operation, and run the command again."""
     stage.reset(case)
     running = stage.start(case, {rank: {"do": "kill", "at": operation}})
-    return _end(stage, case, reference, running, named(reference, operation, rank))
+    return ended(stage, case, reference, running, named(reference, operation, rank))
 
 
 def kill_after(stage: Stage, case: Case, reference: Reference, seconds: float, rank: int = 0) -> Trial:
@@ -142,7 +142,7 @@ def kill_after(stage: Stage, case: Case, reference: Reference, seconds: float, r
         time.sleep(0.002)
     stage.commands.kill(running[rank])
     of_rank = f" of rank {rank}" if case.ranks > 1 else ""
-    return _end(stage, case, reference, running, f"after {seconds:.3f} s{of_rank}")
+    return ended(stage, case, reference, running, f"after {seconds:.3f} s{of_rank}")
 
 
 def places(count: int, wanted: int, seed: int) -> list[int]:
@@ -154,7 +154,7 @@ def places(count: int, wanted: int, seed: int) -> list[int]:
     return [generator.randint(low + 1, high) for low, high in pairwise(bounds)]
 
 
-def _end(stage: Stage, case: Case, reference: Reference, running: list[Running], place: str) -> Trial:
+def ended(stage: Stage, case: Case, reference: Reference, running: list[Running], place: str) -> Trial:
     """See how a killed command ended, run it again, and compare."""
     problems = []
     try:

@@ -171,7 +171,7 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
         shutil.rmtree(kept)
 
 
-def _refused(stage: Stage, case: Case, reference: Reference, kind: str, place: str, fault: Mapping[str, Any]) -> Trial:
+def _refused(stage: Stage, case: Case, reference: Reference, kind: str, place: str, fault: dict[str, Any]) -> Trial:
     stage.reset(case)
     try:
         running = stage.start(case, dict.fromkeys(range(case.ranks), fault))

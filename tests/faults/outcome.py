@@ -2,7 +2,8 @@
 
 A file is its bytes, with these exceptions, and no other. JSON and YAML, also in the head of a safetensors file, are
 their values without those that :func:`is_compared` leaves out; a file of TensorBoard's is the scalars and texts that a
-reader shows, without times; a cache of replies is its rows.
+reader shows, without times; a checkpoint is what it holds, as pickles of equal values differ; a cache of replies is its
+rows.
 """
 
 import hashlib
@@ -27,8 +28,11 @@ NOT_COMPARED = {
     "resumed_from",
 }
 TIMES = ("time/", "train/tokens_per_second")
-# An empty folder that PyTorch makes in TMPDIR where DeepSpeed imports its compiler.
-OF_PYTORCH = re.compile(r"torchinductor_\w+")
+# When a page was written, and from which commit.
+STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d\+00:00, [^<]*")
+# An empty folder that PyTorch makes in TMPDIR where DeepSpeed imports its compiler, and the empty file by which Python
+# tries whether it may write there.
+OF_LIBRARIES = re.compile(r"torchinductor_\w+|[a-z0-9_]{8}")
 EVENTS = re.compile(r"events\.out\.tfevents\.")
 
 
@@ -37,21 +41,40 @@ def outcome(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
+        if OF_LIBRARIES.fullmatch(name) and is_empty(path):
+            continue
         if path.is_symlink():
             found[name] = f"link to {path.readlink()}"
         elif path.is_dir():
-            if not any(path.iterdir()) and not OF_PYTORCH.fullmatch(name):
+            if is_empty(path):
                 found[name] = "empty folder"
         elif EVENTS.match(path.name):
-            found[str(Path(name).parent / "events")] = digest(scalars(path.parent))
+            found[str(Path(name).parent / "events")] = digest(shown(path.parent))
         else:
             found[name] = digest(content(path))
     return found
 
 
+def is_empty(path: Path) -> bool:
+    """Tell whether a file or folder holds nothing."""
+    return not any(path.iterdir()) if path.is_dir() else path.stat().st_size == 0
+
+
 def content(path: Path) -> Any:
-    """Return what is compared of a file."""
+    """Return what is compared of a file; of one that is torn, its bytes."""
     data = path.read_bytes()
+    try:
+        return meaning(path, data)
+    except (ValueError, RuntimeError, struct.error, sqlite3.Error, yaml.YAMLError):
+        return data
+
+
+def meaning(path: Path, data: bytes) -> Any:
+    """Return what a whole file says, without what is not compared.
+
+    Raises:
+        ValueError: The file is not what its name says; also ``struct.error`` and those of SQLite and YAML.
+    """
     if path.suffix == ".json":
         return without(json.loads(data))
     if path.suffix == ".yaml":
@@ -59,6 +82,12 @@ def content(path: Path) -> Any:
     if path.suffix == ".safetensors":
         (size,) = struct.unpack("<Q", data[:8])
         return [without(json.loads(data[8 : 8 + size])), digest(data[8 + size :])]
+    if path.suffix == ".html":
+        return STAMP.sub(b"", data)
+    if path.suffix in (".ckpt", ".pt"):
+        import torch
+
+        return without(plain(torch.load(path, map_location="cpu", weights_only=False)))
     if path.suffix == ".sqlite":
         with closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as replies:
             return sorted(replies.execute("SELECT key, reply FROM replies"))
@@ -82,17 +111,30 @@ def is_compared(key: object) -> bool:
     return key not in NOT_COMPARED and not str(key).startswith(TIMES)
 
 
-def scalars(folder: Path) -> dict[str, list[tuple[int, float | str]]]:
+def shown(folder: Path) -> dict[str, list[tuple[int, str]]]:
     """Return what TensorBoard shows of a run: by tag each step with its value."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
-    read = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0}).Reload()
-    found: dict[str, list[tuple[int, float | str]]] = {
-        tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]
+    read = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
+    return {
+        tag: [(event.step, digest(event.tensor_proto.SerializeToString())) for event in read.Tensors(tag)]
+        for tag in read.Tags()["tensors"]
+        if is_compared(tag)
     }
-    for tag in read.Tags()["tensors"]:
-        found[tag] = [(event.step, str(event.tensor_proto)) for event in read.Tensors(tag)]
-    return {tag: events for tag, events in found.items() if is_compared(tag)}
+
+
+def plain(value: Any) -> Any:
+    """Return what a checkpoint holds as plain values: of a tensor its type, shape and a hash of its numbers."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        numbers = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return [str(value.dtype), list(value.shape), digest(numbers)]
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return plain(vars(value)) if hasattr(value, "__dict__") and not callable(value) else str(value)
 
 
 def digest(value: Any) -> str:
