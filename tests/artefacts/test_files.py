@@ -124,7 +124,7 @@ def test_killed_while_it_replaces_a_folder_the_earlier_one_has_its_name(tmp_path
 
         monkeypatch.setattr(Path, "rename", rename_and_die)
         if in_one_step:
-            monkeypatch.setattr(files, "_remove", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+            monkeypatch.setattr(files, "remove", lambda _: os.kill(os.getpid(), signal.SIGKILL))
         write(target, "later")
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL

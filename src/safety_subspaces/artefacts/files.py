@@ -166,11 +166,29 @@ def replacing_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         try:
             yield partial
             if target.exists():
-                _exchange(partial, target)
+                exchange(partial, target)
             else:
                 partial.rename(target)
         finally:
-            _remove(partial)
+            remove(partial)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swap two folders' names, in one step where the system can; else :func:`holding` restores what a kill lost."""
+    if _renamed_in_one_step(one, other):
+        return
+    aside = _beside(other, "replaced")
+    other.rename(aside)
+    one.rename(other)
+    aside.rename(one)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _clear_leavings(path: Path) -> None:
@@ -185,7 +203,7 @@ def _clear_leavings(path: Path) -> None:
         left.append(work)
     for leaving in left:
         if leaving.exists() or leaving.is_symlink():
-            _remove(leaving)
+            remove(leaving)
             logger.info("took away %s, which a command that was killed had left", leaving)
 
 
@@ -198,27 +216,10 @@ def _is_published(path: Path, work: Path) -> bool:
     return not key.is_file() or result.stat().st_mtime_ns >= key.stat().st_mtime_ns
 
 
-def _exchange(one: Path, other: Path) -> None:
-    """Swap two folders' names, in one step where the system can; else :func:`holding` restores what a kill lost."""
-    if _renamed_in_one_step(one, other):
-        return
-    aside = _beside(other, "replaced")
-    other.rename(aside)
-    one.rename(other)
-    aside.rename(one)
-
-
 def _renamed_in_one_step(one: Path, other: Path) -> bool:
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux; not every file system has it
     paths = (AT_CURRENT_FOLDER, os.fsencode(one), AT_CURRENT_FOLDER, os.fsencode(other))
     return rename is not None and rename(*paths, EXCHANGE) == 0
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _beside(path: Path, kind: str) -> Path:
