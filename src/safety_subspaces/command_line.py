@@ -12,6 +12,7 @@ from jsonargparse import set_parsing_settings
 from omegaconf.errors import OmegaConfBaseException
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.machine import refusal
 from safety_subspaces.artefacts.plugins import Plugins
 
 # Subcommands of analyze.py: each is the function of its name in a package's command.py.
@@ -56,7 +57,7 @@ def configure() -> None:
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Run an entry point; an :class:`InputError` is printed in one message, and the exit status is 2."""
+    """Run an entry point; an :class:`InputError` is one message and exit status 2, what the machine refuses is 1."""
     sys.path.append(os.getcwd())  # noqa: PTH109 - plug-ins may stand where the command runs
     try:
         main()
@@ -68,8 +69,11 @@ def run(main: Callable[[], Any]) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except RuntimeError as error:
-        if not any(text in str(error) for text in LOST_RANK):
+    except Exception as error:
+        if (refused := refusal(error)) is not None:
+            print(f"error: {refused}", file=sys.stderr)  # noqa: T201
+            sys.exit(1)
+        if not isinstance(error, RuntimeError) or not any(text in str(error) for text in LOST_RANK):
             raise
         print(  # noqa: T201
             f"error: another rank of this run has ended ({str(error).splitlines()[0]}). Its own message is above if it "

@@ -73,7 +73,9 @@ class Ground:
         return sum(path.stat().st_size for path in self.work.rglob("*") if path.is_file()) // 1024
 
     def clear(self) -> None:
-        """Make all of them empty."""
+        """Make all of them empty, and take away a disk that a harness which was killed has left."""
+        while self.work.is_mount():
+            subprocess.run(["umount", self.work], check=True)
         for folder in (*self.folders(), self.logs):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)

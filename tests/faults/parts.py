@@ -66,8 +66,10 @@ def failing_machine(stage: Stage, seed: int) -> Iterator[Attempt]:
             last = len(reference.operations[0]) - 20
             tried.append(("clock", partial(machine.clock_is_back_after_a_kill, stage, case, reference, last)))
         if case.takes_workers:
+            shared = replace(case, arguments=[*case.arguments, "--workers=2"])
+            undisturbed = stage.refer(shared)
             for after in (0.0, 0.02, 0.1):
-                tried.append((f"worker {after}", partial(machine.worker_killed, stage, case, reference, after)))
+                tried.append((f"worker {after}", partial(machine.worker_killed, stage, shared, undisturbed, after)))
         yield from (Attempt(case.name, name, make) for name, make in tried)
     if machine.may_mount(stage.ground.root / "mounted"):
         yield from _real_disks(stage, seed)
