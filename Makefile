@@ -134,7 +134,7 @@ real_model = $(REAL)/$(1)/model/tokenizer_config.json
 real_result = $(REAL)/analysis/$(call part,$(1),1)/$(call part,$(1),2)/result.json
 
 .PHONY: help install demo stages analyses report study study-analyses alignments alignments-analyses real real-stages \
-	real-analyses watch test lint format
+	real-analyses watch test faults lint format
 
 help: ## What this Makefile can do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -181,6 +181,12 @@ watch: install ## TensorBoard over all runs, at http://localhost:6006
 
 test: $(VENV)/.installed-test ## Install and run the whole suite
 	$(VENV)/bin/pytest -n $(JOBS) --dist loadfile
+
+# Parts of it: kills machine together make fuzz.
+FAULTS ?=
+
+faults: $(VENV)/.installed-test ## Kill, starve and double every command, and count what comes of it (FAULTS="kills machine")
+	PYTHONPATH=src:.:tests $(PYTHON) -m faults $(FAULTS)
 
 lint: $(VENV)/.installed-test ## ruff, mypy and the direction of the layers
 	$(VENV)/bin/ruff check .

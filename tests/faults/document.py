@@ -18,8 +18,8 @@ Written by `make faults` from what it counted; the list of what was mended is `t
 - **Nothing is lost.** A command that is killed at any moment, by whatever means, is gone on with or begun again by the
   same command line, and ends in the files that it would have written undisturbed: byte for byte, but for times, memory
   and the commit. What stood under a result's name before stays there until the new one is whole.
-- **Nothing is left behind.** The same command takes away what the killed one left, and never what another living process
-  is writing. No process outlives its parent by more than half a minute.
+- **Nothing is left behind.** The same command takes away what the killed one left, and never what another living
+  process is writing. No process outlives its parent by more than half a minute.
 - **A failing machine is told of.** A full disk, one that may not be written, a folder that vanishes, a worker that is
   killed: one message that begins with `error:`, an exit status that is not 0, within a minute.
 - **Two at once** on one name: one wins and the other says so and ends with 2, or both end well; never a mixture.
@@ -27,8 +27,8 @@ Written by `make faults` from what it counted; the list of what was mended is `t
 
 ## What was tried
 `make faults` does all of it (`make faults FAULTS=kills` a part; stopped, it goes on with what is left); `make test` a
-sample. An audit hook counts the file operations of a command and kills it before the n-th; strace, where it is, kills it
-at the n-th call that writes, which also Rust and C make; the rest of the kills come at random times, chosen by a seed.
+sample. An audit hook counts the file operations of a command and kills it before the n-th; strace, where it is, kills
+it at the n-th call that writes, which also Rust and C make; the rest of the kills come at random times, chosen by a seed.
 Then the same command line runs again, and everything is compared: `tests/faults/outcome.py` says how.
 """
 HEADINGS = {

@@ -6,8 +6,9 @@ import re
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_ALLOWED = {errno.EROFS, errno.EACCES, errno.EPERM}
 NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}
-# How Rust ends an error of the system, and how PyTorch says that a file of tensors was not written.
+# How Rust ends an error of the system, pandas says that a folder is gone, and PyTorch that it could not write.
 BY_RUST = re.compile(r"\(os error (\d+)\)")
+BY_PANDAS = "non-existent directory"
 BY_PYTORCH = re.compile(r"PytorchStreamWriter failed|inline_container.*(write|writing) failed")
 AGAIN = "then run the same command again: it goes on, or begins anew"
 
@@ -17,6 +18,8 @@ def refusal(error: BaseException) -> str | None:
     number, place = error.errno if isinstance(error, OSError) else None, getattr(error, "filename", None)
     if (by_rust := BY_RUST.search(str(error))) is not None:
         number = int(by_rust[1])
+    if isinstance(error, OSError) and BY_PANDAS in str(error):
+        number = errno.ENOENT
     if number is None:
         if isinstance(error, RuntimeError) and BY_PYTORCH.search(str(error)):
             first = str(error).splitlines()[0]
