@@ -137,7 +137,7 @@ real_model = $(REAL)/$(1)/model/tokenizer_config.json
 real_result = $(REAL)/analysis/$(call part,$(1),1)/$(call part,$(1),2)/result.json
 
 .PHONY: help install demo stages analyses report study study-analyses alignments alignments-analyses real real-stages \
-	real-analyses watch test test-isa lock audit lint format
+	real-analyses watch test test-isa faults lock audit lint format
 
 help: ## What this Makefile can do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -209,6 +209,12 @@ audit: ## Look the packages of requirements.lock up among known vulnerabilities
 	python3 -m venv $(VENV)-audit
 	$(VENV)-audit/bin/pip install --quiet pip-audit==2.10.1
 	$(VENV)-audit/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements.lock
+
+# Parts of it: kills machine together make fuzz.
+FAULTS ?=
+
+faults: $(VENV)/.installed-test ## Kill, starve and double every command, and count what comes of it (FAULTS="kills machine")
+	PYTHONPATH=src:.:tests $(PYTHON) -m faults $(FAULTS)
 
 lint: $(VENV)/.installed-test ## ruff, mypy and the direction of the layers
 	$(VENV)/bin/ruff check .

@@ -27,8 +27,8 @@ class RunBoard(L.Callback):
         """Write what a run has once; or tell TensorBoard where a resumed run goes on."""
         if not trainer.is_global_zero:
             return
+        self._take_back(trainer)  # at the start too: readers take the first word of a restart for that of a start
         if trainer.global_step > 0:
-            self._take_back(trainer)
             return
         path = Path(trainer.default_root_dir) / "manifest.json"
         if not path.is_file():

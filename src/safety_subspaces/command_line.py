@@ -24,6 +24,7 @@ from omegaconf.resolvers import oc
 from safety_subspaces.artefacts import ending
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.foreign import check_yaml, in_short
+from safety_subspaces.artefacts.machine import refusal
 from safety_subspaces.artefacts.plugins import Plugins
 from safety_subspaces.artefacts.secrets import masked, read_variable
 from safety_subspaces.artefacts.text import encodable, shown
@@ -202,6 +203,8 @@ def _told(error: BaseException) -> tuple[int | None, str]:
         return 2, f"error: {error}"
     if isinstance(error, ending.LostProcessError):
         return 1, f"error: {error}"
+    if isinstance(error, Exception) and (refused := refusal(error)) is not None:
+        return 1, f"error: {refused}"
     if isinstance(error, RuntimeError) and any(text in str(error) for text in LOST_RANK):
         return 1, (
             f"error: another rank of this run has ended ({str(error).splitlines()[0]}). Its own message is above if it "

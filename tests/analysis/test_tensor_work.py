@@ -111,6 +111,14 @@ def test_what_was_done_before_a_kill_is_not_done_again(tmp_path):
     assert not (tmp_path / ".o.unfinished").exists()
 
 
+def test_kept_work_is_forgotten_also_where_a_kill_has_begun_to(tmp_path):
+    with unfinished_work(tmp_path / "o", "test", {}, [], Workers()) as unfinished:
+        unfinished.path("a").write_text("{}")
+        shutil.rmtree(unfinished.folder / "tensors")  # where the kill came
+        unfinished.forget()
+        assert list((unfinished.folder / "tensors").iterdir()) == []
+
+
 def test_other_arguments_start_anew(tmp_path):
     with pytest.raises(RuntimeError, match="was killed"):
         run(Note(tmp_path / "dying", dies="c"), tmp_path / "o", workers=2)

@@ -1,6 +1,7 @@
 """Names that are held, folders that are exchanged, and what killed processes leave."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from support.refusal import refuse
 
 from safety_subspaces.artefacts import files
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.files import clear_leavings, clear_partials, holding, replacing_folder
+from safety_subspaces.artefacts.files import clear_leavings, clear_partials, holding, replacing_folder, write_text
 from safety_subspaces.artefacts.results import ResultFolder
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +96,19 @@ def test_half_written_files_of_dead_processes_go_and_those_of_living_ones_stay(t
         assert left.name.startswith(".living.json.partial-")
     clear_partials(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def fill_while_it_is_removed(folder: Path) -> None:
+    with replacing_folder(folder / "out") as partial:
+        write_text(partial / "first", "1")
+        shutil.rmtree(folder)
+        write_text(partial / "last", "2")  # makes the folder that it stands in
+
+
+def test_a_folder_that_was_removed_while_it_was_filled_gets_no_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="removed while it was being filled"):
+        fill_while_it_is_removed(tmp_path / "work")
+    assert not (tmp_path / "work" / "out").exists()
 
 
 @pytest.mark.parametrize("in_one_step", [True, False])

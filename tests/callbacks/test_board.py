@@ -12,12 +12,17 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from support.tiny import ROOT, TRAIN, run_command, save_tiny_model
 from support.watching import scalars
+from tensorboard.backend.event_processing import event_accumulator, plugin_event_accumulator
+
+from callbacks import RunBoard
 
 STARTS_WITHIN = 60.0
 
@@ -141,6 +146,22 @@ def test_a_finished_run_that_is_resumed_keeps_its_last_look(board: str, study: P
     assert done.returncode == 0, done.stderr[-2000:]
     assert (run / "model" / "config.json").is_file()
     assert scalars(run, timed=True) == before
+
+
+def test_what_a_killed_run_logged_after_its_checkpoint_is_shown_by_no_reader(tmp_path: Path) -> None:
+    """TensorBoard reads in three ways; one of them takes the first restart that it meets for the start."""
+    for step, last in ((0, 8), (4, 6)):  # killed at 8, gone on with from 4
+        logger = TensorBoardLogger(tmp_path, name="", version="")
+        run = SimpleNamespace(is_global_zero=True, global_step=step, loggers=[logger], default_root_dir=tmp_path)
+        RunBoard().on_train_start(run, None)
+        for at in range(step, last):
+            logger.experiment.add_scalar("loss", 10 * step + at, at)
+        logger.experiment.close()
+        time.sleep(1.1)  # the names of files of events tell seconds
+    for reader in (event_accumulator.EventAccumulator, plugin_event_accumulator.EventAccumulator):
+        read = reader(str(tmp_path)).Reload()
+        events = read.Tensors("loss") if "loss" in read.Tags()["tensors"] else read.Scalars("loss")
+        assert [event.step for event in events] == [0, 1, 2, 3, 4, 5]
 
 
 def test_make_watch_starts_it() -> None:

@@ -5,7 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -56,6 +56,10 @@ def serving(script: Callable[[dict[str, Any], int], Answer]) -> Iterator[Scripte
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def handle(self) -> None:
+            with suppress(ConnectionResetError):  # a client that was killed
+                super().handle()
 
         def do_GET(self) -> None:
             self._send(Answer({"data": [{"id": MODEL}]}))

@@ -12,8 +12,10 @@ import os
 import random
 import runpy
 import sys
+import tempfile
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,19 @@ ROOT = Path(__file__).parents[2]
 
 def main() -> None:
     """Import, then serve requests until standard input ends."""
+    import_all()
+    for line in sys.stdin:
+        request = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            os._exit(run(request))
+        print(json.dumps({"pid": pid}), flush=True)  # noqa: T201 - the answer
+        _, status = os.waitpid(pid, 0)
+        print(json.dumps({"returncode": os.waitstatus_to_exitcode(status)}), flush=True)  # noqa: T201
+
+
+def import_all() -> None:
+    """Import what the entry points and their subcommands import."""
     sys.path[:0] = [str(ROOT), str(ROOT / "src")]
     import analyze  # noqa: F401
     import train  # noqa: F401
@@ -35,18 +50,10 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     sys.path[:2] = []
-    for line in sys.stdin:
-        request = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            os._exit(run(request))
-        print(json.dumps({"pid": pid}), flush=True)  # noqa: T201 - the answer
-        _, status = os.waitpid(pid, 0)
-        print(json.dumps({"returncode": os.waitstatus_to_exitcode(status)}), flush=True)  # noqa: T201
 
 
-def run(request: dict[str, Any]) -> int:
-    """Run a script as a new process would, and return its exit status."""
+def run(request: dict[str, Any], begin: Callable[[], None] = lambda: None) -> int:
+    """Run a script as a new process would, and return its exit status; ``begin`` is called before its first line."""
     os.setsid()
     os.chdir(request["cwd"])
     os.environ.clear()
@@ -59,9 +66,11 @@ def run(request: dict[str, Any]) -> int:
         os.dup2(os.open(path, flags), descriptor)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115 - it lives as long as the process
     random.seed()
+    tempfile.tempdir = None  # what the imports found is not where this environment points
     sys.argv = request["arguments"]
     sys.path.insert(0, str(Path(sys.argv[0]).parent))
     code = 0
+    begin()
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as ended:

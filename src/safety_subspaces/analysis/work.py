@@ -117,7 +117,7 @@ class UnfinishedWork:
 
     def forget(self) -> None:
         """Count no tensor as done: what its rows tell of is gone."""
-        shutil.rmtree(self.folder / "tensors")
+        shutil.rmtree(self.folder / "tensors", ignore_errors=True)  # a kill may have come between these two lines
         (self.folder / "tensors").mkdir()
 
 

@@ -5,6 +5,7 @@ one that takes the name finds that nobody holds it, and takes it away.
 """
 
 import ctypes
+import errno
 import fcntl
 import json
 import logging
@@ -164,14 +165,18 @@ def replacing_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
 
     Raises:
         InputError: ``target`` is a file, or holds something and ``overwrite`` is false; another process writes it.
+        FileNotFoundError: The temporary folder was removed meanwhile.
     """
     check_free(target, overwrite)
     with holding(target):
         check_free(target, overwrite)  # another process may have ended just now
         partial = _beside(target, "partial")
         partial.mkdir()
+        made = partial.stat()
         try:
             yield partial
+            if not os.path.samestat(made, partial.stat()):  # whoever wrote into it last has made it anew
+                raise FileNotFoundError(errno.ENOENT, "removed while it was being filled", str(partial))
             _open_to_mask(partial.rglob("*"))
             if target.exists():
                 exchange(partial, target)
