@@ -5,16 +5,17 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import get_loader, set_loader, set_parsing_settings
-from jsonargparse._loaders_dumpers import get_yaml_default_loader, set_omegaconf_loader
+from jsonargparse import set_parsing_settings
+from jsonargparse._loaders_dumpers import get_yaml_default_loader
 from omegaconf.errors import OmegaConfBaseException
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.foreign import check_yaml, in_short
+from safety_subspaces.artefacts.foreign import check_yaml, in_short, reading
 from safety_subspaces.artefacts.plugins import Plugins
 
 # Subcommands of analyze.py: each is the function of its name in a package's command.py.
@@ -77,14 +78,23 @@ def _bound_yaml() -> None:
             raise yaml.YAMLError(in_short(error)) from error
 
     loader.__init__, loader.construct_document, loader.is_bounded = check_and_begin, construct_or_say, True
-    set_omegaconf_loader(PARSER_MODE)
-    set_loader(PARSER_MODE, get_loader(PARSER_MODE), (yaml.YAMLError, UnicodeError))  # a file of other text
+
+
+def _check_config_files(arguments: Sequence[str]) -> None:
+    """Refuse a configuration file that jsonargparse would stumble over before it parses it: text of another kind."""
+    for option, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = option.partition("=")
+        path = Path(value if equals else following)
+        if name in ("--config", "-c") and path.is_file():
+            with reading(path, "a YAML file in UTF-8", "mend it"):
+                check_yaml(path.read_text(encoding="utf-8"))
 
 
 def run(main: Callable[[], Any]) -> None:
     """Run an entry point; an :class:`InputError` is printed in one message, and the exit status is 2."""
     sys.path.append(os.getcwd())  # noqa: PTH109 - plug-ins may stand where the command runs
     try:
+        _check_config_files(sys.argv[1:])
         main()
         torch = sys.modules.get("torch")
         if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
