@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import get_loader, set_loader, set_parsing_settings
-from jsonargparse._loaders_dumpers import get_yaml_default_loader, set_omegaconf_loader
+from jsonargparse import set_parsing_settings
+from jsonargparse._loaders_dumpers import get_yaml_default_loader
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from safety_subspaces.artefacts import ending
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.foreign import check_yaml, in_short
+from safety_subspaces.artefacts.foreign import check_yaml, in_short, reading
 from safety_subspaces.artefacts.machine import refusal
 from safety_subspaces.artefacts.plugins import Plugins
 from safety_subspaces.artefacts.secrets import masked, read_variable
@@ -132,8 +132,16 @@ def _bound_yaml() -> None:
             raise yaml.YAMLError(in_short(error)) from error
 
     loader.__init__, loader.construct_document, loader.is_bounded = check_and_begin, construct_or_say, True
-    set_omegaconf_loader(PARSER_MODE)
-    set_loader(PARSER_MODE, get_loader(PARSER_MODE), (yaml.YAMLError, UnicodeError))  # a file of other text
+
+
+def _check_config_files(arguments: Sequence[str]) -> None:
+    """Refuse a configuration file that jsonargparse would stumble over before it parses it: text of another kind."""
+    for option, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = option.partition("=")
+        path = Path(value if equals else following)
+        if name in ("--config", "-c") and path.is_file():
+            with reading(path, "a YAML file in UTF-8", "mend it"):
+                check_yaml(path.read_text(encoding="utf-8"))
 
 
 def restrict(arguments: Sequence[str]) -> None:
@@ -176,6 +184,7 @@ def run(main: Callable[[], Any]) -> None:
         unreadable = [argument for argument in sys.argv if argument != encodable(argument)]
         if unreadable:
             raise InputError(f"argument {unreadable[0]} is no text in UTF-8; name files and labels in UTF-8")
+        _check_config_files(sys.argv[1:])
         restrict(sys.argv)
         main()
         torch = sys.modules.get("torch")

@@ -183,7 +183,10 @@ class _Lane:
         sys.stdout.flush()
         self._process, self._heard, self._rest = os.fork(), time.monotonic(), b""
         if self._process == 0:
-            os._exit(_serve(self.numbers, self._read, end))
+            try:
+                _serve(self.numbers, self._read, end)
+            finally:  # never back into what belongs to the process that this one was forked from
+                os._exit(1)
         os.close(end)
 
     def take(self, is_ready: bool, seed: int) -> list[Outcome]:
@@ -208,7 +211,7 @@ class _Lane:
         return [Outcome(number, reader_of(number, seed)[0], FAILED, 0.0, 0, message)]
 
 
-def _serve(numbers: Sequence[int], read: Callable[[int], Outcome], answers: int) -> int:
+def _serve(numbers: Sequence[int], read: Callable[[int], Outcome], answers: int) -> None:
     """Read inputs in this process, bounded, and write what came of each."""
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
@@ -220,7 +223,6 @@ def _serve(numbers: Sequence[int], read: Callable[[int], Outcome], answers: int)
     constants.HF_HUB_OFFLINE = True  # what is no folder any more may look like the id of a model
     for number in numbers:
         os.write(answers, json.dumps(asdict(read(number))).encode() + b"\n")
-    return 0
 
 
 def _reset_peak() -> int:

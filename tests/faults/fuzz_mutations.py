@@ -175,7 +175,7 @@ def mutate_file(draw: random.Random, path: Path) -> None:
         for _ in range(draw.choice((1, 1, 1, 2, 3))):
             try:
                 data = change(draw, data)
-            except (ValueError, KeyError, IndexError, struct.error, RecursionError):
+            except (ValueError, LookupError, TypeError, AttributeError, struct.error, RecursionError):
                 data = any_bytes(draw, data)  # an earlier change has left nothing of that kind
         path.write_bytes(data)
 
@@ -236,7 +236,7 @@ def tensors(draw: random.Random, data: bytes) -> bytes:
         fitting = ([count], [1, count], [count, 1, 1])
         odd = ([], [0], [10**12, 0], [10**12, 0, 4], [1] * 40, [-1], [2**63, 2], "x")
         entry["shape"] = draw.choice((*fitting, *odd))
-        if 0 in entry["shape"]:
+        if isinstance(entry["shape"], list) and 0 in entry["shape"]:
             entry["data_offsets"] = [entry["data_offsets"][0]] * 2
     elif kind == 3:
         entry["data_offsets"] = draw.choice(([0, 0], [0, 2**63], [2**64, 0], [-4, 4], [8, 4], ["a", "b"], []))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -261,7 +262,8 @@ def _read_yaml(folder: Path) -> None:
     said = StringIO()
     with redirect_stderr(said), redirect_stdout(said):
         try:
-            command_line.run(lambda: parser.parse_args(["evaluate", "--config", str(folder / "config.yaml")]))
+            sys.argv = ["analyze.py", "evaluate", "--config", str(folder / "config.yaml")]
+            command_line.run(lambda: parser.parse_args(sys.argv[1:]))
         except SystemExit as ended:
             if ended.code == 2:
                 raise InputError(said.getvalue()[-300:]) from None

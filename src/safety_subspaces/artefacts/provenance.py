@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 import platform
 import resource
@@ -26,6 +25,7 @@ PACKAGES = ("torch", "lightning", "transformers", "peft", "torchmetrics", "datas
 MODEL_FILE_SUFFIXES = (".safetensors", ".json", ".jinja", ".model")
 ADAPTER_CONFIG = "adapter_config.json"
 # What an adapter is made by, as PEFT writes it.
+LARGEST_SETTING = 1e9  # of ranks and scales: no number of theirs comes near it
 ADAPTER_SETTINGS: dict[str, Any] = {
     "base_model_name_or_path": str | None,
     "peft_type": str | None,
@@ -175,12 +175,12 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     with reading(path, "the configuration that PEFT writes"):
         for name, kind in ADAPTER_SETTINGS.items():
             value = config.get(name)
-            if not isinstance(value, kind) or (isinstance(value, int | float) and not math.isfinite(value)):
+            if not isinstance(value, kind) or (isinstance(value, int | float) and not abs(value) < LARGEST_SETTING):
                 raise ValueError(f"{name} is {str(value)[:80]!r}")
         for name in ("rank_pattern", "alpha_pattern"):
             for pattern, value in (config.get(name) or {}).items():
                 check_pattern(pattern)
-                if not isinstance(value, int | float) or not math.isfinite(value):
+                if not isinstance(value, int | float) or not abs(value) < LARGEST_SETTING:
                     raise ValueError(f"{name} has {str(value)[:80]!r} for {pattern}")
         for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
             value = config.get(name) or []

@@ -51,6 +51,13 @@ OPTIONAL_COLUMNS = {
     "project": ("cos_task_projected", "cos_task_alignment", "chance_energy", *EVALUATION_COLUMNS),
     "overlap": ("rank_first", "rank_second", "chance", "p_haar", "matched_chance", "p_matched", "floor"),
 }
+# Those of them that are texts, or flags as texts; the others are numbers, or missing throughout.
+TEXT_COLUMNS = frozenset(("model", "tuned", "subspace", "method", "first", "second", "tensor", "type", "floor"))
+# What pandas infers of a column that a table of ours can have.
+TEXTS, NUMBERS = {"string"}, {"integer", "floating", "boolean", "mixed-integer-float", "empty"}
+NUMERIC_COLUMNS = {
+    command: {*REQUIRED_COLUMNS[command], *OPTIONAL_COLUMNS[command]} - TEXT_COLUMNS for command in REQUIRED_COLUMNS
+}
 # Folders that a second run of the same kind of fine-tune is written to: repeats, not further seeds of the
 # study.
 REPEAT_SUFFIX = "_again"
@@ -294,6 +301,15 @@ def _read_table(folder: Path, name: str) -> pd.DataFrame:
             f"{path} has no column {', '.join(lacking)}; it has {', '.join(map(str, frame.columns))}. "
             f"It was written by something else than `analyze.py {folder.parent.name}`: run that again"
         )
+    for column in frame.columns:
+        kind = pd.api.types.infer_dtype(frame[column], skipna=True)
+        is_number = name == "table" and column in NUMERIC_COLUMNS.get(folder.parent.name, ())
+        if kind not in (NUMBERS if is_number else TEXTS | NUMBERS):
+            expected = "numbers" if is_number else "texts or numbers"
+            raise InputError(
+                f"{path}: column {str(column)[:80]} is {kind}; expected {expected}: remove {folder} and run that "
+                "analysis again"
+            )
     return frame
 
 

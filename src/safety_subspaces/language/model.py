@@ -84,7 +84,9 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedToke
     check_model_path(path)
     with reading(f"the tokenizer of {path}", "one in Hugging Face format"):
         check_model_files(path)
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer("A text.")  # some settings are looked at here alone
+        return tokenizer
 
 
 def load_language_model(

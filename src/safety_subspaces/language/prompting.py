@@ -64,7 +64,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, template: str
     """Return the ids of a prompt up to where the answer starts, special tokens included."""
     if template == CHAT:
         return chat_ids(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
-    return list(tokenizer(named_template(template).format(prompt=prompt))["input_ids"])
+    return _ids(tokenizer, named_template(template).format(prompt=prompt))
 
 
 def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, template: str = CHAT) -> EncodedExample:
@@ -80,11 +80,11 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, templat
     end = [tokenizer.eos_token_id]
     if example.prompt is None:
         start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        text = tokenizer(example.response, add_special_tokens=False)["input_ids"]
+        text = _ids(tokenizer, example.response, add_special_tokens=False)
         return EncodedExample([*start, *text, *end], min(1, len(start)))
     prompt = encode_prompt(tokenizer, example.prompt, template)
     if template != CHAT:
-        response = tokenizer(example.response, add_special_tokens=False)["input_ids"]
+        response = _ids(tokenizer, example.response, add_special_tokens=False)
         return EncodedExample([*prompt, *response, *end], len(prompt))
     turns = [{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.response}]
     whole = chat_ids(tokenizer, turns, add_generation_prompt=False)
@@ -145,3 +145,8 @@ def chat_ids(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], ad
             turns, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
         )
         return list(ids)
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str, **options: bool) -> list[int]:
+    with reading(f"a text by the tokenizer of {tokenizer.name_or_path or 'this model'}", "one that takes any text"):
+        return list(tokenizer(text, **options)["input_ids"])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from safety_subspaces.algebra.update import FactorUpdate, Update
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.foreign import reading
 from safety_subspaces.artefacts.provenance import ADAPTER_CONFIG, adapter_base, read_adapter_config
 from safety_subspaces.artefacts.tensors import TensorFile
 from safety_subspaces.weights.checkpoint import Checkpoint, FullCheckpoint, model_folder
@@ -230,8 +231,9 @@ def open_checkpoint(path: str) -> Checkpoint:
 def _full(path: str, what: str) -> FullCheckpoint:
     """Open what an update is upon."""
     try:
-        is_update = path.endswith(".safetensors") and Path(path).is_file()
-        folder = Path(path) if is_update else model_folder(path)
+        with reading(what, "the path of a model"):
+            is_update = path.endswith(".safetensors") and Path(path).is_file()
+            folder = Path(path) if is_update else model_folder(path)
         if is_update or (folder / ADAPTER_CONFIG).is_file():
             raise InputError(f"it is itself an update upon another model ({path}); merge that one first")
         return FullCheckpoint(path, folder)

@@ -116,6 +116,9 @@ def _check_file(source: Path) -> dict[str, int]:
         single = {name: field for name, field in reader.fields.items() if len(field.types) == 1}
         numbers = {name: field.contents() for name, field in single.items() if field.types != [GGUFValueType.STRING]}
         check_counts(numbers, str(source))
+        blocks = max((value for name, value in numbers.items() if name.endswith(".block_count")), default=0)
+        if blocks > len(reader.tensors):  # transformers looks for the tensors of each in turn, for every module
+            raise ValueError(f"it is of {blocks} blocks, and holds {len(reader.tensors)} tensors")
         return dict(Counter(tensor.tensor_type.name for tensor in reader.tensors).most_common())
 
 
