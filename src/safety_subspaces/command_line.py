@@ -4,6 +4,7 @@ import inspect
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -59,6 +60,7 @@ def configure() -> None:
 def run(main: Callable[[], Any]) -> None:
     """Run an entry point; an :class:`InputError` is one message and exit status 2, what the machine refuses is 1."""
     sys.path.append(os.getcwd())  # noqa: PTH109 - plug-ins may stand where the command runs
+    threading.excepthook = _tell_of_thread
     try:
         main()
         torch = sys.modules.get("torch")
@@ -81,3 +83,12 @@ def run(main: Callable[[], Any]) -> None:
             file=sys.stderr,
         )
         sys.exit(1)
+
+
+def _tell_of_thread(ended: threading.ExceptHookArgs) -> None:
+    """Say in a line what the machine refused a thread, such as TensorBoard's, which hands its error on besides."""
+    refused = None if ended.exc_value is None else refusal(ended.exc_value)
+    if refused is None:
+        threading.__excepthook__(ended)
+    else:
+        print(f"error: {refused}", file=sys.stderr)  # noqa: T201
