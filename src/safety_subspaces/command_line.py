@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -180,6 +181,7 @@ def run(main: Callable[[], Any]) -> None:
     """
     for stream in (sys.stdout, sys.stderr):
         _show_as_text(stream)
+    threading.excepthook = _tell_of_thread
     try:
         unreadable = [argument for argument in sys.argv if argument != encodable(argument)]
         if unreadable:
@@ -239,3 +241,12 @@ def _show_as_text(stream: Any) -> None:
         return len(text)
 
     stream.write = write_shown  # type: ignore[method-assign]
+
+
+def _tell_of_thread(ended: threading.ExceptHookArgs) -> None:
+    """Say in a line what the machine refused a thread, such as TensorBoard's, which hands its error on besides."""
+    refused = None if ended.exc_value is None else refusal(ended.exc_value)
+    if refused is None:
+        threading.__excepthook__(ended)
+    else:
+        print(f"error: {refused}", file=sys.stderr)  # noqa: T201

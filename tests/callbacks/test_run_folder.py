@@ -94,7 +94,7 @@ def test_a_failing_measurement_leaves_the_run_alone(finished_run: Path, subcomma
     assert {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()} == before
     untrained = run_command(TRAIN, subcommand, "--config", PRETRAIN, *TINY, f"--run_dir={finished_run}-none")
     assert untrained.returncode == 2
-    assert "has no checkpoint to measure" in untrained.stderr
+    assert "has no whole checkpoint to measure" in untrained.stderr
 
 
 def test_a_resume_that_fails_at_its_start_keeps_the_run(finished_run: Path, tmp_path: Path) -> None:

@@ -79,7 +79,10 @@ def models(*names: str, option: str = "models") -> list[str]:
 
 
 def training(*options: str, name: str, ranks: int = 1) -> Case:
-    """Return twelve steps of a run under a constraint, with snapshots, checkpoints, a watcher and an export."""
+    """Return fifteen steps of a run under a constraint, with snapshots, checkpoints, a watcher and an export.
+
+    No point of the loss falls on a checkpoint: Lightning logs it just after, so that a kill between loses it.
+    """
     more = [
         *("--trainer.callbacks+=callbacks.WeightDeltaSnapshot", "--trainer.callbacks.every_n_steps=4"),
         *("--trainer.callbacks+=callbacks.BehaviourProbe", "--trainer.callbacks.every_n_steps=6"),
@@ -96,7 +99,7 @@ def training(*options: str, name: str, ranks: int = 1) -> Case:
         TRAIN,
         [
             *("fit", f"--config={CONFIGS}/organism/{RUN}.yaml", *options, "--study={inputs}", "--run_dir={work}/run"),
-            *(f"--data.init_args.size={12 * 16}", "--data.init_args.heldout_size=16", "--trainer.log_every_n_steps=2"),
+            *(f"--data.init_args.size={12 * 16}", "--data.init_args.heldout_size=16", "--trainer.log_every_n_steps=5"),
             *(*more, "--resume", "--archive"),
         ],
         "run",

@@ -27,7 +27,7 @@ NOT_COMPARED = {
     "peak_memory_bytes",
     "resumed_from",
 }
-TIMES = ("time/", "train/tokens_per_second")
+TIMES = ("time/", "train/tokens_per_second", "_hparams_/session")
 # When a page was written, and from which commit.
 STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d\+00:00, [^<]*")
 # An empty folder that PyTorch makes in TMPDIR where DeepSpeed imports its compiler, and the empty file by which Python

@@ -363,7 +363,8 @@ def test_a_run_folder_and_its_board_hold_no_key(tmp_path: Path, monkeypatch: pyt
         assert "short" not in text
     assert manifest["config"]["trainer"]["note"] == "***MY_API_KEY***"
     assert manifest["config_sha256"] == sha256_of_value(yaml.safe_load((run / "config.yaml").read_text()))
-    write_text(run / "checkpoints" / "step=00000001.ckpt", "")
+    (run / "checkpoints").mkdir()
+    torch.save({}, run / "checkpoints" / "step=00000001.ckpt")
     monkeypatch.setenv("MY_API_KEY", "another-key-of-the-same-run")
     other = json.loads(json.dumps(config).replace(key, "another-key-of-the-same-run"))
     assert plan_run(run, other, resume=True).checkpoint is not None  # a new key makes no other run of it
