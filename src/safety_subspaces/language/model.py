@@ -269,7 +269,3 @@ def _unlike(folder: Path, expected: str) -> str:
         f"holds pickled weights ({pickles[0]}), which can run code and are not read; expected {expected}. Where you "
         "trust them, load them with transformers or PEFT yourself and save_pretrained them again"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.serialization import safe_globals
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.foreign import in_short
 
 # What DeepSpeed's state holds beside tensors and plain values, by module; each only keeps numbers.
 DEEPSPEED_CLASSES = {
@@ -50,7 +51,7 @@ def restricted_pickles(advice: str, classes: bool = False) -> Iterator[None]:
             raise InputError(f"{_name(file)} {_why(error)}. {advice}") from error
         except Exception as error:  # a damaged archive raises what comes
             raise InputError(
-                f"{_name(file)} is no checkpoint that can be read, or is damaged: {_first_line(error)}"
+                f"{_name(file)} is no checkpoint that can be read, or is damaged: {in_short(error)}"
             ) from error
 
     torch.load = restricted  # type: ignore[assignment]
@@ -93,7 +94,7 @@ def read_sharded_weights(folder: Path) -> dict[str, Tensor]:
     except InputError:
         raise
     except Exception as error:  # DeepSpeed takes its own files for whole
-        raise InputError(f"{folder} is no whole checkpoint of ZeRO: {_first_line(error)}") from error
+        raise InputError(f"{folder} is no whole checkpoint of ZeRO: {in_short(error)}") from error
     return weights
 
 
@@ -104,10 +105,6 @@ def _deepspeed_classes() -> list[Any]:
 
 def _name(file: Any) -> str:
     return str(file if isinstance(file, str | Path) else getattr(file, "name", file))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _why(error: pickle.UnpicklingError) -> str:
