@@ -73,8 +73,9 @@ class TrainCLI(LightningCLI):
         if self.subcommand != "fit":  # measures the run's trained weights, and adds nothing to its events
             options.trainer.logger = False
             options.ckpt_path = options.ckpt_path or str(trained_checkpoint(Path(options.run_dir)))
-        if options.ckpt_path and Path(options.ckpt_path).is_file():
-            read_state(Path(options.ckpt_path), RUN_PICKLES, is_said(sys.argv, "weights_only", value=False))
+        checkpoint = options.get("ckpt_path")
+        if checkpoint and Path(checkpoint).is_file():
+            read_state(Path(checkpoint), RUN_PICKLES, is_said(sys.argv, "weights_only", value=False))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make a Trainer whose ranks end together, and whose checkpoints are whole or not there."""

@@ -10,9 +10,11 @@ import re
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import yaml
@@ -148,6 +150,8 @@ def _check_config_files(arguments: Sequence[str]) -> None:
 def restrict(arguments: Sequence[str]) -> None:
     """Let the files that a command reads name no code but what is trusted, and read no secret of the environment.
 
+    Secrets are left out of tracebacks too.
+
     Args:
         arguments: The command line, with the entry point.
 
@@ -156,8 +160,14 @@ def restrict(arguments: Sequence[str]) -> None:
     """
     names = import_only_trusted(Path(arguments[0]).resolve().parent, plugin_folders(arguments))
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(names))
+    sys.excepthook = _print_masked
     for name, resolver in (("oc.env", read_variable), ("oc.coerce", _coerced)):
         OmegaConf.register_resolver(name, resolver, replace=True, annotation_validation="off")
+
+
+def _print_masked(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a traceback as the interpreter does, without secrets."""
+    print(masked("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)  # noqa: T201
 
 
 def _coerced(kind: str, value: Any) -> Any:

@@ -251,6 +251,20 @@ def test_a_key_in_the_environment_does_not_reach_a_run(outside: Path) -> None:
     assert key not in done.stderr + done.stdout
 
 
+def test_a_traceback_shows_no_key() -> None:
+    key = "zz-Very7Secret9Key-of-42"
+    program = (
+        "import sys; sys.path[:0] = ['src', '.']; sys.argv[0] = 'train.py'\n"
+        "from safety_subspaces import command_line\n"
+        "def main(): raise LookupError('got ' + __import__('os').environ['MY_TOKEN'])\n"
+        "command_line.run(main)\n"
+    )
+    done = run_command("-c", program, MY_TOKEN=key)
+    assert done.returncode == 1
+    assert "LookupError: got ***MY_TOKEN***" in done.stderr
+    assert key not in done.stderr
+
+
 def test_a_file_trusts_nothing_by_itself(outside: Path) -> None:
     source = {"class_path": "safety_subspaces.language.model.Pretrained"}
     source["init_args"] = {"path": "model", "trust_remote_code": True}
