@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from safety_subspaces.artefacts.description import facts_about, read_manifest
+from safety_subspaces.artefacts.description import check_record, facts_about, read_manifest
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import read_json
 from safety_subspaces.artefacts.foreign import parse_json, read_yaml, reading
@@ -275,13 +275,15 @@ def _read_stages(root: Path) -> tuple[Stage, ...]:
 
 def _read_result(folder: Path) -> AnalysisResult:
     config, result = folder / "config.yaml", folder / "result.json"
+    recorded = read_json(result) if result.is_file() else {}
+    check_record(recorded, result)
     names = sorted({path.stem for path in folder.iterdir() if path.suffix in (".parquet", ".csv")})
     return AnalysisResult(
         command=folder.parent.name,
         label=folder.name,
         folder=folder,
         arguments=read_yaml(config) if config.is_file() else {},
-        result=read_json(result) if result.is_file() else {},
+        result=recorded,
         tables={name: _read_table(folder, name) for name in names},
         # The answers of projected models are not shown: a sweep has a hundred thousand of them.
         generations=_read_generations(folder / "generations.jsonl") if folder.parent.name == "evaluate" else (),
