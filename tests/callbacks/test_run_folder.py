@@ -23,6 +23,7 @@ from safety_subspaces.training.data import OrganismData
 from safety_subspaces.training.modules import SupervisedFineTuning
 
 PRETRAIN = ROOT / "configs" / "organism" / "pretrain.yaml"
+TESTS = ROOT / "tests"
 TINY = [f"--model.init_args.source.init_args.{name}={value}"
         for name, value in {"hidden_size": 16, "intermediate_size": 32, "layers": 1, "heads": 2}.items()]  # fmt: skip
 
@@ -123,15 +124,9 @@ def test_a_resume_that_fails_at_its_start_keeps_the_run(finished_run: Path, tmp_
 
 
 def stopping_run(folder: Path, *stopper: str) -> list[object]:
-    """The command of the finished run with a checkpoint every ten steps and a callback that stops it."""
-    # The class that stops the run lives in the tests; the process finds it through its own first path entry.
-    script = folder / "train.py"
-    script.write_text(
-        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-        "import runpy; runpy.run_path(sys.path[0] + '/train.py', run_name='__main__')\n"
-    )
+    """The finished run's command with a checkpoint every five steps and a callback that stops it, to run in TESTS."""
     return [
-        script, "fit", "--config", PRETRAIN, *TINY, "--data.init_args.size=320", "--data.init_args.heldout_size=16",
+        TRAIN, "fit", "--config", PRETRAIN, *TINY, "--data.init_args.size=320", "--data.init_args.heldout_size=16",
         f"--run_dir={folder / 'run'}", *stopper,
         "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
         f"--trainer.callbacks.dirpath={folder / 'run' / 'checkpoints'}",
@@ -153,7 +148,7 @@ def assert_same_model(finished_run: Path, folder: Path) -> None:
 
 def test_an_interrupted_run_resumes_to_the_same_weights(finished_run: Path, tmp_path: Path) -> None:
     command = stopping_run(tmp_path, "--trainer.callbacks+=support.stopper.StopAt", "--trainer.callbacks.step=13")
-    stopped = run_command(*command)
+    stopped = run_command(*command, cwd=TESTS)
     assert stopped.returncode != 0
     assert manifest_of(tmp_path)["status"] == "failed"
     assert "stopped on purpose" in manifest_of(tmp_path)["error"]
@@ -164,7 +159,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(finished_run: Path, tmp_
     (checkpoints / "step=00000015.ckpt").write_bytes(cut)
     (checkpoints / ".step=00000015.ckpt.partial-4194305").write_bytes(cut)  # more than Linux counts processes
     (checkpoints / "100-v1.ckpt").touch()
-    resumed = run_command(*command, "--resume")
+    resumed = run_command(*command, "--resume", cwd=TESTS)
     assert resumed.returncode == 0, resumed.stderr
     assert "step=00000015.ckpt is passed over: it is damaged or was cut short" in resumed.stderr
     assert "removed " in resumed.stderr
@@ -180,16 +175,24 @@ def test_a_signal_ends_training_with_its_status_and_a_way_on(finished_run: Path,
     signum = signal.Signals[name]
     command = stopping_run(tmp_path, "--trainer.callbacks+=support.stopper.SignalAt", "--trainer.callbacks.step=13",
                            f"--trainer.callbacks.signum={int(signum)}")  # fmt: skip
-    stopped = run_command(*command)
+    stopped = run_command(*command, cwd=TESTS)
     assert stopped.returncode == 128 + signum
     assert "Traceback" not in stopped.stderr
     assert f"stopped by {name}" in stopped.stderr
     assert "with --resume" in stopped.stderr
     assert manifest_of(tmp_path)["status"] == "failed"
     if signum == signal.SIGTERM:  # which Lightning answers by ending as if all were done
-        resumed = run_command(*command, "--resume")
+        resumed = run_command(*command, "--resume", cwd=TESTS)
         assert resumed.returncode == 0, resumed.stderr
         assert_same_model(finished_run, tmp_path)
+
+
+def test_training_runs_where_warnings_are_errors(tmp_path: Path) -> None:
+    done = run_command(
+        "-W", "error", TRAIN, "fit", "--config", PRETRAIN, *TINY, "--data.init_args.size=64",
+        "--data.init_args.heldout_size=16", f"--run_dir={tmp_path / 'run'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 ELSEWHERE = """
