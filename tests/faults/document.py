@@ -26,8 +26,8 @@ Written by `make faults` from what it counted; the list of what was mended is `t
 - **Foreign bytes** are read, or refused by name: see [SECURITY.md](../SECURITY.md).
 
 ## What was tried
-`make faults` does all of it (`make faults FAULTS=kills` a part; stopped, it goes on with what is left), `make test` a
-sample. An audit hook counts the file operations of a command and kills it before the n-th; strace, where it is, kills
+`make faults` does all of it (`make faults FAULTS=kills` a part; stopped, it goes on with what is left), `make test`
+a sample. An audit hook counts the file operations of a command and kills it before the n-th; strace, where it is, kills
 it at the n-th call that writes, which Rust and C make too; the other kills come at random times, by a seed. Then the
 same command line runs again, and everything is compared: `tests/faults/outcome.py` says how.
 
