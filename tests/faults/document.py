@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,10 @@ a sample. An audit hook counts the file operations of a command and kills it bef
 it at the n-th call that writes, which Rust and C make too; the other kills come at random times, by a seed. Then the
 same command line runs again, and everything is compared: `tests/faults/outcome.py` says how.
 
-One limit is known: Lightning logs a point of the loss just after it has written the checkpoint of the same step, so that
-a kill between the two loses that point from TensorBoard, and nothing else.
+One limit is known: Lightning logs a point of the loss just after it has written the checkpoint of the same step: a kill
+between the two loses that point from TensorBoard, and nothing else.
 """
+BLOCKS = "▁▂▃▄▅▆▇█"
 HEADINGS = {
     "kills": "Kills",
     "machine": "A failing machine",
@@ -59,9 +61,9 @@ def document(counts: dict[str, Any], mended: list[dict[str, str]], root: Path) -
     parts.append(
         f"## Found and mended\n{len(mended)} kinds, each with a test that fails without the mend.\n\n{table}\n"
     )
-    long_runs = root / "docs" / "long_runs.md"
+    long_runs = root / "docs" / "long_runs.json"
     if long_runs.is_file():
-        parts.append("## Long runs\n[Memory, file handles and step time](long_runs.md) over thousands of steps.\n")
+        parts.append(f"## Long runs\n{curves_of(json.loads(long_runs.read_text()))}")
     return "\n".join(parts)
 
 
@@ -86,3 +88,24 @@ def table_of_readers(fuzzed: dict[str, Any]) -> str:
     lines = [f"| {reader} | {count} |" for reader, count in fuzzed["by_reader"].items()]
     table = "\n".join(["| reader | inputs |", "| --- | ---: |", *lines])
     return f"{fuzzed['inputs']} inputs, each read or refused by name, within five seconds and one GiB.\n\n{table}\n"
+
+
+def curves_of(runs: dict[str, Any]) -> str:
+    """Return what `benchmarks/long_runs.py` measured: a curve of each quantity, and how far its end is from its start."""
+    lines = ["| run | what | change | from start to end | between |", "| --- | --- | ---: | --- | --- |"]
+    for name, run in runs.items():
+        length = next(f"{run[unit]:,} {unit}" for unit in ("steps", "prompts") if unit in run)
+        for what, change in run["changes"].items():
+            values = [float(point[what]) for point in run["points"]]
+            between = f"{min(values):.4g} and {max(values):.4g}"
+            label = what.replace("_", " ")
+            lines.append(f"| {name}, {length} | {label} | {change:+.1%} | `{curve(values)}` | {between} |")
+    return "As `benchmarks/long_runs.py` measured it.\n\n" + "\n".join(lines) + "\n"
+
+
+def curve(values: list[float], width: int = 40) -> str:
+    """Draw values as a line of blocks, from zero to the largest: each the mean of as many."""
+    bounds = [round(place * len(values) / width) for place in range(width + 1)]
+    means = [sum(values[low:high]) / (high - low) for low, high in pairwise(bounds) if high > low]
+    largest = max(means, default=0.0) or 1.0
+    return "".join(BLOCKS[min(len(BLOCKS) - 1, int(mean / largest * len(BLOCKS)))] for mean in means)
