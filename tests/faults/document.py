@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ same command line runs again, and everything is compared: `tests/faults/outcome.
 One limit is known: Lightning logs a point of the loss just after it has written the checkpoint of the same step: a kill
 between the two loses that point from TensorBoard, and nothing else.
 """
-BLOCKS = "▁▂▃▄▅▆▇█"
 HEADINGS = {
     "kills": "Kills",
     "machine": "A failing machine",
@@ -63,7 +61,9 @@ def document(counts: dict[str, Any], mended: list[dict[str, str]], root: Path) -
     )
     long_runs = root / "docs" / "long_runs.json"
     if long_runs.is_file():
-        parts.append(f"## Long runs\n{curves_of(json.loads(long_runs.read_text()))}")
+        parts.append(f"## Long runs\n{table_of_runs(json.loads(long_runs.read_text()))}")
+    if long_runs.with_suffix(".svg").is_file():
+        parts.append("![memory, file handles and time over the runs](long_runs.svg)\n")
     return "\n".join(parts)
 
 
@@ -90,22 +90,11 @@ def table_of_readers(fuzzed: dict[str, Any]) -> str:
     return f"{fuzzed['inputs']} inputs, each read or refused by name, within five seconds and one GiB.\n\n{table}\n"
 
 
-def curves_of(runs: dict[str, Any]) -> str:
-    """Return what `benchmarks/long_runs.py` measured: a curve of each quantity, and how far its end is from its start."""
-    lines = ["| run | what | change | from start to end | between |", "| --- | --- | ---: | --- | --- |"]
+def table_of_runs(runs: dict[str, Any]) -> str:
+    """Return by how much memory, file handles and time differ between the end and the start of each run."""
+    lines = ["| run | what | change |", "| --- | --- | ---: |"]
     for name, run in runs.items():
         length = next(f"{run[unit]:,} {unit}" for unit in ("steps", "prompts") if unit in run)
         for what, change in run["changes"].items():
-            values = [float(point[what]) for point in run["points"]]
-            between = f"{min(values):.4g} and {max(values):.4g}"
-            label = what.replace("_", " ")
-            lines.append(f"| {name}, {length} | {label} | {change:+.1%} | `{curve(values)}` | {between} |")
-    return "As `benchmarks/long_runs.py` measured it.\n\n" + "\n".join(lines) + "\n"
-
-
-def curve(values: list[float], width: int = 40) -> str:
-    """Draw values as a line of blocks, from zero to the largest: each the mean of as many."""
-    bounds = [round(place * len(values) / width) for place in range(width + 1)]
-    means = [sum(values[low:high]) / (high - low) for low, high in pairwise(bounds) if high > low]
-    largest = max(means, default=0.0) or 1.0
-    return "".join(BLOCKS[min(len(BLOCKS) - 1, int(mean / largest * len(BLOCKS)))] for mean in means)
+            lines.append(f"| {name}, {length} | {what.replace('_', ' ')} | {change:+.1%} |")
+    return "As `benchmarks/long_runs.py` measured and drew it.\n\n" + "\n".join(lines) + "\n"

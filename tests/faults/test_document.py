@@ -3,7 +3,7 @@ import re
 from pathlib import Path
 
 import yaml
-from faults.document import MENDED_FILE, curve, document
+from faults.document import MENDED_FILE, document
 from support.tiny import ROOT
 
 COUNTS = {
@@ -30,12 +30,9 @@ def test_the_page_tells_what_was_counted_and_what_was_mended(tmp_path: Path) -> 
     assert "| It was lost. | `tests/a/test_b.py::test_c` |" in page
     assert "Long runs" not in page
     (tmp_path / "docs").mkdir()
-    points = [{"memory_bytes": 100 + step} for step in range(80)]
-    runs = {"training": {"steps": 3000, "changes": {"memory_bytes": 0.012}, "points": points}}
+    runs = {"training": {"steps": 3000, "changes": {"memory_bytes": 0.012}}}
     (tmp_path / "docs" / "long_runs.json").write_text(json.dumps(runs))
-    assert "| training, 3,000 steps | memory bytes | +1.2% |" in document(COUNTS, [], tmp_path)
-
-
-def test_a_curve_goes_up_where_its_values_do() -> None:
-    assert curve([0.0, 1.0, 2.0, 4.0], width=4) == "▁▃▅█"
-    assert set(curve([5.0] * 80)) == {"█"}
+    (tmp_path / "docs" / "long_runs.svg").touch()
+    page = document(COUNTS, [], tmp_path)
+    assert "| training, 3,000 steps | memory bytes | +1.2% |" in page
+    assert "(long_runs.svg)" in page
