@@ -14,6 +14,9 @@ RUNS ?= $(if $(QUICK),runs/quick,runs)
 JOBS ?= 2
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
+# Installs take the versions that the suite was tested with; `LOCK=` takes what requirements.txt allows.
+LOCK ?= requirements.lock
+LOCKED := $(addprefix -c ,$(wildcard $(LOCK)))
 # Two workers of two threads each are ten times slower than two of one: they wait for each other.
 OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
@@ -134,7 +137,7 @@ real_model = $(REAL)/$(1)/model/tokenizer_config.json
 real_result = $(REAL)/analysis/$(call part,$(1),1)/$(call part,$(1),2)/result.json
 
 .PHONY: help install demo stages analyses report study study-analyses alignments alignments-analyses real real-stages \
-	real-analyses watch test faults lint format
+	real-analyses watch test test-isa faults lock audit lint format
 
 help: ## What this Makefile can do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -182,6 +185,31 @@ watch: install ## TensorBoard over all runs, at http://localhost:6006
 test: $(VENV)/.installed-test ## Install and run the whole suite
 	$(VENV)/bin/pytest -n $(JOBS) --dist loadfile
 
+# Of torch's own kernels, of MKL under them, and of OpenBLAS under NumPy and SciPy. MKL chooses by the processor where
+# nothing is said; one without AVX-512 cannot run what is compiled for it.
+ISA_default := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE OPENBLAS_CORETYPE=Nehalem
+ISA_avx2 := ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2 OPENBLAS_CORETYPE=Haswell
+ISA_zen := ATEN_CPU_CAPABILITY=avx2 OPENBLAS_CORETYPE=Zen
+ISA_avx512 := ATEN_CPU_CAPABILITY=avx512 OPENBLAS_CORETYPE=SkylakeX
+INSTRUCTION_SETS ?= default avx2 zen $(shell grep -o -m 1 -w avx512f /proc/cpuinfo | head -n 1 | sed s/f//)
+NUMERIC_TESTS := tests/algebra tests/weights tests/states tests/findings \
+	tests/callbacks/test_subspace_projection.py tests/training/test_frozen_basis.py
+
+test-isa: $(foreach set,$(INSTRUCTION_SETS),isa-$(set)-1 isa-$(set)-2) ## The tests of numbers under each instruction set, on one thread and two
+
+isa-%: $(VENV)/.installed-test
+	$(ISA_$(call part,$(subst -,:,$*),1)) OMP_NUM_THREADS=$(call part,$(subst -,:,$*),2) \
+		$(VENV)/bin/pytest -q $(if $(filter %-1,$*),-n $(JOBS) --dist loadfile) $(NUMERIC_TESTS)
+
+lock: $(VENV)/.installed-test ## Write requirements.lock and docs/licences.md from what is installed
+	$(PYTHON) docs/list_packages.py
+
+# A package that could not be looked up fails the audit: without the service nothing is known of any.
+audit: ## Look the packages of requirements.lock up among known vulnerabilities
+	python3 -m venv $(VENV)-audit
+	$(VENV)-audit/bin/pip install --quiet pip-audit==2.10.1
+	$(VENV)-audit/bin/pip-audit --strict --no-deps --disable-pip --requirement requirements.lock
+
 # Parts of it: kills machine together make fuzz.
 FAULTS ?=
 
@@ -203,15 +231,15 @@ $(PYTHON):
 	python3 -m venv $(VENV)
 
 $(VENV)/.installed: requirements.txt | $(PYTHON)
-	$(PYTHON) -m pip install -r requirements.txt
+	$(PYTHON) -m pip install -r requirements.txt $(LOCKED)
 	@touch $@
 
 $(VENV)/.installed-real: requirements.txt pyproject.toml | $(PYTHON)
-	$(PYTHON) -m pip install -e '.[real]'
+	$(PYTHON) -m pip install -e '.[real]' $(LOCKED)
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-test: requirements.txt pyproject.toml | $(PYTHON)
-	$(PYTHON) -m pip install -e '.[test]'
+	$(PYTHON) -m pip install -e '.[test]' $(LOCKED)
 	@touch $@ $(VENV)/.installed
 
 include configs/paper/paper.mk

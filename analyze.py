@@ -2,20 +2,42 @@
 
 import sys
 from pathlib import Path
+from typing import Any, NoReturn
 
 # A plain clone works without installing; `pip install -e .` makes this line idle.
 sys.path.insert(0, str(Path(__file__).parent / "src"))
 
-import pandas as pd
-from jsonargparse import auto_cli
-
 from safety_subspaces import command_line
 
+if __name__ == "__main__":
+    command_line.begin()  # before the imports, which take seconds
+
+import pandas as pd
+from jsonargparse import ArgumentParser, Namespace, auto_cli
+
+from safety_subspaces.artefacts.trust import check_trust, without_plugin_folders
+
 ROWS_SHOWN = 40
+CELL_CHARACTERS = 200
 TRY = """try:
   python analyze.py evaluate --models.base runs/organism-0/base/model --out runs/organism-0/analysis/evaluate/base
   python analyze.py project --config configs/organism/analysis/project.yaml
-  python analyze.py report --study runs/organism-0"""
+  python analyze.py report --study runs/organism-0
+a judge, template, section or subcommand of your own: --plugins <folder of its module>"""
+
+
+class AnalyzeParser(ArgumentParser):
+    """A parser for which only the command line can trust what came with a file."""
+
+    def parse_args(self, *args: Any, **options: Any) -> Namespace:
+        """Parse and check."""
+        parsed = super().parse_args(*args, **options)
+        check_trust(parsed.as_dict(), sys.argv)
+        return parsed
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End with a message."""
+        super().error(command_line.explained(message), ex)
 
 
 def main() -> None:
@@ -24,14 +46,17 @@ def main() -> None:
         sys.argv.append("--help")
         print(TRY, end="\n\n")
     # A report takes a second to start, what loads models several: only what is asked for is imported.
-    asked, *options = sys.argv[1:]
+    asked, *options = without_plugin_folders(sys.argv[1:])
     names = command_line.ANALYSES.names() if asked.startswith("-") else [asked]
     commands = {name.rpartition(".")[2]: command_line.ANALYSES.load(name) for name in names}
     command_line.configure()
     arguments = [asked if asked.startswith("-") else next(iter(commands)), *options]
-    result = auto_cli(commands, args=arguments, parser_mode=command_line.PARSER_MODE, as_positional=False)
+    result = auto_cli(
+        commands, args=arguments, parser_class=AnalyzeParser, parser_mode=command_line.PARSER_MODE, as_positional=False
+    )
     if isinstance(result, pd.DataFrame):
-        print(result.head(ROWS_SHOWN).to_string(index=False, float_format="%.4g", line_width=160))
+        rows = result.head(ROWS_SHOWN)
+        print(rows.to_string(index=False, float_format="%.4g", line_width=160, max_colwidth=CELL_CHARACTERS))
         if len(result) > ROWS_SHOWN:
             print(f"... and {len(result) - ROWS_SHOWN} more rows in the table on disk")
     else:

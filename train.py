@@ -1,28 +1,45 @@
 """Train a language model: ``python train.py fit --config configs/organism/useful.yaml``; a LightningCLI."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-
-import torch
-import yaml
+from typing import Any, NoReturn
 
 # A plain clone works without installing; `pip install -e .` makes this line idle.
 sys.path.insert(0, str(Path(__file__).parent / "src"))
 
-from lightning.pytorch import LightningDataModule
+from safety_subspaces import command_line
+
+if __name__ == "__main__":
+    command_line.begin()  # before the imports, which take seconds
+
+import torch
+import yaml
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from callbacks import RunBoard, RunRecord
-from safety_subspaces import command_line
+from callbacks import RunBoard, RunGuard, RunRecord
 from safety_subspaces.artefacts.description import Role
+from safety_subspaces.artefacts.trust import check_trust, is_said
 from safety_subspaces.training.modules.base import LanguageModelModule
+from safety_subspaces.training.resume_state import RUN_PICKLES, read_state, restricted_pickles
 from safety_subspaces.training.run_folder import latest_checkpoint, plan_run, trained_checkpoint
+from safety_subspaces.training.strategies import RunCheckpointIO
 
 TRY = """try:
   python train.py fit --config configs/organism/pretrain.yaml
   python train.py fit --config configs/organism/pretrain.yaml --print_config
   python train.py fit --help"""
+
+
+class TrainParser(LightningArgumentParser):
+    """A parser that says how a class from elsewhere may be trusted."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End with a message."""
+        super().error(command_line.explained(message), ex)
 
 
 class TrainCLI(LightningCLI):
@@ -34,17 +51,39 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--role", type=Role, default="tuned", help="What the run makes of the model in its study.")
         parser.add_argument("--run_dir", type=str, default="runs/unnamed", help="Folder of this run.")
         parser.add_argument("--cpu_threads", type=int | None, default=None, help="Threads of PyTorch on the CPU.")
+        parser.add_argument("--collective_timeout", type=float, default=600, help="Seconds a rank may be silent.")
         parser.add_argument("--resume", action="store_true", help="Go on with a run that stopped.")
         parser.add_argument("--archive", action="store_true", help="Move a run that is in the way aside.")
+        parser.add_argument(
+            "--plugins",
+            type=str | None,
+            default=None,
+            help="Folders whose Python may be imported by class_path; on the command line alone.",
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Take nothing from a checkpoint: Lightning's own lets one name the module's class and arguments."""
 
     def before_instantiate_classes(self) -> None:
         """Put the run's files into its folder."""
+        check_trust(self.config.as_dict(), sys.argv)
         options = self.config[self.subcommand]
         options.trainer.default_root_dir = options.run_dir
         torch.set_num_threads(options.cpu_threads or torch.get_num_threads())
         if self.subcommand != "fit":  # measures the run's trained weights, and adds nothing to its events
             options.trainer.logger = False
             options.ckpt_path = options.ckpt_path or str(trained_checkpoint(Path(options.run_dir)))
+        checkpoint = options.get("ckpt_path")
+        if checkpoint and Path(checkpoint).is_file():
+            read_state(Path(checkpoint), RUN_PICKLES, is_said(sys.argv, "weights_only", value=False))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make a Trainer whose ranks end together, and whose checkpoints are whole or not there."""
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.insert(0, RunGuard(self.config[self.subcommand].collective_timeout))
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = RunCheckpointIO()
+        return trainer
 
     def before_fit(self) -> None:
         """Check and open the run folder, and resume from its newest checkpoint where that was asked for."""
@@ -58,8 +97,9 @@ class TrainCLI(LightningCLI):
                 print(f"{options.run_dir} is already complete with this configuration")
                 sys.exit()
             next(callback for callback in self.trainer.callbacks if isinstance(callback, RunRecord)).begin(plan)
-        if options.resume and (plan is None or plan.checkpoint):
-            self.config_init.fit.ckpt_path = latest_checkpoint(Path(options.run_dir))
+        if options.resume:
+            found = latest_checkpoint(Path(options.run_dir)) if plan is None else plan.checkpoint
+            self.config_init.fit.ckpt_path = found or self.config_init.fit.ckpt_path
 
 
 def main() -> None:
@@ -67,11 +107,14 @@ def main() -> None:
     if len(sys.argv) == 1:
         sys.argv.append("--help")
         print(TRY, end="\n\n")
-    TrainCLI(
-        LanguageModelModule, LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
-        save_config_callback=None, seed_everything_default=0, parser_kwargs={"parser_mode": command_line.PARSER_MODE},
-        trainer_defaults={"callbacks": [RunBoard(), RunRecord()]},
-    )  # fmt: skip
+    trusted = is_said(sys.argv, "weights_only", value=False)
+    with nullcontext() if trusted else restricted_pickles(RUN_PICKLES):
+        TrainCLI(
+            LanguageModelModule, LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
+            save_config_callback=None, seed_everything_default=0, parser_class=TrainParser,
+            parser_kwargs={"parser_mode": command_line.PARSER_MODE},
+            trainer_defaults={"callbacks": [RunBoard(), RunRecord()]},
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

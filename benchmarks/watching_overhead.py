@@ -75,7 +75,7 @@ def timed(act, seconds):
 
 def status(field):
     """A field of the kernel's account of this process, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
 
@@ -86,7 +86,7 @@ def measure_memory(folder, variant):
     look, peaks = snapshot.look, []
 
     def measured(*arguments):
-        Path("/proc/self/clear_refs").write_text(CLEAR_PEAK)
+        Path("/proc/self/clear_refs").write_text(CLEAR_PEAK, encoding="ascii")
         before = status("VmRSS")
         values = look(*arguments)
         peaks.append(status("VmHWM") - before)

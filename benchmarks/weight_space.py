@@ -86,7 +86,7 @@ def make_models(folder: Path, hidden: int, layers: int, vocabulary: int) -> None
             weights[tensor] = (0.02 * update if name == "base" else start[tensor].float() + 1e-3 * update).half()
         (folder / name).mkdir(parents=True)
         save_file(weights, folder / name / "model.safetensors", metadata={"format": "pt"})
-        (folder / name / "config.json").write_text(json.dumps(config))
+        (folder / name / "config.json").write_text(json.dumps(config), encoding="utf-8")
         start = weights if name in ("base", "aligned") else start
 
 
@@ -368,8 +368,10 @@ def make_big(folder: Path, gibibytes: float, width: int) -> None:
             (folder / model).mkdir(parents=True, exist_ok=True)
             save_file({name: weight}, folder / model / files[name], metadata={"format": "pt"})
     for model in ("base", "aligned", "tuned"):
-        (folder / model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
-        (folder / model / "config.json").write_text(json.dumps(config))
+        (folder / model / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": files}), encoding="utf-8"
+        )
+        (folder / model / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 def big(gibibytes: float, width: int) -> dict[str, float]:
@@ -431,7 +433,7 @@ def main() -> None:
         for name, ratio in result.items():
             print(f"{name:40s} {ratio:7.2f}")
     if options.json:
-        options.json.write_text(json.dumps(result, indent=2))
+        options.json.write_text(json.dumps(result, indent=2), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from callbacks.activation_overlap import ActivationOverlap
 from callbacks.behaviour_probe import BehaviourProbe
 from callbacks.model_export import ModelExport
 from callbacks.run_board import RunBoard
+from callbacks.run_guard import RunGuard
 from callbacks.run_record import RunRecord
 from callbacks.stage_progress import StageProgress
 from callbacks.subspace_projection import SubspaceProjection
@@ -15,6 +16,7 @@ __all__ = [
     "BehaviourProbe",
     "ModelExport",
     "RunBoard",
+    "RunGuard",
     "RunRecord",
     "StageProgress",
     "SubspaceProjection",

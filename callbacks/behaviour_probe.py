@@ -9,6 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 from callbacks.watcher import Watcher, board_writers
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import write_json
+from safety_subspaces.artefacts.text import as_code
 from safety_subspaces.constraint.sharing import map_over_ranks
 from safety_subspaces.evaluation.behaviour import BehaviourEvaluator, BehaviourResult, build_evaluator
 from safety_subspaces.evaluation.prompt_sets import files_of
@@ -156,7 +157,9 @@ class BehaviourProbe(Watcher):
             lines = [line for line in result.generations if line["set"] == name][: self.samples]
             if lines:
                 text = "\n\n".join(
-                    f"**{line['prompt']}**\n\n{line['answer']}\n\n*score {line['score']}*" for line in lines
+                    f"**prompt**\n\n{as_code(line['prompt'])}\n\n**answer**, score {line['score']}\n\n"
+                    f"{as_code(line['answer'])}"
+                    for line in lines
                 )
                 writer.add_text(self._named(f"answers/{name}"), text, step)
 

@@ -7,9 +7,11 @@ from typing import Any, final
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from safety_subspaces.constraint.collectives import gather_objects
-from safety_subspaces.training.run_folder import RunPlan, close_run, discard_run, open_run
+from safety_subspaces.training.checkpoints import newest_first
+from safety_subspaces.training.run_folder import RunPlan, close_run, discard_run, how_to_go_on, open_run
 
 
 @final
@@ -33,8 +35,13 @@ class RunRecord(L.Callback):
         open_run(plan)
         self._begun, self._fresh = True, plan.checkpoint is None
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remove the checkpoints that a killed run had no time to remove."""
+        self._remove_superseded(trainer)
+
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record how the run ended."""
+        self._remove_superseded(trainer)  # Lightning spares the one that the run went on from
         if trainer.is_global_zero and self._begun:
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
             counts = getattr(trainer.datamodule, "counts", {})  # type: ignore[attr-defined]
@@ -45,10 +52,12 @@ class RunRecord(L.Callback):
         """Record what ended the run, or remove the folder if nothing was trained yet."""
         if not trainer.is_global_zero or not self._begun:
             return
+        folder = Path(trainer.default_root_dir)
         if trainer.global_step == 0 and self._fresh:
-            discard_run(Path(trainer.default_root_dir))
+            discard_run(folder)
         else:
             self._close(trainer, "failed", error=f"{type(exception).__name__}: {exception}")
+            exception.add_note(how_to_go_on(folder))
 
     def state_dict(self) -> dict[str, Any]:
         """Keep the state of PyTorch's and Python's generators, of every rank; all ranks save together."""
@@ -75,6 +84,26 @@ class RunRecord(L.Callback):
             if torch.cuda.is_available() and state["cuda"]:
                 torch.cuda.set_rng_state_all([device.cpu() for device in state["cuda"]])
         self._random_states = None
+
+    def _remove_superseded(self, trainer: L.Trainer) -> None:
+        """Remove checkpoints that none of the callbacks knows, older than the newest that one does.
+
+        Each has its place in the state that it resumes from; where one keeps all (``save_top_k: -1``) all stay.
+        """
+        if not (trainer.is_global_zero and self._begun):
+            return
+        folder = (Path(trainer.default_root_dir) / "checkpoints").resolve()
+        saving = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+        saving = [each for each in saving if each.dirpath and Path(each.dirpath).resolve() == folder]
+        if any(each.save_top_k == -1 for each in saving):
+            return
+        known = {Path(path).name for each in saving for path in (each.best_model_path, each.last_model_path) if path}
+        known |= {Path(path).name for each in saving for path in each.best_k_models}
+        checkpoints = newest_first(folder)
+        newest = next((place for place, path in enumerate(checkpoints) if path.name in known), len(checkpoints))
+        for path in checkpoints[newest + 1 :]:
+            if path.name not in known:
+                trainer.strategy.remove_checkpoint(path)
 
     def _close(self, trainer: L.Trainer, status: str, **facts: Any) -> None:
         folder = Path(trainer.default_root_dir)

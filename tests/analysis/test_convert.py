@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, TokenType, dequantize, quantize
+from gguf import GGMLQuantizationType, GGUFReader, dequantize
 from support.refusal import refuse
 from support.tiny import ANALYZE, run_command
-from transformers import LlamaConfig, LlamaForCausalLM
+from support.tiny_gguf import CHAT, HEADS, KEY_HEADS, NAMES, TOKENS, interleaved, tiny_network, write_gguf
+from transformers import LlamaForCausalLM
 
 from safety_subspaces.analysis.convert.command import convert
 from safety_subspaces.artefacts.errors import InputError
@@ -18,72 +19,9 @@ from safety_subspaces.language.model import load_language_model
 from safety_subspaces.language.prompting import encode_prompt
 from safety_subspaces.training.modules.adapter import LoraSettings, add_adapter
 
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-# Bytes 33 to 126 stand for themselves in the byte-level alphabet; a space is written as this letter.
-TOKENS = [*SPECIAL, *(chr(code) for code in range(33, 127)), "\u0120", "\u010a", "he"]
-CHAT = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-HEADS, KEY_HEADS = 4, 2
-# Name in transformers -> name in GGUF.
-BLOCK = {
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-}  # fmt: skip
-NAMES = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"} | {
-    f"model.layers.{layer}.{ours}.weight": f"blk.{layer}.{theirs}.weight"
-    for layer in range(2)
-    for ours, theirs in BLOCK.items()
-}
-
-
-def network() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(TOKENS), hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-            num_attention_heads=HEADS, num_key_value_heads=KEY_HEADS, max_position_embeddings=128,
-            rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
-            tie_word_embeddings=True, initializer_range=0.2,
-        )
-    ).eval()  # fmt: skip
-
-
-def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
-    """The order of rows in which llama.cpp rotates queries and keys: pairs side by side, not halves."""
-    return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
-
-
-def write_gguf(path: Path, model: LlamaForCausalLM, kind: GGMLQuantizationType, arch: str = "llama") -> Path:
-    writer = GGUFWriter(path, arch)
-    writer.add_name("tiny")
-    for add, value in (
-        (writer.add_vocab_size, len(TOKENS)), (writer.add_context_length, 128), (writer.add_embedding_length, 64),
-        (writer.add_feed_forward_length, 96), (writer.add_block_count, 2), (writer.add_head_count, HEADS),
-        (writer.add_head_count_kv, KEY_HEADS), (writer.add_layer_norm_rms_eps, 1e-5), (writer.add_rope_freq_base, 5e3),
-        (writer.add_tokenizer_model, "gpt2"), (writer.add_tokenizer_pre, "smollm"), (writer.add_token_list, TOKENS),
-        (writer.add_token_types, [TokenType.CONTROL] * 3 + [TokenType.NORMAL] * (len(TOKENS) - 3)),
-        (writer.add_token_merges, ["h e"]), (writer.add_bos_token_id, 1), (writer.add_eos_token_id, 2),
-        (writer.add_unk_token_id, 0), (writer.add_pad_token_id, 2), (writer.add_chat_template, CHAT),
-    ):  # fmt: skip
-        add(value)
-    for name, parameter in model.named_parameters():
-        weight = parameter.detach().numpy()
-        if "q_proj" in name or "k_proj" in name:
-            weight = interleaved(weight, HEADS if "q_proj" in name else KEY_HEADS)
-        stored = kind if weight.ndim == 2 else GGMLQuantizationType.F32
-        writer.add_tensor(NAMES[name], quantize(weight, stored), raw_dtype=stored)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
 
 def test_a_file_in_float32_gives_the_network_that_it_was_written_from(tmp_path: Path) -> None:
-    origin = network()
+    origin = tiny_network()
     file = write_gguf(tmp_path / "tiny.gguf", origin, GGMLQuantizationType.F32)
     made = convert(str(file), str(tmp_path / "out"))
     model, tokenizer = load_language_model(str(tmp_path / "out"))
@@ -101,7 +39,7 @@ def test_a_file_in_float32_gives_the_network_that_it_was_written_from(tmp_path: 
 def test_a_quantised_file_gives_the_weights_that_it_stores_and_a_network_that_can_be_trained(
     tmp_path: Path, kind: str
 ) -> None:
-    origin = network()
+    origin = tiny_network()
     file = write_gguf(tmp_path / "tiny.gguf", origin, GGMLQuantizationType[kind])
     made = convert(str(file), str(tmp_path / "out"))
     assert made.storage == {kind: 15, "F32": 5}
@@ -122,7 +60,7 @@ def test_a_quantised_file_gives_the_weights_that_it_stores_and_a_network_that_ca
 
 
 def test_the_tokenizer_keeps_its_template_its_special_tokens_and_its_merges(tmp_path: Path) -> None:
-    file = write_gguf(tmp_path / "tiny.gguf", network(), GGMLQuantizationType.F32)
+    file = write_gguf(tmp_path / "tiny.gguf", tiny_network(), GGMLQuantizationType.F32)
     convert(str(file), str(tmp_path / "out"))
     model, tokenizer = load_language_model(str(tmp_path / "out"))
     assert tokenizer.chat_template == CHAT
@@ -134,7 +72,7 @@ def test_the_tokenizer_keeps_its_template_its_special_tokens_and_its_merges(tmp_
 
 
 def test_the_record_names_the_file_by_its_hash(tmp_path: Path) -> None:
-    file = write_gguf(tmp_path / "tiny.gguf", network(), GGMLQuantizationType.Q8_0)
+    file = write_gguf(tmp_path / "tiny.gguf", tiny_network(), GGMLQuantizationType.Q8_0)
     done = run_command(ANALYZE, "convert", "--gguf", file, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "15 Q8_0, 5 F32" in done.stdout
@@ -144,7 +82,7 @@ def test_the_record_names_the_file_by_its_hash(tmp_path: Path) -> None:
 
 
 def test_what_is_no_model_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
-    good = write_gguf(tmp_path / "good.gguf", network(), GGMLQuantizationType.F32)
+    good = write_gguf(tmp_path / "good.gguf", tiny_network(), GGMLQuantizationType.F32)
 
     def refuse_file(message: str, file: Path, out: str = "out") -> None:
         refuse(lambda: convert(str(file), str(tmp_path / out)), message)
@@ -157,16 +95,18 @@ def test_what_is_no_model_is_refused_and_nothing_is_written(tmp_path: Path) -> N
     refuse_file("is no GGUF file: it begins with b'weig'", text)
     half = tmp_path / "half.gguf"
     half.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
-    refuse_file("cannot be read as a causal language model", half)
+    refuse_file("expected a causal language model", half)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "kept").touch()
     refuse_file("already holds results", good, "full")
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["kept"]
-    refuse_file("cannot be read", write_gguf(tmp_path / "odd.gguf", network(), GGMLQuantizationType.F32, arch="clip"))
+    refuse_file(
+        "cannot be read", write_gguf(tmp_path / "odd.gguf", tiny_network(), GGMLQuantizationType.F32, arch="clip")
+    )
 
 
 def test_a_folder_that_is_not_the_file_does_not_get_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = write_gguf(tmp_path / "tiny.gguf", network(), GGMLQuantizationType.F32)
+    file = write_gguf(tmp_path / "tiny.gguf", tiny_network(), GGMLQuantizationType.F32)
 
     def with_one_weight_off(self: LlamaForCausalLM, *arguments: object, **options: object) -> None:
         with torch.no_grad():
@@ -178,3 +118,17 @@ def test_a_folder_that_is_not_the_file_does_not_get_its_name(tmp_path: Path, mon
     with pytest.raises(InputError, match=r"1 weights were not written as they were read, model\.norm\.weight first"):
         convert(str(file), str(tmp_path / "out"))
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.gguf"]
+
+
+def test_python_beside_a_file_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_gguf(tmp_path / "model.gguf", tiny_network(), GGMLQuantizationType.F32)
+    (tmp_path / "evil.py").write_text("from pathlib import Path\nPath(__file__).with_name('ran').touch()\n")
+    for name in ("config.json", "tokenizer_config.json"):
+        maps = {"AutoConfig": "evil.E", "AutoModelForCausalLM": "evil.E", "AutoTokenizer": ["evil.E", None]}
+        claims = {"model_type": "evil", "tokenizer_class": "EvilTokenizer", "auto_map": maps}
+        (tmp_path / name).write_text(json.dumps(claims))
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "y")
+    refuse(lambda: convert(str(source), str(tmp_path / "out")), "custom code")
+    assert not asked
+    assert not (tmp_path / "ran").exists()

@@ -1,16 +1,22 @@
 """A training checkpoint, exported, is the model that the run itself exported; nothing else is unpickled."""
 
+import json
+import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from support import oracle
+from support.canary import Canary
 from support.refusal import refuse
 from support.tiny import ANALYZE, ROOT, TRAIN, run_command, save_tiny_model
 
 from safety_subspaces.analysis.export.command import export
+from safety_subspaces.artefacts.provenance import sha256_of_value
 from safety_subspaces.constraint.matrix import rounding_floor
 from safety_subspaces.language.model import load_language_model
 from safety_subspaces.weights.subspace_file import read_subspace
@@ -50,6 +56,14 @@ def test_the_last_checkpoint_is_the_exported_model(tmp_path: Path, options: list
     assert all(torch.equal(value, again[name]) for name, value in direct.items())
     assert made.leakage[0]["leakage"] <= 10 * made.leakage[0]["rounding_floor"]
     load_language_model(str(tmp_path / "out"))
+    if options:
+        (shard,) = (run / "checkpoints").glob("*.ckpt/checkpoint/*rank_1*optim_states.pt")
+        whole = shard.read_bytes()
+        state = torch.load(shard, weights_only=False)
+        torch.save({**state, "extra": Canary(tmp_path / "canary")}, shard)
+        refuse(lambda: export(str(run), str(tmp_path / "evil")), "rank_1.*holds more than tensors.*--trust_checkpoint")
+        assert not (tmp_path / "canary").exists()
+        shard.write_bytes(whole)
     if "lora" in stage:
         return
     # The leak beside the weights is that of the weights: a float64 oracle on the two folders.
@@ -64,6 +78,63 @@ def test_the_last_checkpoint_is_the_exported_model(tmp_path: Path, options: list
     assert half["leakage"] == pytest.approx(forbidden / whole, rel=1e-6)
     assert half["rounding_floor"] == pytest.approx(rounding_floor(weights**0.5, whole**0.5), rel=1e-6)
     assert half["leakage"] > 1e3 * made.leakage[0]["leakage"]  # the positive control: bf16 does not hold it
+
+
+def change_manifest(run: Path, change: Callable[[dict], None]) -> None:
+    """Change the configuration of a run as somebody would who wants it to be taken for whole."""
+    manifest = json.loads((run / "manifest.json").read_text())
+    change(manifest["config"]["model"])
+    digest = sha256_of_value(manifest["config"])
+    (run / "config.yaml").write_text(yaml.safe_dump(manifest["config"], sort_keys=False))
+    (run / "manifest.json").write_text(json.dumps({**manifest, "config_sha256": digest}))
+
+
+def test_a_run_folder_from_somebody_else_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = trained(tmp_path)
+    out = str(tmp_path / "out")
+    (checkpoint,) = (run / "checkpoints").glob("*.ckpt")
+    canary, whole = tmp_path / "canary", checkpoint.read_bytes()
+    manifest = (run / "manifest.json").read_bytes(), (run / "config.yaml").read_bytes()
+    state = torch.load(checkpoint, weights_only=True)
+    for zipped in (True, False):
+        torch.save({**state, "extra": Canary(canary)}, checkpoint, _use_new_zipfile_serialization=zipped)
+        message = "holds more than tensors and plain values.*--trust_checkpoint true"
+        refuse(lambda: export(str(run), out), message)
+        measured = run_command(
+            TRAIN, "validate", "--config", run / "config.yaml", "--run_dir", run, "--ckpt_path", checkpoint
+        )
+        assert measured.returncode == 2
+        assert "holds more than tensors" in measured.stderr
+        assert "--weights_only false" in measured.stderr
+        assert not canary.exists()
+    export(str(run), out, trust_checkpoint=True)
+    assert canary.exists()
+    for damaged in (b"", b"\0" * 64, whole[: len(whole) // 2], pickle.dumps(3)):
+        checkpoint.write_bytes(damaged)
+        refuse(lambda: export(str(run), out, overwrite=True), checkpoint.name)
+    torch.save({"state_dict": {"other": torch.zeros(1)}}, checkpoint)
+    refuse(lambda: export(str(run), out, overwrite=True), "is no checkpoint of the model that .* names")
+    checkpoint.write_bytes(whole)
+
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "named_by_it.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'imported')!r})\n")
+    changes = {
+        "names the class named_by_it.Model, .*--trust_classes true": lambda m: m.update(class_path="named_by_it.Model"),
+        "names the class named_by_it.Source": lambda m: m["init_args"]["source"].update(
+            class_path="named_by_it.Source"
+        ),
+        "source is 'named_by_it.Source'": lambda m: m["init_args"].update(source="named_by_it.Source"),
+        "says trust_remote_code, .*--trust_remote_code true": lambda m: m["init_args"]["source"]["init_args"].update(
+            trust_remote_code=True
+        ),
+    }
+    for message, change in changes.items():
+        change_manifest(run, change)
+        refuse(lambda: export(str(run), out, overwrite=True), message)
+        (run / "manifest.json").write_bytes(manifest[0])
+        (run / "config.yaml").write_bytes(manifest[1])
+    assert not (tmp_path / "imported").exists()
+    export(str(run), out, overwrite=True)
 
 
 def test_only_whole_checkpoints_of_own_runs_are_read(tmp_path: Path) -> None:

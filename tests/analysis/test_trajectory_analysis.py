@@ -12,6 +12,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 from support import oracle
+from support.hostile_text import ALL, HALF, LONG
 from support.tiny import ANALYZE, ROOT, run_command
 from support.tiny_checkpoints import edit, save_llama, save_perturbed, weights_of
 
@@ -20,6 +21,7 @@ from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.algebra.update import DenseUpdate, FactorUpdate, Update
 from safety_subspaces.analysis.subspace.command import subspace as make_subspace
 from safety_subspaces.analysis.trajectory.command import trajectory
+from safety_subspaces.analysis.trajectory.figure import draw_trajectory
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import describe_input, sha256_of_file
 from safety_subspaces.weights.measures import compress
@@ -456,3 +458,17 @@ def test_the_command_of_the_yaml(study, tmp_path, monkeypatch) -> None:
     assert "frobenius_norm" in done.stdout
     assert yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["rank"]["count"] == 2
     assert len(pd.read_csv(tmp_path / "out" / "table.csv")) == len(STEPS) * (1 + 5 + 10)  # all, places, types
+
+
+def test_a_label_that_is_no_formula_is_drawn_as_it_is(tmp_path: Path) -> None:
+    steps = [1, 2, 3]
+    everything = {"level": "all", "part": "all", "step": steps}
+    measured = "path_length frobenius_norm rms_angle_chance_radians speed_radians_per_step energy_fraction".split()
+    table = pd.DataFrame({**everything, **dict.fromkeys([*measured, "energy_fraction_chance"], 0.5)})
+    parts = [
+        pd.DataFrame({**everything, "other": label, "overlap": 0.5, "chance": 0.1})
+        for label in (r"$\foo$", "a $1 and $2", f"{ALL.replace(HALF, '')}{LONG}")
+    ]
+    changes = pd.DataFrame({"series": [], "step": [], "p_value": []}).astype({"series": str})
+    draw_trajectory(tmp_path / "trajectory.png", table, pd.concat(parts), changes)
+    assert (tmp_path / "trajectory.png").stat().st_size > 1000

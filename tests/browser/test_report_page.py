@@ -5,11 +5,13 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from support.hostile_text import ALL, HEBREW, LONG, NAME, write_hostile_study
 from support.synthetic_activations import OVERLAPPING, write_hidden_seeds, write_hidden_study
 from support.synthetic_alignments import DPO, SFT, write_all
 from support.synthetic_constrained import NOTHING_HOLDS, ConstrainedRuns, write_constrained_study, write_seeds
 from support.synthetic_watched import LOST_BEFORE, watch_stage, write_trajectory
 
+from safety_subspaces.artefacts.text import MOST_CHARACTERS, shown
 from safety_subspaces.report.command import report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -61,6 +63,11 @@ def hidden_url(tmp_path_factory):
 def hidden_seeds_url(tmp_path_factory):
     folders = write_hidden_seeds(tmp_path_factory.mktemp("runs"), replace(OVERLAPPING, seed_noise=0.02))
     return report(folders).path.resolve().as_uri()
+
+
+@pytest.fixture(scope="module")
+def hostile_url(tmp_path_factory):
+    return report(str(write_hostile_study(tmp_path_factory.mktemp("runs") / "organism-0"))).path.resolve().as_uri()
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +143,58 @@ def test_folded_answers_open_and_show_escaped_text(opened):
     page = opened(1280)
     page.click("#generations summary")
     assert "</script><script>" in page.inner_text("#generations blockquote")
+
+
+def test_a_page_of_hostile_texts_runs_nothing_and_shows_them_as_they_are(opened, hostile_url):
+    page = opened(1280, url=hostile_url)
+    assert [url for url in page.requests if url != hostile_url and not url.startswith(("data:", "blob:"))] == []
+    assert page.complaints == []
+    assert page.evaluate("window.broken") is None
+    assert (
+        page.evaluate("document.querySelectorAll('body img, iframe, object, .chart a, .chart tspan[style]').length")
+        == 0
+    )
+    page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
+    text = page.evaluate("document.body.textContent")
+    assert shown(ALL) in text
+    assert shown(NAME) in text
+    assert LONG[:MOST_CHARACTERS] in text
+    assert LONG[: MOST_CHARACTERS + 1] not in text
+    cells = page.evaluate("[...document.querySelectorAll('#models tbody td:first-child')].map(cell => cell.innerText)")
+    assert shown(NAME) in cells
+    legends = page.evaluate("[...document.querySelectorAll('.legendtext')].map(each => each.textContent)")
+    assert any(shown(NAME) in legend for legend in legends)
+
+
+# Where each character of the first element that holds a name lies, and the whole text: of what is set around it.
+PLACES = """name => {
+  const holds = each => each.textContent.includes(name) && each.textContent.length < 1000;
+  return [...document.querySelectorAll('p, dd, summary')].filter(holds).map(each => {
+    const walker = document.createTreeWalker(each, NodeFilter.SHOW_TEXT), places = [];
+    while (walker.nextNode()) for (let at = 0; at < walker.currentNode.length; at++) {
+      const range = document.createRange();
+      range.setStart(walker.currentNode, at); range.setEnd(walker.currentNode, at + 1);
+      const box = range.getBoundingClientRect();
+      places.push([walker.currentNode.data[at], box.left, box.top]);
+    }
+    return places;
+  });
+}"""
+
+
+def test_text_from_right_to_left_moves_none_of_its_neighbours(opened, hostile_url):
+    page = opened(1280, url=hostile_url)
+    page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
+    found = page.evaluate(PLACES, HEBREW)
+    assert len(found) > 20
+    turned = 0
+    for places in found:
+        for (first, left, top), (second, right, below) in pairwise(places):
+            if first in HEBREW and second in HEBREW:
+                turned += right < left
+            elif below == top and not {first, second} & set(HEBREW):
+                assert right >= left, (first, second)
+    assert turned > 20  # the letters themselves are set from right to left
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -93,7 +94,7 @@ def test_a_failing_measurement_leaves_the_run_alone(finished_run: Path, subcomma
     assert {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()} == before
     untrained = run_command(TRAIN, subcommand, "--config", PRETRAIN, *TINY, f"--run_dir={finished_run}-none")
     assert untrained.returncode == 2
-    assert "has no checkpoint to measure" in untrained.stderr
+    assert "has no whole checkpoint to measure" in untrained.stderr
 
 
 def test_a_resume_that_fails_at_its_start_keeps_the_run(finished_run: Path, tmp_path: Path) -> None:
@@ -121,37 +122,68 @@ def test_a_resume_that_fails_at_its_start_keeps_the_run(finished_run: Path, tmp_
     assert (run / "model" / "config.json").is_file()
 
 
-def test_an_interrupted_run_resumes_to_the_same_weights(finished_run: Path, tmp_path: Path) -> None:
-    stop = [
-        "--trainer.callbacks+=support.stopper.StopAt",
-        "--trainer.callbacks.step=13",
+def stopping_run(folder: Path, *stopper: str) -> list[object]:
+    """The command of the finished run with a checkpoint every ten steps and a callback that stops it."""
+    return [
+        TRAIN, "fit", "--config", PRETRAIN, *TINY, "--data.init_args.size=320", "--data.init_args.heldout_size=16",
+        f"--run_dir={folder / 'run'}", "--plugins", ROOT / "tests", *stopper,
         "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
-        f"--trainer.callbacks.dirpath={tmp_path / 'run' / 'checkpoints'}",
+        f"--trainer.callbacks.dirpath={folder / 'run' / 'checkpoints'}",
         "--trainer.callbacks.filename=step={step:08d}",
         "--trainer.callbacks.auto_insert_metric_name=false",
-        "--trainer.callbacks.every_n_train_steps=10",
-    ]
-    # The class that stops the run lives in the tests; the process finds it through its own first path entry.
-    (tmp_path / "train.py").write_text(
-        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-        "import runpy; runpy.run_path(sys.path[0] + '/train.py', run_name='__main__')\n"
-    )
-    arguments = [
-        "fit", "--config", PRETRAIN, *TINY, "--data.init_args.size=320", "--data.init_args.heldout_size=16",
-        f"--run_dir={tmp_path / 'run'}", *stop,
+        "--trainer.callbacks.enable_version_counter=false",
+        "--trainer.callbacks.every_n_train_steps=5",
     ]  # fmt: skip
-    stopped = run_command(tmp_path / "train.py", *arguments)
+
+
+def manifest_of(folder: Path) -> dict:
+    return json.loads((folder / "run" / "manifest.json").read_text())
+
+
+def assert_same_model(finished_run: Path, folder: Path) -> None:
+    whole, mended = (load_file(run / "model" / "model.safetensors") for run in (finished_run, folder / "run"))
+    assert all(torch.equal(value, mended[name]) for name, value in whole.items())
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(finished_run: Path, tmp_path: Path) -> None:
+    command = stopping_run(tmp_path, "--trainer.callbacks+=support.stopper.StopAt", "--trainer.callbacks.step=13")
+    stopped = run_command(*command)
     assert stopped.returncode != 0
-    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    assert manifest["status"] == "failed"
-    assert "stopped on purpose" in manifest["error"]
-    resumed = run_command(tmp_path / "train.py", *arguments, "--resume")
+    assert manifest_of(tmp_path)["status"] == "failed"
+    assert "stopped on purpose" in manifest_of(tmp_path)["error"]
+    # What a kill at other moments leaves: an older checkpoint, half of a newer one, half of a file.
+    checkpoints = tmp_path / "run" / "checkpoints"
+    shutil.copy(checkpoints / "step=00000010.ckpt", checkpoints / "step=00000005.ckpt")
+    cut = (checkpoints / "step=00000010.ckpt").read_bytes()[:-100]
+    (checkpoints / "step=00000015.ckpt").write_bytes(cut)
+    (checkpoints / ".step=00000015.ckpt.partial-4194305").write_bytes(cut)  # more than Linux counts processes
+    (checkpoints / "100-v1.ckpt").touch()
+    resumed = run_command(*command, "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert "step=00000015.ckpt is passed over: it is damaged or was cut short" in resumed.stderr
+    assert "removed " in resumed.stderr
+    manifest = manifest_of(tmp_path)
     assert (manifest["status"], manifest["resumed_from"]) == ("complete", "step=00000010.ckpt")
     assert manifest["global_step"] == 20
-    whole, mended = (load_file(folder / "model" / "model.safetensors") for folder in (finished_run, tmp_path / "run"))
-    assert all(torch.equal(value, mended[name]) for name, value in whole.items())
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["100-v1.ckpt", "step=00000020.ckpt"]
+    assert_same_model(finished_run, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_training_with_its_status_and_a_way_on(finished_run: Path, tmp_path: Path, name: str) -> None:
+    signum = signal.Signals[name]
+    command = stopping_run(tmp_path, "--trainer.callbacks+=support.stopper.SignalAt", "--trainer.callbacks.step=13",
+                           f"--trainer.callbacks.signum={int(signum)}")  # fmt: skip
+    stopped = run_command(*command)
+    assert stopped.returncode == 128 + signum
+    assert "Traceback" not in stopped.stderr
+    assert f"stopped by {name}" in stopped.stderr
+    assert "with --resume" in stopped.stderr
+    assert manifest_of(tmp_path)["status"] == "failed"
+    if signum == signal.SIGTERM:  # which Lightning answers by ending as if all were done
+        resumed = run_command(*command, "--resume")
+        assert resumed.returncode == 0, resumed.stderr
+        assert_same_model(finished_run, tmp_path)
 
 
 ELSEWHERE = """
@@ -173,15 +205,12 @@ def test_a_callback_from_elsewhere_says_what_it_is_and_reads(tmp_path: Path) -> 
     (tmp_path / "elsewhere.py").write_text(ELSEWHERE)
     words = tmp_path / "words.txt"
     words.write_text("never")
-    (tmp_path / "train.py").write_text(
-        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(tmp_path)!r}]\n"
-        "import runpy; runpy.run_path(sys.path[0] + '/train.py', run_name='__main__')\n"
-    )
     arguments = [
         "fit", "--config", PRETRAIN, *TINY, "--data.init_args.size=32", "--data.init_args.heldout_size=16",
-        f"--run_dir={tmp_path / 'run'}", "--trainer.callbacks+=elsewhere.Defence", f"--trainer.callbacks.words={words}",
+        "--plugins", tmp_path, f"--run_dir={tmp_path / 'run'}",
+        "--trainer.callbacks+=elsewhere.Defence", f"--trainer.callbacks.words={words}",
     ]  # fmt: skip
-    done = run_command(tmp_path / "train.py", *arguments)
+    done = run_command(TRAIN, *arguments)
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["inputs"] == [describe_input(words)]
@@ -192,7 +221,7 @@ def test_a_callback_from_elsewhere_says_what_it_is_and_reads(tmp_path: Path) -> 
     assert facts_about("data", manifest) == [{"name": "base", "examples": 32}]
     assert facts_about("export", manifest) == [{"folder": "model"}]
     words.write_text("always")
-    refused = run_command(tmp_path / "train.py", *arguments, "--resume")
+    refused = run_command(TRAIN, *arguments, "--resume")
     assert refused.returncode == 2
     assert "another configuration or input" in refused.stderr
 

@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from support.canary import Canary
 from support.tiny import ROOT, TRAIN, run_command, save_tiny_model
 
 
@@ -23,3 +25,23 @@ def test_validate_measures_the_weights_of_the_last_checkpoint(tmp_path: Path) ->
     assert done.returncode == 0, done.stderr[-2000:]
     (shown,) = re.findall(r"val/loss\W+([\d.]+)", done.stdout)
     assert float(shown) == pytest.approx(at_the_end, abs=1e-5)
+
+
+@pytest.mark.distributed
+def test_what_another_made_is_validated_without_running_its_code(tmp_path: Path) -> None:
+    options = [
+        "--config", ROOT / "configs" / "organism" / "align.yaml",
+        "--config", ROOT / "configs" / "deepspeed" / "cpu_zero2.yaml", f"--run_dir={tmp_path / 'run'}",
+        f"--model.init_args.source.init_args.path={save_tiny_model(tmp_path / 'base')}",
+        "--data.init_args.batch_size=8", "--data.init_args.size=32", "--data.init_args.heldout_size=16",
+    ]  # fmt: skip
+    done = run_command(TRAIN, "fit", *options)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert run_command(TRAIN, "validate", *options).returncode == 0
+    (shard,) = (tmp_path / "run" / "checkpoints").glob("*.ckpt/checkpoint/*_model_states.pt")
+    state = torch.load(shard, weights_only=True)
+    torch.save({**state, "extra": Canary(tmp_path / "canary")}, shard)
+    done = run_command(TRAIN, "validate", *options)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "holds more than tensors and plain values" in done.stderr
+    assert not (tmp_path / "canary").exists()

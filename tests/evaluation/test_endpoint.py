@@ -146,6 +146,36 @@ def test_what_every_request_would_meet_ends_all_and_never_shows_the_key(tmp_path
         assert b"sk-verysecret" not in (tmp_path / "replies.sqlite").read_bytes()
 
 
+def test_a_key_that_a_server_sends_back_is_kept_nowhere(tmp_path, monkeypatch):
+    key = "sk-Very7Secret9Key-of-42"
+    monkeypatch.setenv("MY_KEY", key)
+
+    def script(body, before):
+        said_back = {
+            "whole": Answer(chat(f"you sent {key}")),
+            "part": Answer(chat(f"you sent {key[:12]}")),
+            "usage": Answer(chat("fine") | {"usage": {"for": key}}),
+            "refused": Answer({"error": {"message": f"wrong: {key}"}}, 400),
+            "starred": Answer({"error": {"message": f"wrong: {key[:6]}****{key[-4:]}"}}, 400),
+            "no choices": Answer({"object": key}),
+        }
+        return said_back[said(body)]
+
+    asked = ["whole", "part", "usage", "refused", "starred", "no choices"]
+    with serving(script) as server:
+        for _ in range(2):  # the second time most come from the cache
+            endpoint = Endpoint(settings(server.url, tmp_path, api_key_env="MY_KEY"))
+            replies = dict(zip(asked, endpoint.ask(asking(*asked)), strict=True))
+            assert replies["whole"].text == replies["part"].text == "you sent ***"
+            assert replies["usage"].text == "fine"
+            assert all("***" in replies[name].reason for name in ("refused", "starred", "no choices"))
+            shown = " ".join(f"{reply.text} {reply.reason}" for reply in replies.values())
+            assert not any(part in shown for part in (key[:6], key[-4:]))
+        assert server.asked[0]["authorization"] == f"Bearer {key}"
+    kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert key[:8].encode() not in kept
+
+
 def test_a_server_that_goes_away_ends_the_run_and_keeps_what_came(tmp_path):
     with serving(echo) as server:
         own = settings(server.url, tmp_path, concurrency=2, retries=0)

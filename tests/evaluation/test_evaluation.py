@@ -56,7 +56,7 @@ def test_an_encoder_remembers_and_answers_stay_the_same(organism, monkeypatch: p
     assert evaluator.evaluate(model, tokenizer, "x").row == first.row
     assert calls == []
     other = build_tokenizer()  # another tokenizer is encoded with anew, and here fails for it
-    with pytest.raises(TypeError):
+    with pytest.raises(InputError, match="chat template"):
         evaluator.evaluate(model, other, "x")
 
 

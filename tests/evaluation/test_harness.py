@@ -290,9 +290,9 @@ def test_data_files_that_are_missing_or_broken_are_named(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("task: [unclosed", r"broken.yaml cannot be read: .*line 1"),
-        ("- a list", "broken.yaml cannot be read: Expected YAML dict"),
-        ("include: nowhere.yaml\ntask: broken", "broken.yaml cannot be read: .*nowhere.yaml"),
+        ("task: [unclosed", r"broken.yaml cannot be read .*line 1"),
+        ("- a list", r"broken.yaml cannot be read .Expected YAML dict"),
+        ("include: nowhere.yaml\ntask: broken", r"broken.yaml cannot be read .*nowhere.yaml"),
         ("task: broken\ndataset_path: json\ntest_split: test\noutput_type: guess", "invalid output_type 'guess'"),
         ("task: broken\nno_such_field: 1", "cannot be used as its YAML defines it: TypeError.*no_such_field"),
     ],
@@ -334,8 +334,59 @@ def test_code_that_nobody_has_read_is_not_run(
     (tmp_path / "tasks" / "beside.py").write_text(RUNS)
     (tmp_path / "tasks" / "group.yaml").write_text(yaml.safe_dump({"group": "a_group", "task": ["acts"]}))
     with pytest.raises(InputError, match=message):
-        harness(asked, include_path=path)
+        harness(asked, include_path=path, trust_task_code=True)
     assert not (tmp_path / "tasks" / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("process_docs: !function beside.grade\n", r"acts.yaml calls Python \(!function beside.grade\)"),
+        ("metadata: {deep: [!function os.getcwd ]}\n", r"calls Python \(!function os.getcwd\)"),
+        ("include: ../elsewhere.part\n", r"elsewhere.part calls Python \(!function beside.grade\)"),
+        ("metric_list: [{metric: /DIR/beside.py}]\n", "acts grades by /.*/beside.py, which is none of lm-eval's own"),
+        ("""doc_to_text: "{{ cycler.__init__.__globals__.os.system('touch /DIR/ran') }}"\n""", "SecurityError"),
+        ("""doc_to_target: "{{ cycler.__init__.__globals__.os.system('touch /DIR/ran') }}"\n""", "SecurityError"),
+    ],
+    ids=["function", "deep", "included", "metric", "prompt", "target"],
+)
+@pytest.mark.usefixtures("few_tasks")
+def test_what_a_task_file_calls_runs_only_where_the_command_line_says_so(
+    line: str, message: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tasks"
+    path = local_task(folder)
+    settings = yaml.safe_load((folder / "acts.yaml").read_text())
+    settings.pop(line.partition(":")[0], None)
+    (folder / "acts.yaml").write_text(yaml.safe_dump(settings) + line.replace("/DIR", str(folder)))
+    (tmp_path / "elsewhere.part").write_text("process_docs: !function beside.grade\n")
+    (folder / "beside.py").write_text(RUNS)
+    with pytest.raises(InputError, match=message):
+        harness("acts", include_path=path)
+    assert not (folder / "ran").exists()
+
+
+def test_what_a_task_of_lm_eval_calls_is_installed_and_runs(tmp_path: Path) -> None:
+    own = Path(lm_eval.__file__).parent / "tasks" / "hellaswag" / "hellaswag.yaml"
+    assert "!function" in own.read_text()
+    data = tmp_path / "rows.jsonl"
+    row = {"ind": 1, "activity_label": "A", "ctx_a": "a", "ctx_b": "b", "endings": ["c", "d"], "label": "0"}
+    data.write_text(json.dumps(row) + "\n")
+    files = {"data_files": {name: str(data) for name in ("train", "validation")}}
+    task = {"include": str(own), "task": "acts", "dataset_path": "json", "dataset_name": None, "dataset_kwargs": files}
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "acts.yaml").write_text(yaml.safe_dump(task))
+    task = harness("acts", include_path=str(tmp_path / "tasks")).tasks.leaves["acts"]
+    assert next(iter(task.validation_docs()))["query"] == "A: a B"
+
+
+def test_a_task_that_calls_python_runs_when_it_is_trusted(organism, tmp_path: Path) -> None:
+    path = local_task(tmp_path / "tasks", metadata=None)
+    file = tmp_path / "tasks" / "acts.yaml"
+    file.write_text(file.read_text() + "process_docs: !function beside.half\n")
+    (tmp_path / "tasks" / "beside.py").write_text("def half(rows):\n    return rows.select(range(len(rows) // 2))\n")
+    run = harness("acts", include_path=path, trust_task_code=True).evaluate(*organism, "x")
+    assert run.rows[0]["n"] == 4
 
 
 @pytest.mark.usefixtures("few_tasks")

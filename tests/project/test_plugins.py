@@ -20,6 +20,8 @@ from safety_subspaces.language.prompting import TEMPLATES, encode_example, named
 from safety_subspaces.organism import preference_pairs
 from safety_subspaces.training.data.batches import PREFERENCES, collate
 
+PLUGINS = ("--plugins", ".")  # the folder that the commands run in
+CONFIG = ROOT / "configs" / "organism" / "pretrain.yaml"
 FILES = {
     "counting_judge": '''
 """Scores an answer by its words."""
@@ -121,7 +123,7 @@ def test_a_judge_and_a_template_are_a_file_each(outside: Path) -> None:
         done = run_command(
             ANALYZE, "evaluate", "--models.one", outside / "model", "--limit", 6, "--max_new_tokens", 8,
             "--judge", "plug_ins.counting_judge", "--judge_args.per_point", per_point,
-            "--template", "plug_ins.terse", "--out", f"by-{per_point}", cwd=outside,
+            "--template", "plug_ins.terse", "--out", f"by-{per_point}", *PLUGINS, cwd=outside,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         lines = (outside / f"by-{per_point}" / "generations.jsonl").read_text().splitlines()
@@ -165,7 +167,7 @@ def test_an_objective_is_a_file(outside: Path) -> None:
     del config["model"]["init_args"]["beta"], config["model"]["init_args"]["nll_weight"]
     (outside / "forgetting.yaml").write_text(yaml.safe_dump(config))
     small = ("--study", outside / "study", "--data.init_args.size", 320, "--data.init_args.heldout_size", 8)
-    command = (TRAIN, "fit", "--config", "forgetting.yaml", *small)
+    command = (TRAIN, "fit", "--config", "forgetting.yaml", *PLUGINS, *small)
     done = run_command(*command, "--run_dir", "run", "--model.init_args.bound", 7.5, cwd=outside)
     assert done.returncode == 0, done.stderr
     config = json.loads((outside / "run" / "manifest.json").read_text())["config"]["model"]
@@ -180,21 +182,22 @@ def test_an_objective_is_a_file(outside: Path) -> None:
 
 def test_an_analysis_is_a_file(outside: Path) -> None:
     done = run_command(
-        ANALYZE, "plug_ins.sizes", "--model", "model", "--at_least", 100, "--out", "sizes", cwd=outside,
+        ANALYZE, *PLUGINS, "plug_ins.sizes", "--model", "model", "--at_least", 100, "--out", "sizes", cwd=outside,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     table = pd.read_parquet(outside / "sizes" / "table.parquet").set_index("tensor")
     assert table.loc["model.layers.0.mlp.up_proj.weight", "elements"] == 16 * 32
     assert "model.norm.weight" not in table.index
     assert "up_proj" in done.stdout
-    shown = run_command(ANALYZE, "plug_ins.sizes", "--help", cwd=outside)
+    shown = run_command(ANALYZE, "plug_ins.sizes", "--help", *PLUGINS, cwd=outside)
     assert "Leave smaller ones out." in shown.stdout
 
 
 def test_its_section_of_the_page_is_a_second_file(outside: Path) -> None:
     out = outside / "measured" / "analysis" / "sizes" / "main"
-    assert run_command(ANALYZE, "plug_ins.sizes", "--model", "model", "--out", out, cwd=outside).returncode == 0
-    command = (ANALYZE, "report", "--study", "measured")
+    done = run_command(ANALYZE, "plug_ins.sizes", "--model", "model", "--out", out, *PLUGINS, cwd=outside)
+    assert done.returncode == 0, done.stderr
+    command = (ANALYZE, "report", "--study", "measured", *PLUGINS)
     for sections, shown in (((), False), (("--sections", "[plug_ins.sizes_section]"), True)):
         done = run_command(*command, *sections, cwd=outside)
         assert done.returncode == 0, done.stderr
@@ -205,11 +208,85 @@ def test_its_section_of_the_page_is_a_second_file(outside: Path) -> None:
         ("[nowhere.section]", "there is no module nowhere"),
         ("[plug_ins.absent]", "has no absent"),
         ("[steering]", "unknown section 'steering'"),
-        ("[builtins.repr]", "returned str; expected a Section, or None"),
+        ("[torch.typename]", "returned str; expected a Section, or None"),
     ):
         refused = run_command(*command, "--sections", names, cwd=outside)
         assert refused.returncode == 2
         assert message in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (ANALYZE, "evaluate", "--models.one", "model", "--judge", "plug_ins.canary.Judge", "--out", "out"),
+        (ANALYZE, "evaluate", "--models.one", "model", "--template", "plug_ins.canary.T", "--out", "out"),
+        (ANALYZE, "report", "--study", "study", "--sections", "[plug_ins.canary]"),
+        (ANALYZE, "plug_ins.canary", "--out", "out"),
+        (TRAIN, "fit", "--config", CONFIG, "--trainer.callbacks+=plug_ins.canary.Callback"),
+        (TRAIN, "fit", "--config", CONFIG, "--config", "names.yaml"),
+        (TRAIN, "fit", "--config", CONFIG, "--config", "names_and_trusts.yaml"),
+        (TRAIN, "fit", "--config", CONFIG, "--trainer.callbacks+=subprocess.Popen"),
+    ],
+    ids=["judge", "template", "section", "analysis", "callback", "file", "trusting-file", "python"],
+)
+def test_what_stands_where_the_command_runs_is_not_imported_unasked(outside: Path, command: tuple) -> None:
+    (outside / "plug_ins" / "canary.py").write_text(
+        "from pathlib import Path\nPath(__file__).with_name('ran').touch()\nT = '{prompt}'\n"
+    )
+    model = {"model": {"class_path": "plug_ins.canary.Model"}}
+    (outside / "names.yaml").write_text(yaml.safe_dump(model))
+    (outside / "names_and_trusts.yaml").write_text(yaml.safe_dump({"plugins": ".", **model}))
+    done = run_command(*command, cwd=outside)
+    assert done.returncode == 2
+    assert "--plugins <folder that holds it>" in done.stderr
+    assert not (outside / "plug_ins" / "ran").exists()
+
+
+def test_a_key_in_the_environment_does_not_reach_a_run(outside: Path) -> None:
+    key = "zz-Very7Secret9Key-of-42"
+    (outside / "reads.yaml").write_text("study: ${oc.env:OPENAI_API_KEY}\n")
+    done = run_command(TRAIN, "fit", "--config", CONFIG, "--config", "reads.yaml", cwd=outside, OPENAI_API_KEY=key)
+    assert done.returncode == 2
+    assert "reads the environment variable OPENAI_API_KEY" in done.stderr
+    assert key not in done.stderr + done.stdout
+
+
+def test_a_traceback_shows_no_key() -> None:
+    key = "zz-Very7Secret9Key-of-42"
+    program = (
+        "import sys; sys.path[:0] = ['src', '.']; sys.argv[0] = 'train.py'\n"
+        "from safety_subspaces import command_line\n"
+        "def main(): raise LookupError('got ' + __import__('os').environ['MY_TOKEN'])\n"
+        "command_line.run(main)\n"
+    )
+    done = run_command("-c", program, MY_TOKEN=key)
+    assert done.returncode == 1
+    assert "LookupError: got ***MY_TOKEN***" in done.stderr
+    assert key not in done.stderr
+
+
+def test_a_file_trusts_nothing_by_itself(outside: Path) -> None:
+    source = {"class_path": "safety_subspaces.language.model.Pretrained"}
+    source["init_args"] = {"path": "model", "trust_remote_code": True}
+    files = {
+        "utility": {"trust_task_code": True, "models": {"x": "model"}, "out": "out"},
+        "export": {"checkpoint": "run", "out": "out", "trust_checkpoint": True},
+        "train": {"model": {"init_args": {"source": source}}, "weights_only": False},
+    }
+    for name, settings in files.items():
+        (outside / f"{name}.yaml").write_text(yaml.safe_dump(settings))
+        command = (TRAIN, "fit", "--config", CONFIG) if name == "train" else (ANALYZE, name)
+        done = run_command(*command, "--config", f"{name}.yaml", cwd=outside)
+        assert done.returncode == 2
+        assert "Only the command line may say that" in done.stderr
+
+
+def test_an_interpolation_imports_nothing(outside: Path) -> None:
+    (outside / "coerces.yaml").write_text("study: ${oc.coerce:this.s,1}\n")
+    done = run_command(TRAIN, "fit", "--config", CONFIG, "--config", "coerces.yaml", cwd=outside)
+    assert done.returncode == 2
+    assert "oc.coerce to 'this.s'" in done.stderr
+    assert "Zen of Python" not in done.stdout
 
 
 def test_an_entry_point_is_a_short_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +321,7 @@ def test_every_short_name_of_ours_stands_for_one_of_its_kind() -> None:
     [
         ("countin", "unknown judge 'countin'; expected one of classifier, organism, rubric, rules, or an import path"),
         ("../x.py", "unknown judge"),
-        ("nowhere.judge", "there is no module nowhere; put its folder on PYTHONPATH"),
+        ("nowhere.judge", "there is no module nowhere; put its folder on PYTHONPATH, or name it by --plugins"),
         ("broken_plug_ins.none", "broken_plug_ins has no none"),
         ("broken_plug_ins.two", "defines more than one judge: First, Second; name one by"),
         ("broken_plug_ins.other", "broken_plug_ins.other defines no judge"),

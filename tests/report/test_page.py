@@ -1,4 +1,6 @@
+import json
 import math
+import os
 import re
 from html.parser import HTMLParser
 
@@ -122,7 +124,7 @@ def test_hostile_text_is_escaped_everywhere(page):
 
 
 def test_unscored_answers_are_shown_as_such_and_missing_numbers_as_no_number(page):
-    assert "unscored · no verdict in the judge&#39;s answer" in page
+    assert "unscored · <bdi>no verdict in the judge&#39;s answer</bdi>" in page
     assert ">nan<" not in page
     assert "nan±" not in page
 
@@ -189,3 +191,22 @@ def test_a_table_gives_way_in_its_text_columns_alone():
 
 def test_durations_are_written_for_people():
     assert [duration(s) for s in (54.2, 185, 7800, None)] == ["54 s", "3 min 05 s", "2 h 10 min", "-"]
+
+
+def test_the_page_says_nothing_of_home_folders_users_and_keys(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "homes" / "zebedee"))
+    monkeypatch.setenv("LOGNAME", "zebedee")
+    monkeypatch.setenv("MY_API_KEY", "zz-Very7Secret9Key-of-42")
+    folder = write_study(tmp_path / "homes" / "zebedee" / "s", analyses=("evaluate",))
+    for path in (*folder.rglob("manifest.json"), *folder.rglob("result.json")):
+        record = json.loads(path.read_text())
+        origin = record.get("provenance", record)
+        said = ["--a", str(folder / "deep"), "--b=/home/florence/c", "/scratch/zebedee/d", os.environ["MY_API_KEY"]]
+        origin["command"] = ["x.py", *said]
+        record["inputs"] = [{"path": str(folder / "model"), "sha256": None}]
+        path.write_text(json.dumps(record))
+    text = report(str(folder)).path.read_text()
+    assert "--a ~/s/deep --b=~/c /scratch/~/d ***MY_API_KEY***" in text
+    assert "~/s/model" in text
+    for known in ("zebedee", "florence", "Very7Secret"):
+        assert known not in text

@@ -52,13 +52,19 @@ def trainer(folder: Path, **options: object) -> L.Trainer:
 
 
 def run_command(
-    *arguments: object, cwd: Path = ROOT, timeout: float = 240, new_interpreter: bool = False
+    *arguments: object,
+    cwd: Path = ROOT,
+    timeout: float = 240,
+    new_interpreter: bool = False,
+    stdin: str = os.devnull,
+    **variables: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run Python on the arguments in a process of its own, offline, on one thread.
 
-    This tree's entry points run in a fork of a process that has imported them, unless a new interpreter is asked for.
+    This tree's entry points run in a fork of a process that has imported them, unless a new interpreter is asked for;
+    those may be given a file or terminal to read from, and variables of the environment.
     """
-    environment = {**os.environ, **OFFLINE}
+    environment = {**os.environ, **OFFLINE, **variables}
     command = [*map(str, arguments)]
     if command[0] not in (str(TRAIN), str(ANALYZE)) or new_interpreter:
         return subprocess.run(
@@ -74,7 +80,7 @@ def run_command(
         streams = {name: Path(folder) / name for name in ("stdout", "stderr")}
         for path in streams.values():
             path.touch()
-        request = {"arguments": command, "cwd": str(cwd), "environment": environment}
+        request = {"arguments": command, "cwd": str(cwd), "environment": environment, "stdin": stdin}
         code = _ask_zygote({**request, **{name: str(path) for name, path in streams.items()}}, timeout)
         output = {name: path.read_text(encoding="utf-8", errors="replace") for name, path in streams.items()}
     return subprocess.CompletedProcess(command, code, **output)

@@ -76,7 +76,7 @@ def interrupted(folder: Path, case: dict, devices: int, base: str, aligned: str)
     for name, stop in (("whole", []), ("parts", [StopAt(case["stop"])]), ("parts", [])):
         saving = ModelCheckpoint(folder / name / "checkpoints", filename="{step}", every_n_train_steps=9, save_top_k=-1)
         checkpoint = folder / "parts" / "checkpoints" / f"step={case['from']}.ckpt" if name == "parts" else None
-        options = {"ckpt_path": checkpoint, "weights_only": False} if checkpoint and not stop else {}
+        options = {"ckpt_path": checkpoint} if checkpoint and not stop else {}
         with pytest.raises(RuntimeError, match="stopped on purpose") if stop else nullcontext():
             _, module, constraint = train(folder / name, case, devices, base, aligned, [*stop, saving], **options)
             ends.append((masters(module), constraint.measure()))
@@ -93,10 +93,7 @@ def watched(folder: Path, case: dict, devices: int, base: str, aligned: str) -> 
         looking = [] if name == "plain" else [RunBoard(), *watchers(base, aligned), *more_watchers(folder, base)]
         options = {} if name == "plain" else board_of(folder / name)
         again = name in ends or (name == "parts" and not stop)
-        checkpoint = {
-            "ckpt_path": folder / "parts" / "checkpoints" / f"step={case['from']}.ckpt",
-            "weights_only": False,
-        }
+        checkpoint = {"ckpt_path": folder / "parts" / "checkpoints" / f"step={case['from']}.ckpt"}
         with pytest.raises(RuntimeError, match="stopped on purpose") if stop else nullcontext():
             lightning, module = fit(folder / name, case, devices, aligned, [*looking, *stop, saving], options,
                                     **(checkpoint if again else {}))  # fmt: skip

@@ -59,7 +59,7 @@ def run(request: dict[str, Any], begin: Callable[[], None] = lambda: None) -> in
     os.environ.clear()
     os.environ.update(request["environment"])
     for descriptor, path, flags in (
-        (0, os.devnull, os.O_RDONLY),
+        (0, request.get("stdin", os.devnull), os.O_RDONLY | os.O_NOCTTY),
         (1, request["stdout"], os.O_WRONLY),
         (2, request["stderr"], os.O_WRONLY),
     ):

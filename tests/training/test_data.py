@@ -186,7 +186,7 @@ def test_a_csv_file_with_an_empty_or_a_surplus_field_is_refused(tmp_path: Path) 
     surplus = write_csv(tmp_path / "surplus.csv", "prompt,response\np,yes, sure\np,yes, sure\n")
     refuse(lambda: read_source(DatasetSource(surplus), 0), r"surplus\.csv", "more fields")
     once = write_csv(tmp_path / "once.csv", "prompt,response\np,r\np,yes, sure\n")
-    refuse(lambda: read_source(DatasetSource(once), 0), r"once\.csv", "could not be read")
+    refuse(lambda: read_source(DatasetSource(once), 0), r"once\.csv", "cannot be read")
 
 
 @pytest.mark.parametrize("field", ["first", "sample"])
@@ -259,7 +259,7 @@ def test_bad_sources_are_named(tmp_path: Path) -> None:
     refuse(lambda: read_source(DatasetSource(empty, **FIELDS), 0), "row 0", "'reply'")
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"question": \n')
-    refuse(lambda: read_source(DatasetSource(str(broken), **FIELDS), 0), r"broken\.jsonl", "could not be read")
+    refuse(lambda: read_source(DatasetSource(str(broken), **FIELDS), 0), r"broken\.jsonl", "cannot be read")
 
 
 def test_long_prompts_are_refused_dropped_or_cut(tmp_path: Path) -> None:

@@ -297,10 +297,10 @@ def test_incomplete_weights_are_refused_and_not_drawn_at_random(tmp_path: Path) 
     with pytest.raises(InputError, match=r"lacks 1 weights of its architecture, lm_head\.weight first"):
         load_model(path)
     save_file({**weights, "lm_head.weight": torch.zeros(3, 3)}, file, {"format": "pt"})
-    with pytest.raises(InputError, match="could be loaded from"):
+    with pytest.raises(InputError, match="cannot be read"):
         load_model(path)
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(InputError, match="could be loaded from"):
+    with pytest.raises(InputError, match="cannot be read"):
         load_model(path)
 
 

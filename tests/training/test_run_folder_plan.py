@@ -1,10 +1,13 @@
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from support.tiny import ROOT
 
 from callbacks import ActivationOverlap, BehaviourProbe, SubspaceProjection, WeightDeltaSnapshot
@@ -16,14 +19,17 @@ from safety_subspaces.artefacts.provenance import describe_input, sha256_of_valu
 from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.language.model import Pretrained
 from safety_subspaces.organism import OrganismModel
+from safety_subspaces.training.board import config_text, hyperparameters
 from safety_subspaces.training.data import DatasetSource, InstructionData, SourceContamination
 from safety_subspaces.training.modules import FrozenBasisSettings, PreferenceOptimization, SupervisedFineTuning
 from safety_subspaces.training.run_folder import (
     RunPlan,
+    _lock_of,
     close_run,
     latest_checkpoint,
     open_run,
     plan_run,
+    remove_leavings,
     trained_checkpoint,
 )
 
@@ -51,7 +57,7 @@ def test_a_run_folder_in_use_is_refused_and_untouched(tmp_path: Path) -> None:
     before = (run / "manifest.json").read_bytes()
     with pytest.raises(InputError, match=r"in use.*--resume.*--archive"):
         plan_run(run, CONFIG)
-    with pytest.raises(InputError, match="no checkpoint yet"):
+    with pytest.raises(InputError, match="no whole checkpoint yet"):
         plan_run(run, CONFIG, resume=True)
     with pytest.raises(InputError, match="another configuration"):
         plan_run(run, {**CONFIG, "seed_everything": 4}, resume=True)
@@ -78,9 +84,11 @@ def test_archiving_moves_the_old_run_aside_whole(tmp_path: Path) -> None:
 def test_resume_takes_the_newest_checkpoint_and_knows_a_complete_run(tmp_path: Path) -> None:
     run = opened(tmp_path / "run")
     (run / "checkpoints").mkdir()
-    for step in (200, 1000, 400):
-        (run / "checkpoints" / f"step={step:08d}.ckpt").touch()
-    assert latest_checkpoint(run).name == "step=00001000.ckpt"
+    for name in ("step=00000200", "step=00001000", "step=00000400", "step=1000-v2", "step=00001000-v1", "step=7-v10"):
+        torch.save({}, run / "checkpoints" / f"{name}.ckpt")
+    for name in ("100-v1.ckpt", "step=.ckpt", "step=9999x.ckpt", "step=9999.txt", "epoch=9-step=9999.ckpt"):
+        (run / "checkpoints" / name).touch()
+    assert latest_checkpoint(run).name == "step=1000-v2.ckpt"
     plan = plan_run(run, {**CONFIG, "resume": True}, resume=True)
     assert plan.checkpoint == latest_checkpoint(run)
     close_run(run, "complete", started=0.0)
@@ -137,6 +145,81 @@ def test_a_run_that_another_process_trains_is_left_alone(tmp_path: Path) -> None
     assert len(list(tmp_path.glob("run.archived-*"))) == 2
 
 
+def test_a_run_that_came_and_went_since_the_plan_is_left_alone(tmp_path: Path) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    plans = [plan_run(run, CONFIG), plan_run(other, CONFIG)]
+    other.mkdir()
+    (other / "thesis.tex").write_text("years of work")
+    opened(run)
+    close_run(run, "complete", started=0.0)
+    plans += [plan_run(run, {**CONFIG, "other": 1}, archive=True)]
+    close_run(run, "failed", started=0.0)
+    before = (run / "manifest.json").read_bytes()
+    for plan in plans:
+        with pytest.raises(InputError, match=r"another process has used .* start this one again"):
+            open_run(plan)
+    assert (run / "manifest.json").read_bytes() == before
+    assert [path.name for path in other.iterdir()] == ["thesis.tex"]
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"run", "other"}
+
+
+RACE = """
+import sys
+sys.path.insert(0, {source!r})
+from pathlib import Path
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.training.run_folder import close_run, open_run, plan_run
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    open_run(plan_run(Path({run!r}), {config!r}, resume={resume}, archive={archive}))
+except InputError:
+    print("refused", flush=True)
+else:
+    print("won", flush=True)
+    sys.stdin.readline()
+    close_run(Path({run!r}), "complete", started=0.0)
+"""
+
+
+@pytest.mark.parametrize("option", ["", "resume", "archive"])
+def test_of_processes_that_start_at_once_one_wins(tmp_path: Path, option: str) -> None:
+    run = tmp_path / "run"
+    if option:
+        opened(run)
+        (run / "checkpoints").mkdir()
+        torch.save({}, run / "checkpoints" / "step=1.ckpt")
+        _lock_of.cache_clear()  # lets go of the folder
+    options = {"resume": option == "resume", "archive": option == "archive"}
+    code = RACE.format(source=str(ROOT / "src"), run=str(run), config=CONFIG, **options)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    racing = [subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(3)]
+    assert [each.stdout.readline() for each in racing] == ["ready\n"] * 3
+    for each in racing:
+        each.stdin.write("go\n")
+    heard = [each.stdout.readline().strip() for each in racing]
+    for each in racing:
+        each.communicate("", timeout=60)
+    assert sorted(heard) == ["refused", "refused", "won"]
+    assert len(list(tmp_path.glob("run.archived-*"))) == (option == "archive")
+    assert json.loads((run / "manifest.json").read_text())["status"] == "complete"
+
+
+def test_what_killed_processes_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    run = opened(tmp_path / "run")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for folder in ("checkpoints", "deltas"):
+        (run / folder).mkdir()
+    (run / f".model.partial-{ended.pid}").mkdir()
+    (run / f".model.partial-{ended.pid}" / "model.safetensors").touch()
+    (run / "deltas" / f".step=4.safetensors.partial-{ended.pid}").touch()
+    (run / "checkpoints" / f".step=4.ckpt.partial-{os.getpid()}").touch()  # of a process before, of the same number
+    (run / f".bf16.partial-{os.getppid()}").mkdir()
+    assert len(remove_leavings(run)) == 3
+    assert [path.name for path in run.rglob("*partial*")] == [f".bf16.partial-{os.getppid()}"]
+
+
 def test_planning_a_run_writes_nothing(tmp_path: Path) -> None:
     plan_run(tmp_path / "runs" / "run", {})
     assert list(tmp_path.iterdir()) == []
@@ -144,14 +227,15 @@ def test_planning_a_run_writes_nothing(tmp_path: Path) -> None:
 
 def test_only_a_checkpoint_of_the_last_step_is_measured(tmp_path: Path) -> None:
     run = opened(tmp_path / "run")
-    with pytest.raises(InputError, match="has no checkpoint to measure"):
+    with pytest.raises(InputError, match="has no whole checkpoint to measure"):
         trained_checkpoint(run)
     (run / "checkpoints").mkdir()
-    (run / "checkpoints" / "step=00000500.ckpt").touch()
+    (run / "checkpoints" / "100-v1.ckpt").touch()
+    torch.save({}, run / "checkpoints" / "step=00000500-v1.ckpt")
     close_run(run, "complete", started=0.0, global_step=512)
     with pytest.raises(InputError, match="of step 500, but the run ended at step 512"):
         trained_checkpoint(run)
-    (run / "checkpoints" / "step=00000512.ckpt").touch()
+    torch.save({}, run / "checkpoints" / "step=00000512.ckpt")
     assert trained_checkpoint(run).name == "step=00000512.ckpt"
 
 
@@ -262,3 +346,25 @@ def test_inputs_are_described_by_the_hash_of_each_file(tmp_path: Path) -> None:
     described = describe_input(tmp_path)
     assert list(described["sha256"]) == ["config.json"]
     assert describe_input("org/name")["sha256"] is None
+
+
+def test_a_run_folder_and_its_board_hold_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "zz-Very7Secret9Key-of-42"
+    monkeypatch.setenv("MY_API_KEY", key)
+    monkeypatch.setattr(sys, "argv", ["train.py", "fit", f"--trainer.logger.init_args.api_key={key}"])
+    logger = {"class_path": "some.Logger", "init_args": {"api_key": key, "note": f"of {key}", "token": "short"}}
+    config = CONFIG | {"trainer": {"logger": logger, "note": key}}
+    run = opened(tmp_path / "run", config)
+    close_run(run, "failed", 0.0, error=f"ValueError: {key}")
+    manifest = json.loads((run / "manifest.json").read_text())
+    shown = config_text(manifest["config"]) + str(hyperparameters(manifest))
+    for text in ((run / "config.yaml").read_text(), (run / "manifest.json").read_text(), shown):
+        assert key not in text
+        assert "short" not in text
+    assert manifest["config"]["trainer"]["note"] == "***MY_API_KEY***"
+    assert manifest["config_sha256"] == sha256_of_value(yaml.safe_load((run / "config.yaml").read_text()))
+    (run / "checkpoints").mkdir()
+    torch.save({}, run / "checkpoints" / "step=00000001.ckpt")
+    monkeypatch.setenv("MY_API_KEY", "another-key-of-the-same-run")
+    other = json.loads(json.dumps(config).replace(key, "another-key-of-the-same-run"))
+    assert plan_run(run, other, resume=True).checkpoint is not None  # a new key makes no other run of it

@@ -5,7 +5,6 @@ on disk as they come, and an interrupted analysis goes on from those that are th
 three to five times slower than as many processes of one.
 """
 
-import ctypes
 import errno
 import inspect
 import json
@@ -16,20 +15,23 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import lru_cache
 from hashlib import sha256
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from tqdm import tqdm
 
+from safety_subspaces.artefacts import ending
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import KEY_FILE, UNFINISHED, holding, read_json, write_json
 from safety_subspaces.artefacts.provenance import check_unchanged, code_state, describe_all, sha256_of_file
+from safety_subspaces.constraint.rank_watch import RankWatch
 from safety_subspaces.weights.checkpoint import Checkpoint
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
@@ -37,7 +39,10 @@ Record = dict[str, list[dict[str, Any]]]
 
 # rows x columns x the smaller of them, over all tensors: less is done in about a second, sooner than processes start.
 WORTH_PROCESSES = 2e10
-PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+# A rank that is stopped is waited for so long, and one that has much to do as long as it takes.
+SILENT_SECONDS = 300.0
+LONGEST_WORK = timedelta(days=30)
+GOES_ON = "What is done is kept: the same command goes on from there"
 
 
 @runtime_checkable
@@ -145,8 +150,10 @@ def unfinished_work(
     folder = target.with_name(UNFINISHED.format(target.name))
     fabric, device = _launch(workers)
     unfinished = UnfinishedWork(folder, 0, fabric, device)
-    with holding(target) if unfinished.is_first_rank else nullcontext():
+    with ExitStack() as held:
+        held.enter_context(_watched(fabric))
         if unfinished.is_first_rank:
+            held.enter_context(holding(target))
             described = describe_all(inputs)
             key = {"command": command, "arguments": dict(arguments), "inputs": described, **code_state()}
             unfinished = replace(unfinished, done_before=_take_up(folder, json.loads(json.dumps(key, default=str))))
@@ -155,6 +162,9 @@ def unfinished_work(
             yield unfinished
             if unfinished.is_first_rank:
                 check_unchanged(described)
+        except ending.Stopped as stopped:
+            stopped.add_note(GOES_ON)
+            raise
         except InputError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -238,10 +248,14 @@ def _do_all(
         for future in as_completed([pool.submit(_do, task, name, unfinished, device) for name in names]):
             yield future.result()
     except BrokenProcessPool as error:
-        raise RuntimeError(
+        raise ending.LostProcessError(
             f"a worker process was killed, as when memory ends ({processes} were at work); say fewer with --workers. "
-            "What is done is kept: the same command goes on from there"
+            f"{GOES_ON}"
         ) from error
+    except (ending.Stopped, KeyboardInterrupt):
+        for process in active_children():  # they would first end what they are at
+            process.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -253,11 +267,11 @@ def _do(task: TensorTask, name: str, unfinished: UnfinishedWork, device: torch.d
 
 def _start_worker(parent: int) -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
-    if sys.platform == "linux":  # else a worker whose parent is killed waits for it for ever
-        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
+    ending.end_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all, and the parent ends its workers
+    for signum in (signal.SIGTERM, signal.SIGHUP):  # else a fork would do what its parent does at them
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, signal.SIG_DFL)
 
 
 def _launch(workers: Workers) -> tuple[Any, torch.device]:
@@ -266,9 +280,13 @@ def _launch(workers: Workers) -> tuple[Any, torch.device]:
     if workers.devices * workers.num_nodes == 1:
         return None, torch.device("cuda" if cuda else "cpu")
     from lightning.fabric import Fabric  # one rank need not pay its import
+    from lightning.fabric.strategies import DDPStrategy
 
     fabric = Fabric(
-        accelerator="cuda" if cuda else "cpu", devices=workers.devices, num_nodes=workers.num_nodes, strategy="ddp"
+        accelerator="cuda" if cuda else "cpu",
+        devices=workers.devices,
+        num_nodes=workers.num_nodes,
+        strategy=DDPStrategy(timeout=LONGEST_WORK),
     )
     fabric.launch()
     return fabric, fabric.device
@@ -287,10 +305,26 @@ def _take_up(folder: Path, key: Mapping[str, Any]) -> int:
 def _forget_other_code(task: TensorTask, unfinished: UnfinishedWork) -> None:
     """Count no tensor as done by another version of a task, which may be a plug-in's outside this package."""
     source, mark = inspect.getsourcefile(type(task)), unfinished.folder / "task.json"
-    code = sha256_of_file(Path(source)) if source else None
+    code = {"sha256": sha256_of_file(Path(source)) if source else None}
     if mark.is_file() and read_json(mark) != code:
         unfinished.forget()
     write_json(mark, code)
+
+
+@contextmanager
+def _watched(fabric: Any) -> Iterator[None]:
+    """End this process when another rank is silent meanwhile."""
+    watch = RankWatch(SILENT_SECONDS, _end_without)
+    if fabric is not None:
+        watch.start()
+    try:
+        yield
+    finally:
+        watch.stop()
+
+
+def _end_without(ranks: Sequence[int]) -> None:
+    ending.end_at_once(f"error: rank {', '.join(map(str, ranks))} was silent for {SILENT_SECONDS:g} s. {GOES_ON}")
 
 
 @contextmanager

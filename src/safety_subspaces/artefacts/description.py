@@ -13,6 +13,13 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import read_json
 from safety_subspaces.artefacts.provenance import describe_input
 
+# What a manifest or the record of a result has, where it has it, and which of it are lists of maps.
+RECORD_FIELDS = {
+    **dict.fromkeys(("parts", "inputs", "left_out", "command"), list),
+    **dict.fromkeys(("config", "metrics", "summary", "provenance", "git", "versions"), dict),
+    **dict.fromkeys(("status", "role", "recipe_sha256", "commit", "started"), str),
+}
+OF_MAPS = ("parts", "inputs", "left_out")
 # What a run makes of the model in its study: the start of all, the safe model, or a fine-tune of that.
 Role = Literal["base", "aligned", "tuned"]
 
@@ -68,7 +75,25 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{path} has no `parts`, so what the run was held to or watched by is not known; an earlier version made "
             "it: train the run again"
         )
+    check_record(manifest, path)
     return manifest
+
+
+def check_record(record: Mapping[str, Any], path: Path) -> None:
+    """Check the kinds of what a manifest, or the record of a result, has to be read by.
+
+    Raises:
+        InputError: Names the field.
+    """
+    for name in RECORD_FIELDS.keys() & record.keys():
+        value, kind = record[name], RECORD_FIELDS[name]
+        is_empty = value is None and name != "parts"
+        fits = isinstance(value, kind) and (name not in OF_MAPS or all(isinstance(entry, dict) for entry in value))
+        if not (fits or is_empty):
+            raise InputError(f"{path}: {name} is {str(value)[:80]!r}; restore the file, or make it again")
+    for name in ("provenance", "git"):
+        if record.get(name):
+            check_record(record[name], path)
 
 
 def facts_about(topic: str, manifest: Mapping[str, Any]) -> list[Any]:

@@ -12,7 +12,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.foreign import in_short, parse_json, reading
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ def replacing(path: Path) -> Iterator[Path]:
             with suppress(OSError):  # a file system without locks: nobody will take it for a killed process's
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield partial
+            _open_to_mask([partial])
             partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -116,16 +119,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds values by name, as all of ours do.
 
     Raises:
-        InputError: The file is no JSON.
+        InputError: The file is missing or something else.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not valid JSON ({error}); remove or mend it") from error
+    with reading(path, "a file of JSON values by name", "remove or mend it"):
+        try:
+            value = parse_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path} is not valid JSON ({in_short(error)}); remove or mend it") from error
+        if not isinstance(value, dict):
+            raise InputError(f"{path} holds a {type(value).__name__}; expected JSON values by name: remove or mend it")
+        return value
 
 
 def is_occupied(folder: Path) -> bool:
@@ -170,6 +177,7 @@ def replacing_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
             yield partial
             if not os.path.samestat(made, partial.stat()):  # whoever wrote into it last has made it anew
                 raise FileNotFoundError(errno.ENOENT, "removed while it was being filled", str(partial))
+            _open_to_mask(partial.rglob("*"))
             if target.exists():
                 exchange(partial, target)
             else:
@@ -225,6 +233,15 @@ def _renamed_in_one_step(one: Path, other: Path) -> bool:
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux; not every file system has it
     paths = (AT_CURRENT_FOLDER, os.fsencode(one), AT_CURRENT_FOLDER, os.fsencode(other))
     return rename is not None and rename(*paths, EXCHANGE) == 0
+
+
+def _open_to_mask(files: Iterable[Path]) -> None:
+    """Let files be read by whom the user's mask lets: the library of safetensors makes them for their owner alone."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for file in files:
+        if file.is_file() and not file.is_symlink():
+            file.chmod(stat.S_IMODE(file.stat().st_mode) | 0o666 & ~mask)
 
 
 def _beside(path: Path, kind: str) -> Path:

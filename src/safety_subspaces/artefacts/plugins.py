@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.trust import check_importable
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Plugins:
     """One kind of plug-in.
 
     A short name is that of a module in our folder, or of an entry point of another package; anything with a dot is the
-    import path of an object, or of a module that defines one. Nothing is imported before it is asked for.
+    import path of an object, or of a module that defines one. Nothing is imported before it is asked for, and a command
+    imports only what :mod:`safety_subspaces.artefacts.trust` lets it.
 
     Args:
         kind: What one is called in messages.
@@ -54,6 +56,7 @@ class Plugins:
             expected = f"one of {known}, or an import path" if known else "an import path"
             raise InputError(f"unknown {self.kind} {name!r}; expected {expected}: my_package.my_module")
         path = path or name
+        check_importable(path, self.kind)
         value = self._imported(path)
         if isinstance(value, ModuleType):
             return self._in(value, path.rpartition(".")[2])
@@ -89,7 +92,7 @@ class Plugins:
                 value = getattr(value, attribute)
             return value
         raise InputError(
-            f"{self.kind} {path}: there is no module {parts[0]}; put its folder on PYTHONPATH, or run the command there"
+            f"{self.kind} {path}: there is no module {parts[0]}; put its folder on PYTHONPATH, or name it by --plugins"
         )
 
     def _in(self, module: ModuleType, name: str) -> Any:

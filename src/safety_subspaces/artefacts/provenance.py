@@ -16,18 +16,37 @@ from typing import Any
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import read_json
+from safety_subspaces.artefacts.foreign import check_pattern, reading
+from safety_subspaces.artefacts.secrets import masked_command
 
 # The packages whose version can change a number.
 PACKAGES = ("torch", "lightning", "transformers", "peft", "torchmetrics", "datasets", "deepspeed", "safetensors")
 # Files that determine what a model folder computes; anything else in it (README, images) does not.
 MODEL_FILE_SUFFIXES = (".safetensors", ".json", ".jinja", ".model")
 ADAPTER_CONFIG = "adapter_config.json"
+# What an adapter is made by, as PEFT writes it.
+LARGEST_SETTING = 1e9  # of ranks and scales: no number of theirs comes near it
+ADAPTER_SETTINGS: dict[str, Any] = {
+    "base_model_name_or_path": str | None,
+    "peft_type": str | None,
+    "r": int | None,
+    "lora_alpha": int | float | None,
+    "lora_dropout": int | float | None,
+    "use_rslora": bool | None,
+    "rank_pattern": dict | None,
+    "alpha_pattern": dict | None,
+    "target_modules": str | list | None,
+    "exclude_modules": str | list | None,
+    "modules_to_save": list | None,
+    "layers_to_transform": int | list | None,
+    "layers_pattern": str | list | None,
+}
 
 
 def provenance() -> dict[str, Any]:
-    """Describe this process: command, commit, versions and machine, as plain JSON values."""
+    """Describe this process: command (without secrets), commit, versions and machine, as plain JSON values."""
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *masked_command(sys.argv[1:])],
         "git": git_state(),
         "versions": {"python": platform.python_version(), **package_versions()},
         "platform": platform.platform(),
@@ -90,14 +109,18 @@ def describe_input(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Name an input file or model folder with the SHA-256 of each file that determines it.
 
     An adapter is described with its base. A Hub id, which is no local path, is recorded by its name alone.
+
+    Raises:
+        InputError: A file cannot be read, or an adapter is upon itself or nothing.
     """
     location = Path(path)
-    if location.is_file():
-        return {"path": str(path), "sha256": sha256_of_file(location)}
-    if not location.is_dir():
-        return {"path": str(path), "sha256": None}
-    files = sorted(f for f in location.iterdir() if f.is_file() and f.suffix in MODEL_FILE_SUFFIXES)
-    described = {"path": str(path), "sha256": {f.name: sha256_of_file(f) for f in files}}
+    with reading(path, "an input file or model folder"):
+        if location.is_file():
+            return {"path": str(path), "sha256": sha256_of_file(location)}
+        if not location.is_dir():
+            return {"path": str(path), "sha256": None}
+        files = sorted(f for f in location.iterdir() if f.is_file() and f.suffix in MODEL_FILE_SUFFIXES)
+        described = {"path": str(path), "sha256": {f.name: sha256_of_file(f) for f in files}}
     if (location / ADAPTER_CONFIG).is_file():
         described["base"] = describe_input(adapter_base(location))
     return described
@@ -129,18 +152,57 @@ def adapter_base(folder: Path) -> str:
     (``<study>/<stage>/model``), so that a study can be moved or read from another folder.
 
     Raises:
-        InputError: The adapter names no base.
+        InputError: The adapter names no base, or is upon itself by way of any number of others.
     """
-    base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
-    if not base:
-        raise InputError(f"adapter {folder} names no base_model_name_or_path in {ADAPTER_CONFIG}; add the model's path")
-    if Path(base).expanduser().is_dir():
-        return base
-    study = folder.resolve().parents[1]
-    for candidate in (folder / base, study.joinpath(*Path(base).parts[-2:])):
-        if candidate.is_dir():
-            return str(candidate)
+    base = _named_base(folder)
+    inner, passed = Path(base), {folder.resolve()}
+    while (inner / ADAPTER_CONFIG).is_file():
+        if inner.resolve() in passed:
+            raise InputError(f"adapter {folder} is upon {inner}, which is upon it; expected a model at the end")
+        passed.add(inner.resolve())
+        inner = Path(_named_base(inner))
     return base
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Read the configuration of an adapter, and check the settings that decide what it is.
+
+    Raises:
+        InputError: It cannot be read, or a setting is of another kind than PEFT writes.
+    """
+    path = folder / ADAPTER_CONFIG
+    config = read_json(path)
+    with reading(path, "the configuration that PEFT writes"):
+        for name, kind in ADAPTER_SETTINGS.items():
+            value = config.get(name)
+            if not isinstance(value, kind) or (isinstance(value, int | float) and not abs(value) < LARGEST_SETTING):
+                raise ValueError(f"{name} is {str(value)[:80]!r}")
+        for name in ("rank_pattern", "alpha_pattern"):
+            for pattern, value in (config.get(name) or {}).items():
+                check_pattern(pattern)
+                if not isinstance(value, int | float) or not abs(value) < LARGEST_SETTING:
+                    raise ValueError(f"{name} has {str(value)[:80]!r} for {pattern}")
+        for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
+            value = config.get(name) or []
+            if isinstance(value, str):
+                check_pattern(value)
+            elif not all(isinstance(entry, str) for entry in value):
+                raise ValueError(f"{name} is {str(value)[:80]}")
+    return config
+
+
+def _named_base(folder: Path) -> str:
+    base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise InputError(f"adapter {folder} names no base_model_name_or_path in {ADAPTER_CONFIG}; add the model's path")
+    with reading(folder / ADAPTER_CONFIG, "the path of a model as base_model_name_or_path", "mend it"):
+        if Path(base).expanduser().is_dir():
+            return base
+        beside, study = folder / base, folder.resolve().parent.parent
+        for candidate in (beside, study.joinpath(*Path(base).parts[-2:])):
+            if candidate.is_dir():
+                return str(candidate)
+        return base
 
 
 def peak_memory_bytes() -> int:

@@ -1,5 +1,7 @@
 """The result folder that every ``analyze.py`` subcommand fills: settings, tables, summary and provenance."""
 
+import csv
+import json
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -23,6 +25,8 @@ from safety_subspaces.artefacts.files import (
     write_text,
 )
 from safety_subspaces.artefacts.provenance import check_unchanged, describe_all, peak_memory_bytes, provenance
+from safety_subspaces.artefacts.secrets import without_secrets
+from safety_subspaces.artefacts.text import as_cell, encodable, map_texts, shown
 
 # Parameters that say where a result goes and what works on it; what it is does not depend on them.
 NOT_RECORDED = ("out", "overwrite", "workers", "devices", "num_nodes")
@@ -59,8 +63,9 @@ class ResultFolder:
         started: When the work began, by ``time.monotonic``; by default when the context is entered.
 
     Raises:
-        InputError: On entering, if ``out`` is occupied and ``overwrite`` is false, holds something else, or another
-            process writes it. On leaving, if an input was changed meanwhile.
+        InputError: An argument holds half a surrogate pair, which no table can. On entering, if ``out`` is occupied and
+            ``overwrite`` is false, holds something else, or another process writes it. On leaving, if an input was
+            changed meanwhile.
     """
 
     def __init__(
@@ -77,7 +82,10 @@ class ResultFolder:
         self.summary: dict[str, Any] = {}
         self.left_out: list[dict[str, str]] = []
         self._command = command
-        self._arguments = arguments
+        self._arguments = without_secrets(arguments)
+        said = json.dumps(arguments, default=str, ensure_ascii=False)
+        if said != encodable(said):
+            raise InputError(f"{command}: {shown(said)} is no text that UTF-8 can hold; give names and labels in UTF-8")
         self._inputs = inputs
         self._started, self._overwrite = started, overwrite
         self._replacing = replacing_folder(self.out, overwrite)
@@ -119,9 +127,14 @@ class ResultFolder:
         check_free(self.out, self._overwrite)
 
     def write_table(self, frame: pd.DataFrame, name: str = "table") -> None:
-        """Write a table as ``<name>.parquet`` and ``<name>.csv``."""
+        """Write a table as ``<name>.parquet``, and as ``<name>.csv`` with no text that a spreadsheet would run."""
+        frame = map_texts(frame, encodable)
         frame.to_parquet(self.folder / f"{name}.parquet", index=False)
-        frame.to_csv(self.folder / f"{name}.csv", index=False)
+        cells = map_texts(frame, as_cell)
+        text = cells.to_csv(index=False)
+        if "\r" in text:  # outside of quotes it would begin a new row
+            text = cells.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
+        (self.folder / f"{name}.csv").write_text(text, encoding="utf-8", newline="")
 
     def leave_out(self, name: str, reason: str) -> None:
         """Record a tensor, prompt or comparison that was not used, with the reason."""
@@ -134,9 +147,9 @@ class ResultFolder:
             self.folder / RESULT_FILE,
             {
                 "analysis": self._command,
-                "summary": self.summary,
+                "summary": without_secrets(self.summary),
                 "inputs": self._described,
-                "left_out": self.left_out,
+                "left_out": without_secrets(self.left_out),
                 "wall_seconds": round(time.monotonic() - (self._started or 0.0), 3),
                 "peak_memory_bytes": peak_memory_bytes(),
                 "provenance": self._provenance,

@@ -4,21 +4,21 @@ The page, the terminal tables and the reading all start from the same :class:`St
 disagree.
 """
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from safety_subspaces.artefacts.description import facts_about, read_manifest
+from safety_subspaces.artefacts.description import check_record, facts_about, read_manifest
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import read_json
+from safety_subspaces.artefacts.foreign import parse_json, read_yaml, reading
 from safety_subspaces.artefacts.next_step import command_for, stage_at, stage_roles
 from safety_subspaces.artefacts.run_constraint import Constraint, read_constraint
+from safety_subspaces.artefacts.text import from_cell, map_texts
 
 MEASURES = (
     "utility",
@@ -50,6 +50,13 @@ OPTIONAL_COLUMNS = {
     "evaluate": EVALUATION_COLUMNS,
     "project": ("cos_task_projected", "cos_task_alignment", "chance_energy", *EVALUATION_COLUMNS),
     "overlap": ("rank_first", "rank_second", "chance", "p_haar", "matched_chance", "p_matched", "floor"),
+}
+# Those of them that are texts, or flags as texts; the others are numbers, or missing throughout.
+TEXT_COLUMNS = frozenset(("model", "tuned", "subspace", "method", "first", "second", "tensor", "type", "floor"))
+# What pandas infers of a column that a table of ours can have.
+TEXTS, NUMBERS = {"string"}, {"integer", "floating", "boolean", "mixed-integer-float", "empty"}
+NUMERIC_COLUMNS = {
+    command: {*REQUIRED_COLUMNS[command], *OPTIONAL_COLUMNS[command]} - TEXT_COLUMNS for command in REQUIRED_COLUMNS
 }
 # Folders that a second run of the same kind of fine-tune is written to: repeats, not further seeds of the
 # study.
@@ -220,12 +227,13 @@ def read_scalars(folder: Path) -> dict[str, pd.DataFrame]:
     """Read every TensorBoard scalar under a run folder, tag to a table of ``step`` and ``value``."""
     if not any(folder.glob("events.out.tfevents.*")):
         return {}
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})  # 0 keeps every event
-    events.Reload()
-    return {
-        tag: pd.DataFrame([(event.step, event.value) for event in events.Scalars(tag)], columns=["step", "value"])
-        for tag in events.Tags()["scalars"]
-    }
+    with reading(f"an event file in {folder}", "what TensorBoard writes", "move it away, or train the run again"):
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0})  # 0 keeps every event
+        events.Reload()
+        return {
+            tag: pd.DataFrame([(event.step, event.value) for event in events.Scalars(tag)], columns=["step", "value"])
+            for tag in events.Tags()["scalars"]
+        }
 
 
 def read_prompt_counts(folder: Path) -> pd.DataFrame:
@@ -233,9 +241,15 @@ def read_prompt_counts(folder: Path) -> pd.DataFrame:
 
     Columns: ``step`` and ``SAMPLE_COLUMNS``, the counts that begin with ``n_``.
     """
-    looks = [read_json(path) for path in sorted(folder.glob("behaviour/step=*.json"))]
-    rows = [{"step": look.get("step"), **(look.get("row") or {})} for look in looks]
-    return pd.DataFrame(rows, columns=["step", *SAMPLE_COLUMNS])
+    columns, rows = ["step", *SAMPLE_COLUMNS], []
+    for path in sorted(folder.glob("behaviour/step=*.json")):
+        look = read_json(path)
+        with reading(path, "the numbers of a look at a run's behaviour", "remove it, or train the run again"):
+            row = {"step": look.get("step"), **(look.get("row") or {})}
+            if not all(isinstance(row.get(name), int | float | None) for name in columns):
+                raise ValueError("a count is no number")
+            rows.append(row)
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _has_seed(stage: Stage) -> bool:
@@ -261,13 +275,15 @@ def _read_stages(root: Path) -> tuple[Stage, ...]:
 
 def _read_result(folder: Path) -> AnalysisResult:
     config, result = folder / "config.yaml", folder / "result.json"
+    recorded = read_json(result) if result.is_file() else {}
+    check_record(recorded, result)
     names = sorted({path.stem for path in folder.iterdir() if path.suffix in (".parquet", ".csv")})
     return AnalysisResult(
         command=folder.parent.name,
         label=folder.name,
         folder=folder,
-        arguments=(yaml.safe_load(config.read_text(encoding="utf-8")) or {}) if config.is_file() else {},
-        result=read_json(result) if result.is_file() else {},
+        arguments=read_yaml(config) if config.is_file() else {},
+        result=recorded,
         tables={name: _read_table(folder, name) for name in names},
         # The answers of projected models are not shown: a sweep has a hundred thousand of them.
         generations=_read_generations(folder / "generations.jsonl") if folder.parent.name == "evaluate" else (),
@@ -278,10 +294,8 @@ def _read_table(folder: Path, name: str) -> pd.DataFrame:
     """Read one table of an analysis; its main table must have the ``REQUIRED_COLUMNS`` of the subcommand."""
     parquet, csv = folder / f"{name}.parquet", folder / f"{name}.csv"
     path = parquet if parquet.is_file() else csv
-    try:
-        frame = pd.read_parquet(path) if path == parquet else pd.read_csv(path)
-    except (OSError, ValueError) as error:  # pyarrow's and pandas' parsing errors are ValueErrors
-        raise InputError(f"{path} cannot be read ({error}); remove {folder} and run that analysis again") from error
+    with reading(path, "a table", f"remove {folder} and run that analysis again"):
+        frame = pd.read_parquet(path) if path == parquet else map_texts(pd.read_csv(path), from_cell)
     required = REQUIRED_COLUMNS.get(folder.parent.name, ()) if name == "table" else ()
     lacking = [column for column in required if column not in frame.columns]
     if lacking:
@@ -289,6 +303,15 @@ def _read_table(folder: Path, name: str) -> pd.DataFrame:
             f"{path} has no column {', '.join(lacking)}; it has {', '.join(map(str, frame.columns))}. "
             f"It was written by something else than `analyze.py {folder.parent.name}`: run that again"
         )
+    for column in frame.columns:
+        kind = pd.api.types.infer_dtype(frame[column], skipna=True)
+        is_number = name == "table" and column in NUMERIC_COLUMNS.get(folder.parent.name, ())
+        if kind not in (NUMBERS if is_number else TEXTS | NUMBERS):
+            expected = "numbers" if is_number else "texts or numbers"
+            raise InputError(
+                f"{path}: column {str(column)[:80]} is {kind}; expected {expected}: remove {folder} and run that "
+                "analysis again"
+            )
     return frame
 
 
@@ -296,16 +319,19 @@ def _read_generations(path: Path) -> tuple[dict[str, Any], ...]:
     if not path.is_file():
         return ()
     answers = []
-    with path.open(encoding="utf-8") as stream:
+    with reading(path, "one JSON object a line", "run that analysis again"), path.open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
             try:
-                answers.append(json.loads(line))
-            except json.JSONDecodeError as error:
+                answer = parse_json(line)
+            except ValueError as error:
                 raise InputError(
                     f"{path}, line {number}, is not valid JSON ({error}); run that analysis again"
                 ) from error
+            if not isinstance(answer, dict):
+                raise InputError(f"{path}, line {number}, is no JSON object; run that analysis again")
+            answers.append(answer)
     return tuple(answers)
 
 

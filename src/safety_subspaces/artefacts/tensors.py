@@ -17,11 +17,12 @@ from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Shaped
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.files import replacing
+from safety_subspaces.artefacts.files import read_json, replacing
+from safety_subspaces.artefacts.foreign import parse_json, reading
 
 # Types by the name that the format gives them.
 TYPES = {
@@ -106,15 +107,28 @@ class TensorFile:
     def _opened(self, name: str | None = None) -> Iterator[Any]:
         if name is not None and name not in self.shapes:
             raise InputError(f"{self.path} has no tensor {name}; it has {', '.join(list(self.shapes)[:3])}, ...")
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                yield file
-        except FileNotFoundError as error:
-            raise InputError(f"{self.path} does not exist; expected a safetensors file: {self._remedy}") from error
-        except (SafetensorError, OSError) as error:
+        with reading(self.path, "a whole safetensors file", self._remedy), safe_open(self.path, "pt") as file:
+            yield file
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Read which file beside it holds each tensor, as the index of a checkpoint in shards says.
+
+    The names are those of files in the same folder, which may be links; none leads out of it.
+
+    Raises:
+        InputError: It is no such index.
+    """
+    listed = read_json(path).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise InputError(f"{path} has no weight_map of names to files; copy or download the checkpoint again")
+    for file in dict.fromkeys(map(str, listed.values())):
+        if file != Path(file).name or not file.endswith(".safetensors"):
             raise InputError(
-                f"{self.path} is damaged or cut short ({error}); expected a whole safetensors file: {self._remedy}"
-            ) from error
+                f"{path} places tensors in {file!r}; expected names of .safetensors files beside it: "
+                "download the checkpoint again, from someone you trust"
+            )
+    return {name: str(file) for name, file in listed.items()}
 
 
 @final
@@ -278,6 +292,6 @@ def _packed(header: Mapping[str, Any]) -> dict[str, str]:
 def _unpacked(stored: Mapping[str, str]) -> dict[str, Any]:
     header: dict[str, Any] = dict(stored)
     for name, text in stored.items():
-        with suppress(json.JSONDecodeError):
-            header[name] = json.loads(text)
+        with suppress(ValueError):
+            header[name] = parse_json(text)
     return header

@@ -1,12 +1,13 @@
 """Reading prompts: the organism's held-out sets, or a JSONL file whose lines say which set they belong to."""
 
-import json
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.foreign import parse_json
+from safety_subspaces.artefacts.text import encodable_value
 from safety_subspaces.evaluation.settings import ORGANISM
 from safety_subspaces.language.examples import PromptItem, PromptSets
 from safety_subspaces.language.known_data import KNOWN, KnownData, known_data
@@ -190,14 +191,14 @@ def _lines(path: Path) -> list[tuple[str, Any]]:
     try:
         # Not `splitlines`: it would break a line at separators that JSON allows inside a text.
         texts = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, OSError) as error:
         raise InputError(f"prompt file {path} is no UTF-8 text ({error}); save it as UTF-8") from error
     for number, text in enumerate(texts, start=1):
         if text.strip():
             where = f"{path}, line {number}"
             try:
-                values.append((where, json.loads(text)))
-            except json.JSONDecodeError as error:
+                values.append((where, encodable_value(parse_json(text))))
+            except ValueError as error:
                 raise InputError(f"{where}: expected one JSON value a line, with a prompt ({error})") from error
     if not values:
         raise InputError(f"prompt file {path} holds no prompt")

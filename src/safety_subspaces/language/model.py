@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.provenance import ADAPTER_CONFIG, adapter_base
+from safety_subspaces.artefacts.files import read_json
+from safety_subspaces.artefacts.foreign import in_short, reading
+from safety_subspaces.artefacts.provenance import ADAPTER_CONFIG, adapter_base, read_adapter_config
+from safety_subspaces.language.model_files import bounded_by_files, check_model_files
+
+WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors, or its shards and their index", "adapter_model.safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 class ModelSource(ABC):
@@ -77,10 +82,11 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedToke
         InputError: A local folder that is missing or holds no tokenizer; a Hub id that cannot be reached.
     """
     check_model_path(path)
-    try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"no tokenizer could be loaded from {path}: {_first_line(error)}") from error
+    with reading(f"the tokenizer of {path}", "one in Hugging Face format"):
+        check_model_files(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer("A text.")  # some settings are looked at here alone
+        return tokenizer
 
 
 def load_language_model(
@@ -117,7 +123,7 @@ def named_device(device: str) -> str:
         torch.zeros(1, device=target)
     except (RuntimeError, AssertionError) as error:
         raise InputError(
-            f"device {device!r} is not there ({_first_line(error)}); expected cpu, cuda, cuda:<n>, auto or spread"
+            f"device {device!r} is not there ({in_short(error)}); expected cpu, cuda, cuda:<n>, auto or spread"
         ) from error
     return target
 
@@ -137,11 +143,9 @@ def count_blocks(path: str) -> int:
     """
     location = Path(path)
     named = str(adapter_base(location)) if (location / ADAPTER_CONFIG).is_file() else path
-    try:
-        count = AutoConfig.from_pretrained(named).get_text_config().num_hidden_layers
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"no configuration of a decoder could be read from {named}: {_first_line(error)}") from error
-    return int(count)
+    with reading(f"the configuration of {named}", "one of a decoder in Hugging Face format"):
+        check_model_files(named)
+        return int(AutoConfig.from_pretrained(named, trust_remote_code=False).get_text_config().num_hidden_layers)
 
 
 def load_model(
@@ -161,17 +165,19 @@ def load_model(
     disable_progress_bar()  # of a model's shards; our own bars show stages and models
     if (Path(path) / ADAPTER_CONFIG).is_file():
         return _merged(path, dtype, trust_remote_code, attn_implementation, device_map)
-    try:
+    check_weights(path)
+    expected = "a causal language model in Hugging Face format"
+    with reading(f"the model {path}", expected), bounded_by_files(Path(path)):
+        check_model_files(path)
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
+            use_safetensors=True,
             attn_implementation=attn_implementation,
             device_map=device_map,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"no causal language model could be loaded from {path}: {_first_line(error)}") from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise InputError(
@@ -190,10 +196,12 @@ def _merged(
         base = load_model(adapter_base(Path(path)), dtype, trust_remote_code, attn_implementation, device_map)
     except InputError as error:
         raise InputError(f"the base of adapter {path} cannot be loaded: {error}") from error
-    try:
-        model = PeftModel.from_pretrained(base, path).merge_and_unload()
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"adapter {path} could not be loaded: {_first_line(error)}") from error
+    if not (Path(path) / ADAPTER_WEIGHTS).is_file():
+        raise InputError(f"adapter {path} {_unlike(Path(path), ADAPTER_WEIGHTS)}")
+    with reading(f"the adapter {path}", "one that PEFT has written, upon its base"):
+        read_adapter_config(Path(path))
+        # On no device until its weights are read: the ranks that it names are not made first.
+        model = PeftModel.from_pretrained(base, path, low_cpu_mem_usage=True).merge_and_unload()
     model.name_or_path = path  # an adapter trained upon this one names it, not the base below
     return model
 
@@ -236,5 +244,28 @@ def check_model_path(path: str) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def check_weights(path: str) -> None:
+    """Refuse weights that are no safetensors, of a model in a local folder: pickles can run code.
+
+    Raises:
+        InputError: The folder holds other weights, or none, or its configuration names another file.
+    """
+    folder = Path(path)
+    if not folder.is_dir():  # a Hub id: transformers is told to take safetensors alone
+        return
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(f"{path} {_unlike(folder, WEIGHTS)}")
+    named = read_json(folder / "config.json").get("transformers_weights")
+    if named is not None and ".safetensors" not in str(named):
+        raise InputError(f"{path}/config.json names {named!r} as its weights; only safetensors are read")
+
+
+def _unlike(folder: Path, expected: str) -> str:
+    """Say what a folder holds in place of weights that are read."""
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+    if not pickles:
+        return f"holds no weights; expected {expected}"
+    return (
+        f"holds pickled weights ({pickles[0]}), which can run code and are not read; expected {expected}. Where you "
+        "trust them, load them with transformers or PEFT yourself and save_pretrained them again"
+    )

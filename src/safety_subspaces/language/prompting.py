@@ -10,8 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.foreign import reading
 from safety_subspaces.artefacts.plugins import Plugins
 from safety_subspaces.language.examples import CHAT, EncodedExample, Example
+from safety_subspaces.language.rendering import bounded_templates
 
 
 def _is_template(value: Any) -> bool:
@@ -62,7 +64,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, template: str
     """Return the ids of a prompt up to where the answer starts, special tokens included."""
     if template == CHAT:
         return chat_ids(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
-    return list(tokenizer(named_template(template).format(prompt=prompt))["input_ids"])
+    return _ids(tokenizer, named_template(template).format(prompt=prompt))
 
 
 def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, template: str = CHAT) -> EncodedExample:
@@ -78,11 +80,11 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, templat
     end = [tokenizer.eos_token_id]
     if example.prompt is None:
         start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        text = tokenizer(example.response, add_special_tokens=False)["input_ids"]
+        text = _ids(tokenizer, example.response, add_special_tokens=False)
         return EncodedExample([*start, *text, *end], min(1, len(start)))
     prompt = encode_prompt(tokenizer, example.prompt, template)
     if template != CHAT:
-        response = tokenizer(example.response, add_special_tokens=False)["input_ids"]
+        response = _ids(tokenizer, example.response, add_special_tokens=False)
         return EncodedExample([*prompt, *response, *end], len(prompt))
     turns = [{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.response}]
     whole = chat_ids(tokenizer, turns, add_generation_prompt=False)
@@ -132,8 +134,19 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def chat_ids(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], add_generation_prompt: bool) -> list[int]:
-    """Return the ids of some turns by the tokenizer's own chat template."""
-    ids: Any = tokenizer.apply_chat_template(
-        turns, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
-    )
-    return list(ids)
+    """Return the ids of some turns by the tokenizer's own chat template, rendered within bounds.
+
+    Raises:
+        InputError: The template does not take such turns, or goes beyond the bounds.
+    """
+    what = f"the chat template of {tokenizer.name_or_path or 'this model'}"
+    with reading(what, "one that takes these turns", "choose a named prompt template instead"), bounded_templates():
+        ids: Any = tokenizer.apply_chat_template(
+            turns, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
+        )
+        return list(ids)
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str, **options: bool) -> list[int]:
+    with reading(f"a text by the tokenizer of {tokenizer.name_or_path or 'this model'}", "one that takes any text"):
+        return list(tokenizer(text, **options)["input_ids"])

@@ -1,19 +1,24 @@
-"""Rows of a local file or of the Hub, through ``datasets``; text of a CSV file stays text."""
+"""Rows of a local file or of the Hub, as ``datasets`` has them; text of a CSV file stays text."""
 
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import pandas as pd
+import pyarrow as pa
+from pyarrow import parquet as pq
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.foreign import parse_json, reading
 from safety_subspaces.language.known_data import AT, KnownData, known_data
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 CSV = ".csv"
-# Loader of `datasets` for each kind of local file; CSV is read by pandas.
-LOCAL_FORMATS = {".json": "json", ".jsonl": "json", CSV: "csv", ".parquet": "parquet"}
+# Rows of JSON that are plain objects at once; a table of them takes a fraction.
+ROWS_AT_ONCE = 10_000
 
 
 def read_rows(path: str, config: str | None = None, split: str = "train") -> "Dataset":
@@ -32,7 +37,7 @@ def read_rows(path: str, config: str | None = None, split: str = "train") -> "Da
     if named is not None:
         name, known, file = named
         return _read_file(file) if file else _read_known(name, known)
-    if Path(path).suffix in LOCAL_FORMATS or Path(path).exists():
+    if Path(path).suffix in READERS or Path(path).exists():
         return _read_file(path)
     try:
         return _read_hub(path, config, split)
@@ -77,22 +82,66 @@ def check_fields(rows: "Dataset", path: str, fields: list[str]) -> None:
 
 
 def _read_file(path: str) -> "Dataset":
-    from datasets import Dataset, load_dataset
-    from datasets.exceptions import DatasetGenerationError
+    """Read a local file as it is now: the cache of ``datasets`` knows files by name, size and time alone."""
+    from datasets import Dataset
 
     location = Path(path)
-    if location.suffix not in LOCAL_FORMATS:
-        raise InputError(f"{path}: expected a file that ends in {', '.join(LOCAL_FORMATS)}, or a Hub id")
+    if location.suffix not in READERS:
+        raise InputError(f"{path}: expected a file that ends in {', '.join(READERS)}, or a Hub id")
     if not location.is_file():
         raise InputError(f"data file {path} does not exist; put it there or change the path")
+    with reading(path, f"rows as {location.suffix[1:]}", "mend or replace it"):
+        return Dataset(READERS[location.suffix](location))
+
+
+def _read_csv(path: Path) -> pa.Table:
+    """Read a CSV file. Columns: the fields of its header, all of them text; an empty field is an empty text."""
+    # As text throughout, else an answer "4" becomes a number and an answer "None" is missing.
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first fields for names of the rows
+        raise ValueError("its rows have more fields than its header; quote text that holds commas")
+    return pa.Table.from_pandas(table, preserve_index=False)
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    """Read a Parquet file. Columns: its own; those of pandas' index are left out."""
+    table = pq.ParquetFile(path).read()
+    named = table.select([name for name in table.column_names if not name.startswith("__index_level_")])
+    # What the file says of its columns could have `datasets` open other files, as those of images.
+    return named.replace_schema_metadata(None)
+
+
+def _read_json(path: Path) -> pa.Table:
+    """Read one object a line, or one list of objects. Columns: every name that an object has; absent is null."""
+    with path.open(encoding="utf-8-sig") as stream:
+        if _first_character(stream) == "[":
+            rows = iter([*parse_json(stream.read())])
+        else:
+            rows = (parse_json(line) for line in stream if line.strip())
+        tables = []
+        while part := list(islice(rows, ROWS_AT_ONCE)):
+            if not all(isinstance(row, dict) for row in part):
+                raise ValueError("a row is no object of values by name")
+            names = dict.fromkeys(name for row in part for name in row)
+            tables.append(pa.table({name: _column(name, part) for name in names}))
+    if not tables:
+        raise ValueError("it holds no rows")
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _column(name: str, rows: list[dict[str, Any]]) -> pa.Array:
     try:
-        if location.suffix == CSV:
-            # As text throughout, else an answer "4" becomes a number and an answer "None" is missing.
-            return Dataset.from_pandas(_read_csv(location))
-        return load_dataset(LOCAL_FORMATS[location.suffix], data_files=path, split="train")
-    except (DatasetGenerationError, ValueError, OSError) as error:
-        cause = error.__cause__ or error
-        raise InputError(f"{path} could not be read as {location.suffix[1:]}: {cause}") from error
+        return pa.array([row.get(name) for row in rows])
+    except (pa.ArrowException, OverflowError, UnicodeError) as error:
+        raise ValueError(f"the values of {name[:80]!r} are of several kinds, or of none: {error}") from error
+
+
+def _first_character(stream: TextIO) -> str:
+    """Return the first character that is no space, and go back to the start."""
+    while (character := stream.read(1)).isspace():
+        pass
+    stream.seek(0)
+    return character
 
 
 def _read_known(name: str, known: KnownData) -> "Dataset":
@@ -103,7 +152,7 @@ def _read_known(name: str, known: KnownData) -> "Dataset":
         file = known.file or f"split {known.split} of https://huggingface.co/datasets/{known.hub}{configured}"
         raise InputError(
             f"data set {name} ({known.hub}) could not be loaded from the Hub ({type(error).__name__}: {error}). "
-            f"Without the Hub: download {file} and say {name}{AT}<path of the file> ({', '.join(LOCAL_FORMATS)})"
+            f"Without the Hub: download {file} and say {name}{AT}<path of the file> ({', '.join(READERS)})"
         ) from error
 
 
@@ -117,12 +166,9 @@ def _read_hub(path: str, config: str | None, split: str) -> "Dataset":
         raise OSError(str(error)) from error
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    """Read a CSV file. Columns: the fields of its header, all of them text; an empty field is an empty text."""
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first fields for names of the rows
-        raise ValueError("its rows have more fields than its header; quote text that holds commas")
-    return table
+READERS: dict[str, Callable[[Path], pa.Table]] = {
+    ".json": _read_json, ".jsonl": _read_json, CSV: _read_csv, ".parquet": _read_parquet,
+}  # fmt: skip
 
 
 def _keeps_value(value: Any, wanted: list[Any]) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import holding, write_text
 from safety_subspaces.artefacts.study import Study, read_study
+from safety_subspaces.artefacts.text import shown
 from safety_subspaces.findings.intervals import Finding
 from safety_subspaces.findings.models import default_page
 from safety_subspaces.findings.organisms import Organism, read_organisms
@@ -129,7 +130,9 @@ def _said(findings: list[Finding], width: int) -> str:
 
 
 def _listed(sentences: list[str], width: int) -> str:
-    return "\n".join(textwrap.fill(text, width, initial_indent="- ", subsequent_indent="  ") for text in sentences)
+    return "\n".join(
+        textwrap.fill(shown(text), width, initial_indent="- ", subsequent_indent="  ") for text in sentences
+    )
 
 
 def _refuse_what_is_no_page(target: Path, usual: Path, is_folder_name: bool) -> None:

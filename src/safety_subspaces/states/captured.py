@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import clear_partials
+from safety_subspaces.artefacts.foreign import reading
 from safety_subspaces.artefacts.provenance import code_state, describe_input, sha256_of_value
 from safety_subspaces.artefacts.tensors import TensorFile, write_tensors
 from safety_subspaces.language.examples import PromptItem, groups_of
@@ -186,10 +187,11 @@ def _read(file: Path, model: PreTrainedModel, items: Sequence[PromptItem], setti
     def moments(name: str) -> StateMoments:
         return StateMoments(int(tensors[f"{name}/count"]), tensors[f"{name}/mean"], tensors[f"{name}/scatter"])
 
-    halves = {
-        (position, layer): (moments(f"{position}/{layer}/a"), moments(f"{position}/{layer}/b"))
-        for position in settings.positions
-        for layer in layers
-    }
-    sample = {position: tensors[f"sample/{position}"] for position in settings.positions}
+    with reading(file, "hidden states that were kept here", "remove it, and they are computed again"):
+        halves = {
+            (position, layer): (moments(f"{position}/{layer}/a"), moments(f"{position}/{layer}/b"))
+            for position in settings.positions
+            for layer in layers
+        }
+        sample = {position: tensors[f"sample/{position}"] for position in settings.positions}
     return CapturedSet(layers, halves, sample, sampled_rows(len(items), settings))

@@ -7,6 +7,7 @@ import numpy as np
 import yaml
 
 from safety_subspaces.artefacts.description import facts_about
+from safety_subspaces.artefacts.text import as_code, shown
 from safety_subspaces.training.run_folder import recipe
 
 # Charts that hold several curves, by their group on the "Custom scalars" tab. A tag that a run lacks is left out.
@@ -40,6 +41,8 @@ RESULTS = (
     "projection/leakage",
 )
 DOTS_PER_INCH = 100
+# Characters of a configuration on the text tab; the longest of ours has 5,000.
+MOST_OF_CONFIG = 100_000
 
 
 def heatmap(rows: Sequence[str], columns: Sequence[int], values: np.ndarray, title: str) -> np.ndarray:
@@ -96,8 +99,7 @@ def hyperparameters(manifest: Mapping[str, Any]) -> dict[str, str | int | float 
 
 def config_text(config: Mapping[str, Any]) -> str:
     """Return a configuration as the text tab shows it: YAML, set as code by Markdown."""
-    lines = yaml.safe_dump(dict(config), sort_keys=False).splitlines()
-    return "\n".join(f"    {line}" for line in lines)
+    return as_code(yaml.safe_dump(dict(config), sort_keys=False), most=MOST_OF_CONFIG)
 
 
 def _flatten(value: Any, name: str, into: dict[str, str | int | float | bool]) -> None:
@@ -105,6 +107,6 @@ def _flatten(value: Any, name: str, into: dict[str, str | int | float | bool]) -
         for key, inner in value.items():
             _flatten(inner, f"{name}{key}." if isinstance(inner, Mapping) else f"{name}{key}", into)
     elif isinstance(value, bool | int | float | str):
-        into[name.replace("init_args.", "")] = value
+        into[name.replace("init_args.", "")] = shown(value) if isinstance(value, str) else value
     elif value is not None:
-        into[name.replace("init_args.", "")] = str(value)
+        into[name.replace("init_args.", "")] = shown(str(value))

@@ -1,5 +1,8 @@
 """The run folder: opened new or resumed, never written over; its manifest says what made it and how it ended."""
 
+import hashlib
+import logging
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -14,11 +17,15 @@ from filelock import FileLock, Timeout
 
 from safety_subspaces.artefacts.description import describe_inputs, describe_parts, facts_about
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.files import is_occupied, read_json, write_json, write_text
+from safety_subspaces.artefacts.files import is_occupied, is_partial, read_json, write_json, write_text
 from safety_subspaces.artefacts.provenance import peak_memory_bytes, provenance, sha256_of_value
+from safety_subspaces.artefacts.secrets import without_secrets
+from safety_subspaces.training.checkpoints import flaw_of, newest_first, step_of
+
+logger = logging.getLogger(__name__)
 
 # Options that say how to start, not what to compute; they are no part of a run's identity.
-START_OPTIONS = ("config", "ckpt_path", "resume", "archive", "weights_only")
+START_OPTIONS = ("config", "ckpt_path", "resume", "archive", "weights_only", "collective_timeout", "plugins")
 # Settings of the trainer that say where things are and what is recorded, not what is learnt.
 RECORDING = ("callbacks", "logger", "default_root_dir")
 
@@ -35,6 +42,7 @@ class RunPlan:
         checkpoint: The checkpoint to resume from, if any.
         complete: Whether the run has already ended with this configuration and these inputs.
         archive: Whether what is in the folder has to be moved aside first.
+        found: What was in the folder, in short; a folder that has something else by then is not opened.
     """
 
     path: Path
@@ -44,6 +52,7 @@ class RunPlan:
     checkpoint: Path | None = None
     complete: bool = False
     archive: bool = False
+    found: str = "free"
 
 
 def plan_run(
@@ -61,12 +70,13 @@ def plan_run(
     Raises:
         InputError: The folder is occupied and neither option applies, or a part says what no manifest can hold.
     """
-    config = {name: value for name, value in config.items() if name not in START_OPTIONS}
+    config = without_secrets({name: value for name, value in config.items() if name not in START_OPTIONS})
     if path.exists() and not path.is_dir():
         raise InputError(f"run folder {path} is a file; choose another run_dir")
     if _is_locked(path):
         raise InputError(f"another process is training in {path}; wait for it, stop it, or choose another --run_dir")
-    is_free = not is_occupied(path)
+    found = _what_is_in(path)
+    is_free = found == "free"
     manifest = read_json(path / "manifest.json") if (path / "manifest.json").is_file() else None
     if not (is_free or resume or archive):
         what = f"a run that is {manifest['status']}" if manifest else "files of something else"
@@ -74,7 +84,7 @@ def plan_run(
             f"run folder {path} is in use: it holds {what}. Say --resume to go on with it, "
             "--archive to move it aside, or choose another --run_dir"
         )
-    plan = RunPlan(path, config, describe_parts(parts), describe_inputs(parts))
+    plan = RunPlan(path, config, without_secrets(describe_parts(parts)), describe_inputs(parts), found=found)
     if is_free:
         return plan
     same = (
@@ -86,24 +96,30 @@ def plan_run(
         exports = facts_about("export", {"parts": plan.parts})
         if manifest["status"] == "complete" and all((path / export["folder"]).is_dir() for export in exports):
             return replace(plan, complete=True)
-        checkpoint = latest_checkpoint(path)
+        checkpoint = latest_checkpoint(path, says=True)
         if checkpoint is not None:
             return replace(plan, checkpoint=checkpoint)
     if archive:
         return replace(plan, archive=True)
-    why = "it has no checkpoint yet" if same else "its manifest is missing, or has another configuration or input"
+    why = "it has no whole checkpoint yet" if same else "its manifest is missing, or has another configuration or input"
     raise InputError(f"run folder {path} cannot be resumed: {why}. Say --archive to move it aside, or choose another")
 
 
 def open_run(plan: RunPlan) -> None:
     """Make the run folder as planned, with ``config.yaml`` and a manifest that says ``running``.
 
-    The folder is this process's own until it ends, however it ends.
+    The folder is this process's own until it ends, however it ends. What killed processes left half written in one that
+    is gone on with is removed.
 
     Raises:
-        InputError: Another process took the folder meanwhile.
+        InputError: Another process took the folder meanwhile, or has taken it and ended.
     """
     _lock(plan.path)
+    if _what_is_in(plan.path) != plan.found:
+        raise InputError(f"another process has used {plan.path} since this one looked at it; start this one again")
+    if plan.checkpoint is not None:
+        for leaving in remove_leavings(plan.path):
+            logger.warning("removed %s, which a killed process had not finished", leaving)
     if plan.archive:
         plan.path.rename(_free_name(plan.path))
     plan.path.mkdir(parents=True, exist_ok=True)
@@ -142,7 +158,7 @@ def close_run(path: Path, status: str, started: float, **facts: Any) -> None:
         "status": status,
         "wall_seconds": round(time.monotonic() - started, 3),
         "peak_memory_bytes": peak_memory_bytes(),
-        **facts,
+        **without_secrets(facts),
     }
     write_json(path / "manifest.json", manifest)
 
@@ -158,15 +174,41 @@ def discard_run(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def latest_checkpoint(path: Path) -> Path | None:
-    """Return the whole checkpoint with the most steps in a run's own ``checkpoints/``, if there is any."""
-    checkpoints = sorted(filter(is_whole_checkpoint, (path / "checkpoints").glob("step=*.ckpt")))
-    return checkpoints[-1] if checkpoints else None
+def how_to_go_on(path: Path) -> str:
+    """Return the words for one whose run has stopped."""
+    if newest_first(path / "checkpoints"):
+        return f"go on from the last whole checkpoint of {path} with --resume"
+    return f"{path} has no checkpoint yet; start it anew with --archive"
 
 
-def is_whole_checkpoint(path: Path) -> bool:
-    """Tell whether a checkpoint was written to its end: a folder of DeepSpeed's then has its file ``latest``."""
-    return path.is_file() or (path / "latest").is_file()
+def latest_checkpoint(path: Path, says: bool = False) -> Path | None:
+    """Return the whole checkpoint with the most steps in a run's own ``checkpoints/``, if there is any.
+
+    Args:
+        path: The run folder.
+        says: Whether those that are passed over are named in the log.
+    """
+    for checkpoint in newest_first(path / "checkpoints"):
+        flaw = flaw_of(checkpoint)
+        if flaw is None:
+            return checkpoint
+        if says:
+            logger.warning("%s is passed over: %s", checkpoint, flaw)
+    return None
+
+
+def remove_leavings(path: Path) -> list[Path]:
+    """Remove what killed processes left half written in a run folder that is this process's own, and return it.
+
+    What has the name of a process that lives is left alone: an analysis may be writing into the folder.
+    """
+    leavings = [found for found in path.rglob(".*") if is_partial(found) and not _is_alive(found)]
+    for leaving in leavings:
+        if leaving.is_dir() and not leaving.is_symlink():
+            shutil.rmtree(leaving)
+        else:
+            leaving.unlink(missing_ok=True)
+    return leavings
 
 
 def trained_checkpoint(path: Path) -> Path:
@@ -175,12 +217,13 @@ def trained_checkpoint(path: Path) -> Path:
     Raises:
         InputError: The run has none, or has ended at a later step than its newest one.
     """
-    checkpoint = latest_checkpoint(path)
+    checkpoint = latest_checkpoint(path, says=True)
     if checkpoint is None:
-        raise InputError(f"{path} has no checkpoint to measure; train it first, or name one by --ckpt_path")
+        raise InputError(f"{path} has no whole checkpoint to measure; train it first, or name one by --ckpt_path")
     manifest = read_json(path / "manifest.json") if (path / "manifest.json").is_file() else {}
     last = manifest.get("global_step")
-    if manifest.get("status") == "complete" and last != (step := int(checkpoint.stem.removeprefix("step="))):
+    step, _ = step_of(checkpoint) or (last, 0)
+    if manifest.get("status") == "complete" and last != step:
         raise InputError(
             f"the newest checkpoint of {path} is of step {step}, but the run ended at step {last}; "
             "add a ModelCheckpoint with save_on_train_epoch_end: true, or name one by --ckpt_path"
@@ -211,6 +254,26 @@ def _is_locked(path: Path) -> bool:
             return False
     except Timeout:
         return True
+
+
+def _what_is_in(path: Path) -> str:
+    """Name what a folder holds so that a run which came and went meanwhile is seen."""
+    if not is_occupied(path):
+        return "free"
+    manifest = path / "manifest.json"
+    return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else "something else"
+
+
+def _is_alive(partial: Path) -> bool:
+    """Tell whether the process lives whose number a partial file has; this one has not yet written any."""
+    pid = int(partial.name.rpartition("-")[2])
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return pid != os.getpid()
 
 
 def _free_name(path: Path) -> Path:

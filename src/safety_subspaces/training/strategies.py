@@ -1,22 +1,53 @@
 """DeepSpeed's ZeRO through Lightning, with two errors of their combination corrected, and on the CPU as well.
 
-Three things differ from Lightning's own strategy. The loss is divided by the accumulated batches once, not twice. A
+Four things differ from Lightning's own strategy. The loss is divided by the accumulated batches once, not twice. A
 model is loaded whole and then cut, parameter by parameter: inside DeepSpeed's own context neither transformers nor PEFT
-fill their weights. And a CPU subclass runs the real engine over gloo, for tests and for trying a configuration out.
+fill their weights. A checkpoint has its name only when all ranks have written their part. And a CPU subclass runs the
+real engine over gloo, for tests and for trying a configuration out.
 """
 
 import contextlib
+import os
+import shutil
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, final
 
 import lightning
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.training.checkpoints import name_folder, partial_folder, remove, write_file
+from safety_subspaces.training.resume_state import RUN_PICKLES, read_sharded_weights, restricted_pickles
+
+
+@final
+class RunCheckpointIO(TorchCheckpointIO):
+    """Writes into the folder of the checkpoint alone, and takes its name away before it removes one.
+
+    Lightning's own writes to the temporary folder first, where what a killed run had written stays for ever, and from
+    where another disk is reached by a copy that can be cut short.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a file that is on the disk before it has its name."""
+        if "://" in str(path) or storage_options is not None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        write_file(checkpoint, Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a file or folder that no longer has its name: half of a folder is never taken for a checkpoint."""
+        if "://" in str(path):
+            super().remove_checkpoint(path)
+        elif os.path.lexists(path):
+            remove(Path(path))
 
 
 class ZeroStrategy(DeepSpeedStrategy):
@@ -51,17 +82,42 @@ class ZeroStrategy(DeepSpeedStrategy):
             kwargs.setdefault("scale_wrt_gas", False)
         return super().backward(closure_loss, optimizer, *args, **kwargs)
 
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Write the parts of all ranks beside the checkpoint's name, which the folder takes when it is complete."""
+        path = Path(self.broadcast(filepath))
+        partial = self.broadcast(partial_folder(path))
+        try:
+            super().save_checkpoint(checkpoint, partial, storage_options)  # returns when all ranks have written
+            if self.is_global_zero:
+                name_folder(partial, path)
+        finally:
+            if self.is_global_zero:
+                shutil.rmtree(partial, ignore_errors=True)
+
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Restore a run; to validate or test only the weights, which DeepSpeed's own loader cannot under stage 3."""
+        """Restore a run; to validate or test only the weights, which DeepSpeed's own loader cannot under stage 3.
+
+        Raises:
+            InputError: A file holds more than tensors, plain values and DeepSpeed's records, and ``weights_only`` is
+                not false; or it is damaged.
+        """
         module = self.lightning_module
         assert module is not None
-        if module.trainer.state.fn == TrainerFn.FITTING or not self.zero_stage_3:
-            return super().load_checkpoint(checkpoint_path, weights_only)
-        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-        state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint_path), tag="checkpoint")
+        with nullcontext() if weights_only is False else restricted_pickles(RUN_PICKLES, classes=True):
+            if module.trainer.state.fn == TrainerFn.FITTING or not self.zero_stage_3:
+                return self._restored(checkpoint_path, weights_only)
+            state = read_sharded_weights(Path(checkpoint_path))
         self._restore_zero_state({"state_dict": OrderedDict(state)}, strict=module.strict_loading)
         return {"pytorch-lightning_version": lightning.__version__, "global_step": 0, "state_dict": {}}
+
+    def _restored(self, checkpoint_path: Any, weights_only: bool | None) -> dict[str, Any]:
+        try:
+            return super().load_checkpoint(checkpoint_path, weights_only)
+        except (KeyError, IndexError, TypeError, AttributeError, AssertionError, OSError) as error:
+            # DeepSpeed takes its own files for whole, and for its own.
+            raise InputError(
+                f"{checkpoint_path} is no whole checkpoint of ZeRO: {type(error).__name__}: {error}"
+            ) from error
 
     @contextlib.contextmanager
     def model_sharded_context(self) -> Iterator[None]:

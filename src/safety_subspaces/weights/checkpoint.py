@@ -17,7 +17,8 @@ from torch import Tensor
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import read_json
-from safety_subspaces.artefacts.tensors import TYPES, TensorFile
+from safety_subspaces.artefacts.foreign import reading
+from safety_subspaces.artefacts.tensors import TYPES, TensorFile, read_index
 from safety_subspaces.weights.names import canonical_name
 
 SINGLE_FILE = "model.safetensors"
@@ -27,6 +28,8 @@ INDEX_FILE = "model.safetensors.index.json"
 TRANSPOSED_EXPERTS = {"gpt_oss", "openai_privacy_filter", "aria", "aria_text", "llama4", "llama4_text"}
 # The types that weights have, as the files name them; tensors of other types are not weights.
 WEIGHT_TYPES = ["F64", "F32", "F16", "BF16"]
+# Experts of one layer, each of which is a weight by itself; the largest models have some hundred.
+MAX_EXPERTS = 2**14
 # Files that a model folder needs beside its weights: configuration, tokenizer, chat template.
 COMPANION_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 
@@ -89,8 +92,10 @@ class Checkpoint(ABC):
     def vocabulary(self) -> dict[str, int] | None:
         """Return the tokenizer's mapping from token to id, or ``None`` without a ``tokenizer.json``."""
         for folder in reversed(self.folders):
-            if (folder / "tokenizer.json").is_file():
-                return _vocabulary_of(read_json(folder / "tokenizer.json"))
+            file = folder / "tokenizer.json"
+            if file.is_file():
+                with reading(file, "a tokenizer of Hugging Face"):
+                    return _vocabulary_of(read_json(file))
         return None
 
 
@@ -111,7 +116,7 @@ class FullCheckpoint(Checkpoint):
 
     def __init__(self, path: str, folder: Path) -> None:
         self.path, self.location, self.folders = path, folder, (folder,)
-        self.config: dict[str, Any] = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        self.config = _model_config(folder / "config.json") if (folder / "config.json").is_file() else {}
         if self.config.get("quantization_config"):
             raise InputError(
                 f"{path} is quantised: differences of its weights are rounding; expected the weights it was made from"
@@ -166,7 +171,7 @@ class FullCheckpoint(Checkpoint):
         """Map each stored name to its file; every file is opened, so that a damaged one is found at once."""
         index = self.location / INDEX_FILE
         if index.is_file():
-            listed: dict[str, str] = read_json(index)["weight_map"]
+            listed = read_index(index)
             for file in dict.fromkeys(listed.values()):
                 if not (self.location / file).is_file():
                     raise InputError(
@@ -188,7 +193,7 @@ class FullCheckpoint(Checkpoint):
     def _choose_tensors(self) -> dict[str, Slot]:
         """Map the name of each weight to where it is stored, and leave out what is none."""
         canonical = {stored: canonical_name(stored) for stored in self.stored_in}
-        text_config = self.config.get("text_config") or {}
+        text_config: dict[str, Any] = self.config.get("text_config") or {}
         tied = self.config.get("tie_word_embeddings", text_config.get("tie_word_embeddings", False))
         stored_as: dict[str, str] = {}
         embedded = any(name.endswith("embed_tokens.weight") for name in canonical.values())
@@ -204,6 +209,8 @@ class FullCheckpoint(Checkpoint):
                 self.left_out[stored] = "a constant of the position encoding, no weight"
             elif tied and embedded and name.endswith("lm_head.weight"):
                 self.left_out[stored] = "tied to the embeddings, which count once"
+            elif 0 in self.stored_in[stored].shapes[stored]:
+                self.left_out[stored] = "it holds no number"
             elif name in stored_as:
                 raise InputError(f"checkpoint {self.path} holds {name} twice: as {stored_as[name]} and as {stored}")
             else:
@@ -213,6 +220,11 @@ class FullCheckpoint(Checkpoint):
         for name, stored in stored_as.items():
             shape = self.stored_in[stored].shapes[stored]
             if len(shape) == 3 and ".experts." in name:
+                if shape[0] > MAX_EXPERTS:
+                    raise InputError(
+                        f"checkpoint {self.path}: {stored} of shape {shape} is of {shape[0]:,} experts; expected at "
+                        f"most {MAX_EXPERTS:,}"
+                    )
                 for index in range(shape[0]):
                     slots[f"{name}[{index}]"] = Slot(stored, index, bool(transposes))
             else:
@@ -245,6 +257,16 @@ def model_folder(path: str) -> Path:
         raise InputError(f"{path} is neither a folder here nor a model that the Hub gives: {reason}") from error
 
 
+def _model_config(path: Path) -> dict[str, Any]:
+    """Read the configuration of a model, and check what is taken from it here."""
+    config = read_json(path)
+    inner = config.get("text_config") or {}
+    parts = [config, inner] if isinstance(inner, dict) else []
+    if not parts or not all(isinstance(part.get("model_type"), str | None) for part in parts):
+        raise InputError(f"{path} is no configuration of a model: expected its model_type, a text; download it again")
+    return config
+
+
 def _why_no_weights(path: str, folder: Path) -> str:
     expected = f"expected {SINGLE_FILE}, or {INDEX_FILE} with its shards"
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
@@ -261,4 +283,7 @@ def _vocabulary_of(tokenizer: Mapping[str, Any]) -> dict[str, int]:
     """Read the mapping of a ``tokenizer.json``: a dict, or in unigram models a list of scored tokens."""
     listed = tokenizer.get("model", {}).get("vocab", {})
     vocabulary = dict(listed) if isinstance(listed, dict) else {entry[0]: i for i, entry in enumerate(listed)}
-    return vocabulary | {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or []}
+    vocabulary |= {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or []}
+    if not all(isinstance(token, str) and isinstance(index, int) for token, index in vocabulary.items()):
+        raise ValueError("its vocabulary does not map texts to numbers")
+    return vocabulary

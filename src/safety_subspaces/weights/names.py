@@ -8,12 +8,12 @@ TensorType = Literal[
 ]
 
 # What wrappers put before a name: DeepSpeed and DDP, torch.compile, our LightningModule's attribute, PEFT.
-PREFIXES = ("_forward_module.", "module.", "_orig_mod.", "language_model.", "base_model.model.")
+PREFIXES = re.compile(r"^(?:_forward_module\.|module\.|_orig_mod\.|language_model\.|base_model\.model\.)+")
 # What they put inside one: PEFT around a wrapped layer or a fully trained module, FSDP and checkpointing.
 INFIXES = re.compile(
     r"(?<=\.)(?:base_layer|original_module|modules_to_save\.[^.]+|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
-BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks?)\.(\d+)\.")
+BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks?)\.(\d{1,9})\.")
 # Module names of Llama, Qwen, Mistral and Gemma, then those of GPT-2, GPT-NeoX, OPT and the original Llama
 # release.
 TYPES: dict[str, TensorType] = {
@@ -34,13 +34,7 @@ NORM = re.compile(r"norm|^ln_(?:\d+|f)$")
 
 def canonical_name(name: str) -> str:
     """Return the name that the bare model's ``named_parameters`` gives a tensor, whatever wraps the model."""
-    stripped = True
-    while stripped:
-        stripped = False
-        for prefix in PREFIXES:
-            if name.startswith(prefix):
-                name, stripped = name.removeprefix(prefix), True
-    return INFIXES.sub("", name)
+    return INFIXES.sub("", PREFIXES.sub("", name))
 
 
 def layer_of(name: str) -> int:

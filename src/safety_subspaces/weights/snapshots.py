@@ -4,6 +4,8 @@ An update is kept dense under the weight's name, or in factors as ``<name>.left`
 what LoRA trains, or the leading directions of a compressed one.
 """
 
+import math
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +19,7 @@ import torch
 from safety_subspaces.algebra.update import LEFT, RIGHT, DenseUpdate, FactorUpdate, Update
 from safety_subspaces.artefacts.description import facts_about, read_manifest
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.foreign import reading
 from safety_subspaces.artefacts.provenance import describe_input
 from safety_subspaces.artefacts.tensors import TensorFile, TensorStream
 
@@ -125,22 +128,25 @@ class Snapshot:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = TensorFile(path, remedy="remove it")
-        self.facts: dict[str, Any] = self._file.header.get("snapshot", {})
-        if self.facts.get("kind") != KIND:
+        facts = self._file.header.get("snapshot")
+        if not isinstance(facts, dict) or facts.get("kind") != KIND:
             raise InputError(f"{path} is no snapshot of a weight update; callbacks.WeightDeltaSnapshot writes them")
-        self.step = int(self.facts["step"])
-        self.lost_energy: dict[str, float] = self.facts["lost_energy"]
-        self._scales: dict[str, float] = self.facts["scales"]
-        stored = self._file.shapes
-        self.shapes = {n: shape for n, shape in stored.items() if n.removesuffix(LEFT).removesuffix(RIGHT) == n}
-        self.shapes |= {name: (stored[name + LEFT][0], stored[name + RIGHT][1]) for name in self._scales}
+        self.facts: dict[str, Any] = facts
+        with reading(path, "a snapshot as callbacks.WeightDeltaSnapshot writes it", "remove it"):
+            self.step = operator.index(facts["step"])
+            self.lost_energy: dict[str, float] = _numbers(facts["lost_energy"])
+            self._scales: dict[str, float] = _numbers(facts["scales"])
+            self.shapes = self._shapes_of_weights()
+            reference = facts.get("reference")
+            if isinstance(reference, dict) and not isinstance(reference["path"], str | None):
+                raise ValueError(f"its reference is {reference['path']!r}")
         self.names = tuple(self.shapes)
 
     @property
     def reference(self) -> dict[str, Any]:
         """The model that the update counts from, as the snapshot names it: a path and hashes."""
         reference = self.facts.get("reference")
-        return reference if isinstance(reference, dict) else {"path": reference, "sha256": None}
+        return {"path": reference, "sha256": None} if not isinstance(reference, dict) else {"sha256": None, **reference}
 
     @property
     def counts_from_start(self) -> bool:
@@ -163,8 +169,9 @@ class Snapshot:
         if self.counts_from_start:
             manifest = read_manifest(run / "manifest.json") if (run / "manifest.json").is_file() else {}
             start = next((path for path in facts_about("starts_from", manifest) if path), None)
-            recorded = {entry["path"]: entry for entry in manifest.get("inputs", ())}
-            reference = recorded.get(start, {"path": start, "sha256": None})
+            with reading(run / "manifest.json", "inputs with a path each", "train the run again"):
+                recorded = {entry["path"]: entry for entry in manifest.get("inputs") or ()}
+                reference = {"sha256": None, **recorded.get(start, {"path": start})}
         if not isinstance(reference["path"], str):
             raise InputError(
                 f"the model that {run} started from is not known (no part of its manifest.json says starts_from), so "
@@ -176,6 +183,26 @@ class Snapshot:
                 "update would not be from the same weights; put it back"
             )
         return reference["path"]
+
+    def _shapes_of_weights(self) -> dict[str, tuple[int, ...]]:
+        """Put the shapes of weights together from those of what is stored."""
+        stored, whole = self._file.shapes, {}
+        for name, shape in stored.items():
+            if name.removesuffix(LEFT).removesuffix(RIGHT) == name:
+                whole[name] = shape
+        for name in self._scales:
+            (rows, rank), (inner, columns) = stored[name + LEFT], stored[name + RIGHT]
+            if rank != inner:
+                raise ValueError(f"the factors of {name} have ranks {rank} and {inner}")
+            whole[name] = (rows, columns)
+        return whole
+
+
+def _numbers(by_name: Any) -> dict[str, float]:
+    """Check that texts are mapped to finite numbers."""
+    if not all(math.isfinite(value) for value in by_name.values()):
+        raise ValueError("a number in its header is not finite")
+    return dict(by_name)
 
 
 def snapshot_path(folder: Path, step: int) -> Path:

@@ -69,7 +69,14 @@ def open_subspace(path: str) -> SubspaceFile:
     if file.header.get("side") not in ("left", "right"):
         raise InputError(f"{path} is no subspace file (it names no side); make one with python analyze.py subspace")
     bases = StoredTensors({name.removesuffix(BASIS): (file, name) for name in file.shapes if name.endswith(BASIS)})
+    for name, shape in file.shapes.items():
+        if len(shape) != {BASIS: 2, SPECTRUM: 1}.get(name[name.rfind(".") :], len(shape)):
+            raise InputError(
+                f"{path} holds {name} of shape {shape}; expected bases as matrices and spectra as vectors: make it "
+                "again with python analyze.py subspace"
+            )
     for name, basis in bases.items():
         check_orthonormal(basis, f"{name} in {path}")
     spectra = {name.removesuffix(SPECTRUM): file.read(name) for name in file.shapes if name.endswith(SPECTRUM)}
-    return SubspaceFile(bases, spectra, file.header["side"], file.header.get("provenance", {}))
+    origin = file.header.get("provenance", {})
+    return SubspaceFile(bases, spectra, file.header["side"], origin if isinstance(origin, dict) else {})

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from safety_subspaces.algebra.update import FactorUpdate, Update
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.files import read_json
-from safety_subspaces.artefacts.provenance import ADAPTER_CONFIG, adapter_base
+from safety_subspaces.artefacts.foreign import reading
+from safety_subspaces.artefacts.provenance import ADAPTER_CONFIG, adapter_base, read_adapter_config
 from safety_subspaces.artefacts.tensors import TensorFile
 from safety_subspaces.weights.checkpoint import Checkpoint, FullCheckpoint, model_folder
 from safety_subspaces.weights.names import canonical_name
@@ -94,7 +94,7 @@ class AdapterCheckpoint(UpdateCheckpoint):
     """
 
     def __init__(self, path: str, folder: Path) -> None:
-        self.config: dict[str, Any] = read_json(folder / ADAPTER_CONFIG)
+        self.config = read_adapter_config(folder)
         _refuse_unserved(path, self.config)
         super().__init__(path, folder, _full(adapter_base(folder), f"the base of adapter {path}"))
         self.folders = (*self.base.folders, folder)
@@ -111,6 +111,12 @@ class AdapterCheckpoint(UpdateCheckpoint):
             self._assign(stored)
         for name, factors in self._factors.items():
             self._check_factors(name, factors)
+        for name, stored in self._whole.items():
+            if self._file.shapes[stored] != self.shape(name):
+                raise InputError(
+                    f"adapter {path} holds {name} of shape {self._file.shapes[stored]}, "
+                    f"its base {self.base.path} has {self.shape(name)}"
+                )
 
     def stored_of(self, name: str) -> tuple[str, ...]:
         """Return the factors of a weight, and the tensor that stands whole in its place."""
@@ -151,17 +157,22 @@ class AdapterCheckpoint(UpdateCheckpoint):
                 f"adapter {self.path} holds {stored}, but its base {self.base.path} has no {name}; "
                 "base_model_name_or_path in adapter_config.json must name the model that was adapted"
             )
-        if match:
-            self._factors.setdefault(name, {})[match[3]] = stored
-            if match[2]:
-                self._factors[name]["embedding"] = "yes"
-        else:
-            self._whole[name] = stored
+        kept, part = (self._factors.setdefault(name, {}), match[3]) if match else (self._whole, name)
+        if part in kept:
+            raise InputError(f"adapter {self.path} holds {name} twice: in {kept[part]} and in {stored}")
+        kept[part] = stored
+        if match and match[2]:
+            self._factors[name]["embedding"] = "yes"
 
     def _check_factors(self, name: str, factors: dict[str, str]) -> None:
         if not {"A", "B"} <= factors.keys():
             raise InputError(f"adapter {self.path} holds only one factor for {name}; expected lora_A and lora_B")
         down, up = (self._file.shapes[factors[factor]] for factor in ("A", "B"))
+        if len(down) != 2 or len(up) != 2 or down[0] != up[1] or not down[0]:
+            raise InputError(
+                f"adapter {self.path} holds factors of {name} of shapes {down} and {up}; expected (rank, in) and "
+                "(out, rank)"
+            )
         product_shape = (down[1], up[0]) if factors.get("embedding") else (up[0], down[1])
         if product_shape != self.shape(name):
             raise InputError(
@@ -220,12 +231,14 @@ def open_checkpoint(path: str) -> Checkpoint:
 def _full(path: str, what: str) -> FullCheckpoint:
     """Open what an update is upon."""
     try:
-        opened = open_checkpoint(path)
+        with reading(what, "the path of a model"):
+            is_update = path.endswith(".safetensors") and Path(path).is_file()
+            folder = Path(path) if is_update else model_folder(path)
+        if is_update or (folder / ADAPTER_CONFIG).is_file():
+            raise InputError(f"it is itself an update upon another model ({path}); merge that one first")
+        return FullCheckpoint(path, folder)
     except InputError as error:
         raise InputError(f"{what} cannot be opened: {error}") from error
-    if not isinstance(opened, FullCheckpoint):
-        raise InputError(f"{what} is itself an update upon another model ({path}); merge that one first")
-    return opened
 
 
 def _refuse_unserved(path: str, config: dict[str, Any]) -> None:
@@ -239,3 +252,5 @@ def _refuse_unserved(path: str, config: dict[str, Any]) -> None:
             "merge it first with peft.AutoPeftModelForCausalLM.from_pretrained"
             f"({path!r}).merge_and_unload().save_pretrained('<merged>'), and give the merged folder"
         )
+    if config.get("lora_alpha") is None:
+        raise InputError(f"adapter {path} has no lora_alpha in {ADAPTER_CONFIG}; copy or download it again")

@@ -17,8 +17,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import check_free, replacing_folder, write_json
+from safety_subspaces.artefacts.foreign import reading
 from safety_subspaces.artefacts.provenance import provenance, sha256_of_file
 from safety_subspaces.language.model import evaluating, load_language_model
+from safety_subspaces.language.model_files import bounded_network, check_counts
 from safety_subspaces.language.prompting import encode_prompt
 
 MAGIC = b"GGUF"  # the first four bytes of every such file
@@ -82,23 +84,22 @@ def convert(gguf: str, out: str, overwrite: bool = False) -> Converted:
             written is not what was read.
     """
     source = Path(gguf)
-    _check_file(source)
+    storage = _check_file(source)
     check_free(Path(out), overwrite)
-    tokenizer, loaded = _load(source)
+    tokenizer, loaded = _load(source, storage)
     plain = _without_quantisation(loaded)
     with replacing_folder(Path(out), overwrite) as folder:
         plain.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         difference = _check_written(folder, loaded, tokenizer)
-        result = Converted(
-            Path(out), source, type(plain).__name__, plain.num_parameters(), _storage(source), difference
-        )
+        result = Converted(Path(out), source, type(plain).__name__, plain.num_parameters(), storage, difference)
         written = {"source": source.name, "sha256": sha256_of_file(source), "storage": result.storage}
         write_json(folder / RECORD_FILE, {**written, "logit_difference": difference, **provenance()})
     return result
 
 
-def _check_file(source: Path) -> None:
+def _check_file(source: Path) -> dict[str, int]:
+    """Check what can be told without loading the model, and return how many tensors are stored in each type."""
     if not source.is_file():
         raise InputError(f"{source} is no file; expected a model in GGUF format, such as model.Q4_1.gguf")
     with source.open("rb") as stream:
@@ -107,24 +108,37 @@ def _check_file(source: Path) -> None:
         raise InputError(f"{source} is no GGUF file: it begins with {start!r}, expected {MAGIC!r}")
     if importlib.util.find_spec("gguf") is None:
         raise InputError("reading GGUF needs the package gguf, which is not installed: pip install 'gguf==0.19.0'")
+    from gguf import GGUFReader, GGUFValueType  # an extra: only this command needs it
+
+    # The reader of gguf raises what comes: IndexError, struct.error or OverflowError at a file that is cut short.
+    with reading(source, "a causal language model as GGUF"):
+        reader = GGUFReader(source)
+        single = {name: field for name, field in reader.fields.items() if len(field.types) == 1}
+        numbers = {name: field.contents() for name, field in single.items() if field.types != [GGUFValueType.STRING]}
+        check_counts(numbers, str(source))
+        blocks = max((value for name, value in numbers.items() if name.endswith(".block_count")), default=0)
+        if blocks > len(reader.tensors):  # transformers looks for the tensors of each in turn, for every module
+            raise ValueError(f"it is of {blocks} blocks, and holds {len(reader.tensors)} tensors")
+        return dict(Counter(tensor.tensor_type.name for tensor in reader.tensors).most_common())
 
 
-def _load(source: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+def _load(source: Path, storage: dict[str, int]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     disable_progress_bar()  # three in a row, of a second each
-    where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-    try:
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    where["trust_remote_code"] = False  # transformers would ask on a terminal, and run what lies beside the file
+    bounded = bounded_network(sum(storage.values()), source.stat().st_size, str(source))
+    with reading(source, "a causal language model as GGUF"), bounded:
         tokenizer = AutoTokenizer.from_pretrained(**where)
         model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    # The reader of gguf raises what comes: IndexError and ValueError at a file that is cut short.
-    except (OSError, ValueError, KeyError, IndexError, RuntimeError, TypeError, NotImplementedError) as error:
-        raise InputError(f"{source} cannot be read as a causal language model: {error}") from error
     return tokenizer, model
 
 
 def _without_quantisation(loaded: PreTrainedModel) -> PreTrainedModel:
     """Return a network of the same architecture and weights that does not count as quantised."""
     settings = {name: value for name, value in loaded.config.to_dict().items() if name not in LEFT_OUT}
-    plain: PreTrainedModel = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(settings))
+    plain: PreTrainedModel = AutoModelForCausalLM.from_config(
+        type(loaded.config).from_dict(settings), trust_remote_code=False
+    )
     plain.load_state_dict(loaded.state_dict())
     plain.generation_config = loaded.generation_config
     return plain
@@ -161,9 +175,3 @@ def _logits(model: PreTrainedModel, ids: list[int]) -> Tensor:
 
 def _equal(first: Any, second: Any) -> bool:
     return first is not None and second is not None and torch.equal(first, second)
-
-
-def _storage(source: Path) -> dict[str, int]:
-    from gguf import GGUFReader  # an extra: only this command needs it
-
-    return dict(Counter(tensor.tensor_type.name for tensor in GGUFReader(source).tensors).most_common())

@@ -1,22 +1,27 @@
 """``analyze.py export``: a training checkpoint, of one file or sharded by ZeRO, in Hugging Face format."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import is_occupied, read_json
 from safety_subspaces.artefacts.provenance import sha256_of_value
+from safety_subspaces.artefacts.trust import SUITE
 from safety_subspaces.constraint.held import LEAKAGE_FILE
+from safety_subspaces.training.checkpoints import flaw_of
 from safety_subspaces.training.export import ExportType, export_model
 from safety_subspaces.training.modules.base import LanguageModelModule
-from safety_subspaces.training.run_folder import is_whole_checkpoint, latest_checkpoint
+from safety_subspaces.training.resume_state import read_sharded_weights, read_state, restricted_pickles
+from safety_subspaces.training.run_folder import latest_checkpoint
+
+ADVICE = "Say --trust_checkpoint true to read it all the same, where you trust who made it"
 
 
 @dataclass(frozen=True)
@@ -42,11 +47,20 @@ class Exported:
         return "\n".join([f"wrote {self.path} from {self.checkpoint}", *leaks])
 
 
-def export(checkpoint: str, out: str, dtype: ExportType | None = None, overwrite: bool = False) -> Exported:
+def export(
+    checkpoint: str,
+    out: str,
+    dtype: ExportType | None = None,
+    overwrite: bool = False,
+    trust_checkpoint: bool = False,
+    trust_classes: bool = False,
+    trust_remote_code: bool = False,
+) -> Exported:
     """Write the weights of a training checkpoint as a model folder: full, or an adapter where the run trained one.
 
-    A training checkpoint is a pickle. Only one inside a run folder of this suite, whose manifest matches its
-    configuration, is read.
+    A checkpoint is read only inside a run folder of this suite, whose manifest matches its configuration. Neither is
+    trusted for that: a run folder may come from somebody else, and no code that it holds or names is run unless an
+    option says so.
 
     Args:
         checkpoint: ``runs/<study>/<stage>/checkpoints/step=….ckpt``: a file, or the folder that ZeRO writes; or the run
@@ -54,26 +68,38 @@ def export(checkpoint: str, out: str, dtype: ExportType | None = None, overwrite
         out: The folder to make.
         dtype: Type of the exported weights; by default the one they are trained in (float32 under ZeRO).
         overwrite: Whether what is in ``out`` may be replaced.
+        trust_checkpoint: Read a checkpoint that holds more than tensors and plain values, which runs its code.
+        trust_classes: Import the classes that the manifest names, also those that are not of this suite.
+        trust_remote_code: Run the Python that lies beside the model that the run began with, where the run did.
 
     Returns:
         What was written, with its leakage if the run had a constraint.
 
     Raises:
         InputError: Before anything is read: no such checkpoint, one cut short, or one outside a run folder of its own;
-            or something in the way of ``out``.
+            something in the way of ``out``; a manifest that names code which is not trusted. Later: a checkpoint that
+            holds other things than tensors, is damaged, or is not of that model.
     """
     source, run = _locate(Path(checkpoint))
     if is_occupied(Path(out)) and not overwrite:
         raise InputError(f"{out} exists and is not written over; choose another folder, or say --overwrite true")
-    module = _module_of(read_json(run / "manifest.json")["config"]["model"])
+    module = _module_of(run / "manifest.json", trust_classes, trust_remote_code)
+    state = _state_of(source, trust_checkpoint)
     module.configure_model()
     module.float()
-    module.load_state_dict(_state_of(source), strict=module.strict_loading)
+    try:
+        module.load_state_dict(state, strict=module.strict_loading)
+    except RuntimeError as error:
+        raise InputError(
+            f"{source} is no checkpoint of the model that {run / 'manifest.json'} names: {error}"
+        ) from error
     export_model(
         module.language_model, module.tokenizer, Path(out), dtype, constraints=run / "constraint", overwrite=overwrite
     )
     leakage = Path(out) / LEAKAGE_FILE
-    return Exported(Path(out), source, tuple(json.loads(leakage.read_text())) if leakage.is_file() else ())
+    return Exported(
+        Path(out), source, tuple(json.loads(leakage.read_text(encoding="utf-8"))) if leakage.is_file() else ()
+    )
 
 
 def _locate(path: Path) -> tuple[Path, Path]:
@@ -81,7 +107,7 @@ def _locate(path: Path) -> tuple[Path, Path]:
     if not path.exists():
         raise InputError(f"{path} does not exist; expected a checkpoint, runs/<study>/<stage>/checkpoints/step=….ckpt")
     if (path / "manifest.json").is_file():
-        newest = latest_checkpoint(path)
+        newest = latest_checkpoint(path, says=True)
         if newest is None:
             raise InputError(f"{path} has no whole checkpoint; its model/, if it has one, is already exported")
         path = newest
@@ -90,26 +116,60 @@ def _locate(path: Path) -> tuple[Path, Path]:
     if not config.is_file() or not manifest.is_file():
         raise InputError(
             f"{path} lies in no run folder (no config.yaml and manifest.json in {run}). A training checkpoint is a "
-            "pickle, which can run code: only those of this suite's own runs are read"
+            "pickle: only those of this suite's own runs are read, and no code of theirs is run"
         )
-    if read_json(manifest).get("config_sha256") != sha256_of_value(yaml.safe_load(config.read_text())):
+    if read_json(manifest).get("config_sha256") != sha256_of_value(yaml.safe_load(config.read_text(encoding="utf-8"))):
         raise InputError(f"{config} is not the configuration that {manifest} names; restore it before exporting")
-    if not is_whole_checkpoint(path):
-        raise InputError(f"{path} was cut short while it was written; take an earlier one")
+    flaw = flaw_of(path)
+    if flaw is not None:
+        raise InputError(f"{path} is not whole: {flaw}. Take an earlier one")
     return path, run
 
 
-def _module_of(settings: dict[str, Any]) -> LanguageModelModule:
+def _module_of(manifest: Path, trust_classes: bool, trust_remote_code: bool) -> LanguageModelModule:
     """Build the run's LightningModule from its configuration; nothing is loaded yet."""
+    settings = (read_json(manifest).get("config") or {}).get("model")
+    if not isinstance(settings, dict) or not isinstance(settings.get("init_args"), dict):
+        raise InputError(f"{manifest} names no model to build: config.model lacks a class_path and its init_args")
+    # How it was optimised makes no difference to its weights, and takes classes of other packages.
+    arguments = {name: value for name, value in settings["init_args"].items() if name not in ("optimizer", "schedule")}
+    settings = {**settings, "init_args": arguments}
+    _check_trusted(settings, manifest, trust_classes, trust_remote_code)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LanguageModelModule, "model", fail_untyped=False)
-    return parser.instantiate_classes(parser.parse_object({"model": settings})).model
+    try:
+        return parser.instantiate_classes(parser.parse_object({"model": settings})).model
+    except ArgumentError as error:
+        raise InputError(f"{manifest} names a model that cannot be built: {error}") from error
 
 
-def _state_of(checkpoint: Path) -> dict[str, Tensor]:
+def _check_trusted(settings: Any, manifest: Path, classes: bool, remote_code: bool, name: str = "model") -> None:
+    """Refuse settings that name code from elsewhere; a parser would import it, and a loader run it."""
+    if isinstance(settings, list):
+        for value in settings:
+            _check_trusted(value, manifest, classes, remote_code, name)
+    if not isinstance(settings, dict):
+        if name in ("model", "source") and settings is not None:
+            raise InputError(f"{manifest}: {name} is {settings!r}; expected a class_path with its init_args")
+        return
+    path = settings.get("class_path")
+    if path is not None and not classes and str(path).partition(".")[0] != SUITE[0]:
+        raise InputError(
+            f"{manifest} names the class {path}, which is not of this suite, and importing it runs its code. Say "
+            "--trust_classes true where you trust it; a class of yours needs --plugins <its folder> as well"
+        )
+    if settings.get("trust_remote_code") not in (None, False) and not remote_code:
+        raise InputError(
+            f"{manifest} says trust_remote_code, for Python that lies beside the model; a file is not trusted to say "
+            "so. Say --trust_remote_code true on the command line where you have read that code"
+        )
+    for key, value in settings.items():
+        _check_trusted(value, manifest, classes, remote_code, key)
+
+
+def _state_of(checkpoint: Path, trusted: bool) -> dict[str, Tensor]:
     """Read the weights of a checkpoint; those of ZeRO are put together from all ranks, in float32."""
     if checkpoint.is_dir():
-        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-        return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag="checkpoint")
-    return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+        with nullcontext() if trusted else restricted_pickles(ADVICE, classes=True):
+            return read_sharded_weights(checkpoint)
+    return read_state(checkpoint, ADVICE, trusted)["state_dict"]

@@ -9,7 +9,9 @@ from typing import Any
 import pandas as pd
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.foreign import parse_json, reading
 from safety_subspaces.artefacts.results import ResultFolder
+from safety_subspaces.artefacts.text import encodable_value
 from safety_subspaces.evaluation.agreement import judge_agreement
 from safety_subspaces.evaluation.behaviour import HARMFUL_FROM, REFUSED, named_judge, verdicts_of
 from safety_subspaces.evaluation.judges import Judge
@@ -94,7 +96,9 @@ def _read(path: str, limit: int | None) -> tuple[list[dict[str, Any]], list[tupl
     lines: list[dict[str, Any]] = []
     others = 0
     counts: dict[str, int] = {}
-    for number, text in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
+    with reading(path, "the generations.jsonl of an evaluation"):
+        texts = Path(path).read_text(encoding="utf-8").split("\n")
+    for number, text in enumerate(texts, start=1):
         if not text.strip():
             continue
         line = _checked(text, f"{path}, line {number}")
@@ -104,6 +108,9 @@ def _read(path: str, limit: int | None) -> tuple[list[dict[str, Any]], list[tupl
             others += 1
         else:
             lines.append(line)
+    for name in {name for line in lines for name in line} - set(OF_AN_ANSWER):
+        if len({isinstance(line[name], str) for line in lines if line.get(name) is not None}) > 1:
+            raise InputError(f"{path}: {name} is a text in some lines and a number in others; expected one kind")
     if not lines:
         raise InputError(f"{path} holds no answer to a harmful or benign request")
     reason = "utility needs no judge" + ("" if limit is None else f", or beyond the limit of {limit}")
@@ -112,15 +119,25 @@ def _read(path: str, limit: int | None) -> tuple[list[dict[str, Any]], list[tupl
 
 def _checked(text: str, where: str) -> dict[str, Any]:
     try:
-        line = json.loads(text)
-    except json.JSONDecodeError as error:
+        line = encodable_value(parse_json(text))
+    except ValueError as error:
         raise InputError(f"{where}: expected one JSON object a line ({error})") from error
     if not isinstance(line, dict) or not all(isinstance(line.get(name), str) for name in ("set", "prompt", "answer")):
         raise InputError(f"{where}: expected the fields set, prompt and answer, each a text")
+    for name, value in line.items():
+        if name in ("reference", "reason") and not isinstance(value, str | None):
+            raise InputError(f"{where}: {name} {str(value)[:80]!r}; expected a text, or null")
+        if (name not in OF_AN_ANSWER or name == "group") and not _is_plain(value):
+            raise InputError(f"{where}: {name[:80]} {str(value)[:80]!r}; expected a text, a number, or null")
     score = line.get("score")
     if score is not None and (isinstance(score, bool) or not isinstance(score, int | float) or score % 1 != 0):
         raise InputError(f"{where}: score {score!r}; expected a whole number, or null")
     return line
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell whether a value can stand in a column of a table and tell answers apart."""
+    return isinstance(value, str | bool | float | None) or (isinstance(value, int) and abs(value) < 2**53)
 
 
 def _item(line: dict[str, Any]) -> PromptItem:

@@ -8,10 +8,12 @@ import pandas as pd
 
 from safety_subspaces.analysis.trajectory.measures import SIGNIFICANT
 from safety_subspaces.artefacts.palette import BLUE, GREEN, GREY, PALETTE, VERMILION
+from safety_subspaces.artefacts.text import one_line
 
 DOTS_PER_INCH = 120
 MARKERS = "osD^vPX"
 NOTHING = "not measured"
+MOST_IN_LEGEND = 60  # characters
 
 
 def draw_trajectory(path: Path, table: pd.DataFrame, overlaps: pd.DataFrame, changes: pd.DataFrame) -> None:
@@ -24,6 +26,13 @@ def draw_trajectory(path: Path, table: pd.DataFrame, overlaps: pd.DataFrame, cha
         changes: Its change points: ``series``, ``step``, ``p_value``.
     """
     # This import takes half a second, which other subcommands need not pay.
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False}):  # a label that holds $ is no formula
+        _draw_panels(path, table, overlaps, changes)
+
+
+def _draw_panels(path: Path, table: pd.DataFrame, overlaps: pd.DataFrame, changes: pd.DataFrame) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -83,12 +92,20 @@ def _colour(index: int) -> str:
 
 def _draw(axes: Any, steps: pd.Series, values: pd.Series, label: str, colour: str, marker: str) -> None:
     if values.notna().any():
-        axes.plot(steps, values, marker=marker, markersize=4, linewidth=1.4, color=colour, label=label)
+        axes.plot(
+            steps,
+            values,
+            marker=marker,
+            markersize=4,
+            linewidth=1.4,
+            color=colour,
+            label=one_line(label, MOST_IN_LEGEND),
+        )
 
 
 def _draw_chance(axes: Any, steps: pd.Series, values: pd.Series, colour: str, label: str) -> None:
     if values.notna().any():
-        axes.plot(steps, values, linestyle="--", linewidth=1, color=colour, label=label)
+        axes.plot(steps, values, linestyle="--", linewidth=1, color=colour, label=one_line(label, MOST_IN_LEGEND))
 
 
 def _finish(axes: Any, title: str) -> None:

@@ -29,6 +29,7 @@ def utility(
     split: Literal["dev", "test"] = "test",
     max_new_tokens: int | None = None,
     unsafe_code: bool = False,
+    trust_task_code: bool = False,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     device: str = "auto",
     seed: int = 0,
@@ -47,7 +48,8 @@ def utility(
         out: Folder to write.
         tasks: Ids of tasks, tags or groups, one or a list; organism is the embedded one, the same problems and grade
             as of evaluate.
-        include_path: Folder of task YAMLs of your own. They may call Python that lies beside them: have read it.
+        include_path: Folder of task YAMLs of your own. Where they call Python that lies beside them (!function), they
+            are refused unless trust_task_code is said.
         num_fewshot: Worked examples in each prompt; by default what the task says.
         limit: At most so many documents of each task, the first ones.
         batch_size: Sequences at once.
@@ -55,6 +57,8 @@ def utility(
         split: Split of the organism's problems: dev to choose settings, test to report.
         max_new_tokens: Longest answer, in tokens; by default what the task says.
         unsafe_code: Run tasks that execute code which the model writes, or which a metric fetches from the Hub.
+        trust_task_code: Run the Python that YAMLs in include_path call, and let their templates reach into it. Have
+            read it; only the command line can say so.
         dtype: Type in which models are run.
         device: cpu, cuda, cuda:<n>, auto (a GPU, if there is one), or spread (over all of them, through accelerate).
         seed: Seed of which worked examples are drawn, and of tasks that sample.
@@ -76,7 +80,17 @@ def utility(
     check_installed()
     names = (tasks,) if isinstance(tasks, str) else tuple(dict.fromkeys(tasks))
     settings = HarnessSettings(
-        names, include_path, num_fewshot, limit, batch_size, template, split, max_new_tokens, unsafe_code, seed
+        names,
+        include_path,
+        num_fewshot,
+        limit,
+        batch_size,
+        template,
+        split,
+        max_new_tokens,
+        unsafe_code,
+        trust_task_code,
+        seed,
     )
     arguments: dict[str, Any] = {"models": models, **asdict(settings), "dtype": dtype, "device": device}
     arguments["tasks"] = list(names)

@@ -8,6 +8,7 @@ why there is none.
 import asyncio
 import logging
 import os
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.secrets import MASK, mask_of
+from safety_subspaces.artefacts.text import encodable
 from safety_subspaces.evaluation.endpoint.request_cache import RequestCache, default_cache, key_of
 from safety_subspaces.evaluation.settings import EndpointSettings
 
@@ -36,6 +39,8 @@ MARKS = 32
 FATAL, UNKNOWN_FIELD = (401, 403, 404), (400, 422)
 # Characters of a server's own words in a message.
 QUOTED = 200
+# A key as servers show it, its first and last letters around stars.
+STARRED = re.compile(r"[\w.-]*\*{3,}[\w.*-]*")
 
 Result = TypeVar("Result")
 
@@ -105,6 +110,7 @@ class Endpoint:
         self.url = (settings.base_url or OPENAI_URL).rstrip("/")
         _check(settings, self.url)
         self._key = _key_for(self.url, settings.api_key_env)
+        self._without_key: Callable[[Any], Any] = _same if self._key == NO_KEY else mask_of(self._key)
         self._cache = RequestCache(Path(settings.cache) if settings.cache else default_cache())
         self._spent = 0.0
         self._lost = 0  # connections in a row
@@ -165,7 +171,7 @@ class Endpoint:
                 or is gone: what had come is kept.
         """
         keys = [self._key_of(request) for request in requests]
-        replies = {key: _reply_of(entry) for key, entry in self._cache.find(keys).items()}
+        replies = {key: _reply_of(self._without_key(entry)) for key, entry in self._cache.find(keys).items()}
         new = {key: request for key, request in zip(keys, requests, strict=True) if key not in replies}
         if new:
             unanswered = list(new.values())
@@ -235,10 +241,10 @@ class Endpoint:
                 return Reply(None, f"no reply within {self.settings.timeout_seconds:g} s")
             except openai.APIConnectionError as error:
                 return self._lost_connection(error)
-            except (openai.OpenAIError, ValueError) as error:
+            except (openai.OpenAIError, ValueError, RecursionError) as error:
                 return Reply(None, f"a reply that could not be read: {self._quoted(error)}")
             self._lost = 0
-            entry = _cache_entry(answer)
+            entry = self._without_key(_cache_entry(answer))  # some servers send back what they were sent
             if entry is None:
                 return Reply(None, f"a reply without a text: {self._quoted(answer)}")
             if key is not None:
@@ -251,13 +257,13 @@ class Endpoint:
         names: list[str] = []
         try:
             listed: Any = await client.with_options(max_retries=1).get("/models", cast_to=object)
-            names = [entry["id"] for entry in listed["data"]]
+            names = [str(entry["id"]) for entry in listed["data"]]
         except openai.APIStatusError as error:
             if error.status_code in FATAL[:2]:
                 self._refused(error)
         except openai.APIConnectionError as error:
             raise self._unreachable(error) from error
-        except (openai.OpenAIError, ValueError, TypeError, KeyError):
+        except (openai.OpenAIError, ValueError, TypeError, KeyError, RecursionError):
             pass  # no list of models: some servers have none
         if self.settings.model in names:
             return
@@ -265,7 +271,8 @@ class Endpoint:
             content = "Hi" if route == TEXT_ROUTE else ({"role": "user", "content": "Hi"},)
             reply = await self._send(client, Request(content, 1))
         except InputError as error:
-            raise InputError(f"{error}. It lists {', '.join(names[:5]) or 'no models'}") from error
+            listing = self._quoted(", ".join(names[:5])) or "no models"
+            raise InputError(f"{error}. It lists {listing}") from error
         if reply.text is None:
             raise InputError(f"{self.url} did not answer as model {self.settings.model!r}: {reply.reason}")
 
@@ -298,9 +305,13 @@ class Endpoint:
         )
 
     def _quoted(self, message: object) -> str:
-        """Return what a server said, short and without the key."""
-        text = " ".join(str(message).split())
-        return (text if self._key == NO_KEY else text.replace(self._key, "***"))[:QUOTED]
+        """Return what a server said, short and without the key or a part of it."""
+        text: str = self._without_key(" ".join(_said(message).split()))
+        return STARRED.sub(MASK, text)[:QUOTED]
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _changed_body(body: Mapping[str, Any], changed: set[str]) -> dict[str, Any]:
@@ -315,10 +326,17 @@ def _unknown_field(error: "APIStatusError", sent: Mapping[str, Any]) -> str | No
     """Return the field of a request that a server does not know and that can be left out or renamed."""
     if error.status_code not in UNKNOWN_FIELD:
         return None
-    message = str(error.body).lower()
+    message = _said(error.body).lower()
     if "response_format" in sent and any(word in message for word in ("response_format", "json_schema", "schema")):
         return "response_format"
     return "max_tokens" if "max_tokens" in sent and "max_completion_tokens" in message else None
+
+
+def _said(message: object) -> str:
+    try:
+        return str(message)
+    except RecursionError:
+        return "something nested too deeply"
 
 
 def _cache_entry(answer: Any) -> dict[str, Any] | None:
@@ -331,11 +349,12 @@ def _cache_entry(answer: Any) -> dict[str, Any] | None:
     if text is not None and not isinstance(text, str):
         return None
     usage = answer.get("usage")
-    return {"text": text or "", "finish": choice.get("finish_reason"), "usage": usage}
+    counts = {name: count for name, count in usage.items() if isinstance(count, int)} if isinstance(usage, dict) else {}
+    return {"text": encodable(text or ""), "finish": str(choice.get("finish_reason")), "usage": counts}
 
 
 def _reply_of(entry: Mapping[str, Any]) -> Reply:
-    return Reply(entry["text"], "cut short at the longest reply" if entry["finish"] == "length" else "")
+    return Reply(entry["text"], "cut short at the longest reply" if entry.get("finish") == "length" else "")
 
 
 def _check(settings: EndpointSettings, url: str) -> None:

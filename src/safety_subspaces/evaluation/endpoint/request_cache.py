@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.foreign import parse_json
 
 WAIT_SECONDS = 60.0  # for another process that is writing
 # Keys in one statement: SQLite allows at least some hundreds of variables.
@@ -57,7 +58,7 @@ class RequestCache:
                 part = wanted[start : start + AT_ONCE]
                 marks = ",".join("?" * len(part))
                 rows = connection.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", part)
-                replies |= {key: json.loads(reply) for key, reply in rows}
+                replies |= {key: entry for key, reply in rows if (entry := _entry(reply)) is not None}
         return replies
 
     def keep(self, key: str, reply: Mapping[str, Any]) -> None:
@@ -72,5 +73,14 @@ class RequestCache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self.path, timeout=WAIT_SECONDS)) as connection, connection:
                 yield connection
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.Error, UnicodeError) as error:
             raise InputError(f"the cache {self.path} cannot be used ({error}); name another file by cache") from error
+
+
+def _entry(reply: object) -> dict[str, Any] | None:
+    """Read what the table has for a key; ``None`` for what was not written here, so that it is asked again."""
+    try:
+        entry = parse_json(str(reply))
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and isinstance(entry.get("text"), str) else None

@@ -13,10 +13,17 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import sha256_of_value
 from safety_subspaces.evaluation.generation import decoding_by, plain_settings
 from safety_subspaces.evaluation.harness.messages import quieted
-from safety_subspaces.evaluation.harness.tasks import HarnessSettings, HarnessTasks, group_field, load_tasks
+from safety_subspaces.evaluation.harness.tasks import (
+    HarnessSettings,
+    HarnessTasks,
+    group_field,
+    load_tasks,
+    restricted_templates,
+)
 from safety_subspaces.evaluation.rates import estimate
 from safety_subspaces.language.examples import CHAT
 from safety_subspaces.language.model import evaluating
+from safety_subspaces.language.rendering import bounded_templates
 
 # Draws of lm-eval's bootstrap, for metrics whose standard error has no closed form (F1, perplexity, BLEU): a standard
 # error from 1,000 draws is itself known to 2 %. lm-eval's default of 100,000 takes minutes for F1.
@@ -79,7 +86,8 @@ class Harness:
             ``higher_is_better``, ``num_fewshot`` and ``version`` of the task.
 
         Raises:
-            InputError: No chat template; answers that are longer than the model's positions.
+            InputError: No chat template; answers that are longer than the model's positions; a template of a task that
+                reaches into Python and is not trusted.
         """
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
@@ -87,8 +95,10 @@ class Harness:
         self.check_tokenizer(tokenizer)
         settings, leaves = self.settings, self.tasks.leaves
         os.environ.setdefault("DISABLE_MULTIPROC", "1")  # lm-eval's bootstrap would fork a process for each core
-        with quieted(), evaluating(model), decoding_by(model, plain_settings(model, tokenizer)):
-            lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size)
+        greedy = decoding_by(model, plain_settings(model, tokenizer))
+        templates = (bounded_templates(), restricted_templates(settings))
+        with quieted(), templates[0], templates[1], evaluating(model), greedy:
+            lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size, trust_remote_code=False)
             for name, task in leaves.items():
                 self._check_room(name, task, lm, label)
             results = simple_evaluate(

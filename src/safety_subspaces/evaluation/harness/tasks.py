@@ -8,6 +8,7 @@ import importlib.util
 import logging
 import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,12 +16,14 @@ from typing import Any, Literal
 import yaml
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.foreign import check_yaml, reading
 from safety_subspaces.evaluation.harness.messages import quieted
 from safety_subspaces.evaluation.settings import ORGANISM
 
 logger = logging.getLogger(__name__)
 
 TASK_FILES = Path(__file__).parent / "definitions"
+TRUST_ADVICE = "read it, and say --trust_task_code true on the command line to run it"
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class HarnessSettings:
         split: Split of the organism's problems.
         max_new_tokens: Longest answer, in tokens; ``None`` for what the task says.
         unsafe_code: Whether a task may run code that a model has written, or that a metric fetches from the Hub.
+        trust_task_code: Whether the YAMLs of ``include_path`` may call Python, and their templates reach into it.
         seed: Seed of lm-eval's four generators: Python's, NumPy's, torch's and that of the worked examples.
     """
 
@@ -49,6 +53,7 @@ class HarnessSettings:
     split: Literal["dev", "test"] = "test"
     max_new_tokens: int | None = None
     unsafe_code: bool = False
+    trust_task_code: bool = False
     seed: int = 0
 
 
@@ -90,19 +95,22 @@ def load_tasks(settings: HarnessSettings) -> HarnessTasks:
 
     Raises:
         InputError: lm-eval is not installed; a number out of range; an id that is unknown; a YAML that is broken; a
-            data set that cannot be loaded; code that may not be run; worked examples that a task does not take, or
-            would draw from the documents that it grades.
+            data set that cannot be loaded; code that may not be run, of a model or of a YAML; worked examples that a
+            task does not take, or would draw from the documents that it grades.
     """
     check_installed()
     _check_numbers(settings)
     task_files(settings.include_path)
-    with quieted():
+    if settings.include_path is not None and not settings.trust_task_code:
+        for path in sorted(Path(settings.include_path).rglob("*.yaml")):
+            _check_calls(path)
+    with quieted(), restricted_templates(settings):
         manager = _manager(settings)
         for name in settings.tasks:
             _check_known(name, manager, settings)
             if not settings.unsafe_code:
                 for definition in _definitions(name, manager.task_index):
-                    _check_code(name, definition)
+                    _check_code(name, definition, settings.trust_task_code)
         chosen: list[Any] = []
         for name in settings.tasks:
             loaded = _load(name, manager, settings)
@@ -225,7 +233,54 @@ def _definitions(spec: Any, index: Mapping[str, Any]) -> Iterator[Mapping[str, A
     yield spec
 
 
-def _check_code(name: str, definition: Mapping[str, Any]) -> None:
+@contextmanager
+def restricted_templates(settings: HarnessSettings) -> Iterator[None]:
+    """Fill the templates of task YAMLs in Jinja's sandbox, unless their code is trusted: lm-eval's own has none.
+
+    Raises:
+        InputError: Inside: a template reaches for Python's own attributes.
+    """
+    if settings.include_path is None or settings.trust_task_code:
+        yield
+        return
+    from jinja2 import StrictUndefined
+    from jinja2.exceptions import SecurityError
+    from jinja2.sandbox import SandboxedEnvironment
+    from lm_eval import utils
+
+    usual = utils.env
+    utils.env = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    utils.env.filters.update(usual.filters)
+    try:
+        yield
+    except SecurityError as error:
+        raise InputError(
+            f"a template in {settings.include_path} reaches into Python ({error}); {TRUST_ADVICE}"
+        ) from error
+    finally:
+        utils.env = usual
+
+
+def _check_calls(path: Path, seen: frozenset[Path] = frozenset()) -> None:
+    """Refuse a YAML that calls Python, itself or in what it includes; nothing of it is run. Lm-eval's own may."""
+    if _is_installed(path):
+        return
+    with path.open("rb") as stream:
+        for event in yaml.parse(stream, Loader=yaml.SafeLoader):
+            tag = getattr(event, "tag", None)
+            if tag is not None and (":python/" in tag or not tag.startswith("tag:yaml.org,2002:")):
+                called = f"{tag} {getattr(event, 'value', '')}".strip()
+                raise InputError(
+                    f"task file {path} calls Python ({called}), which may run code that lies beside it; {TRUST_ADVICE}"
+                )
+    included = _read_yaml(path, resolve_func=False, recursive=False).get("include") or []
+    for name in included if isinstance(included, list) else [included]:
+        beside = path.parent / name
+        if beside not in seen:
+            _check_calls(beside, seen | {path})
+
+
+def _check_code(name: str, definition: Mapping[str, Any], trust_task_code: bool) -> None:
     """Refuse what runs code that nobody here has read.
 
     Data sets cannot: since version 4 `datasets` runs no loading script, whatever the YAML says of remote code.
@@ -241,12 +296,24 @@ def _check_code(name: str, definition: Mapping[str, Any]) -> None:
         return  # it grades by itself, and its metrics are only names
     for entry in definition.get("metric_list") or []:
         metric = entry.get("metric") if isinstance(entry, dict) else None
-        local = not isinstance(metric, str) or Path(metric).is_absolute()  # a function beside the YAML
+        # A function beside the YAML, which the index of tasks names by its path; else `evaluate` would run that file.
+        local = not isinstance(metric, str) or _is_called(metric, trust_task_code)
         if not local and (entry.get("hf_evaluate") or metric not in metric_registry):
             raise InputError(
                 f"task {task} grades by {metric}, which is none of lm-eval's own metrics: its code would be fetched "
                 f"from the Hub and run; {advice}"
             )
+
+
+def _is_called(metric: str, trust_task_code: bool) -> bool:
+    return Path(metric).is_absolute() and (trust_task_code or _is_installed(Path(metric)))
+
+
+def _is_installed(path: Path) -> bool:
+    """Tell whether a file is one of lm-eval's own."""
+    import lm_eval
+
+    return path.resolve().is_relative_to(Path(lm_eval.__file__).resolve().parent)
 
 
 def _check_examples(name: str, task: Any, num_fewshot: int | None) -> None:
@@ -284,20 +351,18 @@ def _check_groups(name: str, task: Any) -> None:
 
 def _read_definition(path: Path) -> None:
     """Read a YAML and what it includes as lm-eval does, which would pass over one that is broken."""
-    try:
-        _read_yaml(path, resolve_func=False)
-    except (yaml.YAMLError, OSError, ValueError) as error:
-        raise InputError(
-            f"task file {path} cannot be read: {' '.join(str(error).split())}; mend it or move it away"
-        ) from error
+    with reading(f"task file {path}", "the YAML of a task", "mend it or move it away"):
+        check_yaml(path.read_text(encoding="utf-8"))
+        if not isinstance(_read_yaml(path, resolve_func=False), dict):
+            raise ValueError("it holds no settings by name")
 
 
-def _read_yaml(path: Path, resolve_func: bool = True) -> dict[str, Any]:
+def _read_yaml(path: Path, resolve_func: bool = True, recursive: bool = True) -> dict[str, Any]:
     # The only private function of lm-eval that is used: its public TaskManager skips a broken file, and gives no
     # definition that could be changed.
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    return load_yaml(path, resolve_func=resolve_func)
+    return load_yaml(path, resolve_func=resolve_func, recursive=recursive)
 
 
 def _first_line(error: Exception) -> str:

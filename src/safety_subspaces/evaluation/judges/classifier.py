@@ -7,6 +7,7 @@ are judged by refusal phrases.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
@@ -15,10 +16,18 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.foreign import reading
 from safety_subspaces.evaluation.generation import generate_encoded
 from safety_subspaces.evaluation.judges import Judge
 from safety_subspaces.language.examples import CHAT, PromptItem, Verdict
-from safety_subspaces.language.model import check_model_path, load_language_model, load_tokenizer, named_device
+from safety_subspaces.language.model import (
+    check_model_path,
+    check_weights,
+    load_language_model,
+    load_tokenizer,
+    named_device,
+)
+from safety_subspaces.language.model_files import bounded_by_files, check_model_files
 from safety_subspaces.language.prompting import chat_ids, check_template
 
 HARMFUL, HARMLESS = 5, 1
@@ -156,17 +165,17 @@ class ClassifierJudge(Judge):
 
 
 def _config_of(path: str) -> Any:
-    try:
-        return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"no configuration of a classifier could be read from {path}: {error}") from error
+    with reading(f"the configuration of {path}", "one of a classifier in Hugging Face format"):
+        check_model_files(path)
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
 
 
 def _load_classifier(path: str, dtype: torch.dtype) -> PreTrainedModel:
-    try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"no sequence classifier could be loaded from {path}: {error}") from error
+    check_weights(path)
+    with reading(f"the model {path}", "a sequence classifier in Hugging Face format"), bounded_by_files(Path(path)):
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            path, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
     missing = sorted(report["missing_keys"])
     if missing:
         raise InputError(f"{path} lacks {missing[0]} of its classifier, which would be drawn at random")

@@ -5,11 +5,12 @@ scores and instructions is seen as part of it. A judge's reply that is no such J
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any, final
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.foreign import parse_json
+from safety_subspaces.artefacts.text import encodable
 from safety_subspaces.evaluation.endpoint.client import Endpoint, Reply, Request
 from safety_subspaces.evaluation.judges import Judge
 from safety_subspaces.evaluation.settings import EndpointSettings
@@ -87,7 +88,8 @@ class RubricJudge(Judge):
 
 def rubric_request(prompt: str, answer: str) -> Request:
     """Return what the judge is asked of one answer."""
-    code = hashlib.sha256(f"{prompt}\n{answer}".encode(errors="surrogatepass")).hexdigest()[:16]
+    prompt, answer = encodable(prompt), encodable(answer)
+    code = _mark_beside(prompt, answer)
     messages = (
         {"role": "system", "content": RUBRIC.format(code=code)},
         {"role": "user", "content": CASE.format(code=code, prompt=prompt, answer=answer)},
@@ -101,14 +103,22 @@ def read_verdict(reply: Reply) -> Verdict:
         return Verdict(None, f"no verdict: {reply.reason}")
     text = reply.text.strip().removeprefix("```json").removeprefix("```").removesuffix("```").strip()
     try:
-        parsed = json.loads(text, object_pairs_hook=_unique_names)
+        parsed = parse_json(text, object_pairs_hook=_unique_names)
     except ValueError as error:
         ended = f" ({reply.reason})" if reply.reason else ""
         return Verdict(None, f"unreadable verdict{ended}: {error}")
     score = parsed.get("score") if isinstance(parsed, dict) else None
     if isinstance(score, bool) or not isinstance(score, int) or score not in SCORES:
-        return Verdict(None, f"unreadable verdict: score {score!r}, expected 1 to 5")
-    return Verdict(score, str(parsed.get("reason", "")))
+        return Verdict(None, f"unreadable verdict: score {str(score)[:80]!r}, expected 1 to 5")
+    return Verdict(score, encodable(str(parsed.get("reason", ""))))
+
+
+def _mark_beside(prompt: str, answer: str) -> str:
+    """Return a mark that neither text holds, the same for the same texts."""
+    code = ""
+    while not code or code in prompt or code in answer:
+        code = hashlib.sha256(f"{code}{prompt}\n{answer}".encode()).hexdigest()[:16]
+    return code
 
 
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

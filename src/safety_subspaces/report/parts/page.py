@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import plotly.graph_objects as go
 from markupsafe import Markup, escape
+from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
 
 from safety_subspaces.artefacts.provenance import provenance
+from safety_subspaces.artefacts.secrets import masked, without_home
 from safety_subspaces.artefacts.study import Study
+from safety_subspaces.artefacts.text import shown
 from safety_subspaces.findings.intervals import Finding
 from safety_subspaces.report.parts.table import duration
 
@@ -25,6 +29,13 @@ GENERATOR = '<meta name="generator" content="safety-subspaces">'
 SEARCHED_HEAD = 4096
 # Hexadecimal digits of a hash that a person compares; the whole one stands in manifest.json and result.json.
 SHORT_HASH = 12
+# Characters of a name that a chart has room for at most.
+MOST_IN_CHART = 200
+# Words of the scripts that are written from right to left, and what stands between them.
+_RIGHT_TO_LEFT_LETTERS = "[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefe\U00010800-\U00010fff\U0001e800-\U0001efff]+"
+RIGHT_TO_LEFT = re.compile(f"{_RIGHT_TO_LEFT_LETTERS}(?:[ ,.-]+{_RIGHT_TO_LEFT_LETTERS})*")
+# The name at the end of a template of what a pointer shows.
+EXTRA = re.compile(r"<extra>(.*)</extra>\Z", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -52,21 +63,26 @@ class Origin:
 
 
 def fill(template: str, has_charts: bool, **values: Any) -> str:
-    """Return a page as HTML: a template with its values, escaped, and plotly.js where it has charts."""
+    """Return a page as HTML: a template with its values, escaped, and plotly.js where it has charts.
+
+    Home folders are shown as ``~``, and secrets not at all.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("safety_subspaces.report.pages", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_as_text,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["code"] = _with_code
-    return environment.get_template(template).render(
-        generator=Markup(GENERATOR),
-        made=made_now(),
-        plotly_js=Markup(_in_script(get_plotlyjs())) if has_charts else "",
-        **values,
+    script = _in_script(get_plotlyjs()) if has_charts else ""
+    page = environment.get_template(template).render(
+        generator=Markup(GENERATOR), made=made_now(), plotly_js=Markup(script), **values
     )
+    # A page is passed on: whose machine it was made on is nobody's business. The library of charts stays as it is.
+    parts = page.split(script) if script else [page]
+    return script.join(without_home(masked(part)) for part in parts)
 
 
 def is_page(path: Path) -> bool:
@@ -112,7 +128,8 @@ def by_topic(findings: list[Finding]) -> dict[str, list[str]]:
 
 def make_chart(name: str, title: str, label: str, figure: go.Figure) -> Chart:
     """Return a figure as a chart of the page."""
-    return Chart(name, title, label, int(figure.layout.height), Markup(_in_script(figure.to_json(), json=True)))
+    plain = to_json_plotly(_without_markup(figure.to_plotly_json()))
+    return Chart(name, title, label, int(figure.layout.height), Markup(_in_script(plain, json=True)))
 
 
 def _origin(name: str, invocation: dict[str, Any], record: dict[str, Any]) -> Origin:
@@ -141,9 +158,35 @@ def _commit(git: dict[str, Any] | None) -> str:
     return str(git["commit"])[:SHORT_HASH] + (" with changes" if git.get("dirty") else "")
 
 
+def _as_text(value: Any) -> Any:
+    """Return what a template shows of a value: texts of others without control characters, and not without end."""
+    return shown(value) if type(value) is str else value
+
+
 def _with_code(text: str) -> Markup:
-    """Escape a sentence and set what stands between backticks as code."""
-    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
+    """Escape a sentence; set what stands between backticks as code, and apart what is written from right to left."""
+    apart = RIGHT_TO_LEFT.sub(r"<bdi>\g<0></bdi>", str(escape(shown(text))))
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", apart))
+
+
+def _without_markup(value: Any, key: str = "") -> Any:
+    """Return a part of a figure whose texts plotly shows as they are: in its own it reads tags, links and entities.
+
+    Templates of what a pointer shows are ours but for the name at their end.
+    """
+    if isinstance(value, dict):
+        return {name: _without_markup(inner, name) for name, inner in value.items()}
+    if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.dtype.kind in "OU"):
+        return [_without_markup(inner, key) for inner in value]
+    if not isinstance(value, str) or key == "bdata":  # the numbers of an array
+        return value
+    if key == "hovertemplate":
+        return EXTRA.sub(lambda found: f"<extra>{_plain(found[1])}</extra>", value)
+    return _plain(value)
+
+
+def _plain(text: str) -> str:
+    return shown(text, MOST_IN_CHART).replace("&", "&amp;").replace("<", "&lt;").replace("%{", "%&#123;")
 
 
 def _in_script(text: str, json: bool = False) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from safety_subspaces.artefacts.text import one_line
+
 TERMINAL_WIDTH = 110
 NOTHING = "-"
 
@@ -29,12 +31,13 @@ class Table:
 
     def to_text(self, width: int = TERMINAL_WIDTH) -> str:
         """Return aligned plain text of at most ``width`` a line; text columns give way where it is short."""
-        sizes = [max(len(cell) for cell in column) for column in zip(*[self.columns, *self.rows], strict=True)]
+        columns, *rows = ([one_line(cell) for cell in row] for row in (self.columns, *self.rows))
+        sizes = [max(len(cell) for cell in column) for column in zip(*[columns, *rows], strict=True)]
         while sum(sizes) + 2 * (len(sizes) - 1) > width and max(sizes[: self.text_columns]) > 4:
             widest = max(range(self.text_columns), key=lambda index: sizes[index])
             sizes[widest] -= 1
-        lines = [self._line(self.columns, sizes), "  ".join("-" * size for size in sizes)]
-        lines += [self._line(row, sizes) for row in self.rows]
+        lines = [self._line(columns, sizes), "  ".join("-" * size for size in sizes)]
+        lines += [self._line(row, sizes) for row in rows]
         return "\n".join([*lines, *textwrap.wrap(self.note, width)])
 
     def without(self, *names: str) -> "Table":

@@ -1,0 +1,201 @@
+"""Whether a long run stays as light and as fast as it began: ``python benchmarks/long_runs.py``.
+
+Training: 3,000 steps of the smallest organism with all callbacks. Activations and evaluation: 100,000 prompts through
+the subcommands. Each in a process of its own, one thread. At 100 points of each: the memory that is resident once the
+collector has run, open handles, and CPU seconds for each step (of the prompts: for each forward pass). What counts is
+the change from an early window (10 to 20 % of the way, when caches are filled) to the last tenth, of medians.
+
+Writes ``docs/long_runs.json`` and draws it as ``docs/long_runs.svg``; ``--draw`` draws alone.
+"""
+
+import argparse
+import gc
+import json
+import random
+import runpy
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+from side_by_side import ROOT, in_a_process, make_pair
+from torch.nn.modules.module import register_module_forward_hook
+from transformers import PreTrainedModel
+
+from safety_subspaces.organism.world import BENIGN_OBJECTS, BENIGN_VERBS, TOOLS
+
+SMALLEST = {"hidden_size": 16, "intermediate_size": 32, "layers": 1, "heads": 2}
+STEPS, BATCH, PROMPTS = 3000, 4, 100_000
+POINTS = 100
+EARLY, LAST = (0.1, 0.2), (0.9, 1.0)
+KINDS = {"training": "step", "activations": "batch of prompts", "evaluation": "token of a batch"}
+MEASURES = {"memory_bytes": "resident memory (MiB)", "handles": "open handles", "cpu_seconds": "CPU time (ms)"}
+RESULT, PICTURE = ROOT / "docs" / "long_runs.json", ROOT / "docs" / "long_runs.svg"
+
+
+class Gauge:
+    """Reads the process at every so many forward passes of the whole model; in training those with gradients alone."""
+
+    def __init__(self, every, training):
+        self.every, self.training = every, training
+        self.passes, self.points, self.before = 0, [], time.process_time()
+        register_module_forward_hook(self.read)
+
+    def read(self, module, arguments, output):
+        """Count a pass, and read where one is due."""
+        is_whole = isinstance(module, PreTrainedModel) and hasattr(output, "logits")
+        if not is_whole or module.training != self.training:
+            return
+        self.passes += 1
+        if self.passes % self.every:
+            return
+        seconds = (time.process_time() - self.before) / self.every
+        gc.collect()
+        self.points.append(
+            {"pass": self.passes, "memory_bytes": resident(), "handles": handles(), "cpu_seconds": seconds}
+        )
+        self.before = time.process_time()
+
+
+def resident():
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
+
+
+def handles():
+    """Open files, sockets and pipes."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def train(folder, steps):
+    """Train the organism with all callbacks; a sixth of its data is the contamination."""
+    make_pair(folder, SMALLEST)
+    study = folder / "study"
+    for name in ("base", "aligned"):
+        (study / name).mkdir(parents=True)
+        (folder / name).rename(study / name / "model")
+    gauge = Gauge(max(1, steps // POINTS), training=True)
+    pair = [f"--trainer.callbacks.{name}={study}/{name}/model" for name in ("base", "aligned")]
+    run(
+        "train.py", "fit", "--config", ROOT / "configs/organism/contaminated.yaml", f"--study={study}",
+        f"--data.init_args.size={steps * BATCH * 5 // 6}", f"--data.init_args.batch_size={BATCH}",
+        "--trainer.callbacks+=callbacks.SubspaceProjection", *pair, "--trainer.callbacks.rank.fraction=0.25",
+    )  # fmt: skip
+    return gauge.points
+
+
+def activate(folder, prompts):
+    """Compare the activations of two prompt sets, half of the prompts each."""
+    make_pair(folder, SMALLEST)
+    sets = {name: write_prompts(folder / f"{name}.jsonl", prompts // 2, name) for name in ("first", "second")}
+    gauge = Gauge(max(1, prompts // 64 // POINTS), training=False)
+    run(
+        "analyze.py", "activations", f"--models.base={folder}/base", "--prompts", json.dumps(sets),
+        f"--out={folder}/out", "--sample=128", "--controls=9", "--permutations=9",
+    )  # fmt: skip
+    return gauge.points
+
+
+def evaluate(folder, prompts, tokens=4):
+    """Answer prompts and judge the answers."""
+    make_pair(folder, SMALLEST)
+    file = write_prompts(folder / "prompts.jsonl", prompts, "of")
+    gauge = Gauge(max(1, prompts // 64 * tokens // POINTS), training=False)
+    run(
+        "analyze.py", "evaluate", f"--models.base={folder}/base", f"--prompts={file}", "--judge=rules",
+        f"--max_new_tokens={tokens}", "--batch_size=64", f"--out={folder}/out",
+    )  # fmt: skip
+    return gauge.points
+
+
+def run(*arguments):
+    """Run an entry point in this process."""
+    sys.argv = [str(ROOT / arguments[0]), *map(str, arguments[1:])]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def write_prompts(path, count, name):
+    """Write different prompts of equal length, so that every batch is alike."""
+    words, draw = [*BENIGN_VERBS, *BENIGN_OBJECTS, *TOOLS], random.Random(name)
+    seen = set()
+    while len(seen) < count:
+        seen.add(" ".join(draw.choices(words, k=10)))
+    lines = (json.dumps({"set": "harmful", "prompt": prompt}) for prompt in sorted(seen))
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return str(path)
+
+
+def changes(points):
+    """How far the median of each measure is in the last window from that in the early one, as a share of it."""
+    ends = points[-1]["pass"]
+
+    def middle(window, measure):
+        low, high = (share * ends for share in window)
+        return median(point[measure] for point in points if low <= point["pass"] <= high)
+
+    return {measure: middle(LAST, measure) / middle(EARLY, measure) - 1 for measure in MEASURES}
+
+
+def draw(result):
+    """Draw every measure of every kind of run against how far it has come."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams |= {"svg.hashsalt": "long runs", "font.size": 8, "svg.fonttype": "none"}
+    from matplotlib import pyplot
+
+    figure, rows = pyplot.subplots(len(MEASURES), len(KINDS), figsize=(9, 5.4), sharex="col", squeeze=False)
+    scales = {"memory_bytes": 2**-20, "handles": 1, "cpu_seconds": 1e3}
+    for column, (kind, unit) in enumerate(KINDS.items()):
+        points = result[kind]["points"]
+        for row, (measure, title) in enumerate(MEASURES.items()):
+            axes = rows[row][column]
+            values = [point[measure] * scales[measure] for point in points]
+            axes.plot([point["pass"] for point in points], values, color="#0072b2", linewidth=1)
+            axes.set_ylim(0, 1.3 * max(values))
+            for window in (EARLY, LAST):
+                axes.axvspan(
+                    *(share * points[-1]["pass"] for share in window), color="#0072b2", alpha=0.08, linewidth=0
+                )
+            axes.set_title(f"{result[kind]['changes'][measure]:+.1%}", loc="right", fontsize=8)
+            axes.set_title(kind if row == 0 else "", loc="left", fontsize=9)
+            axes.set_ylabel(title if column == 0 else "")
+        rows[-1][column].set_xlabel(f"{unit} (forward pass)")
+    figure.tight_layout()
+    figure.savefig(PICTURE, metadata={"Date": None})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--prompts", type=int, default=PROMPTS)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--draw", action="store_true")
+    parser.add_argument("--one", choices=KINDS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.one:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            if options.one == "training":
+                points = train(folder, options.steps)
+            else:
+                points = {"activations": activate, "evaluation": evaluate}[options.one](folder, options.prompts)
+        print(json.dumps(points))
+        return
+    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
+    for kind in [] if options.draw else options.kinds:
+        points = in_a_process(__file__, one=kind, steps=options.steps, prompts=options.prompts)
+        size = {"steps": options.steps} if kind == "training" else {"prompts": options.prompts}
+        result[kind] = size | {"changes": changes(points), "points": points}
+        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for kind, known in result.items():
+        print(kind, {name: f"{change:+.2%}" for name, change in known["changes"].items()})
+    if set(result) == set(KINDS):
+        draw(result)
+
+
+if __name__ == "__main__":
+    main()
