@@ -13,6 +13,8 @@ from safety_subspaces.constraint.collectives import gather_objects
 from safety_subspaces.training.checkpoints import newest_first
 from safety_subspaces.training.run_folder import RunPlan, close_run, discard_run, how_to_go_on, open_run
 
+METRICS = "metrics_so_far"  # where they stand in a checkpoint
+
 
 @final
 class RunRecord(L.Callback):
@@ -26,6 +28,7 @@ class RunRecord(L.Callback):
         self._begun = False
         self._fresh = False
         self._random_states: list[dict[str, Any]] | None = None
+        self._metrics: dict[str, float] = {}  # of the steps before those that this process trains
 
     def begin(self, plan: RunPlan) -> None:
         """Open a run folder as planned and take charge of it; without this nothing in it is touched.
@@ -43,7 +46,7 @@ class RunRecord(L.Callback):
         """Record how the run ended."""
         self._remove_superseded(trainer)  # Lightning spares the one that the run went on from
         if trainer.is_global_zero and self._begun:
-            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            metrics = self._metrics | _metrics_of(trainer)
             counts = getattr(trainer.datamodule, "counts", {})  # type: ignore[attr-defined]
             status = "failed" if trainer.interrupted else "complete"
             self._close(trainer, status, metrics=metrics, data_counts=counts)
@@ -67,6 +70,14 @@ class RunRecord(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the state of a checkpoint; it is restored before the first batch."""
         self._random_states = state_dict["ranks"]
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the metrics so far: a run that goes on from its last checkpoint measures none of them again."""
+        checkpoint[METRICS] = self._metrics | _metrics_of(trainer)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take the metrics of a checkpoint."""
+        self._metrics = checkpoint.get(METRICS, {})
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -109,3 +120,7 @@ class RunRecord(L.Callback):
         folder = Path(trainer.default_root_dir)
         if (folder / "manifest.json").is_file():
             close_run(folder, status, self._started, global_step=trainer.global_step, **facts)
+
+
+def _metrics_of(trainer: L.Trainer) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}

@@ -127,10 +127,10 @@ class Commands:
         self._poll()
         return running.pid in self.ended
 
-    def kill(self, running: Running) -> None:
-        """Kill a command, and nothing that it has started."""
+    def kill(self, running: Running, signum: int = signal.SIGKILL) -> None:
+        """Send a signal to a command that has not ended, and to nothing that it has started."""
         if not self.has_ended(running):
-            os.kill(running.pid, signal.SIGKILL)
+            os.kill(running.pid, signum)
 
     def orphans(self, grace: float = GRACE_SECONDS) -> list[str]:
         """Return the command lines of what still runs after a time, and end it."""

@@ -26,13 +26,13 @@ Written by `make faults` from what it counted; the list of what was mended is `t
 - **Foreign bytes** are read, or refused by name: see [SECURITY.md](../SECURITY.md).
 
 ## What was tried
-`make faults` does all of it (`make faults FAULTS=kills` a part; stopped, it goes on with what is left), `make test` a
-sample. An audit hook counts the file operations of a command and kills it before the n-th; strace, where it is, kills
+`make faults` does all of it (`make faults FAULTS=kills` a part; stopped, it goes on with what is left), `make test`
+a sample. An audit hook counts the file operations of a command and kills it before the n-th; strace, where it is, kills
 it at the n-th call that writes, which Rust and C make too; the other kills come at random times, by a seed. Then the
 same command line runs again, and everything is compared: `tests/faults/outcome.py` says how.
 
-One limit is known: Lightning logs a point of the loss just after it has written the checkpoint of the same step, so
-that a kill between the two loses that point from TensorBoard, and nothing else.
+One limit is known: Lightning logs a point of the loss just after it has written the checkpoint of the same step: a kill
+between the two loses that point from TensorBoard, and nothing else.
 """
 HEADINGS = {
     "kills": "Kills",
@@ -59,9 +59,11 @@ def document(counts: dict[str, Any], mended: list[dict[str, str]], root: Path) -
     parts.append(
         f"## Found and mended\n{len(mended)} kinds, each with a test that fails without the mend.\n\n{table}\n"
     )
-    long_runs = root / "docs" / "long_runs.md"
+    long_runs = root / "docs" / "long_runs.json"
     if long_runs.is_file():
-        parts.append("## Long runs\n[Memory, file handles and step time](long_runs.md) over thousands of steps.\n")
+        parts.append(f"## Long runs\n{table_of_runs(json.loads(long_runs.read_text()))}")
+    if long_runs.with_suffix(".svg").is_file():
+        parts.append("![memory, file handles and time over the runs](long_runs.svg)\n")
     return "\n".join(parts)
 
 
@@ -86,3 +88,13 @@ def table_of_readers(fuzzed: dict[str, Any]) -> str:
     lines = [f"| {reader} | {count} |" for reader, count in fuzzed["by_reader"].items()]
     table = "\n".join(["| reader | inputs |", "| --- | ---: |", *lines])
     return f"{fuzzed['inputs']} inputs, each read or refused by name, within five seconds and one GiB.\n\n{table}\n"
+
+
+def table_of_runs(runs: dict[str, Any]) -> str:
+    """Return by how much memory, file handles and time differ between the end and the start of each run."""
+    lines = ["| run | what | change |", "| --- | --- | ---: |"]
+    for name, run in runs.items():
+        length = next(f"{run[unit]:,} {unit}" for unit in ("steps", "prompts") if unit in run)
+        for what, change in run["changes"].items():
+            lines.append(f"| {name}, {length} | {what.replace('_', ' ')} | {change:+.1%} |")
+    return "As `benchmarks/long_runs.py` measured and drew it.\n\n" + "\n".join(lines) + "\n"

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import torch
-from analysis.test_convert import network, write_gguf
 from gguf import GGMLQuantizationType
 from support.tiny import save_tiny_model
 from support.tiny_checkpoints import save_perturbed
+from support.tiny_gguf import tiny_network, write_gguf
 
 SIZE = 0.05  # of the noise by which the models differ
 
@@ -28,7 +28,7 @@ def main(folder: Path) -> None:
             path.parent.mkdir(parents=True)
             save_perturbed(str(folder / source / "model"), path, seed=seed, size=SIZE)
     torch.manual_seed(0)
-    write_gguf(folder / "model.gguf", network(), GGMLQuantizationType.F32)
+    write_gguf(folder / "model.gguf", tiny_network(), GGMLQuantizationType.F32)
     answers = [
         {"model": model, "set": name, "prompt": f"p{n}", "answer": "x" * (1 + n % 5), "score": float(1 + n % 5)}
         | {"group": f"g{n // 2}"}

@@ -3,6 +3,7 @@
 import random
 import re
 import shutil
+import signal
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,10 @@ from faults.cases import Case
 from faults.commands import Commands, Finished, Ground, Running, read
 from faults.outcome import differences, outcome
 
-# Ranks that are left see a lost connection at once, or at their next collective.
-SOON = 60.0
+# Ranks that are left see a lost connection by themselves, but where they wait for the first one to begin; a launcher
+# then ends them by SIGTERM, as torchrun does, and they obey.
+NOTICE_SECONDS, OBEY_SECONDS = 10.0, 30.0
+LONGEST_SECONDS = 240.0  # of any command
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Stage:
             for rank, variables in enumerate(launched)
         ]
 
-    def wait(self, running: Sequence[Running], timeout: float = 240.0) -> list[Finished]:
+    def wait(self, running: Sequence[Running], timeout: float = LONGEST_SECONDS) -> list[Finished]:
         """Wait for all ranks."""
         return [self.commands.wait(rank, timeout) for rank in running]
 
@@ -158,9 +161,9 @@ def ended(stage: Stage, case: Case, reference: Reference, running: list[Running]
     """See how a killed command ended, run it again, and compare."""
     problems = []
     try:
-        killed = stage.wait(running, SOON)
+        killed = _as_launched(stage, running)
     except TimeoutError as error:
-        return Trial(case.name, "kill", place, (f"the other ranks hang: {error}",))
+        return Trial(case.name, "kill", place, (f"a rank does not end: {error}",))
     happened = any(rank.returncode == -9 for rank in killed)
     problems += [f"still runs: {process}" for process in stage.commands.orphans()]
     problems += [f"after the kill: {problem}" for problem in _torn(stage, case, reference)]
@@ -184,6 +187,21 @@ def named(reference: Reference, operation: int, rank: int = 0) -> str:
     number, event, *paths = reference.operations[rank][operation - 1].split()
     files = " ".join(re.sub(r"\d{3,}$", "", Path(path).name) for path in paths)
     return f"operation {number} {event} {files}" + (f" of rank {rank}" if len(reference.operations) > 1 else "")
+
+
+def _as_launched(stage: Stage, running: list[Running]) -> list[Finished]:
+    """Wait for the end of all ranks, of which a launcher ends those that are left a while after the first."""
+    commands = stage.commands
+    while not any(commands.has_ended(rank) for rank in running):
+        if time.monotonic() > running[0].began + LONGEST_SECONDS:
+            raise TimeoutError("no rank has ended")
+        time.sleep(0.01)
+    first = time.monotonic()
+    while not all(commands.has_ended(rank) for rank in running) and time.monotonic() < first + NOTICE_SECONDS:
+        time.sleep(0.01)
+    for rank in running:
+        commands.kill(rank, signal.SIGTERM)
+    return [commands.wait(rank, time.monotonic() - rank.began + OBEY_SECONDS) for rank in running]
 
 
 def _torn(stage: Stage, case: Case, reference: Reference) -> list[str]:

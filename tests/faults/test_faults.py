@@ -1,7 +1,6 @@
 """A sample of what ``make faults`` tries: kills, a failing machine, two at once; and that the harness sees faults."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -88,8 +87,8 @@ def test_the_harness_sees_a_command_that_writes_carelessly(stage: Stage, referen
     assert "left .out.temporary" in found[4]
     vanished = machine.folder_vanishes_at(stage, CARELESS, undisturbed, 3).problems
     assert any("a traceback" in problem for problem in vanished)
-    both = partial(together.at_once, stage, "careless", (CARELESS, CARELESS), undisturbed.folders)
-    assert both(0.0).problems
+    both = together.at_once(stage, "careless", (CARELESS, CARELESS), ({"out/one": "other"}, {}, {}), 0.0).problems
+    assert both == ("work: left out/two", "work: other out/one")
 
 
 def test_the_harness_ends_and_names_what_a_killed_command_leaves_running(stage: Stage, reference) -> None:

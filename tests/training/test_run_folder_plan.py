@@ -54,6 +54,7 @@ def test_a_new_run_says_running_and_then_how_it_ended(tmp_path: Path) -> None:
 
 def test_a_run_folder_in_use_is_refused_and_untouched(tmp_path: Path) -> None:
     run = opened(tmp_path / "run")
+    close_run(run, "failed", started=0.0)
     before = (run / "manifest.json").read_bytes()
     with pytest.raises(InputError, match=r"in use.*--resume.*--archive"):
         plan_run(run, CONFIG)
@@ -69,6 +70,32 @@ def test_files_of_something_else_are_refused(tmp_path: Path) -> None:
     (tmp_path / "run" / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match="files of something else"):
         plan_run(tmp_path / "run", CONFIG)
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_begun_again_in_its_place(tmp_path: Path) -> None:
+    run = opened(tmp_path / "run")
+    (run / "note.txt").write_text("kept")
+    (run / "events.out.tfevents.1.host.2.3").touch()
+    (run / "deltas").mkdir()
+    plan = plan_run(run, CONFIG, resume=True, archive=True)
+    assert (plan.checkpoint, plan.archive, plan.complete, plan.anew) == (None, False, False, True)
+    assert (run / "deltas").is_dir()
+    open_run(plan)
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "manifest.json", "note.txt"]
+    assert list(tmp_path.glob("run.archived-*")) == []
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "step=00000004.ckpt").write_text("torn")
+    assert plan_run(run, CONFIG, resume=True, archive=True).archive  # what it had come to is not whole, and kept
+    close_run(opened(tmp_path / "other"), "failed", started=0.0)
+    assert plan_run(tmp_path / "other", CONFIG, resume=True, archive=True).archive
+
+
+def test_a_folder_that_a_kill_left_without_a_manifest_is_free(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / f".manifest.json.partial-{2**22 + 1}").write_text("{")  # more than any process id
+    open_run(plan_run(run, CONFIG))
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "manifest.json"]
 
 
 def test_archiving_moves_the_old_run_aside_whole(tmp_path: Path) -> None:

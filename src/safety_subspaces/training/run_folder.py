@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from safety_subspaces.artefacts.description import describe_inputs, describe_parts, facts_about
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.files import is_occupied, is_partial, read_json, write_json, write_text
+from safety_subspaces.artefacts.files import is_partial, read_json, write_json, write_text
 from safety_subspaces.artefacts.provenance import peak_memory_bytes, provenance, sha256_of_value
 from safety_subspaces.artefacts.secrets import without_secrets
 from safety_subspaces.training.checkpoints import flaw_of, newest_first, step_of
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 START_OPTIONS = ("config", "ckpt_path", "resume", "archive", "weights_only", "collective_timeout", "plugins")
 # Settings of the trainer that say where things are and what is recorded, not what is learnt.
 RECORDING = ("callbacks", "logger", "default_root_dir")
+EVENTS = "events.out.tfevents."  # how the names of TensorBoard's files begin
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class RunPlan:
         checkpoint: The checkpoint to resume from, if any.
         complete: Whether the run has already ended with this configuration and these inputs.
         archive: Whether what is in the folder has to be moved aside first.
+        anew: Whether it holds a run that was killed before its first checkpoint, which begins again in its place.
         found: What was in the folder, in short; a folder that has something else by then is not opened.
     """
 
@@ -52,6 +54,7 @@ class RunPlan:
     checkpoint: Path | None = None
     complete: bool = False
     archive: bool = False
+    anew: bool = False
     found: str = "free"
 
 
@@ -99,6 +102,8 @@ def plan_run(
         checkpoint = latest_checkpoint(path, says=True)
         if checkpoint is not None:
             return replace(plan, checkpoint=checkpoint)
+        if manifest["status"] == "running" and not newest_first(path / "checkpoints"):
+            return replace(plan, anew=True)
     if archive:
         return replace(plan, archive=True)
     why = "it has no whole checkpoint yet" if same else "its manifest is missing, or has another configuration or input"
@@ -109,7 +114,7 @@ def open_run(plan: RunPlan) -> None:
     """Make the run folder as planned, with ``config.yaml`` and a manifest that says ``running``.
 
     The folder is this process's own until it ends, however it ends. What killed processes left half written in one that
-    is gone on with is removed.
+    is gone on with is removed; of one that begins anew also its folders and events.
 
     Raises:
         InputError: Another process took the folder meanwhile, or has taken it and ended.
@@ -117,14 +122,16 @@ def open_run(plan: RunPlan) -> None:
     _lock(plan.path)
     if _what_is_in(plan.path) != plan.found:
         raise InputError(f"another process has used {plan.path} since this one looked at it; start this one again")
-    if plan.checkpoint is not None:
-        for leaving in remove_leavings(plan.path):
-            logger.warning("removed %s, which a killed process had not finished", leaving)
     if plan.archive:
         plan.path.rename(_free_name(plan.path))
     plan.path.mkdir(parents=True, exist_ok=True)
-    write_text(plan.path / "config.yaml", yaml.safe_dump(plan.config, sort_keys=False))
     manifest = plan.path / "manifest.json"
+    if plan.anew:
+        logger.warning("%s was killed before its first checkpoint, and begins anew", plan.path)
+        for made in [path for path in plan.path.iterdir() if path.is_dir() or path.name.startswith(EVENTS)]:
+            _remove(made)
+    for leaving in remove_leavings(plan.path):
+        logger.warning("removed %s, which a killed process had not finished", leaving)
     earlier = read_json(manifest) if manifest.is_file() else {}
     write_json(
         manifest,
@@ -142,6 +149,7 @@ def open_run(plan: RunPlan) -> None:
             "earlier_wall_seconds": earlier.get("wall_seconds", 0.0) + earlier.get("earlier_wall_seconds", 0.0),
         },
     )
+    write_text(plan.path / "config.yaml", yaml.safe_dump(plan.config, sort_keys=False))
 
 
 def close_run(path: Path, status: str, started: float, **facts: Any) -> None:
@@ -204,10 +212,7 @@ def remove_leavings(path: Path) -> list[Path]:
     """
     leavings = [found for found in path.rglob(".*") if is_partial(found) and not _is_alive(found)]
     for leaving in leavings:
-        if leaving.is_dir() and not leaving.is_symlink():
-            shutil.rmtree(leaving)
-        else:
-            leaving.unlink(missing_ok=True)
+        _remove(leaving)
     return leavings
 
 
@@ -256,9 +261,19 @@ def _is_locked(path: Path) -> bool:
         return True
 
 
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _what_is_in(path: Path) -> str:
-    """Name what a folder holds so that a run which came and went meanwhile is seen."""
-    if not is_occupied(path):
+    """Name what a folder holds so that a run which came and went meanwhile is seen.
+
+    One whose first file a killed process had only begun holds nothing.
+    """
+    if not path.is_dir() or all(map(is_partial, path.iterdir())):
         return "free"
     manifest = path / "manifest.json"
     return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else "something else"
