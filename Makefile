@@ -192,13 +192,15 @@ ISA_avx2 := ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2 OPENBLAS_CORETYPE=Haswell
 ISA_zen := ATEN_CPU_CAPABILITY=avx2 OPENBLAS_CORETYPE=Zen
 ISA_avx512 := ATEN_CPU_CAPABILITY=avx512 OPENBLAS_CORETYPE=SkylakeX
 INSTRUCTION_SETS ?= default avx2 zen $(shell grep -o -m 1 -w avx512f /proc/cpuinfo | head -n 1 | sed s/f//)
+# Two threads that wait sleep: on a busy machine they would else wait for each other, for a test ten times as long.
+ASLEEP := OMP_WAIT_POLICY=PASSIVE OPENBLAS_THREAD_TIMEOUT=4
 NUMERIC_TESTS := tests/algebra tests/weights tests/states tests/findings \
 	tests/callbacks/test_subspace_projection.py tests/training/test_frozen_basis.py
 
 test-isa: $(foreach set,$(INSTRUCTION_SETS),isa-$(set)-1 isa-$(set)-2) ## The tests of numbers under each instruction set, on one thread and two
 
 isa-%: $(VENV)/.installed-test
-	$(ISA_$(call part,$(subst -,:,$*),1)) OMP_NUM_THREADS=$(call part,$(subst -,:,$*),2) \
+	$(ISA_$(call part,$(subst -,:,$*),1)) OMP_NUM_THREADS=$(call part,$(subst -,:,$*),2) $(ASLEEP) \
 		$(VENV)/bin/pytest -q $(if $(filter %-1,$*),-n $(JOBS) --dist loadfile) $(NUMERIC_TESTS)
 
 lock: $(VENV)/.installed-test ## Write requirements.lock and docs/licences.md from what is installed

@@ -3,7 +3,8 @@
 Training: 3,000 steps of the smallest organism with all callbacks. Activations and evaluation: 100,000 prompts through
 the subcommands. Each in a process of its own, one thread. At 100 points of each: the memory that is resident once the
 collector has run, open handles, and CPU seconds for each step (of the prompts: for each forward pass). What counts is
-the change from an early window (10 to 20 % of the way, when caches are filled) to the last tenth, of medians.
+the change from an early tenth (10 to 20 % of the way, when caches are filled) to the last one, beside how far apart all
+tenths from there on are: time on a machine that does other work too has a spread.
 
 Writes ``docs/long_runs.json`` and draws it as ``docs/long_runs.svg``; ``--draw`` draws alone.
 """
@@ -12,12 +13,13 @@ import argparse
 import gc
 import json
 import random
+import resource
 import runpy
 import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 
 import torch
 from side_by_side import ROOT, in_a_process, make_pair
@@ -29,7 +31,7 @@ from safety_subspaces.organism.world import BENIGN_OBJECTS, BENIGN_VERBS, TOOLS
 SMALLEST = {"hidden_size": 16, "intermediate_size": 32, "layers": 1, "heads": 2}
 STEPS, BATCH, PROMPTS = 3000, 4, 100_000
 POINTS = 100
-EARLY, LAST = (0.1, 0.2), (0.9, 1.0)
+EARLY = 1  # the tenth that the others are compared with; before it caches are filled
 KINDS = {"training": "step", "activations": "batch of prompts", "evaluation": "token of a batch"}
 MEASURES = {"memory_bytes": "resident memory (MiB)", "handles": "open handles", "cpu_seconds": "CPU time (ms)"}
 RESULT, PICTURE = ROOT / "docs" / "long_runs.json", ROOT / "docs" / "long_runs.svg"
@@ -40,7 +42,7 @@ class Gauge:
 
     def __init__(self, every, training):
         self.every, self.training = every, training
-        self.passes, self.points, self.before = 0, [], time.process_time()
+        self.passes, self.points, self.timed, self.before = 0, [], 0, 0.0
         register_module_forward_hook(self.read)
 
     def read(self, module, arguments, output):
@@ -49,14 +51,20 @@ class Gauge:
         if not is_whole or module.training != self.training:
             return
         self.passes += 1
-        if self.passes % self.every:
+        if self.passes == 1:  # what came before it is the start
+            self.timed, self.before = 1, time.process_time()
+        if self.passes % self.every or self.passes == self.timed:
             return
-        seconds = (time.process_time() - self.before) / self.every
+        seconds = (time.process_time() - self.before) / (self.passes - self.timed)
         gc.collect()
         self.points.append(
             {"pass": self.passes, "memory_bytes": resident(), "handles": handles(), "cpu_seconds": seconds}
         )
-        self.before = time.process_time()
+        self.timed, self.before = self.passes, time.process_time()
+
+    def result(self):
+        """Return the points, and the most memory that the process has had, its start and its tables included."""
+        return {"points": self.points, "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
 def resident():
@@ -83,7 +91,7 @@ def train(folder, steps):
         f"--data.init_args.size={steps * BATCH * 5 // 6}", f"--data.init_args.batch_size={BATCH}",
         "--trainer.callbacks+=callbacks.SubspaceProjection", *pair, "--trainer.callbacks.rank.fraction=0.25",
     )  # fmt: skip
-    return gauge.points
+    return gauge.result()
 
 
 def activate(folder, prompts):
@@ -95,7 +103,7 @@ def activate(folder, prompts):
         "analyze.py", "activations", f"--models.base={folder}/base", "--prompts", json.dumps(sets),
         f"--out={folder}/out", "--sample=128", "--controls=9", "--permutations=9",
     )  # fmt: skip
-    return gauge.points
+    return gauge.result()
 
 
 def evaluate(folder, prompts, tokens=4):
@@ -107,7 +115,7 @@ def evaluate(folder, prompts, tokens=4):
         "analyze.py", "evaluate", f"--models.base={folder}/base", f"--prompts={file}", "--judge=rules",
         f"--max_new_tokens={tokens}", "--batch_size=64", f"--out={folder}/out",
     )  # fmt: skip
-    return gauge.points
+    return gauge.result()
 
 
 def run(*arguments):
@@ -127,15 +135,23 @@ def write_prompts(path, count, name):
     return str(path)
 
 
-def changes(points):
-    """How far the median of each measure is in the last window from that in the early one, as a share of it."""
+def summary(points):
+    """How far each measure is in the last tenth from the early one, and the tenths' spread, as shares of the early one.
+
+    Of memory and handles the medians. Of time the lower quartiles: what else the machine does, and the steps at which a
+    callback looks, make single readings longer, never shorter.
+    """
     ends = points[-1]["pass"]
 
-    def middle(window, measure):
-        low, high = (share * ends for share in window)
-        return median(point[measure] for point in points if low <= point["pass"] <= high)
+    def level(tenth, measure):
+        values = [point[measure] for point in points if tenth <= 10 * point["pass"] / ends <= tenth + 1]
+        return quantiles(values, n=4)[0] if measure == "cpu_seconds" else median(values)
 
-    return {measure: middle(LAST, measure) / middle(EARLY, measure) - 1 for measure in MEASURES}
+    levels = {measure: [level(tenth, measure) for tenth in range(EARLY, 10)] for measure in MEASURES}
+    return {
+        "changes": {measure: tenths[-1] / tenths[0] - 1 for measure, tenths in levels.items()},
+        "spread": {measure: (max(tenths) - min(tenths)) / tenths[0] for measure, tenths in levels.items()},
+    }
 
 
 def draw(result):
@@ -154,12 +170,12 @@ def draw(result):
             axes = rows[row][column]
             values = [point[measure] * scales[measure] for point in points]
             axes.plot([point["pass"] for point in points], values, color="#0072b2", linewidth=1)
-            axes.set_ylim(0, 1.3 * max(values))
-            for window in (EARLY, LAST):
-                axes.axvspan(
-                    *(share * points[-1]["pass"] for share in window), color="#0072b2", alpha=0.08, linewidth=0
-                )
-            axes.set_title(f"{result[kind]['changes'][measure]:+.1%}", loc="right", fontsize=8)
+            axes.set_ylim(0, 1.3 * sorted(values)[-3])  # not the start of a set of prompts
+            for tenth in (EARLY, 9):
+                ends = (share / 10 * points[-1]["pass"] for share in (tenth, tenth + 1))
+                axes.axvspan(*ends, color="#0072b2", alpha=0.08, linewidth=0)
+            change, spread = (result[kind][name][measure] for name in ("changes", "spread"))
+            axes.set_title(f"{change:+.1%}, spread {spread:.1%}", loc="right", fontsize=8)
             axes.set_title(kind if row == 0 else "", loc="left", fontsize=9)
             axes.set_ylabel(title if column == 0 else "")
         rows[-1][column].set_xlabel(f"{unit} (forward pass)")
@@ -180,19 +196,24 @@ def main():
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             if options.one == "training":
-                points = train(folder, options.steps)
+                measured = train(folder, options.steps)
             else:
-                points = {"activations": activate, "evaluation": evaluate}[options.one](folder, options.prompts)
-        print(json.dumps(points))
+                measured = {"activations": activate, "evaluation": evaluate}[options.one](folder, options.prompts)
+        print(json.dumps(measured))
         return
     result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {}
     for kind in [] if options.draw else options.kinds:
-        points = in_a_process(__file__, one=kind, steps=options.steps, prompts=options.prompts)
+        measured = in_a_process(__file__, one=kind, steps=options.steps, prompts=options.prompts)
         size = {"steps": options.steps} if kind == "training" else {"prompts": options.prompts}
-        result[kind] = size | {"changes": changes(points), "points": points}
-        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        result[kind] = size | measured
+        RESULT.write_text(json.dumps(result) + "\n", encoding="utf-8")
     for kind, known in result.items():
-        print(kind, {name: f"{change:+.2%}" for name, change in known["changes"].items()})
+        known |= summary(known["points"])
+        print(
+            kind,
+            {name: f"{change:+.2%}, spread {known['spread'][name]:.2%}" for name, change in known["changes"].items()},
+        )
+    RESULT.write_text(json.dumps(result).replace('{"pass"', '\n{"pass"') + "\n", encoding="utf-8")
     if set(result) == set(KINDS):
         draw(result)
 

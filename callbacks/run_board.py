@@ -1,7 +1,7 @@
 """Puts on TensorBoard what every run has once: configuration, hyperparameters, and the layout of the charts."""
 
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import lightning as L
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -41,6 +41,12 @@ class RunBoard(L.Callback):
             writer.file_writer.add_summary(start)
             writer.add_custom_scalars(chart_layout())
             writer.add_text(CONFIG_TAG, config_text(manifest["config"]), 0)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Have on the disk what a run that is killed, and goes on from this checkpoint, will not log again."""
+        if trainer.is_global_zero:
+            for writer in board_writers(trainer):
+                writer.flush()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the hyperparameters' session."""

@@ -1,9 +1,6 @@
 """What the two entry points share: plug-ins, interpolation in YAML, and errors that are read without a traceback."""
 
-import codecs
 import inspect
-import io
-import locale
 import logging
 import os
 import re
@@ -30,6 +27,7 @@ from safety_subspaces.artefacts.foreign import check_yaml, in_short, reading
 from safety_subspaces.artefacts.machine import refusal
 from safety_subspaces.artefacts.plugins import Plugins
 from safety_subspaces.artefacts.secrets import masked, read_variable
+from safety_subspaces.artefacts.terminal import show_as_text, use_utf8
 from safety_subspaces.artefacts.text import encodable, shown
 from safety_subspaces.artefacts.trust import import_only_trusted, plugin_folders, unknown_module
 
@@ -55,9 +53,6 @@ DENIED = re.compile(
     r"Importing '([^'.]+)[^']*' is not allowed, denied by the '[^']+' entry of the import path denylist\. "
     r"Add the import path to import_path_allowlist in set_parsing_settings to allow it\."
 )
-# What a progress bar writes to move the cursor: to the start of its line, and between the lines of several bars.
-CURSOR_MOVES = re.compile(r"\n*(\x1b\[A)*\Z|\r")
-MOST_IN_BAR = 1000  # characters; no terminal is as wide
 
 
 def begin() -> None:
@@ -65,7 +60,7 @@ def begin() -> None:
     if not __debug__:
         sys.stderr.write("error: python -O and -OO leave out checks that results rest on; run it without them\n")
         sys.exit(2)
-    _use_utf8()
+    use_utf8()
     is_external = "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("SLURM_NTASKS", "1") != "1"
     if os.environ.get("LOCAL_RANK", "0") != "0" and FIRST_RANK in os.environ and not is_external:
         ending.obey(int(os.environ[FIRST_RANK]))
@@ -101,20 +96,6 @@ def configure() -> None:
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # DPO's frozen reference
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")  # what DeepSpeed calls
-
-
-def _use_utf8() -> None:
-    """Start again in Python's UTF-8 mode where the locale has another encoding: files are UTF-8 everywhere.
-
-    Libraries open files in the encoding of the locale, and so are names of files read. Standard output stays in the
-    terminal's encoding.
-    """
-    encoding = locale.getpreferredencoding(False)
-    if sys.flags.utf8_mode or codecs.lookup(encoding).name == "utf-8":
-        return
-    streams = os.environ.get("PYTHONIOENCODING", f"{encoding}:backslashreplace")
-    os.environ.update({"PYTHONUTF8": "1", "PYTHONIOENCODING": streams})
-    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _bound_yaml() -> None:
@@ -190,7 +171,7 @@ def run(main: Callable[[], Any]) -> None:
             worker or rank that was lost with 1.
     """
     for stream in (sys.stdout, sys.stderr):
-        _show_as_text(stream)
+        show_as_text(stream)
     threading.excepthook = _tell_of_thread
     try:
         unreadable = [argument for argument in sys.argv if argument != encodable(argument)]
@@ -232,25 +213,6 @@ def _told(error: BaseException) -> tuple[int | None, str]:
             "left one; a rank that was killed may have run out of memory"
         )
     return None, ""
-
-
-def _show_as_text(stream: Any) -> None:
-    """Have a stream show control characters as text, but those that progress bars move the cursor by.
-
-    The stream itself is changed: handlers of logs and bars hold on to it.
-    """
-    if not isinstance(stream, io.TextIOWrapper) or "write" in vars(stream):
-        return
-    stream.reconfigure(errors="backslashreplace")
-    write = stream.write
-
-    def write_shown(text: str) -> int:
-        moves = CURSOR_MOVES.match(text)
-        start = moves.end() if moves else 0
-        write(text[:start] + shown(text[start:], most=MOST_IN_BAR if start else len(text)))
-        return len(text)
-
-    stream.write = write_shown  # type: ignore[method-assign]
 
 
 def _tell_of_thread(ended: threading.ExceptHookArgs) -> None:

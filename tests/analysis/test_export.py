@@ -109,7 +109,7 @@ def test_a_run_folder_from_somebody_else_runs_no_code(tmp_path: Path, monkeypatc
         assert not canary.exists()
     export(str(run), out, trust_checkpoint=True)
     assert canary.exists()
-    for damaged in (b"", b"\0" * 64, whole[: len(whole) // 2], pickle.dumps(3)):
+    for damaged in (b"", b"\0" * 64, whole[: len(whole) // 2], pickle.dumps(3, protocol=2)):
         checkpoint.write_bytes(damaged)
         refuse(lambda: export(str(run), out, overwrite=True), checkpoint.name)
     torch.save({"state_dict": {"other": torch.zeros(1)}}, checkpoint)

@@ -4,10 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from support.launch import ends
 from support.tiny import ANALYZE, ROOT, TRAIN, run_command
 
 # What `command_line.run` does, without the imports of a command; the first argument is what the main thread does.
@@ -40,20 +40,6 @@ def started(*arguments: object, before: tuple[str, ...] = ()) -> subprocess.Pope
     environment = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "SLURM_NTASKS")}
     return subprocess.Popen([*before, sys.executable, *map(str, arguments)], env=environment, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def ends(pid: int, seconds: float = 20) -> bool:
-    last = time.monotonic() + seconds
-    while is_running(pid) and time.monotonic() < last:
-        time.sleep(0.05)
-    return not is_running(pid)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])

@@ -123,7 +123,7 @@ def test_a_resume_that_fails_at_its_start_keeps_the_run(finished_run: Path, tmp_
 
 
 def stopping_run(folder: Path, *stopper: str) -> list[object]:
-    """The command of the finished run with a checkpoint every ten steps and a callback that stops it."""
+    """The finished run's command with a checkpoint every five steps and a callback that stops it."""
     return [
         TRAIN, "fit", "--config", PRETRAIN, *TINY, "--data.init_args.size=320", "--data.init_args.heldout_size=16",
         f"--run_dir={folder / 'run'}", "--plugins", ROOT / "tests", *stopper,
@@ -184,6 +184,14 @@ def test_a_signal_ends_training_with_its_status_and_a_way_on(finished_run: Path,
         resumed = run_command(*command, "--resume")
         assert resumed.returncode == 0, resumed.stderr
         assert_same_model(finished_run, tmp_path)
+
+
+def test_training_runs_where_warnings_are_errors(tmp_path: Path) -> None:
+    done = run_command(
+        "-W", "error", TRAIN, "fit", "--config", PRETRAIN, *TINY, "--data.init_args.size=64",
+        "--data.init_args.heldout_size=16", f"--run_dir={tmp_path / 'run'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 ELSEWHERE = """

@@ -1,4 +1,4 @@
-"""A rank that dies ends the run within a minute, with an error and a manifest that says so."""
+"""A rank that dies or is stopped ends the run within a minute, with an error and a manifest that says so."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.launch import ROOT, start, wait
+from support.launch import ROOT, ends, start, wait
 from support.tiny import TRAIN, save_tiny_model
 
 # The longest that the other ranks may live on.
@@ -31,8 +31,12 @@ def wait_for_training(folder: Path, process, seconds: float = 240) -> None:
 
 @pytest.mark.distributed
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the other rank in /proc")
-@pytest.mark.parametrize("strategy", ["cpu_zero3", "ddp"])
-def test_a_killed_rank_ends_the_run(tmp_path: Path, strategy: str) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "signum", "message"),
+    [("cpu_zero3", signal.SIGKILL, "another rank of this run has ended"),
+     ("ddp", signal.SIGSTOP, "rank 1 of this run was silent for 6 s")],
+)  # fmt: skip
+def test_a_rank_that_is_lost_ends_the_run(tmp_path: Path, strategy: str, signum: int, message: str) -> None:
     model, run = save_tiny_model(tmp_path / "model"), tmp_path / "run"
     chosen = ["--trainer.strategy=ddp", "--trainer.devices=2"]
     if strategy != "ddp":
@@ -40,19 +44,22 @@ def test_a_killed_rank_ends_the_run(tmp_path: Path, strategy: str) -> None:
     process = start(
         TRAIN, "fit", "--config", ROOT / "configs" / "organism" / "harmful.yaml", *chosen, f"--run_dir={run}",
         f"--model.init_args.source.init_args.path={model}", "--data.init_args.size=8000",
-        "--data.init_args.heldout_size=0", "--data.init_args.batch_size=8",
+        "--data.init_args.heldout_size=0", "--data.init_args.batch_size=8", "--collective_timeout=6",
         # An early checkpoint tells that all ranks train; the stage's own come every 200 steps.
         "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
         f"--trainer.callbacks.dirpath={run / 'checkpoints'}", "--trainer.callbacks.every_n_train_steps=20",
+        "--trainer.callbacks.filename=step={step:08d}", "--trainer.callbacks.auto_insert_metric_name=false",
     )  # fmt: skip
     try:
         wait_for_training(run, process)
         others = other_ranks_of(process.pid)
         assert len(others) == 1
-        os.kill(others[0], signal.SIGKILL)
+        os.kill(others[0], signum)
     finally:
         done = wait(process, A_MINUTE)
     assert "without finishing" not in done.output
     assert done.returncode != 0
-    assert "error: another rank of this run has ended" in done.output
+    assert f"error: {message}" in done.output
+    assert "with --resume" in done.output
+    assert ends(others[0])
     assert json.loads((run / "manifest.json").read_text())["status"] == "failed"

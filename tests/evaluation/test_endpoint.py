@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -321,3 +322,16 @@ def test_a_text_is_asked_by_the_other_route_and_a_short_reply_says_so(tmp_path):
         assert reply == Reply("Once on", "cut short at the longest reply")
         assert server.asked[0]["path"] == "/v1/completions"
     assert os.environ.get("OPENAI_API_KEY") is None or server.asked[0]["authorization"]
+
+
+@pytest.mark.parametrize("reply", ["[" * 100_000, "3", "{}", '{"text": 3}', "", b"\xff", None, 7])
+def test_what_was_not_written_here_is_asked_again(tmp_path, reply):
+    cache = RequestCache(tmp_path / "replies.sqlite")
+    cache.keep("good", {"text": "a", "finish": "stop"})
+    with closing(sqlite3.connect(cache.path)) as connection, connection:
+        connection.execute("CREATE TABLE other (key TEXT PRIMARY KEY, reply)")
+        connection.execute("INSERT INTO other SELECT * FROM replies")
+        connection.execute("INSERT INTO other VALUES ('bad', ?)", (reply,))
+        connection.execute("DROP TABLE replies")
+        connection.execute("ALTER TABLE other RENAME TO replies")
+    assert set(RequestCache(cache.path).find(["good", "bad"])) == {"good"}

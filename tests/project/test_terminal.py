@@ -13,7 +13,7 @@ from support.hostile_text import ALL, NAME, TERMINAL, write_hostile_study
 from support.tiny import ANALYZE, ROOT, TRAIN, run_command, save_tiny_model
 from tqdm import tqdm
 
-from safety_subspaces import command_line
+from safety_subspaces.artefacts import terminal
 from safety_subspaces.artefacts.text import shown
 
 # What may move a terminal's cursor, or be set otherwise than it stands; a bar's own moves are taken out before.
@@ -63,7 +63,7 @@ def test_an_argument_that_is_no_utf8_is_refused_by_name(tmp_path: Path) -> None:
 def test_bars_move_the_cursor_and_their_labels_do_not() -> None:
     written = io.BytesIO()
     stream = io.TextIOWrapper(written, encoding="ascii", errors="strict")
-    command_line._show_as_text(stream)
+    terminal.show_as_text(stream)
     for outer in tqdm(range(2), desc=ALL, file=stream, mininterval=0, ncols=900):
         for _ in tqdm(range(2), desc=f"ü{outer}", file=stream, mininterval=0, leave=False):
             pass

@@ -40,11 +40,11 @@ def test_samples_of_one_distribution_overlap_and_independent_ones_are_distinct(c
     same = overlap_equivalence(world.halves(one, 160, center), world.halves(one, 140, center), energies)
     for found in same:
         assert found.verdict == "overlapping"
-        assert found.power > 0.8
-        assert found.overlap == pytest.approx(found.floor_overlap, abs=0.06)
+        assert found.power > 0.3  # over 60 draws of the world 0.49 at least, 0.9 or more in all but five of 240
+        assert found.overlap == pytest.approx(found.floor_overlap, abs=5 * 0.022)  # the deviation over those draws
     for found in overlap_equivalence(world.halves(one, 160, center), world.halves(other, 140, center), energies):
         assert found.verdict == "distinct"
-        assert found.overlap == pytest.approx(found.matched_chance, abs=0.06)
+        assert found.overlap == pytest.approx(found.matched_chance, abs=5 * 0.0175)
         assert found.margin == pytest.approx((found.floor_overlap + found.matched_chance) / 2)
 
 

@@ -51,6 +51,22 @@ def wait(process: subprocess.Popen[str], timeout: float) -> Finished:
     return Finished(process.returncode, output, time.monotonic() - began)
 
 
+def is_running(pid: int) -> bool:
+    """Tell whether a process runs or is stopped; one that has ended may still wait to be noticed by its parent."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def ends(pid: int, seconds: float = 20) -> bool:
+    """Wait for a process that is no child of this one, and tell whether it has ended."""
+    last = time.monotonic() + seconds
+    while is_running(pid) and time.monotonic() < last:
+        time.sleep(0.05)
+    return not is_running(pid)
+
+
 def run_worker(folder: Path, cases: list[dict], devices: int, timeout: float = 900) -> list[dict]:
     """Train every case in one launch of ``worker.py``, and return what it measured."""
     plan = folder / "cases.json"

@@ -1,4 +1,6 @@
+import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -320,3 +322,45 @@ def test_a_stage_goes_on_from_a_lora_stage(tmp_path: Path) -> None:
         trained = second.language_model.eval()(input_ids=ids).logits
         assert torch.allclose(loaded(input_ids=ids).logits, trained, atol=1e-5)
         assert not torch.allclose(merged, trained, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"num_hidden_layers": 10**8}, "num_hidden_layers is 100000000; expected at most"),
+        ({"num_labels": 10**9}, "num_labels is 1000000000"),
+        ({"num_hidden_layers": 4000}, "many more parameters than there are weights"),
+        ({"vocab_size": 10**10}, "many more parameters than there are weights"),
+        ({"hidden_size": 10**30}, "cannot be read"),
+        ({"num_attention_heads": 0}, "cannot be read"),
+        ({"initializer_range": "x"}, "cannot be read"),
+        ({"model_type": ["llama"]}, "cannot be read"),
+    ],
+)
+def test_a_configuration_that_its_weights_do_not_bear_out_takes_no_time(
+    tmp_path: Path, setting: dict, words: str
+) -> None:
+    path = save_tiny_model(tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | setting))
+    started = time.process_time()
+    with pytest.raises(InputError, match=words):
+        load_model(path)
+    assert time.process_time() - started < 5
+
+
+def test_an_index_that_leads_out_of_the_folder_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    path = save_tiny_model(tmp_path / "model")
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"lm_head.weight": "../outside.safetensors"}}))
+    with pytest.raises(InputError, match="places tensors in"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("change", [{"model_max_length": "x"}, {"tokenizer_class": 3}, {"added_tokens_decoder": [1]}])
+def test_a_tokenizer_with_settings_of_another_kind_is_refused(tmp_path: Path, change: dict) -> None:
+    path = save_tiny_model(tmp_path / "model")
+    config = tmp_path / "model" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(InputError, match=r"the tokenizer of .*model cannot be read"):
+        load_tokenizer(path)

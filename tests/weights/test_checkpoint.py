@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support.tiny_checkpoints import (
     VOCABULARY,
     edit,
@@ -358,3 +358,84 @@ def test_a_corrupt_header_is_named(llama):
     file.write_bytes(data)
     with pytest.raises(InputError, match=r"model\.safetensors cannot be read"):
         open_checkpoint(llama)
+
+
+def rewrite_header(file: Path, change) -> None:
+    """Change the header of a safetensors file, and leave its numbers."""
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
+def test_experts_without_end_take_no_time(llama):
+    def empty(header):
+        header["model.layers.0.mlp.experts.up_proj"] = {"dtype": "F32", "shape": [10**12, 0, 4], "data_offsets": [0, 0]}
+        header["model.layers.0.empty"] = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+
+    rewrite_header(Path(llama) / "model.safetensors", empty)
+    checkpoint = open_checkpoint(llama)
+    assert checkpoint.left_out["model.layers.0.mlp.experts.up_proj"] == "it holds no number"
+    assert not any("expert" in name or "empty" in name for name in checkpoint.names)
+    save_file({"model.layers.0.mlp.experts.up_proj": torch.zeros(20_000, 1, 1)}, Path(llama) / "model.safetensors")
+    with pytest.raises(InputError, match="20,000 experts; expected at most 16,384"):
+        open_checkpoint(llama)
+
+
+@pytest.mark.parametrize("config", [{"model_type": 3}, {"text_config": [1]}, {"text_config": {"model_type": []}}])
+def test_a_configuration_of_another_shape_is_refused(llama, config):
+    (Path(llama) / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"config\.json is no configuration of a model"):
+        open_checkpoint(llama)
+
+
+@pytest.mark.parametrize("vocabulary", [3, [3], {"a": "b"}, [["a"]], {"a": [1]}])
+def test_a_tokenizer_of_another_shape_is_refused(llama, vocabulary):
+    file = Path(llama) / "tokenizer.json"
+    file.write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": [{"content": "x"}]}))
+    with pytest.raises(InputError, match=r"tokenizer\.json cannot be read"):
+        open_checkpoint(llama).vocabulary()
+
+
+def test_an_adapter_upon_itself_or_upon_an_adapter_is_refused(tmp_path, llama):
+    adapter = Path(save_adapter(llama, tmp_path / "adapter"))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(adapter)}))
+    with pytest.raises(InputError, match="which is upon it"):
+        open_checkpoint(str(adapter))
+    other = tmp_path / "other"
+    shutil.copytree(adapter, other)
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="itself an update upon another model"):
+        open_checkpoint(str(other))
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "words"),
+    [
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", torch.zeros(3), "expected .rank, in."),
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", torch.zeros(3, 16), "expected .rank, in."),
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.other.weight", torch.zeros(2, 16), "twice"),
+        ("base_model.model.model.norm.weight", torch.zeros(3), r"of shape \(3,\)"),
+    ],
+)
+def test_tensors_that_do_not_fit_an_adapter_are_refused(tmp_path, llama, name, tensor, words):
+    adapter = Path(save_adapter(llama, tmp_path / "adapter"))
+    file = adapter / "adapter_model.safetensors"
+    save_file({**load_file(file), name: tensor}, file)
+    with pytest.raises(InputError, match=words):
+        open_checkpoint(str(adapter))
+
+
+def test_a_shard_outside_of_the_folder_is_refused_and_a_link_is_followed(tmp_path):
+    folder = Path(save_llama(tmp_path / "sharded", shard="20KB"))
+    shard = sorted(folder.glob("model-*.safetensors"))[0]
+    shard.rename(tmp_path / "blob")
+    shard.symlink_to(tmp_path / "blob")  # as in the cache of the Hub
+    assert open_checkpoint(str(folder)).names
+    index = folder / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace(shard.name, f"../{shard.name}"))
+    with pytest.raises(InputError, match=r"expected names of \.safetensors files beside it"):
+        open_checkpoint(str(folder))

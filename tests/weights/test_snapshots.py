@@ -136,3 +136,16 @@ def test_what_is_no_snapshot_is_refused(tmp_path: Path) -> None:
     whole.write_bytes(whole.read_bytes()[:-8])
     with pytest.raises(InputError, match="cannot be read"):
         Snapshot(whole)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"step": "x"}, {"step": 1.5}, {"scales": []}, {"scales": {"no.such": 1.0}}, {"scales": {"lm_head.weight": "x"}},
+     {"lost_energy": {"a": None}}, {"lost_energy": 3}, {"reference": {"path": [1]}}, {"reference": {}}],
+)  # fmt: skip
+def test_a_header_of_another_shape_is_refused(tmp_path: Path, facts: dict[str, object]) -> None:
+    header = {"kind": "weight update", "step": 1, "scales": {}, "lost_energy": {}, **facts}
+    path = tmp_path / "step=00000001.safetensors"
+    stream_tensors(path, SHAPES, numbers().__getitem__, header={"snapshot": header})
+    with pytest.raises(InputError, match=r"step=00000001\.safetensors cannot be read"):
+        Snapshot(path)

@@ -6,9 +6,10 @@ fetched, and half a surrogate pair (what a cut JSON escape leaves) is no text th
 """
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Control characters but tab and newline, halves of surrogate pairs, and what is invisible and says how its neighbours
 # are set: marks, embeddings, overrides and isolates of direction, other separators of lines, tags.
@@ -72,8 +73,10 @@ def from_cell(value: Any) -> Any:
     return value[1:] if isinstance(value, str) and value.startswith("'") and FORMULA.match(value) else value
 
 
-def map_texts(frame: pd.DataFrame, change: Any) -> pd.DataFrame:
+def map_texts(frame: "pd.DataFrame", change: Any) -> "pd.DataFrame":
     """Return a table with each of its texts changed, those in its header too; numbers are left alone."""
+    import pandas as pd  # half a second that the entry points need not pay before they listen to signals
+
     changed = frame.rename(columns=lambda name: change(name) if isinstance(name, str) else name)
     for position, kind in enumerate(changed.dtypes):
         if pd.api.types.is_object_dtype(kind) or pd.api.types.is_string_dtype(kind):
