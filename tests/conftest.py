@@ -11,6 +11,7 @@ LONGEST_FIRST = (
     "test_paper_configs.py",
     "test_configs.py",
     "test_readme.py",
+    "test_faults.py",
     "test_run_folder.py",
     "test_watchers.py",
     "test_report_page.py",

@@ -21,7 +21,7 @@ from faults.session import staged
 FUZZ_INPUTS = 20_000
 # What a trial is about: other code makes all of them new.
 CODE = ("src", "callbacks", "train.py", "analyze.py", "Makefile", "tests/faults", "tests/support")
-PARTS: dict[str, Callable[[Stage, int], Iterator[parts.Attempt]]] = {
+PARTS: dict[str, Callable[[Stage, int, int], Iterator[parts.Attempt]]] = {
     "kills": parts.kills,
     "machine": parts.failing_machine,
     "together": parts.at_once,
@@ -35,6 +35,9 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help=f"of {', '.join((*PARTS, 'fuzz'))}; by default all")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "faults", help="where the trials are made")
     parser.add_argument("--seed", type=int, default=0, help="chooses the places where there are too many")
+    parser.add_argument(
+        "--most", type=int, default=parts.MOST_OPERATIONS, help="operations of one command that it is killed at"
+    )
     options = parser.parse_args()
     chosen = options.parts or [*PARTS, "fuzz"]
     if unknown := set(chosen) - {*PARTS, "fuzz"}:
@@ -45,7 +48,7 @@ def main() -> None:
         with staged(options.folder) as stage:
             for part in chosen:
                 if part in PARTS:
-                    failed += try_part(stage, part, options.seed, options.folder)
+                    failed += try_part(stage, part, options)
     if "fuzz" in chosen:
         failed += fuzz(options.folder)
     write_document(ROOT)
@@ -53,15 +56,15 @@ def main() -> None:
     sys.exit(int(failed > 0))
 
 
-def try_part(stage: Stage, part: str, seed: int, folder: Path) -> int:
+def try_part(stage: Stage, part: str, options: argparse.Namespace) -> int:
     """Make the trials of a part that are not made yet, a line each; return how many of all failed."""
-    record = folder / f"{part}.jsonl"
+    record = options.folder / f"{part}.jsonl"
     code = code_sha256()
     made = [json.loads(line) for line in record.read_text().splitlines()] if record.is_file() else []
     good = {(line["case"], line["name"]): line for line in made if line["code"] == code and not line["problems"]}
     lines = []
     with record.open("a") as stream:
-        for attempt in PARTS[part](stage, seed):
+        for attempt in PARTS[part](stage, options.seed, options.most):
             line = good.get((attempt.case, attempt.name))
             if line is None:
                 trial = tried(attempt)
@@ -70,7 +73,7 @@ def try_part(stage: Stage, part: str, seed: int, folder: Path) -> int:
                 stream.write(json.dumps(line) + "\n")
                 stream.flush()
             lines.append(line)
-    count(part, lines)
+            count(part, lines)
     return sum(bool(line["problems"]) for line in lines)
 
 

@@ -47,7 +47,6 @@ TARGETS = {
     "real": ["real"],
     "paper": ["paper", "MODEL=llama-3.2-1b"],
 }
-KILLS, REAL_KILLS = 8, 4
 SMALL = "--data.init_args.size 160 --data.init_args.heldout_size 16"
 TINY = " ".join(
     f"--model.init_args.source.init_args.{name} {value}"
@@ -71,12 +70,12 @@ class Made:
     seconds: float
 
 
-def attempts(stage: Stage, seed: int) -> Iterator[Attempt]:
+def attempts(stage: Stage, seed: int, most: int) -> Iterator[Attempt]:
     """Kill make in every target that leaves results."""
     for name, target in TARGETS.items():
         tree = new_tree(stage)
         made = run_fake(tree, target)
-        for thousandth in places(1000, KILLS, seed):
+        for thousandth in places(1000, -(-most // 8), seed):
             make = partial(kill_fake, stage, name, target, made, made.seconds * thousandth / 1000)
             yield Attempt(f"make {name}", f"kill at {thousandth}", make)
     stage.ground.clear()
@@ -84,7 +83,7 @@ def attempts(stage: Stage, seed: int) -> Iterator[Attempt]:
     done = wait_for(start_demo(stage))
     assert done == 0, (stage.ground.logs / "make").read_text()[-2000:]
     wanted, seconds = stage.outcomes(), time.monotonic() - began
-    for thousandth in places(1000, REAL_KILLS, seed):
+    for thousandth in places(1000, -(-most // 15), seed):
         make = partial(kill_demo, stage, wanted, seconds * thousandth / 1000)
         yield Attempt("make demo, tiny and real", f"kill at {thousandth}", make)
     yield Attempt("make demo, tiny and real", "two at once", partial(demos_at_once, stage, wanted))

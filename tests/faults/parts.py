@@ -9,15 +9,8 @@ from faults.cases import ANALYSES, CASES, TRAININGS, Case
 from faults.kills import Reference, Stage, Trial, kill_after, kill_at, places
 from faults.system_calls import count_calls, has_strace, kill_at_call
 
-# Operations of one rank that it is killed at: all of them where there are not more.
+# Operations that a command is killed at: all of them where there are not more. What else is tried goes by it.
 MOST_OPERATIONS = 60
-# Kills of one command at random times, and at system calls that write.
-RANDOM_KILLS = 8
-CALLS = 12
-# Operations that a failing machine is tried at.
-FEW = 5
-# The case that starts its ranks as a user does, in interpreters of their own, is slow.
-LAUNCHED_KILLS = 4
 
 
 @dataclass(frozen=True)
@@ -29,31 +22,34 @@ class Attempt:
     make: Callable[[], Trial]
 
 
-def kills(stage: Stage, seed: int) -> Iterator[Attempt]:
-    """Kill every command at its file operations, at system calls that write, and at random times."""
+def kills(stage: Stage, seed: int, most: int = MOST_OPERATIONS) -> Iterator[Attempt]:
+    """Kill every command at its file operations, at system calls that write, and at random times.
+
+    Ranks take several times as long as one process, and more where each has an interpreter of its own: fewer kills.
+    """
     for case in installed():
         reference = stage.refer(case)
         for rank, operations in enumerate(reference.operations):
-            for operation in places(len(operations), MOST_OPERATIONS, seed):
+            for operation in places(len(operations), most if case.ranks == 1 else -(-most // 3), seed):
                 make = partial(kill_at, stage, case, reference, operation, rank)
                 yield Attempt(case.name, f"operation {operation} of rank {rank}", make)
-        yield from _random_kills(stage, case, reference, RANDOM_KILLS, seed)
+        yield from _random_kills(stage, case, reference, -(-most // 8), seed)
         if case.ranks == 1 and has_strace():
             calls = count_calls(stage, case)
-            for call in places(calls, CALLS, seed):
+            for call in places(calls, -(-most // 5), seed):
                 make = partial(kill_at_call, stage, case, reference, call)
                 yield Attempt(case.name, f"call {call}", make)
     for case in TRAININGS:
         if case.ranks > 1:
             launched = replace(case, name=f"{case.name}, launched by Lightning", ranks=1)
-            yield from _random_kills(stage, launched, stage.refer(launched), LAUNCHED_KILLS, seed)
+            yield from _random_kills(stage, launched, stage.refer(launched), -(-most // 15), seed)
 
 
-def failing_machine(stage: Stage, seed: int) -> Iterator[Attempt]:
+def failing_machine(stage: Stage, seed: int, most: int = MOST_OPERATIONS) -> Iterator[Attempt]:
     """Take disk, folders, workers and the clock away from every command."""
     for case in installed():
         reference = stage.refer(case)
-        few = places(len(reference.operations[0]), FEW, seed)
+        few = places(len(reference.operations[0]), -(-most // 12), seed)
         tried: list[tuple[str, Callable[[], Trial]]] = [
             ("read-only", partial(machine.read_only, stage, case, reference)),
         ]
@@ -72,15 +68,15 @@ def failing_machine(stage: Stage, seed: int) -> Iterator[Attempt]:
                 tried.append((f"worker {after}", partial(machine.worker_killed, stage, shared, undisturbed, after)))
         yield from (Attempt(case.name, name, make) for name, make in tried)
     if machine.may_mount(stage.ground.root / "mounted"):
-        yield from _real_disks(stage, seed)
+        yield from _real_disks(stage, seed, -(-most // 12))
 
 
-def at_once(stage: Stage, seed: int) -> Iterator[Attempt]:
+def at_once(stage: Stage, seed: int, most: int = MOST_OPERATIONS) -> Iterator[Attempt]:
     """Start two commands on one name, some time apart."""
     for name, pair in together.PAIRS.items():
         if all(case.is_installed for case in pair):
             wanted, seconds = together.in_turn(stage, pair)
-            for part in (0.0, 0.2, 0.5, 0.9):
+            for part in (0.5, 0.0, 0.2, 0.9)[: -(-most // 15)]:
                 make = partial(together.at_once, stage, name, pair, wanted, part * seconds)
                 yield Attempt(name, f"after {part} of the first", make)
 
@@ -97,12 +93,12 @@ def _random_kills(stage: Stage, case: Case, reference: Reference, count: int, se
         yield Attempt(case.name, f"random {number} of rank {rank}", make)
 
 
-def _real_disks(stage: Stage, seed: int) -> Iterator[Attempt]:
+def _real_disks(stage: Stage, seed: int, count: int) -> Iterator[Attempt]:
     """Try file systems of several sizes: from one that holds nothing to one that holds all."""
     for case in (*(case for case in ANALYSES if case.is_installed), TRAININGS[0]):
         reference = stage.refer(case)
         size = stage.ground.size_of_work()
         yield Attempt(case.name, "read-only tmpfs", partial(machine.read_only_disk, stage, case, reference))
-        for part in places(100, FEW, seed):
+        for part in places(100, count, seed):
             kib = max(4, size * part // 100)
             yield Attempt(case.name, f"tmpfs {part}", partial(machine.small_disk, stage, case, reference, kib))
