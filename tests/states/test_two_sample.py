@@ -151,7 +151,7 @@ def test_null_of_groups_is_that_of_all_arrangements_of_groups():
             error = math.sqrt(p_value * (1 - p_value) / draws)
             assert test.p_value == pytest.approx(p_value, abs=4 * error + 1 / draws)
         assert found.mmd.null_mean == pytest.approx(every[:, 0].mean().item(), abs=0.1 * every[:, 0].std().item())
-    # The factor matters: some of the 35 arrangements count otherwise, by either measure in each of 24 draws of all five.
+    # The factor matters: some of the 35 arrangements count otherwise, by either measure in each of 24 draws of all 5.
     assert torch.stack(differences).abs().amax() > 0.9 / 35
 
 
