@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from safety_subspaces.algebra.eigen import (
     FEW_VECTORS,
+    RANK_TOLERANCE,
     _threads_of_torch,
     gram_of_blocks,
     gram_of_rows,
@@ -37,12 +38,17 @@ def test_factors_agree_with_a_float64_svd(shape, decay):
     delta, other = gaussian(*shape, decay=decay), gaussian(*shape, seed=1)
     factors = left_factors(delta)
     left, values = oracle.left_svd(delta)
-    assert factors.numerical_rank == min(shape)
-    assert_close(factors.singular_values, values, rtol=0, atol=1e-6 * values[0].item())
+    assert factors.numerical_rank == int((values > RANK_TOLERANCE * values[0]).sum())
+    values, left = values[: factors.numerical_rank], left[:, : factors.numerical_rank]
+    # A float32 Gram holds eigenvalues to 2^-24 of the largest, and s differs by half of what s^2 does, over s. Over 200
+    # draws of each case at most 0.62 of this.
+    bounds = values[0] * (1e-6 + 2**-24 * values[0] / values)
+    assert ((factors.singular_values - values).abs() <= bounds).all()
     kept = squared_row_norms(factors.basis.T @ other).cumsum(0)
     expected = squared_row_norms(left.T @ other.double()).cumsum(0)
-    # 1e-7 as a rule; a float32 Gram just short of ill-conditioned turns the last directions by 1e-3
-    assert_close(kept, expected, rtol=0, atol=3e-6 * squared_norm(other))
+    # 1e-7 as a rule; a float32 Gram just short of ill-conditioned turns the last directions: over 200 draws by 4e-6 and
+    # 3.3e-5 at most in the two spectra that decay, by 3e-7 in the one that does not.
+    assert_close(kept, expected, rtol=0, atol=(1e-4 if decay else 3e-6) * squared_norm(other))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

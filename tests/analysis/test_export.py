@@ -153,7 +153,7 @@ def test_only_whole_checkpoints_of_own_runs_are_read(tmp_path: Path) -> None:
     refuse_source("exists and is not written over", checkpoint, "run/model")
     sharded = run / "checkpoints" / "step=00000099.ckpt"
     (sharded / "checkpoint").mkdir(parents=True)
-    refuse_source("was cut short", sharded)
+    refuse_source("is not whole", sharded)
     sharded.joinpath("checkpoint").rmdir()
     sharded.rmdir()
     done = run_command(ANALYZE, "export", "--checkpoint", checkpoint, "--out", tmp_path / "cli")

@@ -164,6 +164,10 @@ def test_bad_input_is_refused_and_nothing_is_left(tmp_path, monkeypatch, changed
         ('{"set": "harmful", "prompt": "p", "answer": "a", "score": "high"}', "score 'high'"),
         ('{"set": "harmful", "prompt": "p", "answer": "a", "score": 2.5}', "score 2.5; expected a whole number"),
         ('{"set": "harmful", "prompt": "p", "answer": "a", "score": NaN}', "score nan; expected a whole number"),
+        (
+            '{"set": "harmful", "prompt": "p", "answer": "a", "score": 1000000000}',
+            "score 1000000000; expected a whole number",
+        ),
         ('{"set": "utility", "prompt": "p", "answer": "a"}', "no answer to a harmful or benign request"),
     ],
 )

@@ -328,6 +328,7 @@ def test_a_stage_goes_on_from_a_lora_stage(tmp_path: Path) -> None:
     ("setting", "words"),
     [
         ({"num_hidden_layers": 10**8}, "num_hidden_layers is 100000000; expected at most"),
+        ({"attn_implementation": "kernels-community/any"}, "attn_implementation is kernels-community/any, code that"),
         ({"num_labels": 10**9}, "num_labels is 1000000000"),
         ({"num_hidden_layers": 4000}, "many more parameters than there are weights"),
         ({"vocab_size": 10**10}, "many more parameters than there are weights"),

@@ -110,7 +110,7 @@ def left_factors(matrix: Float[Tensor, "out in"] | Blocks, share: float = 1.0) -
 
     ``D D^T = L S^2 L^T`` when ``out <= in``; otherwise ``D^T D = R S^2 R^T`` and ``L = D R S^-1``. The Gram
     matrix is float32 (float64 where that loses the small end of the spectrum), its eigendecomposition always
-    float64. Energies agree with a float64 SVD to 1e-7 of the whole, and to a few 1e-6 on spectra just short of being
+    float64. Energies agree with a float64 SVD to 1e-7 of the whole, and to a few 1e-5 on spectra just short of being
     ill-conditioned.
 
     Args:

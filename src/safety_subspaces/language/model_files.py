@@ -21,6 +21,8 @@ from safety_subspaces.artefacts.tensors import read_index
 # The most that a setting may say whose name holds the word: ten times what the largest models have, or more. Of each a
 # list is made, or a module, before any weight is looked at.
 COUNTS = {"layer": 2**12, "block": 2**12, "expert": 2**14, "label": 2**16}
+# Settings that may name compiled code of the Hub in place of an implementation of transformers' own.
+KERNELS = ("attn_implementation", "experts_implementation", "kernel_config")
 # Bytes that the header of a safetensors file has for each tensor, at least.
 BYTES_A_TENSOR = 50
 # A parameter is registered when it is made, tied, converted and filled; a number of four bits is half a byte.
@@ -36,7 +38,7 @@ def check_model_files(path: str) -> None:
         path: Folder or Hub id.
 
     Raises:
-        InputError: A count that no model has, or shards that lie elsewhere.
+        InputError: A count that no model has, code of the Hub, or shards that lie elsewhere.
     """
     folder = Path(path)
     if folder.is_dir():
@@ -52,7 +54,7 @@ def check_model_files(path: str) -> None:
 
 
 def check_counts(settings: dict[str, Any], where: str) -> None:
-    """Refuse counts of layers, experts and the like that no model has.
+    """Refuse counts of layers, experts and the like that no model has, and code by the name of a repository.
 
     Raises:
         InputError: Names the setting.
@@ -60,6 +62,8 @@ def check_counts(settings: dict[str, Any], where: str) -> None:
     for name, value in settings.items():
         if isinstance(value, dict):
             check_counts(value, where)
+        if name.lstrip("_") in KERNELS and "/" in str(value):
+            raise InputError(f"{where}: {name} is {value}, code that would be fetched; remove that line to use our own")
         limit = min((limit for word, limit in COUNTS.items() if word in name), default=None)
         if limit is not None and isinstance(value, int | float) and not value <= limit:
             raise InputError(f"{where}: {name} is {value}; expected at most {limit:,}. Download the model again")

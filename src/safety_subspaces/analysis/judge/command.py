@@ -21,6 +21,8 @@ from safety_subspaces.language.examples import PromptItem, Verdict
 # Utility is compared with its reference, and needs no judge.
 JUDGED = ("harmful", "benign")
 ALL = "all"
+# Judges score from 1 to 5; agreement counts every pair of scores up to the largest.
+LARGEST_SCORE = 100
 # Fields of a line that are of one answer; the others say which model it is of, and under what dose of steering.
 OF_AN_ANSWER = ("set", "prompt", "answer", "reference", "refusals", "score", "reason", "group", "earlier_score")
 
@@ -130,7 +132,8 @@ def _checked(text: str, where: str) -> dict[str, Any]:
         if (name not in OF_AN_ANSWER or name == "group") and not _is_plain(value):
             raise InputError(f"{where}: {name[:80]} {str(value)[:80]!r}; expected a text, a number, or null")
     score = line.get("score")
-    if score is not None and (isinstance(score, bool) or not isinstance(score, int | float) or score % 1 != 0):
+    is_number = isinstance(score, int | float) and not isinstance(score, bool)
+    if score is not None and not (is_number and abs(score) <= LARGEST_SCORE and score % 1 == 0):
         raise InputError(f"{where}: score {score!r}; expected a whole number, or null")
     return line
 
