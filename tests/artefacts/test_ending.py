@@ -53,6 +53,20 @@ def test_a_signal_ends_a_command_with_its_status_and_no_traceback(tmp_path: Path
     assert said.strip() == f"stopped by {name}"
 
 
+FORK = """
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(60)
+    os.kill(pid, 15)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)"""
+
+
+def test_a_fork_dies_of_a_signal_without_a_word(tmp_path: Path) -> None:
+    process = started(command(tmp_path, FORK))
+    out, said = process.communicate(timeout=30)
+    assert (out.split()[1], said) == ("-15", "")
+
+
 def test_a_signal_that_was_ignored_stays_so(tmp_path: Path) -> None:
     path = command(tmp_path, "time.sleep(0.3)")
     process = started(path, before=("nohup",))

@@ -140,6 +140,8 @@ class _Hearing:
     def _forget(self) -> None:
         if self._handlers:
             signal.set_wakeup_fd(-1)  # else what a fork receives would be heard by its parent
+            for signum in self._handlers:  # and a worker that is ended as it starts would show a traceback
+                signal.signal(signum, signal.SIG_DFL)
         self._handlers, self.stopped, self.obeyed = {}, None, None
 
 
