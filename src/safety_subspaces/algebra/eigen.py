@@ -137,7 +137,8 @@ def _leading_eigh(gram: np.ndarray, share: float) -> tuple[Tensor, Tensor]:
         "L", "N", below, factors, np.asfortranarray(columns[1:]), REFLECTION_BLOCK * columns.shape[1]
     )
     _check_done(dim, dormqr=failed)
-    return values, torch.from_numpy(columns)
+    # Products of what lies across the processor's vectors round otherwise, and where NumPy puts it changes by the process.
+    return values, torch.from_numpy(columns).clone()
 
 
 def _tridiagonal_vectors(diagonal: np.ndarray, beside: np.ndarray, rank: int) -> np.ndarray:
