@@ -137,7 +137,7 @@ def _leading_eigh(gram: np.ndarray, share: float) -> tuple[Tensor, Tensor]:
         "L", "N", below, factors, np.asfortranarray(columns[1:]), REFLECTION_BLOCK * columns.shape[1]
     )
     _check_done(dim, dormqr=failed)
-    # Products of what lies across the processor's vectors round otherwise, and where NumPy puts it changes by the process.
+    # Products of what lies across vector registers round otherwise, and NumPy puts it elsewhere in each process.
     return values, torch.from_numpy(columns).clone()
 
 
