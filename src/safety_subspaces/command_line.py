@@ -120,7 +120,7 @@ def _bound_yaml() -> None:
 
 def _check_config_files(arguments: Sequence[str]) -> None:
     """Refuse a configuration file that jsonargparse would stumble over before it parses it: text of another kind."""
-    for option, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for option, following in zip(arguments, [*arguments[1:], ""], strict=False):
         name, equals, value = option.partition("=")
         path = Path(value if equals else following)
         if name in ("--config", "-c") and path.is_file():

@@ -54,9 +54,12 @@ def test_a_signal_ends_a_command_with_its_status_and_no_traceback(tmp_path: Path
 
 
 FORK = """
+    reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
+        os.write(writing, b".")
         time.sleep(60)
+    os.read(reading, 1)
     os.kill(pid, 15)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)"""
 

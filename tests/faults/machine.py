@@ -180,8 +180,10 @@ def _refused(stage: Stage, case: Case, reference: Reference, kind: str, place: s
         has_gone = fault["do"] == "vanish" and not outcome(stage.ground.work)
         problems = [] if has_gone else compared(stage, reference.folders)
         return Trial(case.name, kind, place, tuple(problems), happened=False)
-    problems = [*_words(finished), *_intact(stage, case, reference, finished), *_again(stage, case, reference)]
-    return Trial(case.name, kind, place, tuple(problems))
+    problems = _words(finished)
+    if fault["do"] != "vanish":  # what was there has vanished too
+        problems += _intact(stage, case, reference, finished)
+    return Trial(case.name, kind, place, (*problems, *_again(stage, case, reference)))
 
 
 def _words(finished: list[Finished]) -> list[str]:

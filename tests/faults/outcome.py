@@ -30,8 +30,9 @@ NOT_COMPARED = {
 TIMES = ("time/", "train/tokens_per_second", "_hparams_/session")
 # When a page was written, and from which commit.
 STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d\+00:00, [^<]*")
-# An empty folder that PyTorch makes in TMPDIR where DeepSpeed imports its compiler, and the empty file by which Python
-# tries whether it may write there.
+# An empty folder that PyTorch makes in TMPDIR where DeepSpeed imports its compiler, and the file by which Python tries
+# whether it may write there.
+TRIED = b"blat"
 OF_LIBRARIES = re.compile(r"torchinductor_\w+|[a-z0-9_]{8}")
 EVENTS = re.compile(r"events\.out\.tfevents\.")
 
@@ -41,7 +42,7 @@ def outcome(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if OF_LIBRARIES.fullmatch(name) and is_empty(path):
+        if OF_LIBRARIES.fullmatch(name) and (is_empty(path) or (path.is_file() and path.read_bytes() == TRIED)):
             continue
         if path.is_symlink():
             found[name] = f"link to {path.readlink()}"

@@ -114,12 +114,14 @@ class _Hearing:
     def __init__(self) -> None:
         self.stopped: Stopped | None = None
         self.obeyed: int | None = None
+        self.pid = os.getpid()
         self._handlers: dict[int, Callable[[int, Any], None]] = {}
         os.register_at_fork(after_in_child=self._forget)
 
     def start(self, handler: Callable[[int, Any], None], act: Callable[[int], None]) -> None:
         """Call ``handler`` in the main thread and ``act`` in another for each ending signal that is not ignored."""
         self._forget()
+        self.pid = os.getpid()
         self._handlers = {each: handler for each in ENDING if signal.getsignal(each) is not signal.SIG_IGN}
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
@@ -140,8 +142,6 @@ class _Hearing:
     def _forget(self) -> None:
         if self._handlers:
             signal.set_wakeup_fd(-1)  # else what a fork receives would be heard by its parent
-            for signum in self._handlers:  # and a worker that is ended as it starts would show a traceback
-                signal.signal(signum, signal.SIG_DFL)
         self._handlers, self.stopped, self.obeyed = {}, None, None
 
 
@@ -154,6 +154,9 @@ def _say(message: str) -> None:
 
 
 def _raise_stopped(signum: int, _: Any) -> None:
+    if os.getpid() != _hearing.pid:  # a fork that was ended before it had handlers of its own
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
     if _hearing.stopped is None:  # once: what puts files in order meanwhile is not to be stopped in turn
         _hearing.stopped = Stopped(signum)
         raise _hearing.stopped
