@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 from support.tiny import ANALYZE, run_command, save_tiny_model, tiny_source
 from transformers import T5Config
 
@@ -180,6 +181,7 @@ def test_bad_input_is_refused_before_a_model_runs(models, tmp_path, monkeypatch,
 def test_a_model_that_is_no_decoder_is_refused(tmp_path) -> None:
     folder = tmp_path / "encoder"
     T5Config(num_layers=1, d_model=8, vocab_size=30).save_pretrained(folder)
+    save_file({"encoder.embed_tokens.weight": torch.zeros(30, 8)}, folder / "model.safetensors", {"format": "pt"})
     tiny_source().load_tokenizer().save_pretrained(folder)
     with pytest.raises(InputError, match=r"encoder cannot be read .* expected a causal language model"):
         activations({"t5": str(folder)}, SETS, str(tmp_path / "out"), **QUICK)

@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from support import oracle
-from support.canary import Canary
+from support.canary import Canary, poison
 from support.refusal import refuse
 from support.tiny import ANALYZE, ROOT, TRAIN, run_command, save_tiny_model
 
@@ -19,6 +19,7 @@ from safety_subspaces.analysis.export.command import export
 from safety_subspaces.artefacts.provenance import sha256_of_value
 from safety_subspaces.constraint.matrix import rounding_floor
 from safety_subspaces.language.model import load_language_model
+from safety_subspaces.training.checkpoints import COMPLETE
 from safety_subspaces.weights.subspace_file import read_subspace
 
 ONE = []
@@ -58,12 +59,12 @@ def test_the_last_checkpoint_is_the_exported_model(tmp_path: Path, options: list
     load_language_model(str(tmp_path / "out"))
     if options:
         (shard,) = (run / "checkpoints").glob("*.ckpt/checkpoint/*rank_1*optim_states.pt")
-        whole = shard.read_bytes()
-        state = torch.load(shard, weights_only=False)
-        torch.save({**state, "extra": Canary(tmp_path / "canary")}, shard)
+        whole, complete = shard.read_bytes(), (shard.parents[1] / COMPLETE).read_text()
+        poison(shard, tmp_path / "canary", torch.load(shard, weights_only=False))
         refuse(lambda: export(str(run), str(tmp_path / "evil")), "rank_1.*holds more than tensors.*--trust_checkpoint")
         assert not (tmp_path / "canary").exists()
         shard.write_bytes(whole)
+        (shard.parents[1] / COMPLETE).write_text(complete)
     if "lora" in stage:
         return
     # The leak beside the weights is that of the weights: a float64 oracle on the two folders.
@@ -96,9 +97,9 @@ def test_a_run_folder_from_somebody_else_runs_no_code(tmp_path: Path, monkeypatc
     canary, whole = tmp_path / "canary", checkpoint.read_bytes()
     manifest = (run / "manifest.json").read_bytes(), (run / "config.yaml").read_bytes()
     state = torch.load(checkpoint, weights_only=True)
-    for zipped in (True, False):
+    more = "holds more than tensors and plain values.*--trust_checkpoint true"
+    for zipped, message in ((False, "has no whole checkpoint"), (True, more)):  # an older format is none of ours
         torch.save({**state, "extra": Canary(canary)}, checkpoint, _use_new_zipfile_serialization=zipped)
-        message = "holds more than tensors and plain values.*--trust_checkpoint true"
         refuse(lambda: export(str(run), out), message)
         measured = run_command(
             TRAIN, "validate", "--config", run / "config.yaml", "--run_dir", run, "--ckpt_path", checkpoint
@@ -111,7 +112,7 @@ def test_a_run_folder_from_somebody_else_runs_no_code(tmp_path: Path, monkeypatc
     assert canary.exists()
     for damaged in (b"", b"\0" * 64, whole[: len(whole) // 2], pickle.dumps(3, protocol=2)):
         checkpoint.write_bytes(damaged)
-        refuse(lambda: export(str(run), out, overwrite=True), checkpoint.name)
+        refuse(lambda: export(str(checkpoint), out, overwrite=True), checkpoint.name)
     torch.save({"state_dict": {"other": torch.zeros(1)}}, checkpoint)
     refuse(lambda: export(str(run), out, overwrite=True), "is no checkpoint of the model that .* names")
     checkpoint.write_bytes(whole)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.canary import Canary
+from support.canary import poison
 from support.tiny import ROOT, TRAIN, run_command, save_tiny_model
 
 
@@ -39,8 +39,7 @@ def test_what_another_made_is_validated_without_running_its_code(tmp_path: Path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert run_command(TRAIN, "validate", *options).returncode == 0
     (shard,) = (tmp_path / "run" / "checkpoints").glob("*.ckpt/checkpoint/*_model_states.pt")
-    state = torch.load(shard, weights_only=True)
-    torch.save({**state, "extra": Canary(tmp_path / "canary")}, shard)
+    poison(shard, tmp_path / "canary", torch.load(shard, weights_only=True))
     done = run_command(TRAIN, "validate", *options)
     assert done.returncode == 2, done.stderr[-2000:]
     assert "holds more than tensors and plain values" in done.stderr

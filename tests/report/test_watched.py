@@ -300,7 +300,7 @@ def test_a_trajectory_is_matched_to_its_stage_wherever_the_study_has_moved(tmp_p
     assert "trajectory / of-another-study" in further
     assert "trajectory / not-watched" in further
     assert "trajectory / contaminated" not in further
-    assert "contaminated: its path through the snapshots (again)" in text
+    assert "<bdi>contaminated</bdi>: its path through the snapshots (<bdi>again</bdi>)" in text
 
 
 def test_the_course_of_the_whole_update_is_a_table_beside_chance(study):

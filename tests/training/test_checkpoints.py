@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from safety_subspaces.artefacts import files
 from safety_subspaces.training import checkpoints
 from safety_subspaces.training.checkpoints import COMPLETE, flaw_of, name_folder, partial_folder, remove
 from safety_subspaces.training.strategies import RunCheckpointIO
@@ -122,7 +123,7 @@ def test_a_folder_in_the_way_is_exchanged_and_never_missing(tmp_path: Path, monk
 
 def test_a_folder_in_the_way_is_replaced_where_names_cannot_be_exchanged(tmp_path: Path, monkeypatch) -> None:
     path = named(tmp_path / "last.ckpt")
-    monkeypatch.setattr(checkpoints, "_exchange", lambda *_: False)
+    monkeypatch.setattr(files, "_renamed_in_one_step", lambda *_: False)
     name_folder(shards(path, value=1.0), path)
     assert flaw_of(path) is None
     assert float(torch.load(path / "checkpoint" / "zero_pp_rank_0_optim_states.pt")["w"][0]) == 1.0
