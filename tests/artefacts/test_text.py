@@ -17,7 +17,7 @@ from safety_subspaces.artefacts.study import read_study
 from safety_subspaces.artefacts.text import MOST_CHARACTERS, as_cell, as_code, encodable_value, from_cell, shown
 from safety_subspaces.training.board import config_text, hyperparameters
 
-FORMULAS = ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", '=HYPERLINK("http://example.invalid")', "＝1+1", "-"]
+FORMULAS = ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", '=HYPERLINK("http://example.invalid")', "＝1+1"]
 NUMBERS = ["-0.1", "+5", "-1e-3", "-.5", "-inf", "nan", "-2."]
 
 
@@ -40,6 +40,11 @@ def test_letters_of_every_script_stay_and_what_is_too_long_is_cut():
 @given(st.text() | st.sampled_from(FORMULAS + NUMBERS) | st.from_regex(r"\A'*[=+\-@]?[0-9a]*\Z"))
 def test_a_cell_gives_back_what_was_put_into_it(text):
     assert from_cell(as_cell(text)) == text
+
+
+@pytest.mark.parametrize("sign", ["+", "-", "=", "@"])
+def test_a_sign_alone_is_no_formula(sign):
+    assert as_cell(sign) == sign
 
 
 def test_texts_that_a_spreadsheet_would_run_are_text_in_the_csv_and_unchanged_in_the_parquet(tmp_path):
