@@ -20,8 +20,8 @@ UNSHOWABLE = re.compile(
 SURROGATE = re.compile("[\ud800-\udfff]")
 # Enough for any message or answer that a person reads; a file has the whole.
 MOST_CHARACTERS = 10_000
-# What a spreadsheet takes for the start of a formula, which a sign alone is not; and such a start behind the apostrophes
-# that `as_cell` adds.
+# What a spreadsheet takes for the start of a formula, which a sign alone is not; and such a start behind apostrophes,
+# as `as_cell` adds one.
 FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠](?s:.)")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|infinity|nan)", re.IGNORECASE)
 
