@@ -108,7 +108,8 @@ def count(part: str, lines: list[dict]) -> None:
 def fuzz(folder: Path) -> int:
     """Read mutated files with every reader; return how many of them failed."""
     written = folder / "fuzz.json"
-    command = [sys.executable, "-m", "faults.fuzz", "--inputs", str(FUZZ_INPUTS), "--out", str(written)]
+    script = str(Path(__file__).with_name("fuzz.py"))
+    command = [sys.executable, script, "--inputs", str(FUZZ_INPUTS), "--out", str(written)]
     done = subprocess.run(command, cwd=ROOT, check=False)
     if written.is_file():
         counts = json.loads(COUNTS_FILE.read_text()) if COUNTS_FILE.is_file() else {}
