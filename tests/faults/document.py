@@ -33,6 +33,10 @@ same command line runs again, and everything is compared: `tests/faults/outcome.
 
 One limit is known: Lightning logs a point of the loss just after it has written the checkpoint of the same step: a kill
 between the two loses that point from TensorBoard, and nothing else.
+
+Another one: ranks that are started by hand, without a launcher that ends them, wait for PyTorch's half hour for a first
+rank that ended before they met. Lightning's own launcher, torchrun and Slurm end them; the failures below that name DDP
+or ZeRO are of this kind.
 """
 HEADINGS = {
     "kills": "Kills",

@@ -28,8 +28,14 @@ NOT_COMPARED = {
     "resumed_from",
 }
 TIMES = ("time/", "train/tokens_per_second", "_hparams_/session")
-# When a page was written, and from which commit.
-STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d\+00:00, [^<]*")
+# When a page and what it shows were made, from which commit, how long it took, at how many tokens a second, in how much
+# memory.
+STAMP = re.compile(
+    rb"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?\+00:00, [^<]*"
+    rb"|<td class=\"number\">[\d.]+ (s|min|h)</td><td class=\"number\">[\d,.]+</td>|[\d.]+ [MG]iB"
+)
+# What a library keeps of this machine, with the time.
+OF_MACHINE = re.compile(r"\.cache/matplotlib/fontlist-.+")
 # An empty folder that PyTorch makes in TMPDIR where DeepSpeed imports its compiler, and the file by which Python tries
 # whether it may write there.
 TRIED = b"blat"
@@ -43,6 +49,8 @@ def outcome(folder: Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if OF_LIBRARIES.fullmatch(name) and (is_empty(path) or (path.is_file() and path.read_bytes() == TRIED)):
+            continue
+        if OF_MACHINE.fullmatch(name):
             continue
         if path.is_symlink():
             found[name] = f"link to {path.readlink()}"
