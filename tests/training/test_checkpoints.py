@@ -108,6 +108,13 @@ def test_a_folder_that_lacks_or_changed_a_part_is_not_whole(tmp_path: Path) -> N
         assert COMPLETE in flaw_of(whole), text
 
 
+@pytest.mark.parametrize("name", ["../../secret", "/etc/hostname"])
+def test_the_mark_names_no_file_elsewhere(tmp_path: Path, name: str) -> None:
+    whole = named(tmp_path / "step=1.ckpt")
+    (whole / COMPLETE).write_text(json.dumps({name: 7}))
+    assert flaw_of(whole) == f"its {COMPLETE} names files that lie elsewhere"
+
+
 def test_a_folder_in_the_way_is_exchanged_and_never_missing(tmp_path: Path, monkeypatch) -> None:
     path = named(tmp_path / "last.ckpt")
 

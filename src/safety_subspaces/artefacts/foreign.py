@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from re import _parser as regex_parser  # type: ignore[attr-defined]  # how a pattern repeats, no public part tells
 from typing import Any
 
 import yaml
@@ -19,8 +20,9 @@ from safety_subspaces.artefacts.errors import InputError
 MAX_DEPTH = 64
 # Values of a YAML file with its aliases written out; our largest configuration has about a hundred.
 MAX_VALUES = 100_000
-# Repetitions in a regular expression. Matching may take as many steps as there are ways to choose so many places.
-MAX_REPETITIONS = 4
+# How often the steps that a regular expression may take double: on one way through it each repetition of unknown length
+# can end at any of a name's letters, and each choice can be taken back.
+REPETITION, CHOICE, MOST_DOUBLINGS = 6.0, 1.2, 29.0
 # Characters of a parser's own words in a message.
 QUOTED = 300
 
@@ -129,11 +131,34 @@ def check_pattern(pattern: str) -> None:
     """Refuse a regular expression that is none, or could take for ever to match.
 
     Raises:
-        ValueError: It is none, repeats a group, or has many repetitions.
+        ValueError: It is none, repeats what has several ways to match, or has many repetitions and choices in a row.
     """
-    if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > MAX_REPETITIONS:
-        raise ValueError(f"the pattern {pattern[:QUOTED]!r} repeats a group, or has many repetitions")
     try:
-        re.compile(pattern)
-    except re.error as error:
+        doublings = _doublings(regex_parser.parse(pattern))
+    except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(f"{pattern[:QUOTED]!r} is no pattern: {error}") from error
+    if doublings > MOST_DOUBLINGS:
+        raise ValueError(f"the pattern {pattern[:QUOTED]!r} repeats a repetition, or has many of them")
+
+
+def _doublings(pattern: Any) -> float:
+    """Add up the repetitions and choices on the way through a parsed pattern that has most of them."""
+    total = 0.0
+    for code, value in pattern:
+        if str(code) == "BRANCH":
+            total += CHOICE + max(map(_doublings, value[1]))
+        elif str(code).endswith("_REPEAT"):
+            least, most, inner = value
+            within = _doublings(inner)
+            if most > 1 and within:
+                return float("inf")
+            total += within + (0.0 if least == most else REPETITION if most > 1 else CHOICE)
+        else:
+            total += sum(map(_doublings, _parts(value)))
+    return total
+
+
+def _parts(value: Any) -> list[Any]:
+    """Return the patterns that a part of a parsed one holds: of a group, an assertion or a condition."""
+    values = value if isinstance(value, tuple) else (value,)
+    return [part for part in values if isinstance(part, regex_parser.SubPattern)]

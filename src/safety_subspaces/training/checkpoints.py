@@ -72,6 +72,8 @@ def flaw_of(path: Path) -> str | None:
         files = {path / name: int(size) for name, size in sizes.items()}
     except (ValueError, AttributeError, TypeError, OSError):
         return f"its {COMPLETE} is damaged"
+    if not all(file.resolve().is_relative_to(path.resolve()) for file in files):
+        return f"its {COMPLETE} names files that lie elsewhere"
     for file, size in files.items():
         if not file.is_file():
             return f"{file.relative_to(path)} is missing"
