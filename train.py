@@ -25,7 +25,7 @@ from safety_subspaces.artefacts.description import Role
 from safety_subspaces.artefacts.trust import check_trust, is_said
 from safety_subspaces.training.modules.base import LanguageModelModule
 from safety_subspaces.training.resume_state import RUN_PICKLES, read_state, restricted_pickles
-from safety_subspaces.training.run_folder import latest_checkpoint, plan_run, trained_checkpoint
+from safety_subspaces.training.run_folder import is_complete, latest_checkpoint, plan_run, trained_checkpoint
 from safety_subspaces.training.strategies import RunCheckpointIO
 
 TRY = """try:
@@ -80,7 +80,9 @@ class TrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make a Trainer whose ranks end together, and whose checkpoints are whole or not there."""
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.insert(0, RunGuard(self.config[self.subcommand].collective_timeout))
+        guard = RunGuard(self.config[self.subcommand].collective_timeout)
+        guard.expect(trainer.num_devices * trainer.num_nodes)
+        trainer.callbacks.insert(0, guard)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = RunCheckpointIO()
         return trainer
@@ -89,9 +91,12 @@ class TrainCLI(LightningCLI):
         """Check and open the run folder, and resume from its newest checkpoint where that was asked for."""
         self.trainer.callbacks.sort(key=lambda c: not isinstance(c, RunBoard))  # first: it takes back what a try logged
         options, plan = self.config.fit, None
-        if rank_zero_only.rank == 0:  # the parts are made, and have loaded nothing yet
-            config = yaml.safe_load(self.parser.dump(self.config))["fit"]
-            parts = [self.model, self.datamodule, *self.trainer.callbacks]
+        config = yaml.safe_load(self.parser.dump(self.config))["fit"]
+        parts = [self.model, self.datamodule, *self.trainer.callbacks]  # made, and none has loaded anything yet
+        if rank_zero_only.rank != 0:
+            if options.resume and is_complete(Path(options.run_dir), config, parts):
+                sys.exit()
+        else:
             plan = plan_run(Path(options.run_dir), config, parts, options.resume, options.archive)
             if plan.complete:
                 print(f"{options.run_dir} is already complete with this configuration")

@@ -1,5 +1,6 @@
 """Ends all ranks of a run together: at a signal, and when one of them is silent."""
 
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.constraint.collectives import gather_objects
 from safety_subspaces.constraint.rank_watch import RankWatch
 from safety_subspaces.training.run_folder import close_run, how_to_go_on
+
+# Ranks start one after another, and each imports for a while: none is missed sooner.
+LEAST_SECONDS_TO_JOIN = 180.0
 
 
 @final
@@ -31,6 +35,22 @@ class RunGuard(L.Callback):
         self._seconds = seconds
         self._started = time.monotonic()
         self._watch: RankWatch | None = None
+        self._joining: threading.Timer | None = None
+
+    def expect(self, ranks: int) -> None:
+        """Wait for so many ranks to join from now on, and no longer than for one that is silent.
+
+        Without a launcher nothing else ends a rank that waits for one which has ended before they met.
+        """
+        if ranks > 1:
+            seconds = max(self._seconds, LEAST_SECONDS_TO_JOIN)
+            text = (
+                f"error: not all {ranks} ranks had joined after {seconds:g} s (--collective_timeout). If one has "
+                "ended, its own message says why; then start the command again"
+            )
+            self._joining = threading.Timer(seconds, ending.end_at_once, [text])
+            self._joining.daemon = True
+            self._joining.start()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Begin to watch, once all ranks have joined.
@@ -38,6 +58,8 @@ class RunGuard(L.Callback):
         Raises:
             InputError: The ranks would go on from different checkpoints.
         """
+        if self._joining is not None:
+            self._joining.cancel()
         chosen = gather_objects(None if trainer.ckpt_path is None else str(trainer.ckpt_path))
         if len(set(chosen)) > 1:
             raise InputError(f"the ranks found different checkpoints to go on from ({chosen}); start the command again")

@@ -27,10 +27,10 @@ TINY = [f"--model.init_args.source.init_args.{name}={value}"
         for name, value in {"hidden_size": 16, "intermediate_size": 32, "layers": 1, "heads": 2}.items()]  # fmt: skip
 
 
-def pretrain(folder: Path, *extra: object, size: int = 320):
+def pretrain(folder: Path, *extra: object, size: int = 320, **variables: str):
     return run_command(
         TRAIN, "fit", "--config", PRETRAIN, *TINY, f"--data.init_args.size={size}", "--data.init_args.heldout_size=16",
-        f"--run_dir={folder}", *extra,
+        f"--run_dir={folder}", *extra, **variables,
     )  # fmt: skip
 
 
@@ -310,6 +310,14 @@ def test_two_processes_share_every_global_batch(finished_run: Path, tmp_path: Pa
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
     one, other = (load_file(folder / "model" / "model.safetensors") for folder in (finished_run, tmp_path / "run"))
     assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-3
+    # Of a run that is complete each rank finds it so by itself: started without the first, it waits for none.
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    for rank in ("1", "0"):
+        alone = {"LOCAL_RANK": rank, "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+        again = pretrain(tmp_path / "run", *two, "--resume", **alone)
+        assert again.returncode == 0, again.stderr[-2000:]
+        assert ("already complete" in again.stdout) == (rank == "0")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def ended(stage: Stage, case: Case, reference: Reference, running: list[Running]
     """See how a killed command ended, run it again, and compare."""
     problems = []
     try:
-        killed = _as_launched(stage, running)
+        killed = as_launched(stage, running)
     except TimeoutError as error:
         return Trial(case.name, "kill", place, (f"a rank does not end: {error}",))
     happened = any(rank.returncode == -9 for rank in killed)
@@ -171,6 +171,25 @@ def ended(stage: Stage, case: Case, reference: Reference, running: list[Running]
     problems += [f"again: exit {rank.returncode}: {rank.output[-600:]}" for rank in again if rank.returncode]
     problems += [f"still runs after the second: {process}" for process in stage.commands.orphans(5.0)]
     return Trial(case.name, "kill", place, (*problems, *compared(stage, reference.folders)), happened)
+
+
+def as_launched(stage: Stage, running: list[Running], longest: float = LONGEST_SECONDS) -> list[Finished]:
+    """Wait for the end of all ranks, of which a launcher ends those that are left a while after the first.
+
+    Raises:
+        TimeoutError: None ends in time, or one does not obey.
+    """
+    commands = stage.commands
+    while not any(commands.has_ended(rank) for rank in running):
+        if time.monotonic() > running[0].began + longest:
+            raise TimeoutError("no rank has ended")
+        time.sleep(0.01)
+    first = time.monotonic()
+    while not all(commands.has_ended(rank) for rank in running) and time.monotonic() < first + NOTICE_SECONDS:
+        time.sleep(0.01)
+    for rank in running:
+        commands.kill(rank, signal.SIGTERM)
+    return [commands.wait(rank, time.monotonic() - rank.began + OBEY_SECONDS) for rank in running]
 
 
 def compared(stage: Stage, wanted: Sequence[dict[str, str]]) -> list[str]:
@@ -187,21 +206,6 @@ def named(reference: Reference, operation: int, rank: int = 0) -> str:
     number, event, *paths = reference.operations[rank][operation - 1].split()
     files = " ".join(re.sub(r"\d{3,}$", "", Path(path).name) for path in paths)
     return f"operation {number} {event} {files}" + (f" of rank {rank}" if len(reference.operations) > 1 else "")
-
-
-def _as_launched(stage: Stage, running: list[Running]) -> list[Finished]:
-    """Wait for the end of all ranks, of which a launcher ends those that are left a while after the first."""
-    commands = stage.commands
-    while not any(commands.has_ended(rank) for rank in running):
-        if time.monotonic() > running[0].began + LONGEST_SECONDS:
-            raise TimeoutError("no rank has ended")
-        time.sleep(0.01)
-    first = time.monotonic()
-    while not all(commands.has_ended(rank) for rank in running) and time.monotonic() < first + NOTICE_SECONDS:
-        time.sleep(0.01)
-    for rank in running:
-        commands.kill(rank, signal.SIGTERM)
-    return [commands.wait(rank, time.monotonic() - rank.began + OBEY_SECONDS) for rank in running]
 
 
 def _torn(stage: Stage, case: Case, reference: Reference) -> list[str]:

@@ -13,13 +13,13 @@ from typing import Any
 
 from faults.cases import Case
 from faults.commands import Finished, descendants
-from faults.kills import Reference, Stage, Trial, compared, named
+from faults.kills import Reference, Stage, Trial, as_launched, compared, named
 from faults.outcome import differences, outcome
 
 # The longest that a command may go on after what it needs has failed.
 BOUND_SECONDS = 60.0
 # What our errors begin with, wherever a progress bar stood.
-OURS = re.compile(r"error: ", re.MULTILINE)
+OURS = re.compile(r"error: |stopped by SIGTERM")
 A_YEAR = 365 * 24 * 3600.0
 
 
@@ -173,7 +173,7 @@ def _refused(stage: Stage, case: Case, reference: Reference, kind: str, place: s
     stage.reset(case)
     try:
         running = stage.start(case, dict.fromkeys(range(case.ranks), fault))
-        finished = stage.wait(running, BOUND_SECONDS)
+        finished = as_launched(stage, running, BOUND_SECONDS)
     except TimeoutError as error:
         return Trial(case.name, kind, place, (str(error),))
     if all(rank.returncode == 0 for rank in finished):  # what was refused is not needed: then all must be there

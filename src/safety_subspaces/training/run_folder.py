@@ -73,7 +73,7 @@ def plan_run(
     Raises:
         InputError: The folder is occupied and neither option applies, or a part says what no manifest can hold.
     """
-    config = without_secrets({name: value for name, value in config.items() if name not in START_OPTIONS})
+    config = _identity(config)
     if path.exists() and not path.is_dir():
         raise InputError(f"run folder {path} is a file; choose another run_dir")
     if _is_locked(path):
@@ -90,14 +90,9 @@ def plan_run(
     plan = RunPlan(path, config, without_secrets(describe_parts(parts)), describe_inputs(parts), found=found)
     if is_free:
         return plan
-    same = (
-        manifest is not None
-        and manifest.get("config_sha256") == sha256_of_value(config)
-        and manifest.get("inputs") == plan.inputs
-    )
+    same = manifest is not None and _is_of(manifest, config, plan.inputs)
     if resume and same and manifest is not None:
-        exports = facts_about("export", {"parts": plan.parts})
-        if manifest["status"] == "complete" and all((path / export["folder"]).is_dir() for export in exports):
+        if _has_ended(path, manifest, plan.parts):
             return replace(plan, complete=True)
         checkpoint = latest_checkpoint(path, says=True)
         if checkpoint is not None:
@@ -108,6 +103,19 @@ def plan_run(
         return replace(plan, archive=True)
     why = "it has no whole checkpoint yet" if same else "its manifest is missing, or has another configuration or input"
     raise InputError(f"run folder {path} cannot be resumed: {why}. Say --archive to move it aside, or choose another")
+
+
+def is_complete(path: Path, config: dict[str, Any], parts: Sequence[object] = ()) -> bool:
+    """Tell whether a run has already ended with this configuration and these inputs.
+
+    The ranks beside the first ask: it then ends, and none must wait for it.
+    """
+    manifest = read_json(path / "manifest.json") if (path / "manifest.json").is_file() else {}
+    return (
+        manifest.get("status") == "complete"
+        and _is_of(manifest, _identity(config), describe_inputs(parts))
+        and _has_ended(path, manifest, describe_parts(parts))
+    )
 
 
 def open_run(plan: RunPlan) -> None:
@@ -169,6 +177,21 @@ def close_run(path: Path, status: str, started: float, **facts: Any) -> None:
         **without_secrets(facts),
     }
     write_json(path / "manifest.json", manifest)
+
+
+def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a configuration that makes a run what it is, as the manifest keeps it."""
+    identity: dict[str, Any] = without_secrets({n: value for n, value in config.items() if n not in START_OPTIONS})
+    return identity
+
+
+def _is_of(manifest: Mapping[str, Any], config: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]) -> bool:
+    return manifest.get("config_sha256") == sha256_of_value(config) and manifest.get("inputs") == inputs
+
+
+def _has_ended(path: Path, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> bool:
+    exports = facts_about("export", {"parts": parts})
+    return manifest["status"] == "complete" and all((path / export["folder"]).is_dir() for export in exports)
 
 
 def recipe(config: Mapping[str, Any]) -> dict[str, Any]:
