@@ -1,9 +1,13 @@
-"""The order of the files: workers take them as they come, and none should be left alone with a long one at the end."""
+"""The order of the files, so that no worker is left alone with a long one at the end, and what each begins with."""
 
 import gc
 import sys
+import threading
+from collections.abc import Iterator
 
 import pytest
+
+from safety_subspaces.artefacts import trust
 
 # By what each takes; what is not here takes less.
 LONGEST_FIRST = (
@@ -38,6 +42,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first."""
     places = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_a_process_begins() -> Iterator[None]:
+    """Give the next file the process as this one got it: a command that runs in it restricts what may be imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        for place, name in ((trust, "_importable"), (sys, "argv"), (sys, "excepthook"), (threading, "excepthook")):
+            patch.setattr(place, name, getattr(place, name))
+        patch.setattr(sys, "path", list(sys.path))
+        yield
 
 
 def pytest_collection_finish() -> None:
