@@ -34,9 +34,9 @@ same command line runs again, and everything is compared: `tests/faults/outcome.
 One limit is known: Lightning logs a point of the loss just after it has written the checkpoint of the same step: a kill
 between the two loses that point from TensorBoard, and nothing else.
 
-Another one: ranks that are started by hand, without a launcher that ends them, wait for PyTorch's half hour for a first
-rank that ended before they met. Lightning's own launcher, torchrun and Slurm end them; the failures below that name DDP
-or ZeRO are of this kind.
+Ranks that are started by hand have no launcher that ends them with the first that is lost. One that waits for others
+which never come ends by itself after `--collective_timeout` (600 s by default; at least 180 s for the first meeting).
+The failures that name DDP or ZeRO below were counted before that was so.
 """
 HEADINGS = {
     "kills": "Kills",
@@ -89,16 +89,25 @@ def table_of(part: dict[str, dict[str, dict[str, int]]]) -> str:
 
 def table_of_readers(fuzzed: dict[str, Any]) -> str:
     """Return how many inputs each reader was given."""
-    lines = [f"| {reader} | {count} |" for reader, count in fuzzed["by_reader"].items()]
-    table = "\n".join(["| reader | inputs |", "| --- | ---: |", *lines])
+    outcomes = list(dict.fromkeys(outcome for counts in fuzzed["by_reader"].values() for outcome in counts))
+    lines = [
+        f"| {reader} | {' | '.join(str(counts.get(outcome, 0)) for outcome in outcomes)} |"
+        for reader, counts in fuzzed["by_reader"].items()
+    ]
+    table = "\n".join([f"| reader | {' | '.join(outcomes)} |", f"| --- |{' ---: |' * len(outcomes)}", *lines])
     return f"{fuzzed['inputs']} inputs, each read or refused by name, within five seconds and one GiB.\n\n{table}\n"
 
 
 def table_of_runs(runs: dict[str, Any]) -> str:
     """Return by how much memory, file handles and time differ between the end and the start of each run."""
-    lines = ["| run | what | change |", "| --- | --- | ---: |"]
+    lines = ["| run | what | change | spread |", "| --- | --- | ---: | ---: |"]
     for name, run in runs.items():
         length = next(f"{run[unit]:,} {unit}" for unit in ("steps", "prompts") if unit in run)
         for what, change in run["changes"].items():
-            lines.append(f"| {name}, {length} | {what.replace('_', ' ')} | {change:+.1%} |")
-    return "As `benchmarks/long_runs.py` measured and drew it.\n\n" + "\n".join(lines) + "\n"
+            spread = run["spread"][what]
+            lines.append(f"| {name}, {length} | {what.replace('_', ' ')} | {change:+.1%} | {spread:.1%} |")
+    said = (
+        "As `benchmarks/long_runs.py` measured and drew it: the last tenth against the early one, and how far all "
+        "tenths lie apart. A change no larger than that spread is not told from what else the machine did."
+    )
+    return f"{said}\n\n" + "\n".join(lines) + "\n"

@@ -11,7 +11,7 @@ COUNTS = {
         "evaluate": {"kill": {"tried": 3, "happened": 2, "failed": 0}},
         "training": {"kill": {"tried": 4, "happened": 4, "failed": 1}, "clock set back": {"tried": 1, "failed": 0}},
     },
-    "fuzz": {"inputs": 7, "by_reader": {"GGUF": 3, "JSON": 4}},
+    "fuzz": {"inputs": 7, "by_reader": {"GGUF": {"read": 3}, "JSON": {"read": 1, "refused": 3}}},
 }
 
 
@@ -27,12 +27,14 @@ def test_the_page_tells_what_was_counted_and_what_was_mended(tmp_path: Path) -> 
     assert "| training | 4 | 1 |" in page
     assert "| **all** | 7 | 1 |" in page
     assert "7 inputs" in page
+    assert "| reader | read | refused |" in page
+    assert "| GGUF | 3 | 0 |" in page
     assert "| It was lost. | `tests/a/test_b.py::test_c` |" in page
     assert "Long runs" not in page
     (tmp_path / "docs").mkdir()
-    runs = {"training": {"steps": 3000, "changes": {"memory_bytes": 0.012}}}
+    runs = {"training": {"steps": 3000, "changes": {"memory_bytes": 0.012}, "spread": {"memory_bytes": 0.02}}}
     (tmp_path / "docs" / "long_runs.json").write_text(json.dumps(runs))
     (tmp_path / "docs" / "long_runs.svg").touch()
     page = document(COUNTS, [], tmp_path)
-    assert "| training, 3,000 steps | memory bytes | +1.2% |" in page
+    assert "| training, 3,000 steps | memory bytes | +1.2% | 2.0% |" in page
     assert "(long_runs.svg)" in page
