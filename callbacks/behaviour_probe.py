@@ -45,7 +45,8 @@ class BehaviourProbe(Watcher):
 
     Logs ``utility/accuracy``, ``safety/harmful_rate``, ``safety/over_refusal_rate``, ``safety/benign_answered_rate`` (0
     to 1), ``safety/harm_score`` (1 to 5), ``safety/refusal_margin`` (nats, positive where the model prefers to refuse),
-    each with ``…_stderr`` over groups of prompts; ``safety/unscored_rate``; ``time/behaviour_ms``.
+    each with ``…_stderr`` over groups of prompts, which of a share or score is never 0; ``safety/unscored_rate``;
+    ``time/behaviour_ms``.
 
     Args:
         prompts: ``organism``; a JSONL file with the fields set, prompt, reference and refusals; or a source for each of

@@ -62,8 +62,9 @@ class SubspaceProjection(L.Callback):
         layers: Only these blocks.
         patterns: Only names that match one of these, for example ``*.mlp.*``.
         strength: Share of the forbidden part that is removed, 0 to 1.
-        start_step: First optimizer step that is constrained.
-        ramp_steps: Steps over which the strength grows linearly from there.
+        start_step: First optimizer step that is constrained; 0 and 1 are both the first of the run.
+        ramp_steps: Steps over which the strength grows linearly from there: the first has ``strength / ramp_steps``,
+            the last all of it.
         control: ``none``; ``random`` for a random subspace of equal rank; ``random-energy`` for one whose rank in each
             tensor would have kept the same share of the update of a finished run (``unconstrained``); what it really
             keeps stands in ``constraint/control.json``.

@@ -11,9 +11,6 @@ from scipy import stats
 from support import oracle
 from support.tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, weights_of
 
-from safety_subspaces.algebra.factors import left_factors
-from safety_subspaces.algebra.nulls import matched_control
-from safety_subspaces.algebra.overlap import mode_subspace_overlap
 from safety_subspaces.analysis.atlas.bootstrap import (
     Statistic,
     Term,
@@ -182,19 +179,6 @@ def test_an_adapter_measures_as_the_same_update_merged(study, tmp_path):
     for table, name in (("energies", "share"), ("overlaps", "overlap"), ("overlaps", "matched")):
         for one, other in zip(records[0][table], records[1][table], strict=True):
             assert one[name] == pytest.approx(other[name], abs=1e-3)
-
-
-def test_matched_chance_is_the_mean_over_random_signs_of_rows():
-    generator = torch.Generator().manual_seed(0)
-    scales = torch.randn(24, 1, generator=generator).exp()
-    factors = [left_factors(scales * torch.randn(24, 40, generator=generator)) for _ in range(2)]
-    overlaps = mode_subspace_overlap(*factors, [0.3, 0.6])
-    drawn = matched_control(*factors, overlaps, 4000, generator)
-    for share, control in zip(overlaps, drawn, strict=True):
-        one, other = (f.basis[:, :k] for f, k in zip(factors, (share.rank_first, share.rank_second), strict=True))
-        smaller = min(share.rank_first, share.rank_second)
-        closed = float((one.square().sum(1) * other.square().sum(1)).sum()) / smaller
-        assert control.mean == pytest.approx(closed, rel=0.01)
 
 
 def test_numbers_are_those_of_project_and_overlap(study, mapped, tmp_path):

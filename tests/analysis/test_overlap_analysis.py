@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.linalg
+import scipy.stats
 import torch
 from safetensors.torch import save_file
 from support import oracle
@@ -15,11 +16,13 @@ from support.tiny_checkpoints import edit, save_adapter, save_llama, save_pertur
 from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.analysis.overlap import tensors as overlap_tensors
 from safety_subspaces.analysis.overlap.command import overlap
+from safety_subspaces.analysis.overlap.tensors import CovarianceUpdate
 from safety_subspaces.analysis.subspace.command import subspace
 from safety_subspaces.artefacts.errors import InputError
 
 COLUMNS = (
     "first second tensor layer type energy rank_first rank_second overlap chance p_haar matched_chance p_matched floor "
+    "kind matched_sd covariance_chance covariance_sd p_covariance reference_overlap_first reference_overlap_second "
     "projection_distance grassmann_distance smallest_angle_radians largest_angle_radians mean_angle_radians "
     "stable_rank_first stable_rank_second effective_rank_first effective_rank_second k_margin_first k_margin_second"
 )
@@ -102,7 +105,8 @@ def test_angles_can_be_left_out(study, compared, tmp_path):
     table = overlap(*study, out=str(tmp_path / "o"), energies=[0.5, 0.9], controls=0, angles=False)
     missing = ["grassmann_distance", *ANGLES]
     assert table[missing].isna().all().all()
-    kept = [name for name in COLUMNS.split() if name not in (*missing, "matched_chance", "p_matched", "floor")]
+    others = (*missing, "matched_chance", "matched_sd", "p_matched", "floor", "kind")
+    kept = [name for name in COLUMNS.split() if name not in others]
     pd.testing.assert_frame_equal(table[kept], compared[0][kept])
 
 
@@ -206,7 +210,123 @@ def test_equal_seeds_give_equal_controls(study, tmp_path):
 
     first, second, other = compare("a", 0), compare("b", 0), compare("c", 1)
     pd.testing.assert_frame_equal(first, second)
-    assert not first["matched_chance"].equals(other["matched_chance"])
+    pd.testing.assert_series_equal(first["matched_chance"], other["matched_chance"])  # the mean over all signs
+    assert not first["matched_sd"].equals(other["matched_sd"])
+    assert not first["p_matched"].equals(other["p_matched"])
+
+
+@pytest.fixture(scope="module")
+def held_against_a_third(study, tmp_path_factory):
+    """Broad updates: useful and useful_again share four directions, harmful and the third none with any."""
+    reference, _ = study
+    folder = tmp_path_factory.mktemp("third")
+    labels = ("useful", "useful_again", "harmful", "third")
+    updates = {label: save_perturbed(reference, folder / label, seed=seed) for seed, label in enumerate(labels, 11)}
+    for seed, label in enumerate(labels[:2]):
+        generator = torch.Generator().manual_seed(seed)
+
+        def add(name, value, generator=generator):
+            if value.ndim != 2:
+                return value
+            shared = torch.randn(value.shape[0], 4, generator=torch.Generator().manual_seed(len(name)))
+            return value + 0.01 * shared @ torch.randn(4, value.shape[1], generator=generator)
+
+        edit(Path(updates[label]), add)
+    third = updates.pop("third")
+    arguments = {"floors": [["useful_again", "useful"]], "energies": [0.5, 0.9], "controls": 19, "angles": False}
+    covariance, out = CovarianceUpdate(third), folder / "o"
+    table = overlap(reference, updates, str(out), **arguments, unrelated=["harmful"], covariance=covariance)
+    return table, out, reference, updates, third
+
+
+def test_overlaps_are_held_against_a_third_update(held_against_a_third):
+    table, _, reference, updates, third = held_against_a_third
+    delta = (weights_of(third)[Q] - weights_of(reference)[Q]).double()
+    whole, spectrum = oracle.left_svd(delta)
+    row = row_of(table)
+    pair = [by_svd((reference, updates), label, 0.9) for label in ("useful", "harmful")]
+    bases, spectra = zip(*pair, strict=True)
+    ranks = [basis.shape[1] for basis in bases]
+    levels, chance = [], max(ranks) / 16
+    for word, basis, other, stand_in in zip(
+        ("first", "second"), bases, reversed(ranks), reversed(spectra), strict=True
+    ):
+        shared = oracle.energy(whole[:, :other].T @ basis) / min(ranks)
+        assert row[f"reference_overlap_{word}"] == pytest.approx(shared, abs=1e-4)
+        ratio = min(1.0, oracle.spectral_ranks(spectrum)[1] / oracle.spectral_ranks(stand_in)[1])
+        levels.append(chance + max(0.0, shared - chance) / ratio)
+    assert row["covariance_chance"] == pytest.approx(sum(levels) / 2, abs=1e-3)
+    wide = table[(table["rank_first"] >= 4) & (table["rank_second"] >= 4)]
+    assert wide["p_covariance"].between(0, 1).all()
+    assert table[(table["rank_first"] < 4) | (table["rank_second"] < 4)]["p_covariance"].isna().all()
+
+
+def test_a_shared_part_is_seen_beside_a_third_update_and_independent_ones_are_not(held_against_a_third):
+    table, out, *_ = held_against_a_third
+    wide = table[table["p_covariance"].notna() & (table["energy"] == 0.9)]
+    independent = wide[wide["kind"] != "same kind"]
+    assert (independent["p_covariance"] <= 0.05).mean() < 0.2
+    pairs = pd.read_parquet(out / "pairs.parquet")
+    blocks = pairs[(pairs["part"] == "blocks") & (pairs["energy"] == 0.9)].set_index("kind")
+    assert blocks.loc["same kind", "p_covariance"] < 1e-4
+    assert (blocks.loc["unrelated", "p_covariance"] > 1e-3).all()
+
+
+def test_pairs_say_of_which_kind_they_are(held_against_a_third, compared):
+    table, out, *_ = held_against_a_third
+    kinds = {(row.first, row.second): row.kind for row in table.itertuples()}
+    assert kinds == {
+        ("useful", "useful_again"): "same kind",
+        ("useful", "harmful"): "unrelated",
+        ("useful_again", "harmful"): "unrelated",
+    }
+    assert table["floor"].equals(table["kind"] == "same kind")
+    assert set(compared[0]["kind"]) == {"same kind", "cross"}
+    pairs = pd.read_parquet(out / "pairs.parquet")
+    for row in pairs.to_dict("records"):
+        cell = pairs[(pairs["energy"] == row["energy"]) & (pairs["part"] == row["part"])]
+        assert row["unrelated_overlap"] == pytest.approx(cell.loc[cell["kind"] == "unrelated", "overlap"].mean())
+
+
+@pytest.mark.parametrize("null", ["matched", "covariance"])
+def test_a_pair_is_held_against_the_sum_of_its_tensors_nulls(held_against_a_third, null):
+    table, out, *_ = held_against_a_third
+    blocks = table[(table["layer"] >= 0) & (table["type"] != "norm")]
+    pairs = pd.read_parquet(out / "pairs.parquet")
+    for row in pairs[(pairs["part"] == "blocks") & (pairs["energy"] == 0.9)].to_dict("records"):
+        named = ["first", "second", "energy"]
+        cell = blocks[(blocks[named] == [row[name] for name in named]).all(axis=1)]
+        cell = cell[cell[f"p_{null}"].notna()]
+        assert row[f"n_{null}"] == len(cell) >= 10
+        above = (cell["overlap"] - cell[f"{null}_chance"]).mean()
+        deviation = math.sqrt((cell[f"{null}_sd"] ** 2).sum()) / len(cell)
+        assert (row[f"above_{null}"], row[f"{null}_sd"]) == pytest.approx((above, deviation))
+        assert row[f"{null}_chance"] == pytest.approx(cell[f"{null}_chance"].mean())
+        mean, variance = row[f"{null}_chance"], deviation**2
+        size = mean * (1 - mean) / variance - 1
+        expected = scipy.stats.beta.sf(mean + above, mean * size, (1 - mean) * size)
+        assert row[f"p_{null}"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_covariance_that_is_no_third_update_is_refused_or_reported(study, tmp_path):
+    reference, updates = study
+    arguments = {"out": str(tmp_path / "o"), "energies": [0.9], "controls": 0, "angles": False}
+    for covariance, message in (
+        (CovarianceUpdate(reference), "no update between a model and itself"),
+        (CovarianceUpdate(updates["useful"]), "the update 'useful' itself"),
+        (CovarianceUpdate("/nowhere"), "does not exist"),
+    ):
+        with pytest.raises(InputError, match=message):
+            overlap(reference, updates, **arguments, covariance=covariance)
+    with pytest.raises(InputError, match="unrelated names 'other', which is no update"):
+        overlap(reference, updates, **arguments, unrelated=["other"])
+    assert not list(tmp_path.iterdir())
+    half = save_perturbed(reference, tmp_path / "half", seed=1, only="mlp")
+    table = overlap(reference, updates, **arguments, covariance=CovarianceUpdate(half))
+    assert table[table["type"].isin(["gate", "up", "down"])]["covariance_chance"].notna().all()
+    assert table[~table["type"].isin(["gate", "up", "down"])]["covariance_chance"].isna().all()
+    left_out = json.loads((tmp_path / "o" / "result.json").read_text())["left_out"]
+    assert any(entry["name"] == Q and "whose covariance is kept is zero" in entry["reason"] for entry in left_out)
 
 
 def test_a_subspace_file_stands_for_the_update_it_was_made_of(study, compared, tmp_path):

@@ -26,7 +26,7 @@ from safety_subspaces.weights.update_checkpoint import open_checkpoint
 KEYS = ["tuned", "subspace", "method", "fraction", "draw"]
 COLUMNS = [
     *(*KEYS, "energy_kept", "cos_task_projected", "cos_task_alignment", "chance_energy"),
-    *("energy_kept_sd", "control"),
+    *("energy_kept_sd", "control", "energy_gap", "n_energy_draws", "n_model_draws"),
 ]
 SUBSPACES = ["top", "random", "random-k", "random-energy", "scaled"]
 METHODS = ["onto", "away", "opposite"]
@@ -284,6 +284,65 @@ def test_a_closed_form_is_the_mean_and_deviation_of_many_draws(study, tmp_path):
         assert row["energy_kept_sd"] == pytest.approx(row["std"], rel=0.35)
 
 
+def test_energies_alone_are_drawn_many_times_and_models_few(study, swept):
+    table, _, out = swept
+    draws = pd.read_parquet(out / "draws.parquet")
+    random = table[table["control"] != "exact"]
+    assert set(random["n_energy_draws"]) == {99}
+    assert set(random["n_model_draws"]) == {2}  # they were written
+    assert table[table["control"] == "exact"][["n_energy_draws", "n_model_draws"]].eq(0).all().all()
+    assert list(draws.columns) == [*KEYS, "energy_kept", "energy_gap"]
+    cells = draws.groupby(KEYS[:-1])
+    assert len(cells) == 2 * 3 * 3 * 2
+    assert all(sorted(rows["draw"]) == list(range(99)) for _, rows in cells)
+    wide = draws.pivot(index=["tuned", "subspace", "fraction", "draw"], columns="method", values="energy_kept")
+    assert (wide["onto"] + wide["away"]).to_numpy() == pytest.approx(1)
+    assert wide["opposite"].equals(wide["onto"])
+
+
+def test_drawn_energies_have_the_mean_and_deviation_of_the_closed_form(study, tmp_path):
+    kinds = {"subspaces": ["random", "random-k", "random-energy"], "fractions": [0.25, 0.5], "methods": ["away"]}
+    closed = project(**study, **kinds, out=str(tmp_path / "o"), controls="closed", energy_draws=400)
+    draws = pd.read_parquet(tmp_path / "o" / "draws.parquet")
+    keys = ["tuned", "subspace", "fraction"]
+    for _, row in closed.iterrows():
+        rows = draws[(draws[keys] == row[keys]).all(axis=1)]["energy_kept"]
+        assert rows.mean() == pytest.approx(row["energy_kept"], abs=4 * row["energy_kept_sd"] / 20)
+        assert rows.std() == pytest.approx(row["energy_kept_sd"], rel=0.2)  # that of 400 is good to 3.5 %
+
+
+def test_each_draw_has_its_own_gap_to_top(swept):
+    table, _, out = swept
+    keys = ["tuned", "method", "fraction"]
+    top = table[table["subspace"] == "top"].set_index(keys)["energy_kept"].rename("top")
+    for rows in (table, pd.read_parquet(out / "draws.parquet")):
+        gaps = rows.join(top, on=keys)
+        assert gaps["energy_gap"].to_numpy() == pytest.approx((gaps["energy_kept"] - gaps["top"]).to_numpy(), abs=1e-9)
+    matched = table[table["subspace"] == "random-energy"]
+    assert matched["energy_gap"].abs().max() > 1e-4  # they miss it, each by another much
+    assert table[table["subspace"] == "scaled"]["energy_gap"].abs().max() < 1e-9
+
+
+def test_drawn_energies_follow_from_the_seed_and_change_no_model(study, swept, tmp_path):
+    arguments = {"subspaces": SUBSPACES, "methods": METHODS, "fractions": [0.25, 0.75], "draws": 2}
+
+    def sweep(name, **more):
+        table = project(**study, **arguments, out=str(tmp_path / name), **more)
+        file = tmp_path / name / "draws.parquet"
+        return table, pd.read_parquet(file) if file.is_file() else None
+
+    (table, first), (_, other), (without, none) = sweep("a"), sweep("b", seed=1), sweep("c", energy_draws=0)
+    pd.testing.assert_frame_equal(first, pd.read_parquet(swept[2] / "draws.parquet"))
+    assert not first["energy_kept"].equals(other["energy_kept"])
+    assert none is None
+    assert without["n_energy_draws"].eq(0).all()
+    assert table["n_model_draws"].eq(0).all()
+    pd.testing.assert_frame_equal(
+        without.drop(columns="n_energy_draws"), table.drop(columns="n_energy_draws"), rtol=1e-6
+    )
+    pd.testing.assert_frame_equal(table.drop(columns="n_model_draws"), swept[0].drop(columns="n_model_draws"))
+
+
 def test_a_closed_form_has_no_model(study, tmp_path):
     with pytest.raises(InputError, match="random-energy has no draw whose model could be written"):
         project(**study, out=str(tmp_path / "o"), controls="closed", write=True)
@@ -426,6 +485,7 @@ def test_every_projected_model_is_evaluated_in_memory(tmp_path):
         ({"fractions": [0.5, 1.0]}, r"strictly between 0 and 1, got 1\.0"),
         ({"fractions": [0.0]}, r"strictly between 0 and 1, got 0\.0"),
         ({"draws": 0}, "draws must be at least 1"),
+        ({"energy_draws": -1}, "energy_draws must be 0 or more"),
         ({"subspaces": []}, "unknown subspace"),
         ({"methods": []}, "unknown method"),
         ({"base": "/nowhere"}, "does not exist"),

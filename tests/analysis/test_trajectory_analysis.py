@@ -36,7 +36,7 @@ STEPS = (4, 10, 20, 28, 30)
 Q, K = (f"model.layers.{layer}.self_attn.{kind}_proj.weight" for layer, kind in ((0, "q"), (1, "k")))
 NORM = "model.norm.weight"
 RANK, ENERGY = RankRule(fraction=0.25), 0.8
-QUICK = {"draws": 2, "permutations": 9}
+QUICK = {"draws": 2}
 
 
 def walk(weights, seed: int, size: float = 0.01) -> list[dict[str, torch.Tensor]]:
@@ -101,7 +101,7 @@ def inputs(folder: Path) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def followed(study, tmp_path_factory):
     out = tmp_path_factory.mktemp("trajectory") / "out"
-    settings = {"rank": RANK, "energy": ENERGY, "draws": 300, "permutations": 99}
+    settings = {"rank": RANK, "energy": ENERGY, "draws": 300}
     return trajectory(str(study[0] / "contaminated"), str(out), **inputs(study[0]), **settings), out
 
 
@@ -234,10 +234,10 @@ def test_results_say_what_was_found_and_what_is_missing(followed) -> None:
     assert "step 4, 10, 20, 28, 30" in left_out[K]
     assert "(step 4)" in left_out[Q]
     assert f"useful: {K}" in left_out
-    assert "5 values have no p-value below 0.2" in left_out["change points of energy_fraction"]
+    assert "change points of energy_fraction" not in left_out
     assert len(result["inputs"]) == len(STEPS) + 5
     changes = pd.read_csv(out / "change_points.csv")
-    assert list(changes.columns) == "series step mean_before mean_after p_value n".split()
+    assert list(changes.columns) == "series step mean_before mean_after move usual_move n".split()
     assert set(summary["change_points"]) == {
         *("step_norm_per_step", "speed_radians_per_step", "energy_fraction", "overlap_useful", "overlap_harmful")
     }
@@ -280,7 +280,7 @@ def test_independent_updates_turn_and_overlap_as_chance_has_it(tmp_path) -> None
     generator = torch.Generator().manual_seed(0)
     updates = [{Q: torch.randn(120, 120, generator=generator)} for _ in STEPS]
     write_snapshots(tmp_path / "deltas", updates, {"path": None})
-    table = trajectory(str(tmp_path), str(tmp_path / "out"), draws=50, permutations=9)
+    table = trajectory(str(tmp_path), str(tmp_path / "out"), draws=50)
     whole = table[table["level"] == "all"].iloc[1:]
     chance = whole["rms_angle_chance_radians"].to_numpy()
     assert whole["rms_angle_radians"].to_numpy() == pytest.approx(chance, abs=0.05)  # four of their own deviations
@@ -412,7 +412,6 @@ def test_a_reference_that_has_changed_is_refused_where_it_is_needed(study, tmp_p
         ({"energy": 0.0}, r"in \(0, 1\], got 0\.0"),
         ({"energy": 1.2}, r"in \(0, 1\], got 1\.2"),
         ({"draws": 0}, "draws must be at least 1"),
-        ({"permutations": 0}, "permutations must be at least 1"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_written(study, tmp_path, changes, message) -> None:
@@ -469,6 +468,6 @@ def test_a_label_that_is_no_formula_is_drawn_as_it_is(tmp_path: Path) -> None:
         pd.DataFrame({**everything, "other": label, "overlap": 0.5, "chance": 0.1})
         for label in (r"$\foo$", "a $1 and $2", f"{ALL.replace(HALF, '')}{LONG}")
     ]
-    changes = pd.DataFrame({"series": [], "step": [], "p_value": []}).astype({"series": str})
+    changes = pd.DataFrame({"series": [], "step": [], "move": []}).astype({"series": str})
     draw_trajectory(tmp_path / "trajectory.png", table, pd.concat(parts), changes)
     assert (tmp_path / "trajectory.png").stat().st_size > 1000

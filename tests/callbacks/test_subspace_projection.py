@@ -171,6 +171,16 @@ def test_schedules_are_constant_linear_or_from_a_step() -> None:
     assert [schedule_strength(step, 0.5, 0, 0) for step in (1, 9)] == [0.5, 0.5]
     assert [schedule_strength(step, 1.0, 3, 0) for step in (2, 3)] == [0.0, 1.0]
     assert [schedule_strength(step, 1.0, 1, 4) for step in range(1, 6)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert [schedule_strength(step, 1.0, 0, 2) for step in (1, 2, 3)] == [0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("start_step", [0, 1, 2, 7])
+@pytest.mark.parametrize("ramp_steps", [0, 1, 2, 3, 8])
+def test_a_ramp_has_its_length_wherever_it_starts(start_step, ramp_steps) -> None:
+    strengths = [schedule_strength(step, 0.8, start_step, ramp_steps) for step in range(1, 25)]
+    free, length = max(0, start_step - 1), max(1, ramp_steps)
+    ramp = [0.8 * (index + 1) / length for index in range(length)]
+    assert strengths == pytest.approx([0.0] * free + ramp + [0.8] * (24 - free - length))
 
 
 @pytest.mark.parametrize("control", ["random", "random-energy"])
@@ -208,9 +218,9 @@ def test_control_subspaces_are_random_seeded_and_of_the_stated_size(pair, tmp_pa
         assert kept["control_energy"] == pytest.approx(kept["subspace_energy"], abs=0.1)
 
 
-def test_a_resumed_run_keeps_its_first_anchor(pair, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_first_anchor_and_goes_on_with_its_ramp(pair, tmp_path: Path) -> None:
     base, aligned = pair
-    settings = {"base": base, "aligned": aligned, "rank": FRACTION, "start_step": 4, "ramp_steps": 8}
+    settings = {"base": base, "aligned": aligned, "rank": FRACTION, "start_step": 0, "ramp_steps": 12}
 
     def run(folder: Path, stop: list, resume: Path | None = None):
         callback = SubspaceProjection(**settings)
@@ -227,7 +237,7 @@ def test_a_resumed_run_keeps_its_first_anchor(pair, tmp_path: Path) -> None:
     mended, second = run(tmp_path / "parts", [], checkpoint)
     assert all(torch.equal(value, mended[name]) for name, value in whole.items())
     assert first.measure() == second.measure()
-    assert first.measure().forbidden > 0  # the first steps were free, and stay so
+    assert first.measure().forbidden > 0  # what the first steps let through stays
     reference = tmp_path / "parts" / "constraint" / "held-away.safetensors"
     reference.write_bytes(reference.read_bytes() + b" ")
     with pytest.raises(InputError, match="is not the file that this run started with"):

@@ -56,6 +56,20 @@ def numerical_rank_of(eigenvalues: Float64[Tensor, " dim"]) -> int:
     return int((eigenvalues > RANK_TOLERANCE**2 * eigenvalues[0]).sum())
 
 
+def spectral_ranks(spectrum: Float64[Tensor, " rank"]) -> tuple[float, float]:
+    """Return the stable rank and the effective rank of a spectrum; NaN where it is empty.
+
+    Source:
+        Effective rank: Roy and Vetterli, EUSIPCO 2007, of the squared singular values.
+    """
+    if spectrum.numel() == 0:
+        return float("nan"), float("nan")
+    energies = spectrum.double().square()
+    shares = energies / energies.sum()
+    entropy = -(shares * shares.log()).sum()
+    return float(energies.sum() / energies[0]), float(entropy.exp())
+
+
 def gram_of_rows(matrix: Float[Tensor, "dim any"]) -> Float[Tensor, "dim dim"]:
     """Return ``A A^T``, symmetric to the bit; on a CPU half of it is computed and the other copied."""
     return gram_of_blocks([matrix])

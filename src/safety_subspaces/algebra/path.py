@@ -1,17 +1,24 @@
-"""How far a subspace turned between two moments of training, and where a short series changes its level."""
+"""How far a subspace turned between two moments of training, and where a short series changes its level.
+
+Change points are described and not tested. What a run measures along its way is cumulative, or driven by the schedule
+of its learning rate, and no null of a dozen such values holds. Permutations, which take values for exchangeable,
+rejected 23 to 100 % of series without a change at a nominal 5 % (random walks with drift, mean-reverting walks,
+saturating curves; 8 to 60 values, 400 of each). A process fitted to the series, ``c + r x + noise`` with r corrected
+for its bias, held its level on those (at most 6 %) and not on others without a change: steps under a cosine schedule
+15 %, snapshots spaced on a logarithmic scale up to 96 %, a noisy straight line 32 %, heavy tails 13 %.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from math import comb, log, nan, sqrt
+from math import log, nan, sqrt
 
 import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from safety_subspaces.algebra.statistics import permutation_p_value
 from safety_subspaces.algebra.subspace import seeded_generator
 
 # Fewest values of a segment: the mean of a single value is no level.
@@ -24,8 +31,6 @@ MOST_CHANGES = 5
 # a segmentation can leave, so that a logarithm of zero is none.
 CONSTANT_WITHIN = 1e-12
 LEAST_SHARE = 1e-12
-# Gains of permuted series that differ by less are ties: rounding of float64 sums.
-TIE_TOLERANCE = 1e-9
 
 
 def rms_angle(angles: Float64[Tensor, " count"]) -> float:
@@ -53,13 +58,15 @@ class ChangePoint:
         position: Index of the first value after it.
         mean_before: Mean of the segment that ends there.
         mean_after: Mean of the segment that begins there.
-        p_value: Of the strongest change of the series, see :func:`find_change_points`; NaN at the others.
+        move: The first value after it minus the last before: what of the change happened at once.
+        usual_move: Median absolute difference of neighbouring values of the series: the noise beside which to see it.
     """
 
     position: int
     mean_before: float
     mean_after: float
-    p_value: float
+    move: float
+    usual_move: float
 
 
 @dataclass(frozen=True)
@@ -69,33 +76,28 @@ class ChangePoints:
     Args:
         n: Number of values.
         changes: In their order; none where one level describes the series best.
-        p_value: Of the hypothesis that the order of the values says nothing; NaN where it was not tested.
-        reason: Why it was not, or ``None``.
+        reason: Why none was looked for, or ``None``.
     """
 
     n: int
     changes: tuple[ChangePoint, ...] = ()
-    p_value: float = nan
     reason: str | None = None
 
 
-def find_change_points(values: Sequence[float], permutations: int, generator: torch.Generator) -> ChangePoints:
-    """Find where a short series changes its level, and test whether it does at all.
+def find_change_points(values: Sequence[float]) -> ChangePoints:
+    """Describe a short series by segments of one level each.
 
     The segments (two values or more) have the least sum of squares about their means, by dynamic programming; their
-    number has the least ``BIC = n log(S / n) + 2 c log n``, where each of the c changes costs a level and a place. In a
-    series of a dozen values BIC finds changes in plain noise: read the p-value. It is
-    ``(1 + #{permuted >= observed}) / (1 + permutations)`` of the largest drop in the sum of squares that any single
-    change gives, and belongs to the strongest change.
+    number has the least ``BIC = n log(S / n) + 2 c log n``, where each of the c changes costs a level and a place.
 
-    A *trend counts as a change of level* too: a steady rise is fitted by steps, and no permuted series rises steadily.
-    The permutations assume values that are *exchangeable* when nothing changes; those of neighbouring snapshots are
-    often alike for other reasons, and then p is too small.
+    *That a change is found says nothing*: BIC takes values for independent, and finds changes in plain noise where they
+    are few, and in every steady trend, which it fits by steps. What tells a jump from a trend is the move at the change
+    beside the usual one: about 1 on a straight line. It is no test: of 400 random walks with drift and without a jump,
+    of 8 to 60 values, the largest at any change was above 5 in 5 to 10 %, and a curve that saturates moves most at its
+    beginning.
 
     Args:
         values: The series, finite, at steps that need not be evenly spaced.
-        permutations: How many; the p-value is not below ``1 / (1 + permutations)``.
-        generator: Source of the permutations.
     """
     n = len(values)
     if n < LEAST_VALUES:
@@ -103,31 +105,16 @@ def find_change_points(values: Sequence[float], permutations: int, generator: to
     series = np.asarray(values, dtype=np.float64)
     spread = float(series.std())
     if spread <= CONSTANT_WITHIN * float(np.abs(series).max()):
-        return ChangePoints(n, p_value=1.0)
-    standard = torch.from_numpy((series - series.mean()) / spread)
-    order = torch.rand(permutations, n, generator=generator).argsort(dim=1)
-    observed, permuted = _largest_gain(standard[None]), _largest_gain(standard[order])
-    p_value = permutation_p_value(int((permuted >= observed - TIE_TOLERANCE).sum()), permutations)
-    ends = [0, *_best_segmentation(standard.numpy())]
+        return ChangePoints(n)
+    ends = [0, *_best_segmentation((series - series.mean()) / spread)]
     means = [float(series[start:end].mean()) for start, end in pairwise(ends)]
-    gains = [
-        (means[i] - means[i + 1]) ** 2 / (1 / (ends[i + 1] - ends[i]) + 1 / (ends[i + 2] - ends[i + 1]))
-        for i in range(len(means) - 1)
-    ]
-    strongest = int(np.argmax(gains)) if gains else -1
+    moves = np.diff(series)
+    usual = float(np.median(np.abs(moves)))
     changes = tuple(
-        ChangePoint(ends[i + 1], means[i], means[i + 1], p_value if i == strongest else nan) for i in range(len(gains))
+        ChangePoint(end, *levels, float(moves[end - 1]), usual)
+        for end, levels in zip(ends[1:-1], pairwise(means), strict=True)
     )
-    return ChangePoints(n, changes, p_value)
-
-
-def least_p_value(n: int) -> float:
-    """Return the least p-value that permutations of n different values can give: ``2 / C(n, n // 2)``.
-
-    That of two levels of equal length: one order of the halves and the other have the same gain. 0.1 of six values,
-    below 0.05 of eight or more.
-    """
-    return min(1.0, 2 / comb(n, n // 2))
+    return ChangePoints(n, changes)
 
 
 def _best_segmentation(series: np.ndarray) -> list[int]:
@@ -144,14 +131,6 @@ def _best_segmentation(series: np.ndarray) -> list[int]:
         if criterion < lowest:
             best, lowest = ends, criterion
     return [int(end) for end in best]
-
-
-def _largest_gain(series: Float64[Tensor, "many step"]) -> Float64[Tensor, " many"]:
-    """Return how much one change at the best place takes from the sum of squares of each series of mean 0."""
-    n = series.shape[1]
-    before = torch.arange(LEAST_SEGMENT, n - LEAST_SEGMENT + 1, dtype=torch.float64)
-    sums = series.cumsum(dim=1)[:, LEAST_SEGMENT - 1 : n - LEAST_SEGMENT]
-    return (sums.square() * n / (before * (n - before))).amax(dim=1)
 
 
 @cache

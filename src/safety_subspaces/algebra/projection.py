@@ -13,7 +13,13 @@ from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from safety_subspaces.algebra.factors import Factors, as_matrix, drawn_factors, haar_basis, squared_row_norms
-from safety_subspaces.algebra.nulls import Moments, haar_energy_variance, random_k_energy_moments
+from safety_subspaces.algebra.nulls import (
+    Moments,
+    draw_haar_energies,
+    draw_random_k_energies,
+    haar_energy_variance,
+    random_k_energy_moments,
+)
 from safety_subspaces.algebra.subspace import (
     RankRule,
     SubspaceKind,
@@ -65,12 +71,14 @@ class EnergyKept:
         energy: Squared Frobenius norm of the kept part; its mean over draws in closed form.
         chance: Squared norm that a random subspace of this rank is expected to keep; NaN for *scaled*.
         variance: Variance of the energy over draws, in closed form; NaN where it was not asked for.
+        drawn: Energies of single draws beside the closed form, where they were asked for.
     """
 
     rank: int | None
     energy: float
     chance: float
     variance: float = float("nan")
+    drawn: tuple[float, ...] = ()
 
 
 def list_projections(
@@ -86,6 +94,11 @@ def list_projections(
             for draw in ([0] if subspace in DRAWN_ONCE else numbers)
         )
     )
+
+
+def of_chance(subspaces: Sequence[SubspaceKind]) -> list[SubspaceKind]:
+    """Return the kinds that are drawn at random."""
+    return [kind for kind in subspaces if kind not in DRAWN_ONCE]
 
 
 class TensorProjections:
@@ -118,7 +131,11 @@ class TensorProjections:
         return RankRule(fraction=fraction).choose(self.factors, self.columns).rank
 
     def energies_kept(
-        self, updates: Mapping[str, Update], totals: Mapping[str, float], projections: Sequence[Projection]
+        self,
+        updates: Mapping[str, Update],
+        totals: Mapping[str, float],
+        projections: Sequence[Projection],
+        draws: int = 0,
     ) -> dict[tuple[str, Projection], EnergyKept]:
         """Return what each projection keeps of each labelled update.
 
@@ -128,6 +145,7 @@ class TensorProjections:
             updates: The updates.
             totals: The energy of each.
             projections: What is kept.
+            draws: Energies to draw beside each closed form.
         """
         energies_along, spreads = self._measured(updates, totals, projections)
         triangles: dict[str, Tensor] = {}
@@ -141,27 +159,21 @@ class TensorProjections:
                     for (label, p), rank in ranks.items()
                 }
             if draw is None:
-                moments = {
-                    key: self._moments(kind, energies_along[key[0]], totals[key[0]], spreads[key[0]], rank)
-                    for key, rank in ranks.items()
-                }
-                energies_kept = {key: value.mean for key, value in moments.items()}
-                variances = {key: value.variance for key, value in moments.items()}
-            elif kind == "random-energy" and is_sampled_without_basis((self.rows, self.columns)):
+                for (label, p), rank in ranks.items():
+                    along = energies_along[label]
+                    results[label, p] = self._over_draws(label, p, rank, along, totals[label], spreads[label], draws)
+                continue
+            if kind == "random-energy" and is_sampled_without_basis((self.rows, self.columns)):
                 triangles = triangles or {label: haar_triangle(update.dense()) for label, update in updates.items()}
                 energies_kept = {
                     (label, p): sampled_haar_energy(triangles[label], self.rows, rank, self._generator(kind, draw))
                     for (label, p), rank in ranks.items()
                 }
-                variances = {}
             else:
                 curves = self._energy_curves(kind, draw, updates, energies_along, max(ranks.values(), default=0))
                 energies_kept = {(label, p): curves[label][rank].item() for (label, p), rank in ranks.items()}
-                variances = {}
             for (label, p), rank in ranks.items():
-                chance = totals[label] * rank / self.rows
-                variance = variances.get((label, p), float("nan"))
-                results[label, p] = EnergyKept(rank, energies_kept[label, p], chance, variance)
+                results[label, p] = EnergyKept(rank, energies_kept[label, p], totals[label] * rank / self.rows)
         return results
 
     def updated(
@@ -262,7 +274,8 @@ class TensorProjections:
         self, updates: Mapping[str, Update], totals: Mapping[str, float], projections: Sequence[Projection]
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Energy of each update along each direction, and what the closed form of Haar subspaces needs of it."""
-        if any(p.draw is None and p.subspace in ("random", "random-energy") for p in projections):
+        closed = {p.draw is None for p in projections if p.subspace in ("random", "random-energy")}
+        if closed == {True}:
             both = {
                 label: update.energies_and_concentration(self.factors, totals[label])
                 for label, update in updates.items()
@@ -270,6 +283,8 @@ class TensorProjections:
             concentrations = {label: concentration for label, (_, concentration) in both.items()}
             return {label: energies for label, (energies, _) in both.items()}, concentrations
         energies_along = {label: self._alignment_energies(update) for label, update in updates.items()}
+        if True in closed:
+            return energies_along, {label: update.concentration(totals[label]) for label, update in updates.items()}
         return energies_along, dict.fromkeys(updates, float("nan"))
 
     def _alignment_energies(self, update: Update) -> Float64[Tensor, " rank"]:
@@ -283,13 +298,22 @@ class TensorProjections:
         remembered = [along for other, along in self._remembered if other is update]
         return remembered[0] if remembered else update.coordinates(self.factors)
 
-    def _moments(self, kind: SubspaceKind, energies_along: Tensor, total: float, spread: float, rank: int) -> Moments:
-        """Mean and variance over all draws of the energy that a random kind keeps."""
-        if kind == "random-k":
-            return random_k_energy_moments(energies_along, rank)
-        if total == 0:
-            return Moments(0.0, 0.0)
-        return Moments(total * rank / self.rows, total**2 * haar_energy_variance(self.rows, rank, spread))
+    def _over_draws(
+        self, label: str, p: Projection, rank: int, along: Tensor, total: float, spread: float, draws: int
+    ) -> EnergyKept:
+        """Mean and variance over all draws of the energy that a random kind keeps, and single draws without a basis."""
+        generator = seeded_generator(self.seed, self.name, p.subspace, "energies", label, str(p.fraction))
+        chance = total * rank / self.rows
+        if p.subspace == "random-k":
+            moments = random_k_energy_moments(along, rank)
+            drawn = draw_random_k_energies(along, rank, draws, generator)
+        elif total == 0:
+            moments, drawn = Moments(0.0, 0.0), torch.zeros(draws)
+        else:
+            share = Moments(rank / self.rows, haar_energy_variance(self.rows, rank, spread))
+            moments = Moments(total * share.mean, total**2 * share.variance)
+            drawn = total * draw_haar_energies(share, draws, generator)
+        return EnergyKept(rank, moments.mean, chance, moments.variance, tuple(drawn.tolist()))
 
     def _generator(self, kind: SubspaceKind, draw: int) -> torch.Generator:
         return seeded_generator(self.seed, self.name, kind, draw)

@@ -217,10 +217,18 @@ def factor_energies(
 
 
 def schedule_strength(step: int, strength: float, start_step: int, ramp_steps: int) -> float:
-    """Return the strength at an optimizer step (1 for the first): 0 before ``start_step``, then a linear ramp."""
-    if step < start_step:
-        return 0.0
-    return strength if ramp_steps == 0 else strength * min(1.0, (step - start_step + 1) / ramp_steps)
+    """Return the strength at an optimizer step: 0 before ``start_step``, then a linear ramp.
+
+    The first of ``ramp_steps`` steps has ``strength / ramp_steps``, the last and all later ones the whole strength.
+
+    Args:
+        step: The step, 1 for the first.
+        strength: The strength after the ramp.
+        start_step: First step with a strength above 0; 0 and 1 are both the first step of training.
+        ramp_steps: Length of the ramp; 0 and 1 are both none.
+    """
+    done = step - max(1, start_step) + 1
+    return strength * min(1.0, max(0, done) / max(1, ramp_steps))
 
 
 def rounding_floor(weight_norm: float, delta_norm: float) -> float:

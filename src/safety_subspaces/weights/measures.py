@@ -7,7 +7,7 @@ from math import fsum, nan, sqrt
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from safety_subspaces.algebra.eigen import rank_of_energy
+from safety_subspaces.algebra.eigen import rank_of_energy, spectral_ranks
 from safety_subspaces.algebra.factors import Factors, drawn_factors, squared_norm
 from safety_subspaces.algebra.nulls import overlap_moments
 from safety_subspaces.algebra.overlap import overlap_sums
@@ -95,20 +95,6 @@ def measure_update(
     return UpdateMeasures(
         name, is_matrix, energy, inside, inside_chance, stable, effective, overlap, overlap_chance, spectrum
     )
-
-
-def spectral_ranks(spectrum: Float64[Tensor, " rank"]) -> tuple[float, float]:
-    """Return the stable rank and the effective rank of a spectrum; NaN where it is empty.
-
-    Source:
-        Effective rank: Roy and Vetterli, EUSIPCO 2007, of the squared singular values.
-    """
-    if spectrum.numel() == 0:
-        return nan, nan
-    energies = spectrum.double().square()
-    shares = energies / energies.sum()
-    entropy = -(shares * shares.log()).sum()
-    return float(energies.sum() / energies[0]), float(entropy.exp())
 
 
 def pool_measures(measures: Sequence[UpdateMeasures]) -> dict[str, float]:

@@ -2,13 +2,26 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from safety_subspaces.algebra.audit import summarise_audit
-from safety_subspaces.analysis.overlap.tables import layer_table, pair_table, summarise_pairs, type_table
-from safety_subspaces.analysis.overlap.tensors import OverlapTensor, check_subspace_file, is_subspace_file
+from safety_subspaces.analysis.overlap.tables import (
+    SAME_KIND,
+    kinds_of,
+    layer_table,
+    pair_table,
+    summarise_pairs,
+    type_table,
+)
+from safety_subspaces.analysis.overlap.tensors import (
+    CovarianceUpdate,
+    OverlapTensor,
+    check_subspace_file,
+    is_subspace_file,
+)
 from safety_subspaces.analysis.work import Record, Workers, factorisation_cost, unfinished_work, work_through
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder, recorded
@@ -18,7 +31,9 @@ from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
 COLUMNS = (
     "first second tensor layer type energy rank_first rank_second overlap chance p_haar matched_chance p_matched "
-    "floor projection_distance grassmann_distance smallest_angle_radians largest_angle_radians mean_angle_radians "
+    "floor kind matched_sd covariance_chance covariance_sd p_covariance reference_overlap_first "
+    "reference_overlap_second projection_distance grassmann_distance smallest_angle_radians largest_angle_radians "
+    "mean_angle_radians "
     "stable_rank_first stable_rank_second effective_rank_first effective_rank_second k_margin_first "
     "k_margin_second"
 ).split()
@@ -29,6 +44,8 @@ def overlap(
     updates: dict[str, str],
     out: str,
     floors: Sequence[Sequence[str]] = (),
+    unrelated: Sequence[str] = (),
+    covariance: CovarianceUpdate | None = None,
     energies: Sequence[float] = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99),
     controls: int = 199,
     angles: bool = True,
@@ -42,16 +59,23 @@ def overlap(
     """Measure the mode subspace overlap of every pair of updates, tensor by tensor and energy by energy.
 
     The overlap, ||Qu^T Qh||^2 / min(ku, kh), compares the left singular vectors that hold a share of each update's
-    energy. It is 1 where one space contains the other, and max(ku, kh) / rows by chance. Of the table's columns, p_haar
-    asks whether two uniformly random subspaces would overlap as much; matched_chance and p_matched compare with the
-    same pair after each row of the second gets a random sign, which keeps the scale of rows that any two updates
-    share. Vectors count as one column. A zero update has no direction: its overlaps are NaN, counted, and listed in
-    result.json.
+    energy. It is 1 where one space contains the other, and max(ku, kh) / rows by chance. Vectors count as one column. A
+    zero update has no direction: its overlaps are NaN, counted, and listed in result.json.
+
+    Each p is of one null, and says nothing of the others. p_haar: two uniformly random subspaces would overlap as much.
+    p_matched: so would the same pair after each row of the second gets a random sign, which keeps the scale of rows
+    that any two updates share, and no other covariance; matched_chance is the exact mean over signs, matched_sd their
+    standard deviation. p_covariance: so would two updates that share no more than each shares with a third, the one of
+    covariance; covariance_chance is the mean of reference_overlap_first and reference_overlap_second, the overlaps
+    of each with that one at the same ranks, raised where it is narrower than they are, and covariance_sd the standard
+    deviation of the overlap minus that level. These are NaN without covariance and where its update has too few
+    directions, p_covariance also below four directions on a side. kind is cross, same kind (a floor) or unrelated.
 
     Beside each overlap stand the projection (chordal) and Grassmann distances, the principal angles, the stable and
     effective rank of each update, and k_margin, by what share of energy each rank escaped being another one. Tables by
-    layer, type and pair pool the tensors, and audit says of each update how much of it is rounding of the stored
-    numbers and how well conditioned it is.
+    layer, type and pair pool the tensors: their p_matched and p_covariance are of the mean over tensors, whose nulls
+    are independent. audit says of each update how much of it is rounding of the stored numbers and how well conditioned
+    it is.
 
     Interrupted, the same command goes on from the tensors that are done.
 
@@ -62,6 +86,11 @@ def overlap(
             energy that takes more directions than it holds is NaN.
         out: Folder for the results.
         floors: Pairs of labels of one kind (two seeds, two halves of the data): how much the same overlaps itself.
+        unrelated: Labels of updates by training on unrelated data: what a pair with one of them overlaps by is what any
+            two fine-tunes share.
+        covariance: The update whose covariance of rows p_covariance keeps: a fine-tune on unrelated data (tuned; start
+            is reference by default), or the alignment update (tuned the aligned model, start the base). Take one as
+            broad as the others (by effective rank): of a narrow one the test has little power.
         energies: Shares of energy, in (0, 1], at which the spaces are cut.
         controls: Draws of the matched control; 0 leaves it out.
         angles: Measure principal angles and the Grassmann distance, for one or two singular value decompositions more
@@ -84,26 +113,30 @@ def overlap(
     """
     arguments = recorded(locals())
     started = time.monotonic()
-    _check_arguments(updates, floors, energies, controls)
+    _check_arguments(updates, floors, unrelated, energies, controls)
+    third = _covariance_pair(covariance, reference, updates)
     pool = Workers(workers, devices, num_nodes)
     origin = open_checkpoint(reference)
     stored = frozenset(label for label, path in updates.items() if is_subspace_file(path))
     models = {label: open_checkpoint(path) for label, path in updates.items() if label not in stored}
-    check_compatible(origin, *models.values())
+    ends = {path: open_checkpoint(path) for path in third or ()}
+    check_compatible(origin, *models.values(), *ends.values())
     for path in sorted({updates[label] for label in stored}):
         check_subspace_file(path, origin)
     names = select_tensors(origin.names, tensors)
     warn_of_foreign_bases(origin, models)
-    inputs = [reference, *updates.values()]
+    if third is not None:
+        warn_of_foreign_bases(ends[third[0]], {"covariance": ends[third[1]]})
+    inputs = list(dict.fromkeys([reference, *updates.values(), *ends]))
     results = ResultFolder(out, "overlap", arguments, inputs, overwrite, started)
     results.check_free()
-    task = OverlapTensor(reference, updates, stored, tuple(energies), controls, seed, angles)
+    task = OverlapTensor(reference, updates, stored, tuple(energies), controls, seed, angles, third)
     costs = {name: factorisation_cost(origin.shape(name)) for name in names}
     with unfinished_work(out, "overlap", arguments, inputs, pool) as unfinished:
         records = work_through(task, costs, unfinished, pool, "comparing updates")
         if records is None:
             return pd.DataFrame()
-        table = _table(records, floors)
+        table = _table(records, floors, unrelated)
         audit = [row for record in records.values() for row in record["audit"]]
         _check_updates(audit, updates, reference)
         matrices = {name for name in names if len(origin.shape(name)) == 2}
@@ -126,7 +159,11 @@ def overlap(
 
 
 def _check_arguments(
-    updates: Mapping[str, str], floors: Sequence[Sequence[str]], energies: Sequence[float], controls: int
+    updates: Mapping[str, str],
+    floors: Sequence[Sequence[str]],
+    unrelated: Sequence[str],
+    energies: Sequence[float],
+    controls: int,
 ) -> None:
     if len(updates) < 2:
         raise InputError(f"an overlap needs two updates or more, got {len(updates)} ({', '.join(updates) or 'none'})")
@@ -138,6 +175,9 @@ def _check_arguments(
                 raise InputError(
                     f"floor {list(pair)} names {label!r}, which is no update; expected two of {', '.join(updates)}"
                 )
+    for label in unrelated:
+        if label not in updates:
+            raise InputError(f"unrelated names {label!r}, which is no update; expected some of {', '.join(updates)}")
     if not energies:
         raise InputError("no energy share was given; expected at least one in (0, 1]")
     for share in energies:
@@ -149,6 +189,28 @@ def _check_arguments(
         raise InputError(f"the number of controls must be 0 or more, got {controls}")
 
 
+def _covariance_pair(
+    covariance: CovarianceUpdate | None, reference: str, updates: Mapping[str, str]
+) -> tuple[str, str] | None:
+    """Return start and end of the update whose covariance is kept, if there is one: a third one, and an update."""
+    if covariance is None:
+        return None
+    start = covariance.start or reference
+    places = {path: Path(path).resolve() for path in (start, covariance.tuned, reference, *updates.values())}
+    if places[start] == places[covariance.tuned]:
+        raise InputError(
+            f"covariance starts and ends at {start}: there is no update between a model and itself; expected a model "
+            "(covariance.tuned) and one that it was trained from (covariance.start)"
+        )
+    for label, path in updates.items():
+        if (places[start], places[covariance.tuned]) == (places[reference], places[path]):
+            raise InputError(
+                f"covariance is of {path}, the update {label!r} itself: what it shares with itself explains any "
+                "overlap; expected a third update, of unrelated data"
+            )
+    return start, covariance.tuned
+
+
 def _check_updates(audit: Sequence[Mapping[str, Any]], updates: Mapping[str, str], reference: str) -> None:
     """Refuse an update that is zero everywhere: every number of it would be missing."""
     for label, path in updates.items():
@@ -158,12 +220,11 @@ def _check_updates(audit: Sequence[Mapping[str, Any]], updates: Mapping[str, str
             )
 
 
-def _table(records: Mapping[str, Record], floors: Sequence[Sequence[str]]) -> pd.DataFrame:
+def _table(records: Mapping[str, Record], floors: Sequence[Sequence[str]], unrelated: Sequence[str]) -> pd.DataFrame:
     """Return one row for each pair of updates, tensor and energy, with the columns ``COLUMNS``."""
-    floor_pairs = {frozenset(pair) for pair in floors}
     table = pd.DataFrame(list(_rows(records, "table")))
-    pairs = zip(table["first"], table["second"], strict=True)
-    table["floor"] = [frozenset(pair) in floor_pairs for pair in pairs]
+    table["kind"] = kinds_of(zip(table["first"], table["second"], strict=True), floors, unrelated)
+    table["floor"] = table["kind"] == SAME_KIND
     return table[COLUMNS]
 
 

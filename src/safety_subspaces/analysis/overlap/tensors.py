@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from safety_subspaces.algebra.audit import k_margin
-from safety_subspaces.algebra.eigen import rank_of_energy
+from safety_subspaces.algebra.covariance import CovarianceControl, covariance_control
+from safety_subspaces.algebra.eigen import rank_of_energy, spectral_ranks
 from safety_subspaces.algebra.factors import Factors, no_factors
 from safety_subspaces.algebra.nulls import matched_control, overlap_moments, overlap_p_value
 from safety_subspaces.algebra.overlap import (
@@ -27,12 +28,26 @@ from safety_subspaces.artefacts.tensors import TensorFile
 from safety_subspaces.weights.audited import audit_row, stored_rounding
 from safety_subspaces.weights.checkpoint import Checkpoint
 from safety_subspaces.weights.delta import STREAM_ABOVE, open_update
-from safety_subspaces.weights.measures import spectral_ranks
 from safety_subspaces.weights.names import layer_of, type_of
 from safety_subspaces.weights.subspace_file import BASIS, SPECTRUM, SubspaceFile, open_subspace
 
 LARGE = f"more than {STREAM_ABOVE} numbers: its singular vectors are not formed, nor its matched control and angles"
 ZERO = "the update is zero and has no direction: its overlaps are NaN"
+NO_REFERENCE = "the update whose covariance is kept is zero: overlaps are not held against it"
+
+
+@dataclass(frozen=True)
+class CovarianceUpdate:
+    """The update whose covariance of rows explains an overlap, as far as it does.
+
+    Args:
+        tuned: Folder of the model that it ends at (or LoRA adapter, or delta snapshot): one trained on unrelated data,
+            or the aligned model.
+        start: Folder of the model that it starts from; by default the model that all updates start from.
+    """
+
+    tuned: str
+    start: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,7 @@ class OverlapTensor:
         controls: Draws of the matched control.
         seed: Seed of the matched control.
         angles: Whether principal angles are measured.
+        covariance: Start and end of the update whose covariance of rows is kept, if there is one.
     """
 
     reference: str
@@ -56,21 +72,24 @@ class OverlapTensor:
     controls: int
     seed: int
     angles: bool
+    covariance: tuple[str, str] | None = None
 
     def __call__(self, name: str, device: torch.device) -> Record:
         """Return its rows of the tables ``table`` and ``audit``, and what is ``left_out`` with the reason."""
         by_label = {label: self._factors(label, name, device) for label in self.updates}
         origin = stored_rounding(opened(self.reference), name)
+        third = self._covariance_factors(name, device)
         rows = []
         for first, second in combinations(self.updates, 2):
             identity = {"first": first, "second": second, "tensor": name}
             location = {"layer": layer_of(name), "type": type_of(name)}
-            rows += [identity | location | row for row in self._compare(name, first, second, by_label)]
+            rows += [identity | location | row for row in self._compare(name, first, second, by_label, third)]
         return {
             "table": rows,
             "audit": [self._audit(name, label, factors, origin) for label, factors in by_label.items()],
             "left_out": [{"name": name, "reason": LARGE}]
-            * (self._is_large(name) and (self.angles or self.controls > 0))
+            * (self._is_large(name) and (self.angles or self.controls > 0 or self.covariance is not None))
+            + [{"name": name, "reason": NO_REFERENCE}] * (third is not None and third.numerical_rank == 0)
             + [row for label, factors in by_label.items() for row in self._missing(name, label, factors)],
         }
 
@@ -81,19 +100,31 @@ class OverlapTensor:
         update = open_update(opened(path), opened(self.reference), name).to(device)
         return update.factors(max(self.energies))
 
-    def _compare(self, name: str, first: str, second: str, by_label: Mapping[str, Factors]) -> list[dict[str, Any]]:
+    def _covariance_factors(self, name: str, device: torch.device) -> Factors | None:
+        """Factorise the update whose covariance is kept, to its last direction; ``None`` without one."""
+        if self.covariance is None or self._is_large(name):
+            return None
+        start, tuned = (opened(path) for path in self.covariance)
+        return open_update(tuned, start, name).to(device).factors()
+
+    def _compare(
+        self, name: str, first: str, second: str, by_label: Mapping[str, Factors], third: Factors | None
+    ) -> list[dict[str, Any]]:
         """Return the numeric columns of one pair, a row for each energy."""
         pair = by_label[first], by_label[second]
         overlaps = mode_subspace_overlap(*pair, self.energies)
         generator = seeded_generator(self.seed, "matched", name, first, second)
         matched = matched_control(*pair, overlaps, 0 if self._is_large(name) else self.controls, generator)
+        explained = [CovarianceControl()] * len(overlaps)
+        if third is not None:
+            explained = covariance_control(*pair, third, overlaps)
         angles = (
             _angles(*pair, overlaps) if self.angles and not self._is_large(name) else [AngleSummary()] * len(overlaps)
         )
         spectral = [spectral_ranks(factors.singular_values) for factors in pair]
         dim = pair[0].rows
         rows = []
-        for overlap, control, angle in zip(overlaps, matched, angles, strict=True):
+        for overlap, control, shared, angle in zip(overlaps, matched, explained, angles, strict=True):
             ranks = (overlap.rank_first, overlap.rank_second)
             defined = overlap.reason is None
             rows.append(
@@ -105,7 +136,13 @@ class OverlapTensor:
                     "chance": overlap_moments(dim, *ranks).mean if defined else nan,
                     "p_haar": overlap_p_value(overlap.value, dim, *ranks),
                     "matched_chance": control.mean,
+                    "matched_sd": control.deviation,
                     "p_matched": control.p_value,
+                    "covariance_chance": shared.level,
+                    "covariance_sd": shared.deviation,
+                    "p_covariance": shared.p_value,
+                    "reference_overlap_first": shared.with_first,
+                    "reference_overlap_second": shared.with_second,
                     "projection_distance": overlap.projection_distance,
                     "grassmann_distance": angle.grassmann_distance,
                     "smallest_angle_radians": angle.smallest,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from safety_subspaces.algebra.projection import DRAWN_ONCE, Controls, Method
+from safety_subspaces.algebra.projection import Controls, Method, of_chance
 from safety_subspaces.algebra.subspace import RankRule, SubspaceKind
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import check_labels
@@ -22,6 +22,7 @@ def check_arguments(
     methods: Sequence[str],
     fractions: Sequence[float],
     draws: int,
+    energy_draws: int,
 ) -> None:
     """Check labels, kinds, methods, fractions and draws.
 
@@ -41,6 +42,8 @@ def check_arguments(
         RankRule(fraction=fraction)  # raises outside (0, 1)
     if draws < 1:
         raise InputError(f"draws must be at least 1, got {draws}")
+    if energy_draws < 0:
+        raise InputError(f"energy_draws must be 0 or more, got {energy_draws}")
 
 
 def check_models(
@@ -59,7 +62,7 @@ def check_models(
         raise InputError(f"controls is {controls!r}; expected sampled or closed")
     if not (write or evaluate):
         return
-    random = [kind for kind in subspaces if kind not in DRAWN_ONCE]
+    random = of_chance(subspaces)
     if controls == "closed" and random:
         raise InputError(
             f"controls are in closed form, so that {random[0]} has no draw whose model could be written or evaluated; "

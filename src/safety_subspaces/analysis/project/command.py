@@ -9,10 +9,17 @@ import pandas as pd
 import torch
 
 from safety_subspaces.algebra.audit import summarise_audit
-from safety_subspaces.algebra.projection import Controls, Method, Projection, list_projections
+from safety_subspaces.algebra.projection import Controls, Method, Projection, list_projections, of_chance
 from safety_subspaces.algebra.subspace import SubspaceKind
 from safety_subspaces.analysis.project.checks import check_arguments, check_basis, check_models
-from safety_subspaces.analysis.project.tables import Sweep, pooled_table, read_sweep, shares_by, tensor_table
+from safety_subspaces.analysis.project.tables import (
+    Sweep,
+    drawn_table,
+    pooled_table,
+    read_sweep,
+    shares_by,
+    tensor_table,
+)
 from safety_subspaces.analysis.project.tensors import ModelRow, ProjectTensor
 from safety_subspaces.analysis.project.written import (
     ScaleTensor,
@@ -49,6 +56,7 @@ def project(
     methods: Sequence[Method] = ("onto", "away"),
     fractions: Sequence[float] = FRACTIONS,
     draws: int = 3,
+    energy_draws: int = 99,
     controls: Controls = "sampled",
     seed: int = 0,
     basis: str | None = None,
@@ -68,8 +76,12 @@ def project(
     is the projected update's share of ||d||^2, cos_task_projected its cosine with d, cos_task_alignment the
     cosine of d and the alignment update, chance_energy the share that a random subspace of the same rank
     in each tensor is expected to keep (for away: to leave; NaN for scaled, which has no rank), energy_kept_sd
-    its standard deviation over draws in closed form, and control says how a row was found. Tables by tensor,
-    layer and type stand beside it, and one of what the alignment update is like in each tensor.
+    its standard deviation over draws in closed form, and control says how a row was found. energy_gap is
+    energy_kept minus that of top at the same fraction and method: by how much this very draw misses it.
+    n_energy_draws counts the draws of the row's kind whose energy alone was drawn, a row each in the table draws
+    (energy_kept, energy_gap): a model is made of none of them, and a p of energies is the rank of top among them.
+    n_model_draws counts those that were written or evaluated, the rows of this table: what stands behind behaviour.
+    Tables by tensor, layer and type stand beside it, and one of what the alignment update is like in each tensor.
 
     Interrupted, the same command goes on from the tensors that are done.
 
@@ -85,7 +97,9 @@ def project(
         methods: What to do with the part in the subspace: keep it alone (onto), remove it (away), reverse it and
             drop the rest (opposite).
         fractions: Ranks of the subspace as fractions of full rank, between 0 and 1.
-        draws: Draws of each random subspace.
+        draws: Draws of each random subspace that are made, and written or evaluated.
+        energy_draws: Draws of each random kind whose energy alone is drawn, for next to nothing: of random-k exactly,
+            of random and random-energy from the Beta distribution of their exact mean and variance. 0 leaves them out.
         controls: sampled draws the random subspaces; closed gives mean and standard deviation over all draws
             instead, which is exact, sooner done, and has no model to write or evaluate.
         seed: Seed of the draws.
@@ -110,7 +124,7 @@ def project(
     """
     arguments = recorded(locals())
     started = time.monotonic()
-    check_arguments(tuned, subspaces, methods, fractions, draws)
+    check_arguments(tuned, subspaces, methods, fractions, draws, energy_draws)
     check_models(controls, subspaces, tensors, write, evaluate)
     pool = Workers(workers, devices, num_nodes)
     models = {path: open_checkpoint(path) for path in dict.fromkeys((base, aligned, *tuned.values()))}
@@ -147,23 +161,27 @@ def project(
         if unfinished.is_first_rank:
             create_models(written, aligned, unfinished)
         unfinished.wait_for_all()
+        measured_alone = [Projection("top", fraction, 0) for fraction in fractions]
+        if energy_draws:
+            measured_alone += list_projections(of_chance(subspaces), fractions, 0, "closed")
         task = ProjectTensor(
             base=base,
             aligned=aligned,
             tuned=tuned,
             basis=basis,
-            projections=tuple(dict.fromkeys([*projections, *(Projection("top", f, 0) for f in fractions)])),
+            projections=tuple(dict.fromkeys([*projections, *measured_alone])),
             seed=seed,
             spilled=unfinished.folder / "factors" if evaluator else None,
             written=tuple(row for row in written if row.projection.subspace != "scaled"),
             models=folder,
+            energy_draws=energy_draws,
         )
         records = work_through(task, costs, unfinished, pool, "projecting")
         if records is None:
             return pd.DataFrame()
         sweep = read_sweep(records)
         by_tensor = tensor_table(sweep, projections, methods)
-        table = pooled_table(by_tensor, sweep)
+        table = pooled_table(by_tensor, sweep, draws if write or evaluate else 0)
         _check_updates(sweep, models[base], models[aligned], labelled)
         with results:
             for entry in coverage({"base": models[base], "aligned": models[aligned], **labelled}, names):
@@ -182,6 +200,8 @@ def project(
             results.summary = _summarise(sweep, max(fractions), results.left_out)
             results.summary["audit"] = summarise_audit([dict(row) for _, row in audit.iterrows()])
             results.write_table(table)
+            if energy_draws:
+                results.write_table(drawn_table(sweep, methods), "draws")
             results.write_table(by_tensor, "tensors")
             results.write_table(shares_by(by_tensor, "layer"), "layers")
             results.write_table(shares_by(by_tensor, "type"), "types")

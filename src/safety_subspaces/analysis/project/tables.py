@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float64
 
 from safety_subspaces.algebra.projection import Method, Projection
 from safety_subspaces.algebra.subspace import SubspaceKind
@@ -23,6 +24,7 @@ class Sweep:
         energies_kept: What each projection keeps of each fine-tune's update in each tensor. Columns: ``tensor``,
             ``tuned``, ``subspace``, ``fraction``, ``draw``, ``rank``, ``energy``, ``chance``, ``variance``; without
             *scaled*, and with *top* at every fraction, which *scaled* is matched to.
+        drawn: Energies of single draws of the random kinds in each tensor, by fine-tune, kind and fraction.
         tasks: The update of each fine-tune in each tensor. Columns: ``tensor``, ``tuned``, ``energy_total`` (squared
             norm) and ``inner`` (inner product with the alignment update).
         alignment: The alignment update, a row a tensor. Columns: ``tensor``, ``layer``, ``type``, ``energy`` (squared
@@ -32,6 +34,7 @@ class Sweep:
     energies_kept: pd.DataFrame
     tasks: pd.DataFrame
     alignment: pd.DataFrame
+    drawn: Mapping[tuple[str, SubspaceKind, float], Float64[np.ndarray, "tensor draw"]]
 
     @property
     def alignment_energy(self) -> float:
@@ -67,8 +70,13 @@ def read_sweep(records: Mapping[str, Record]) -> Sweep:
         rows = [{"tensor": name, **row} for name, record in records.items() for row in record[table]]
         return pd.DataFrame(rows)
 
-    energies_kept = together("kept").astype({"draw": "Int64", "rank": "Int64"})
-    return Sweep(energies_kept, together("tasks"), together("alignment"))
+    kept = together("kept")
+    drawn: dict[Any, np.ndarray] = {
+        key: np.array(rows["drawn"].tolist())
+        for key, rows in kept[kept["draw"].isna()].groupby(["tuned", "subspace", "fraction"], sort=False)
+    }
+    energies_kept = kept.drop(columns="drawn").astype({"draw": "Int64", "rank": "Int64"})
+    return Sweep(energies_kept, together("tasks"), together("alignment"), drawn)
 
 
 def tensor_table(sweep: Sweep, projections: Sequence[Projection], methods: Sequence[Method]) -> pd.DataFrame:
@@ -102,16 +110,18 @@ def tensor_table(sweep: Sweep, projections: Sequence[Projection], methods: Seque
     return table[[*KEYS, *columns]].reset_index(drop=True)
 
 
-def pooled_table(tensors: pd.DataFrame, sweep: Sweep) -> pd.DataFrame:
+def pooled_table(tensors: pd.DataFrame, sweep: Sweep, model_draws: int = 0) -> pd.DataFrame:
     """Return one row for each fine-tune, method and projection: energies summed over tensors, then divided.
 
     Columns: those of ``KEYS``, then ``energy_kept``, ``chance_energy`` and ``energy_kept_sd`` as shares of the update's
     energy, ``cos_task_projected`` (cosine of the update with what is left of it), ``cos_task_alignment`` (with the
-    alignment update) and ``control``.
+    alignment update), ``control``, ``energy_gap`` (``energy_kept`` minus that of *top*), ``n_energy_draws`` and
+    ``n_model_draws``.
 
     Args:
         tensors: Of :func:`tensor_table`.
         sweep: What it was made from.
+        model_draws: Draws of each random kind that are written or evaluated.
     """
     table = shares_by(tensors)
     cosines = {label: sweep.cosine_with_alignment(label) for label in sweep.labels}
@@ -124,8 +134,31 @@ def pooled_table(tensors: pd.DataFrame, sweep: Sweep) -> pd.DataFrame:
         Projection(kind, 0.5, None if pd.isna(draw) else int(draw)).control
         for kind, draw in zip(table["subspace"], table["draw"], strict=True)
     ]
+    table["energy_gap"] = table["energy_kept"] - _shares_of_top(table, sweep)
+    is_random = table["control"] != "exact"
+    energy_draws = {key: values.shape[1] for key, values in sweep.drawn.items()}
+    cells = zip(table["tuned"], table["subspace"], table["fraction"], strict=True)
+    table["n_energy_draws"] = [energy_draws.get(cell, 0) for cell in cells]
+    table["n_model_draws"] = is_random * model_draws
     columns = ["energy_kept", "cos_task_projected", "cos_task_alignment", "chance_energy", "energy_kept_sd", "control"]
-    return table[[*KEYS, *columns]]
+    return table[[*KEYS, *columns, "energy_gap", "n_energy_draws", "n_model_draws"]]
+
+
+def drawn_table(sweep: Sweep, methods: Sequence[Method]) -> pd.DataFrame:
+    """Return one row for each fine-tune, random kind, method, fraction and draw whose energy alone was drawn.
+
+    Columns: those of ``KEYS``; ``energy_kept`` as a share of the update's energy and ``energy_gap``, that minus what
+    *top* keeps. Their draws are not those of the models, which stand in the table of models.
+    """
+    parts = []
+    for (label, subspace, fraction), energies in sweep.drawn.items():
+        inside = energies.sum(axis=0) / sweep.total(label)
+        for method in dict.fromkeys(methods):
+            named = {"tuned": label, "subspace": subspace, "method": method, "fraction": fraction}
+            shares = np.clip(1 - inside, 0, None) if method == "away" else inside
+            parts.append(pd.DataFrame({**named, "draw": range(len(shares)), "energy_kept": shares}))
+    table = pd.concat(parts) if parts else pd.DataFrame(columns=[*KEYS, "energy_kept"])
+    return table.assign(energy_gap=table["energy_kept"] - _shares_of_top(table, sweep)).reset_index(drop=True)
 
 
 def shares_by(tensors: pd.DataFrame, *cells: str) -> pd.DataFrame:
@@ -170,6 +203,13 @@ def _scaled_rows(sweep: Sweep, choices: pd.DataFrame) -> pd.DataFrame:
     ranks = pd.array([pd.NA] * len(table), dtype="Int64")
     table = table.assign(energy=energies, rank=ranks, chance=np.nan, variance=np.nan)
     return table.drop(columns=["share", "energy_total"])
+
+
+def _shares_of_top(table: pd.DataFrame, sweep: Sweep) -> list[float]:
+    """What *top* keeps in the place of each row, at its fraction and by its method."""
+    rows = list(zip(table["tuned"], table["fraction"], table["method"], strict=True))
+    shares = {row: energy_share(sweep.top_share(*row[:2]), row[2]) for row in dict.fromkeys(rows)}
+    return [shares[row] for row in rows]
 
 
 def _cosine_with_task(share: float, subspace: SubspaceKind, method: Method) -> float:

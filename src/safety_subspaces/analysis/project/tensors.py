@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from safety_subspaces.algebra.blocks import rows_in_block
+from safety_subspaces.algebra.eigen import spectral_ranks
 from safety_subspaces.algebra.factors import Factors, no_factors
 from safety_subspaces.algebra.projection import EnergyKept, Method, Projection, TensorProjections
 from safety_subspaces.algebra.update import Update
@@ -18,7 +19,6 @@ from safety_subspaces.artefacts.tensors import write_tensors
 from safety_subspaces.weights.audited import audit_row, stored_rounding
 from safety_subspaces.weights.checkpoint import Checkpoint, FullCheckpoint
 from safety_subspaces.weights.delta import STREAM_ABOVE, open_update, open_updates, read_weight
-from safety_subspaces.weights.measures import spectral_ranks
 from safety_subspaces.weights.names import layer_of, type_of
 from safety_subspaces.weights.subspace_file import SubspaceFile, open_subspace
 from safety_subspaces.weights.writing import CheckpointWriter
@@ -60,6 +60,7 @@ class ProjectTensor:
         spilled: Folder for each tensor's factors; ``None`` keeps none.
         written: Models that are written; without *scaled*, whose factor is pooled over tensors.
         models: Folder of the models that are written.
+        energy_draws: Energies that are drawn of each random kind.
     """
 
     base: str
@@ -71,6 +72,7 @@ class ProjectTensor:
     spilled: Path | None
     written: tuple[ModelRow, ...]
     models: Path
+    energy_draws: int = 0
 
     def __call__(self, name: str, device: torch.device) -> Record:
         """Return its rows of the tables ``kept``, ``tasks``, ``alignment``, ``audit`` and ``written``."""
@@ -84,7 +86,7 @@ class ProjectTensor:
         tuned = {label: opened(path) for label, path in self.tuned.items()}
         updates = {label: update.to(device) for label, update in open_updates(tuned, aligned, name).items()}
         totals = {label: update.energy() for label, update in updates.items()}
-        energies = projections.energies_kept(updates, totals, self.projections)
+        energies = projections.energies_kept(updates, totals, self.projections, self.energy_draws)
         tasks: list[dict[str, Any]] = [
             {"tuned": label, "energy_total": totals[label], "inner": update.inner(alignment)}
             for label, update in updates.items()
@@ -212,7 +214,8 @@ def _opened_subspace(path: str) -> SubspaceFile:
 
 def _energy_row(label: str, projection: Projection, energy: EnergyKept) -> dict[str, Any]:
     named = {"tuned": label, "subspace": projection.subspace, "fraction": projection.fraction, "draw": projection.draw}
-    return {**named, "rank": energy.rank, "energy": energy.energy, "chance": energy.chance, "variance": energy.variance}
+    found = {"rank": energy.rank, "energy": energy.energy, "chance": energy.chance, "variance": energy.variance}
+    return {**named, **found, "drawn": energy.drawn}
 
 
 def spilled_file(folder: Path, tensor: str) -> Path:

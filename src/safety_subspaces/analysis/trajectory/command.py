@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from safety_subspaces.algebra.eigen import rank_of_energy
 from safety_subspaces.algebra.factors import left_factors
-from safety_subspaces.algebra.path import ChangePoints, find_change_points, least_p_value
-from safety_subspaces.algebra.subspace import RankRule, seeded_generator, top_basis
+from safety_subspaces.algebra.path import ChangePoints, find_change_points
+from safety_subspaces.algebra.subspace import RankRule, top_basis
 from safety_subspaces.analysis.trajectory.figure import draw_trajectory
 from safety_subspaces.analysis.trajectory.inputs import (
     Alignment,
@@ -20,7 +20,6 @@ from safety_subspaces.analysis.trajectory.inputs import (
     open_run,
 )
 from safety_subspaces.analysis.trajectory.measures import (
-    SIGNIFICANT,
     Settings,
     Track,
     follow_tensor,
@@ -37,7 +36,7 @@ from safety_subspaces.weights.snapshots import Snapshot
 RANK = RankRule(fraction=0.1)
 SERIES = ("step_norm_per_step", "speed_radians_per_step", "energy_fraction")
 OVERLAP_COLUMNS = ["step", "level", "part", "other", "overlap", "chance"]
-CHANGE_COLUMNS = ["series", "step", "mean_before", "mean_after", "p_value", "n"]
+CHANGE_COLUMNS = ["series", "step", "mean_before", "mean_after", "move", "usual_move", "n"]
 
 
 def trajectory(
@@ -50,7 +49,6 @@ def trajectory(
     others: dict[str, str] | None = None,
     energy: float = 0.9,
     draws: int = 20,
-    permutations: int = 999,
     seed: int = 0,
     overwrite: bool = False,
 ) -> pd.DataFrame:
@@ -64,8 +62,10 @@ def trajectory(
     the principal angles: 0 where it stayed, at most pi / 2; the columns with chance are of random subspaces of the same
     ranks. Norms and energies are summed over tensors before dividing; ranks, angles and overlaps are means over the
     matrices that have one (n_matrices is the number that moved). Weights that are not 2-D count in norms and energies
-    alone. Beside the table: overlaps with other updates, a table per tensor, change points with a permutation p-value
-    (a steady trend counts as a change of level too), and a figure.
+    alone. Beside the table: overlaps with other updates, a table per tensor, a figure, and change points: where the
+    level of a series changes, with the move from one snapshot to the next there beside the usual one. They describe and
+    are not tested: a steady trend is a change of level too, and series that are cumulative, or follow the learning
+    rate, have no null that holds.
 
     Args:
         run: Run folder with deltas/, or the folder that holds the snapshots.
@@ -78,8 +78,7 @@ def trajectory(
         others: Label and folder of models whose update from the run's reference is compared at each step.
         energy: Share of each update's energy, in (0, 1], at which the overlap cuts its space.
         draws: Pairs of random subspaces that make the chance level of an angle.
-        permutations: Permutations behind the p-value of a change point.
-        seed: Seed of both.
+        seed: Seed of the draws.
         overwrite: Replace earlier results in out.
 
     Returns:
@@ -92,7 +91,7 @@ def trajectory(
     """
     rank, others = rank or RANK, others or {}
     arguments = recorded(locals())
-    _check_arguments(energy, draws, permutations)
+    _check_arguments(energy, draws)
     snapshots = open_run(run)
     alignment = open_alignment(snapshots[0], subspace, base, aligned, rank)
     updates = OtherUpdates(snapshots[0], others)
@@ -105,7 +104,7 @@ def trajectory(
         tracks = _follow(snapshots, alignment, updates, settings, results)
         steps = [snapshot.step for snapshot in snapshots]
         table, overlaps, tensors = _tables(tracks, steps, list(others), settings.from_start)
-        change_points = _find_changes(table, overlaps, permutations, seed, results)
+        change_points = _find_changes(table, overlaps, results)
         changes = _change_table(change_points)
         results.summary = _summarise(table, snapshots, change_points)
         for name, frame in (("table", table), ("overlaps", overlaps), ("tensors", tensors), ("change_points", changes)):
@@ -114,12 +113,11 @@ def trajectory(
     return table
 
 
-def _check_arguments(energy: float, draws: int, permutations: int) -> None:
+def _check_arguments(energy: float, draws: int) -> None:
     if not 0 < energy <= 1:
         raise InputError(f"an energy share must be in (0, 1], got {energy}")
-    for name, count in (("draws", draws), ("permutations", permutations)):
-        if count < 1:
-            raise InputError(f"{name} must be at least 1, got {count}")
+    if draws < 1:
+        raise InputError(f"draws must be at least 1, got {draws}")
 
 
 def _follow(
@@ -177,15 +175,13 @@ def _tables(
 
 
 def _find_changes(
-    table: pd.DataFrame, overlaps: pd.DataFrame, permutations: int, seed: int, results: ResultFolder
+    table: pd.DataFrame, overlaps: pd.DataFrame, results: ResultFolder
 ) -> dict[str, tuple[list[int], ChangePoints]]:
     """Return the steps at which each series of all weights has a value, and where its level changes.
 
     Args:
         table: The pooled table of :func:`_tables`: a row for each ``step``, ``level`` and ``part``.
         overlaps: Its overlaps, with the column ``other`` beside.
-        permutations: Permutations of each test.
-        seed: Seed of the permutations.
         results: Takes note of the series without change points, and why.
     """
     whole = table[table["level"] == "all"].set_index("step")
@@ -195,12 +191,9 @@ def _find_changes(
     change_points = {}
     for name, values in series.items():
         known = values.dropna()
-        changes = find_change_points(known.tolist(), permutations, seeded_generator(seed, "change", name))
+        changes = find_change_points(known.tolist())
         if changes.reason is not None:
             results.leave_out(f"change points of {name}", changes.reason)
-        elif (least := least_p_value(changes.n)) >= SIGNIFICANT:
-            reason = f"{changes.n} values have no p-value below {least:.2g} in any order: take snapshots more often"
-            results.leave_out(f"change points of {name}", reason)
         change_points[name] = [int(step) for step in known.index], changes
     return change_points
 
@@ -213,7 +206,8 @@ def _change_table(change_points: Mapping[str, tuple[list[int], ChangePoints]]) -
             "step": steps[change.position],
             "mean_before": change.mean_before,
             "mean_after": change.mean_after,
-            "p_value": change.p_value,
+            "move": change.move,
+            "usual_move": change.usual_move,
             "n": changes.n,
         }
         for name, (steps, changes) in change_points.items()
@@ -241,7 +235,6 @@ def _summarise(
         "change_points": {
             name: {
                 "n": changes.n,
-                "p_value": _known(changes.p_value),
                 "reason": changes.reason,
                 "steps": [steps[change.position] for change in changes.changes],
             }

@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from safety_subspaces.analysis.trajectory.measures import SIGNIFICANT
 from safety_subspaces.artefacts.palette import BLUE, GREEN, GREY, PALETTE, VERMILION
 from safety_subspaces.artefacts.text import one_line
 
@@ -17,13 +16,13 @@ MOST_IN_LEGEND = 60  # characters
 
 
 def draw_trajectory(path: Path, table: pd.DataFrame, overlaps: pd.DataFrame, changes: pd.DataFrame) -> None:
-    """Draw the part ``all`` of a trajectory; a change point with p below 0.05 is a thin vertical line.
+    """Draw the part ``all`` of a trajectory; thin vertical lines are where series move most at a change of level.
 
     Args:
         path: The ``.png`` file.
         table: The pooled table of a trajectory: a row for each ``step``, ``level`` and ``part``.
         overlaps: Its overlaps: the same with ``other``, ``overlap`` and ``chance``.
-        changes: Its change points: ``series``, ``step``, ``p_value``.
+        changes: Its change points: ``series``, ``step``, ``move``.
     """
     # This import takes half a second, which other subcommands need not pay.
     from matplotlib import rc_context
@@ -47,11 +46,11 @@ def _draw_panels(path: Path, table: pd.DataFrame, overlaps: pd.DataFrame, change
     # How the names of the series begin whose change points belong to each panel.
     series = ("step_norm", "speed", "energy", "overlap")
     colours = {f"overlap_{label}": _colour(index) for index, label in enumerate(compared["other"].unique())}
-    strong = changes[changes["p_value"] < SIGNIFICANT]
+    largest = changes.loc[changes["move"].abs().groupby(changes["series"]).idxmax()]
     grid = figure.subplots(2, 2, sharex=True)
     for axes, (title, draw), prefix in zip(grid.flat, panels.items(), series, strict=True):
         draw(axes)
-        for change in strong[strong["series"].str.startswith(prefix)].itertuples():
+        for change in largest[largest["series"].str.startswith(prefix)].itertuples():
             axes.axvline(change.step, color=colours.get(str(change.series), GREY), linewidth=0.8, zorder=0)
         _finish(axes, title)
     for axes in grid[1]:

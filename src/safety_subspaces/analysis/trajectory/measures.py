@@ -18,9 +18,6 @@ from safety_subspaces.weights.measures import Comparison, UpdateMeasures, measur
 from safety_subspaces.weights.snapshots import Snapshot
 from safety_subspaces.weights.subspace_file import SubspaceFile
 
-# The p-value below which a change point is shown as one.
-SIGNIFICANT = 0.05
-
 
 @dataclass(frozen=True)
 class Settings:
