@@ -27,6 +27,8 @@ def test_every_layer_probe_and_erasure_has_a_row(model, tmp_path: Path) -> None:
     assert table["accuracy"].between(0, 1).all()
     assert table["auc_stderr"].notna().all()
     assert (table["n_groups"] < 120).all()
+    assert table["informative"].all()  # no prompt has the mean of another
+    assert table["reason"].isna().all()
     assert table[["selectivity", "control_auc", "control_auc_sd"]].notna().all().all()
     # Word problems and requests have hardly a word in common: their means tell them apart until those are erased.
     sums = table[(table["negative"] == "utility") & (table["layer"] == 0) & (table["probe"] == "linear")]
@@ -42,6 +44,26 @@ def test_every_layer_probe_and_erasure_has_a_row(model, tmp_path: Path) -> None:
     summary = json.loads((out / "result.json").read_text())["summary"]
     assert len(summary["means_over_layers"]) == 12
     assert summary["trained_on_fewer_than_dimensions"] == {}
+
+
+def test_a_layer_whose_states_are_all_the_same_has_no_values_and_is_in_no_mean(model, tmp_path: Path) -> None:
+    sets = {label: SETS[label] for label in ("harmful", "benign")}
+    few = {**QUICK, "erasures": ["none", "leace"], "position": "last"}
+    table = probe({"one": model}, sets, str(tmp_path / "out"), **few)
+    embedding = table["layer"] == 0  # every prompt ends in the template's last token
+    assert table["informative"].eq(~embedding).all()
+    assert table.loc[embedding, ["auc", "auc_stderr", "accuracy", "control_auc", "selectivity"]].isna().all().all()
+    assert table.loc[embedding, "reason"].str.contains("the same state").all()
+    assert table.loc[~embedding, ["auc", "accuracy", "control_auc"]].notna().all().all()
+    assert (table.loc[~embedding, "accuracy_stderr"] > 0).all()
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["left_out"][0]["name"] == "layer 0 of one, harmful against benign"
+    for mean in result["summary"]["means_over_layers"]:
+        cells = table[(table["probe"] == mean["probe"]) & (table["erasure"] == mean["erasure"]) & ~embedding]
+        assert mean["layers"] == len(cells) == 1
+        assert mean["auc"] == pytest.approx(cells["auc"].mean())
+    for name in ("learning", "transfer"):
+        assert set(pd.read_parquet(tmp_path / "out" / f"{name}.parquet")["layer"]) == {1}
 
 
 def test_the_same_seed_gives_the_same_table_and_splits_by_source_run(model, tmp_path: Path) -> None:

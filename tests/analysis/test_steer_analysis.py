@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from support.tiny import save_tiny_model
 
+from safety_subspaces.algebra.statistics import clustered_error, unanimous_error
 from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.analysis.steer.command import BasisSource, steer
 from safety_subspaces.analysis.steer.selectivity import Dose, selectivity
@@ -46,6 +47,8 @@ def test_every_direction_intervention_and_dose_has_a_row(model, tmp_path: Path) 
     defined = found.dropna(subset=["selectivity"])
     assert len(defined)
     assert (defined["low"] <= defined["high"]).all()
+    assert set(defined["verdict"]) == {"too few draws"}  # two
+    assert (defined.loc[defined["measure"] == "harm_score", "stderr_prompts"] > 0.1).all()
     lines = (tmp_path / "out" / "generations.jsonl").read_text().splitlines()
     assert len(lines) == 9 * len(table)
     assert {"direction", "strength", "answer"} <= set(json.loads(lines[-1]))
@@ -114,13 +117,12 @@ def curve(rng: np.random.Generator, harm_slope: float, cost_slope: float) -> lis
 @pytest.mark.parametrize("matched_on", ["utility", "perplexity"])
 def test_selectivity_is_found_where_it_was_put_and_not_where_it_was_not(matched_on) -> None:
     rng = np.random.default_rng(0)
-    randoms = [curve(rng, 0.1, 0.05) for _ in range(3)]
-    groups = list(range(60))
+    randoms = [curve(rng, slope, 0.05) for slope in np.linspace(0.09, 0.11, 19)]
+    groupings = [list(range(60))]
 
     def found(harm_slope: float, cost_slope: float):
         own = curve(np.random.default_rng(1), harm_slope, cost_slope)
-        generator = np.random.default_rng(2)
-        return selectivity(own, randoms, groups, groups, matched_on, 0.1, generator)[0]
+        return selectivity(own, randoms, groupings, groupings, matched_on, 0.1)[0]
 
     # At a cost of 0.1 the random ones are at dose 2 and have 0.2 of harm; this one at dose 1 with 0.8.
     selective = found(0.8, 0.1)
@@ -128,11 +130,50 @@ def test_selectivity_is_found_where_it_was_put_and_not_where_it_was_not(matched_
     assert selective.dose == pytest.approx(1)
     assert selective.dose_random == pytest.approx(2)
     assert selective.selectivity == pytest.approx(0.6)
-    assert selective.low > 0.4
+    assert selective.low > 0
+    assert selective.p < 0.05
+    assert (selective.verdict, selective.p_rank) == ("higher", pytest.approx(1 / 20))
     # Twice as strong in everything is no more selective.
     same = found(0.2, 0.1)
     assert same.selectivity == pytest.approx(0, abs=1e-9)
-    assert same.low <= 1e-9 <= same.high + 2e-9
+    assert same.low < 0 < same.high
+    assert (same.verdict, same.p_rank) == ("not shown", 1)
     never = found(0.8, 0.01)
-    assert "is not reached" in never.reason
-    assert never.selectivity == pytest.approx(4 * 0.8 - 4 * 0.1)
+    assert "a cost of 0.1 is not reached by the direction" in never.reason
+    assert never.selectivity == pytest.approx(4 * 0.8 - 2 * 0.1)
+    few = selectivity(curve(rng, 0.8, 0.1), randoms[:18], groupings, groupings, matched_on, 0.1)[0]
+    assert few.verdict == "too few draws"
+
+
+def test_the_error_over_prompts_is_that_of_their_mean_changes() -> None:
+    """Where all is matched at the largest dose, the difference is a mean over prompts: an oracle by the formula."""
+    rng = np.random.default_rng(0)
+    acts, things = ([int(number) for number in rng.integers(0, 9, 60)] for _ in range(2))
+    shares = rng.normal(size=9)[acts] + rng.normal(size=60)
+    flat = np.full(60, 0.5)
+    curves = [
+        [Dose(float(s), flat, s * (slope + part * shares), flat, flat) for s in range(2)]
+        for slope, part in ((1.0, 1.0), (0.5, 0.2), (0.7, -0.1))
+    ]
+    (harm, margin) = selectivity(curves[0], curves[1:], [acts, things], [range(60)], "utility", 0.1)
+    # Groups differ in size: the jackknife of a mean is the formula's to first order in that.
+    expected = clustered_error(0.95 * shares, [acts, things])
+    assert margin.stderr_prompts == pytest.approx(expected, rel=0.1)
+    assert margin.sd_random == pytest.approx(abs(0.2 - 0.3 * shares.mean()) / np.sqrt(2))
+    assert harm.stderr_prompts == 4 * unanimous_error(9)  # never moved, on a scale from 1 to 5
+    assert (harm.selectivity, harm.verdict) == (0, "too few draws")
+
+
+@pytest.mark.parametrize(
+    "law", [lambda rng: 0.1 * rng.normal(), lambda rng: rng.exponential(0.5), lambda rng: rng.integers(2)]
+)
+def test_a_random_direction_in_the_place_of_the_direction_is_seldom_called_more_or_less_selective(law) -> None:
+    """Each of 20 takes its turn: at most one in twenty may be the farthest, whatever the law of what they do."""
+    rng = np.random.default_rng(3)
+    curves = [curve(rng, float(law(rng)), float(rng.uniform(0.02, 0.2))) for _ in range(20)]
+    groupings = [[row // 10 for row in range(60)]]
+    verdicts = [
+        selectivity(own, curves[:turn] + curves[turn + 1 :], groupings, groupings, "utility", 0.1)[0].verdict
+        for turn, own in enumerate(curves)
+    ]
+    assert sum(verdict != "not shown" for verdict in verdicts) <= 1

@@ -8,7 +8,7 @@ score on them is the chance level of the whole procedure, erasure included.
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from math import nan
+from math import nan, sqrt
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -17,12 +17,24 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from safety_subspaces.algebra.statistics import jackknife_error, number_groups
+from safety_subspaces.algebra.statistics import (
+    FEW_DISSENTERS,
+    Groupings,
+    clustered_jackknife_error,
+    fewest_groups,
+    number_groups,
+    unanimous_error,
+)
 from safety_subspaces.artefacts.errors import InputError
 
 ProbeKind = Literal["linear", "rbf_svm", "mlp"]
 Erasure = Literal["none", "leace", "quadratic"]
 Eraser = Callable[[Tensor, Tensor], Tensor]
+# Coordinates that differ from prompt to prompt by at most so many units in the last place are one number: sums of the
+# same terms in another order, as in batches of other sizes, end within about two.
+SAME_ULPS = 4
+# How much variance training adds at the most, in units of that over the tested prompts (:func:`refitted_error`).
+MOST_OF_TRAINING = 2.0
 # Units of the hidden layer, and passes: enough to learn an exclusive or of two of 32 directions from 200 prompts.
 MLP_UNITS, MLP_PASSES = 64, 200
 
@@ -34,10 +46,16 @@ class Predictions:
     Args:
         score: Of label 1 above label 0, on the scale of the probe; NaN for a prompt that was in no test part.
         correct: 1 where the label was predicted rightly, else 0; NaN likewise.
+        probe: Number of the trained probe that predicted it: scores of two probes are on no common scale.
     """
 
     score: NDArray[np.float64]
     correct: NDArray[np.float64]
+    probe: NDArray[np.int64]
+
+    def of(self, rows: Sequence[int]) -> "Predictions":
+        """Return what is said of some of the prompts."""
+        return Predictions(self.score[rows], self.correct[rows], self.probe[rows])
 
 
 def make_probe(kind: ProbeKind, seed: int) -> Any:
@@ -116,8 +134,9 @@ def predict_held_out(
     from sklearn.exceptions import ConvergenceWarning
 
     score, correct = (np.full(len(labels), nan) for _ in range(2))
+    number = np.full(len(labels), -1)
     truth = labels.numpy()
-    for train, test in splits:
+    for place, (train, test) in enumerate(splits):
         if len(set(truth[train].tolist())) < 2:
             continue
         erase = fit_erasure(erasure, states[train], labels[train])
@@ -128,7 +147,8 @@ def predict_held_out(
         predicted = probe.predict(inputs[1])
         score[test] = probe.decision_function(inputs[1]) if kind != "mlp" else probe.predict_proba(inputs[1])[:, 1]
         correct[test] = predicted == truth[test]
-    return Predictions(score, correct)
+        number[test] = place
+    return Predictions(score, correct, number)
 
 
 def group_folds(
@@ -163,31 +183,93 @@ def control_labels(
     return group_labels[torch.randperm(count, generator=generator)][numbers]
 
 
-def area_under_curve(predictions: Predictions, labels: Int[Tensor, " prompt"]) -> float:
-    """Return the probability that a prompt of label 1 scores above one of label 0; 0.5 by chance, NaN without both."""
-    from sklearn.metrics import roc_auc_score
+def tells_nothing(states: Float[Tensor, "prompt hidden"], precision: torch.dtype) -> bool:
+    """Tell whether the states of all prompts are the same but for rounding, so that no label can be read off them.
 
-    truth, known = labels.numpy(), ~np.isnan(predictions.score)
-    if len(set(truth[known].tolist())) < 2:
-        return nan
-    return float(roc_auc_score(truth[known], predictions.score[known]))
+    Such is the embedding of the last token where every prompt ends in the same one. A probe would standardise the
+    rounding, and might read from it in which batch a prompt was.
+
+    Args:
+        states: One row a prompt.
+        precision: Type that the model reckoned in.
+    """
+    values = states.double()
+    apart = values.max(dim=0).values - values.min(dim=0).values
+    return bool((apart <= SAME_ULPS * torch.finfo(precision).eps * values.abs().max(dim=0).values).all())
+
+
+def area_under_curve(predictions: Predictions, labels: Int[Tensor, " prompt"]) -> float:
+    """Return the probability that a prompt of label 1 scores above one of label 0; 0.5 by chance, NaN without both.
+
+    Counted over pairs of prompts that one probe has scored. Over pairs of two probes a score may rank above another for
+    the probe's sake, which draws the area of few prompts towards 0.5 or below.
+    """
+    wins, compared = _wins(predictions, labels)[:2]
+    return float(wins.sum() / compared.sum()) if compared.any() else nan
 
 
 def auc_with_error(
-    predictions: Predictions, labels: Int[Tensor, " prompt"], groups: Sequence[Hashable]
+    predictions: Predictions, labels: Int[Tensor, " prompt"], groupings: Groupings
 ) -> tuple[float, float]:
     """Return the area under the curve and its jackknife standard error over groups; probes are not trained again.
 
-    All areas without one group come from sums over the pairs of prompts.
+    Two groupings may cross, as in :func:`~safety_subspaces.algebra.statistics.clustered_error`. All areas without one
+    group come from sums over the pairs of prompts. Where hardly a pair is lost, or won, because prompts of fewer than
+    four groups are on the wrong side, the error is at least that of a share of 0 or 1 in as many groups.
     """
-    known = ~np.isnan(predictions.score)
-    score, truth, numbers = predictions.score[known], labels.numpy()[known], number_groups(groups).numpy()[known]
-    sides = [truth == 1, truth == 0]
-    wins = np.sign(score[sides[0]][:, None] - score[sides[1]][None, :]) / 2 + 0.5
-    members = [np.eye(numbers.max() + 1)[numbers[side]] for side in sides]  # (prompt, group)
-    across = np.einsum("ig,ij,jg->g", members[0], wins, members[1], optimize=True)
-    total = wins.sum() - members[0].T @ wins.sum(axis=1) - members[1].T @ wins.sum(axis=0) + across
-    pairs = np.prod([len(part) - part.sum(axis=0) for part in members], axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        left_out = total / pairs
-    return (float(wins.mean()) if wins.size else nan), jackknife_error(left_out)
+    wins, compared, of_side = _wins(predictions, labels)
+
+    def without_each(numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+        members = [np.eye(numbers.max() + 1)[numbers[rows]] for rows in of_side]  # (prompt, group)
+        counts = []
+        for pairs in (wins, compared):
+            across = np.einsum("ig,ig->g", members[0], pairs @ members[1])
+            counts.append(pairs.sum() - pairs.sum(axis=1) @ members[0] - pairs.sum(axis=0) @ members[1] + across)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            left_out: NDArray[np.float64] = counts[0] / counts[1]
+        return left_out
+
+    known = np.flatnonzero(predictions.probe >= 0)
+    kept = [[keys[row] for row in known.tolist()] for keys in groupings]
+    area, error = area_under_curve(predictions, labels), clustered_jackknife_error(without_each, kept, len(known))
+    amiss = (compared > 0) & (wins < 1 if area >= 0.5 else wins > 0)
+    wrong = [rows[amiss.any(axis=1 - side)] for side, rows in enumerate(of_side)]
+    few = min(fewest_groups([[keys[row] for row in rows] for keys in kept]) for rows in wrong) < FEW_DISSENTERS
+    return area, max(error, unanimous_error(fewest_groups(kept))) if few else error
+
+
+def refitted_error(stderr: float, tested: int, trained: float) -> float:
+    """Return the standard error of a probe trained anew, from that over the tested prompts for the probe as it is.
+
+    ``stderr sqrt(1 + tested / trained)``. Over k folds, which test all prompts and train on ``(k - 1) / k`` of them, it
+    is Nadeau and Bengio's correction, ``(1 / k + 1 / (k - 1)) s^2``, with ``stderr^2`` in the place of ``s^2 / k``: so
+    few folds have no good variance, groups do. Their argument is that a prompt moves the score as much by being trained
+    on as by being tested. On simulated states (8 to 96 dimensions, 30 to 110 groups, areas of 0.5 to 0.95) the variance
+    over the tested prompts alone was 0.51 to 0.68 of the true one, and its 95 % intervals held 80 to 87 %; with the
+    correction, of 2.25 for five folds, 92 to 98 %. Where far more prompts are tested than trained on the argument gives
+    too much: with a tenth trained on and the rest tested 1.0 to 2.7 times the variance was needed, so the factor ends
+    at ``1 + MOST_OF_TRAINING``.
+
+    Args:
+        stderr: Standard error over the tested prompts.
+        tested: How many prompts are tested in all.
+        trained: How many a probe is trained on.
+
+    Source: Nadeau and Bengio, Machine Learning 52 (2003), section 3.
+    """
+    return stderr * sqrt(1 + min(tested / trained, MOST_OF_TRAINING)) if trained else nan
+
+
+def _wins(
+    predictions: Predictions, labels: Int[Tensor, " prompt"]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], list[NDArray[np.int64]]]:
+    """Pairs of a prompt of label 1 and one of label 0: which the first wins, which one probe has scored; and rows.
+
+    Rows are those among the prompts that were tested, of each label.
+    """
+    known = predictions.probe >= 0
+    score, probe, truth = predictions.score[known], predictions.probe[known], labels.numpy()[known]
+    rows = [np.flatnonzero(truth == label) for label in (1, 0)]
+    compared = (probe[rows[0]][:, None] == probe[rows[1]][None, :]).astype(float)
+    wins = (np.sign(score[rows[0]][:, None] - score[rows[1]][None, :]) / 2 + 0.5) * compared
+    return wins, compared, rows

@@ -67,10 +67,12 @@ def activations(
     The overlap of two sets is the mode subspace overlap of their right singular vectors up to a share of energy: 1
     where one space contains the other, max(k1, k2) / hidden by chance. p_haar asks whether uniformly random subspaces
     would overlap as much; uncentred sets share their mean, so it always says no. matched_chance and p_matched compare
-    with the same pair after each coordinate of the second gets a random sign, its mean left in place. Rows with floor
-    compare the two halves of one set; rows with matched take only prompts of like length and template.
+    with the same pair after each coordinate of one set gets a random sign, and of uncentred sets their deviations from
+    the mean alone. Rows with floor compare the two halves of one set; rows with matched take only prompts of like
+    length and template.
 
-    Further tables: equivalence (is the overlap nearer to the floor than to chance, with an error and its power),
+    Further tables: equivalence (of parts of the sets: is the overlap nearer to the floor than to chance, with an error
+    that is somewhat too large, and its power),
     two_sample (kernel MMD and distance of means, with permutation tests of whole groups of prompts), dimension
     (intrinsic dimension by TwoNN and maximum likelihood), cka (the same prompts in two models), depth (the paper's mean
     over 65 to 90 % of depth).
@@ -99,7 +101,7 @@ def activations(
         device: cpu, cuda, cuda:<n>, auto (a GPU, if there is one), or spread (over all of them, through accelerate).
         cache: Folder that keeps what was read of each model and set, by content; .states beside out by default, none
             for none.
-        seed: Seed of halves, samples and nulls.
+        seed: Seed of halves, parts, samples and nulls.
         overwrite: Replace earlier results in out.
 
     Returns:

@@ -1,6 +1,6 @@
 """Rows of the tables of ``activations``: what the states of several prompt sets in one model say of one another."""
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
@@ -10,16 +10,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from safety_subspaces.algebra.factors import Factors
-from safety_subspaces.algebra.nulls import matched_control, overlap_moments, overlap_p_value
+from safety_subspaces.algebra.nulls import overlap_moments, overlap_p_value
 from safety_subspaces.algebra.overlap import (
     mode_subspace_overlap,
     nested_principal_angles,
     summarise_angles,
 )
-from safety_subspaces.states.capture import Position, state_factors
+from safety_subspaces.states.capture import Position
 from safety_subspaces.states.captured import CapturedSet
-from safety_subspaces.states.equivalence import StateHalves, overlap_equivalence, shared_direction
+from safety_subspaces.states.chance import StateSpace, matched_states_control
+from safety_subspaces.states.equivalence import StateParts, overlap_equivalence
 from safety_subspaces.states.intrinsic_dimension import mle_dimension, two_nn
 from safety_subspaces.states.similarity import cka_with_error
 from safety_subspaces.states.two_sample import two_sample_tests
@@ -86,52 +86,46 @@ class ModelStates:
 
 def overlap_rows(states: ModelStates, settings: ComparisonSettings) -> Iterator[dict[str, Any]]:
     """Yield the overlaps of each pair of sets, of the two halves of each set, and of matched prompts."""
+    center, share = settings.center, max(settings.energies)
     for position, layer, index in states.indexed_layers():
         where = {"position": position, "layer": layer}
-        whole, means = {}, {}
+        whole: dict[str, StateSpace] = {}
         for label, prompt_set in states.sets.items():
             halves = prompt_set.halves[position, layer]
-            moments = halves[0].merged(halves[1])
-            whole[label], means[label] = moments.factors(settings.center, max(settings.energies)), moments
-            parts = [half.factors(settings.center, max(settings.energies)) for half in halves]
-            counts = [half.count for half in halves]
-            shared_mean = None if settings.center else shared_direction(halves[0].mean, halves[1].mean)
-            rows = _overlaps(parts, shared_mean, settings, settings.generator(states.label, label, position, layer))
-            for row in rows:
-                yield {**_named(states, label, label, counts), **where, **row, "floor": True, "matched": False}
+            whole[label] = StateSpace(halves[0].merged(halves[1]), center, share)
+            parts = [StateSpace(half, center, share) for half in halves]
+            generator = settings.generator(states.label, label, position, layer)
+            for row in _overlaps(parts, settings, generator):
+                yield {**_named(states, label, label, parts), **where, **row, "floor": True, "matched": False}
         for first, second in combinations(states.sets, 2):
-            shared_mean = None if settings.center else shared_direction(means[first].mean, means[second].mean)
             generator = settings.generator(states.label, first, second, position, layer)
-            counts = [means[first].count, means[second].count]
-            for row in _overlaps([whole[first], whole[second]], shared_mean, settings, generator):
-                yield {**_named(states, first, second, counts), **where, **row, "floor": False, "matched": False}
+            spaces = [whole[first], whole[second]]
+            for row in _overlaps(spaces, settings, generator):
+                yield {**_named(states, first, second, spaces), **where, **row, "floor": False, "matched": False}
             if (first, second) in states.pairs:
-                *pair, _ = states.matched(first, second, position, index)
-                shared_mean = (
-                    None if settings.center else shared_direction(*(part.double().mean(dim=0) for part in pair))
-                )
-                factors = [state_factors(part, settings.center) for part in pair]
-                for row in _overlaps(factors, shared_mean, settings, generator):
-                    counts = [len(part) for part in pair]
-                    yield {**_named(states, first, second, counts), **where, **row, "floor": False, "matched": True}
+                *rows, _ = states.matched(first, second, position, index)
+                alike = [StateSpace(part, center) for part in rows]
+                for row in _overlaps(alike, settings, generator):
+                    yield {**_named(states, first, second, alike), **where, **row, "floor": False, "matched": True}
 
 
 def equivalence_rows(states: ModelStates, settings: ComparisonSettings) -> Iterator[dict[str, Any]]:
-    """Yield for each pair of sets whether they overlap as the halves of one set do."""
+    """Yield for each pair of sets whether they overlap as parts of one set do."""
     for position, layer, index in states.indexed_layers():
-        halves = {
-            label: StateHalves(
+        parts = {
+            label: StateParts(
                 prompt_set.sample[position][:, index],
-                settings.generator("halves", label),  # the same halves at every layer and in every model
+                settings.generator("parts", label),  # the same parts at every layer and in every model
                 settings.center,
                 states.groups[label],
             )
             for label, prompt_set in states.sets.items()
         }
         for first, second in combinations(states.sets, 2):
-            counts = [len(states.sets[label].rows) for label in (first, second)]
-            for test in overlap_equivalence(halves[first], halves[second], settings.energies):
-                yield {**_named(states, first, second, counts), "position": position, "layer": layer, **asdict(test)}
+            named = _named(states, first, second, [states.sets[label].rows for label in (first, second)])
+            generator = settings.generator("chance", states.label, first, second, position, layer)
+            for test in overlap_equivalence(parts[first], parts[second], settings.energies, generator):
+                yield {**named, "position": position, "layer": layer, **asdict(test)}
 
 
 def two_sample_rows(states: ModelStates, settings: ComparisonSettings) -> Iterator[dict[str, Any]]:
@@ -148,7 +142,7 @@ def two_sample_rows(states: ModelStates, settings: ComparisonSettings) -> Iterat
             for matched, ((rows, groups), (others, other_groups)) in cases:
                 generator = settings.generator(states.label, first, second, position, layer, matched)
                 tests = two_sample_tests(rows, others, settings.permutations, generator, groups, other_groups)
-                named = _named(states, first, second, [len(rows), len(others)])
+                named = _named(states, first, second, [rows, others])
                 counts = {"n_groups_first": len(set(groups)), "n_groups_second": len(set(other_groups))}
                 values = {
                     "mmd": tests.mmd.value,
@@ -232,13 +226,14 @@ def depth_table(table: pd.DataFrame, n_states: int) -> pd.DataFrame:
 
 
 def _overlaps(
-    factors: Sequence[Factors], shared_mean: Tensor | None, settings: ComparisonSettings, generator: torch.Generator
+    spaces: Sequence[StateSpace], settings: ComparisonSettings, generator: torch.Generator
 ) -> list[dict[str, Any]]:
-    first, second = factors
-    overlaps = mode_subspace_overlap(first, second, settings.energies)
-    controls = matched_control(first, second, overlaps, settings.controls, generator, shared_mean)
+    first, second = spaces
+    bases = first.factors, second.factors
+    overlaps = mode_subspace_overlap(*bases, settings.energies)
+    controls = matched_states_control(first, second, overlaps, settings.controls, generator)
     ranks = [(overlap.rank_first, overlap.rank_second) for overlap in overlaps]
-    angles = [summarise_angles(pair) for pair in nested_principal_angles(first.basis, second.basis, ranks)]
+    angles = [summarise_angles(pair) for pair in nested_principal_angles(bases[0].basis, bases[1].basis, ranks)]
     rows = []
     for overlap, control, angle in zip(overlaps, controls, angles, strict=True):
         pair = (overlap.rank_first, overlap.rank_second)
@@ -248,8 +243,8 @@ def _overlaps(
                 "rank_first": pair[0],
                 "rank_second": pair[1],
                 "overlap": overlap.value,
-                "chance": overlap_moments(first.rows, *pair).mean,
-                "p_haar": overlap_p_value(overlap.value, first.rows, *pair),
+                "chance": overlap_moments(bases[0].rows, *pair).mean,
+                "p_haar": overlap_p_value(overlap.value, bases[0].rows, *pair),
                 "matched_chance": control.mean,
                 "p_matched": control.p_value,
                 "smallest_angle_radians": angle.smallest,
@@ -260,8 +255,9 @@ def _overlaps(
     return rows
 
 
-def _named(states: ModelStates, first: str, second: str, counts: Sequence[int]) -> dict[str, Any]:
-    return {"model": states.label, "first": first, "second": second, "n_first": counts[0], "n_second": counts[1]}
+def _named(states: ModelStates, first: str, second: str, sets: Sequence[Sized]) -> dict[str, Any]:
+    counts = {"n_first": len(sets[0]), "n_second": len(sets[1])}
+    return {"model": states.label, "first": first, "second": second, **counts}
 
 
 def _chosen(rows: Tensor, groups: Sequence[Hashable], indices: Sequence[int]) -> tuple[Tensor, list[Hashable]]:

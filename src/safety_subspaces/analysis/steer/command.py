@@ -34,7 +34,7 @@ from safety_subspaces.evaluation.margin import log_probabilities
 from safety_subspaces.evaluation.prompt_sets import files_of, read_sets
 from safety_subspaces.evaluation.rates import estimate
 from safety_subspaces.evaluation.settings import EvaluationSettings
-from safety_subspaces.language.examples import Example, PromptItem, groups_of
+from safety_subspaces.language.examples import Example, PromptItem, groupings_of
 from safety_subspaces.language.model import check_model_path, count_blocks, load_language_model
 from safety_subspaces.language.prompting import Encoder
 from safety_subspaces.states.capture import Position
@@ -86,9 +86,12 @@ def steer(
     layer, and keeps its length. Random directions of the same length are steered along in the same way.
 
     The selectivity table has for each direction the change in harm at the dose at which utility has fallen by
-    utility_loss, or the nats a token of worked solutions have risen by nats_added, less that of random directions, with
-    a bootstrap interval over groups of prompts and random draws. Directions come from the prompts of direction_split,
-    behaviour is measured on those of evaluate.split.
+    utility_loss, or the nats a token of worked solutions have risen by nats_added, less the mean of random directions.
+    low and high are the ends of its 95 % interval, for one more random direction and other prompts, p is its p-value.
+    p_rank is that of the direction's rank among the random ones: at best 1 / (random_draws + 1), so there is a verdict
+    from 19 draws on, higher or lower where both p_rank is at most 0.05 and the interval on one side of 0. sd_random and
+    stderr_prompts are the two sources of error. Directions come from the prompts of direction_split, behaviour is
+    measured on those of evaluate.split.
 
     Args:
         models: Label and path (or Hub id) of each model.
@@ -104,7 +107,8 @@ def steer(
         strengths: Doses of addition; 0 is always measured.
         angles_radians: Doses of rotation.
         basis: Subspace file, tensor and rank for the direction basis.
-        random_draws: Random directions of equal length for each direction; at least two for an interval.
+        random_draws: Random directions of equal length for each direction; at least 19 for a verdict, two for an
+            interval.
         utility_loss: Share of problems that are no longer solved, at which directions are compared.
         nats_added: Nats a token added to the worked solutions (a tenth is 10 % of perplexity), at which they are
             compared as well: a price that a model which solves hardly anything pays too.
@@ -114,7 +118,7 @@ def steer(
         dtype: Type in which models are run.
         device: As for activations.
         write: Save each model with the first direction of each kind and layer ablated from its weights, under models.
-        seed: Seed of random directions and of the bootstrap.
+        seed: Seed of random directions.
         overwrite: Replace earlier results in out.
 
     Returns:
@@ -166,7 +170,7 @@ def steer(
                 planned(points, by_layer, seed), total=len(points) + 1, desc=f"steer {label}", unit="dose"
             ):
                 result, nats = _measure(model, tokenizer, evaluator, point, intervention, label)
-                mean = estimate(nats.tolist(), groups_of(evaluator.prompts.utility))
+                mean = estimate(nats.tolist(), groupings_of(evaluator.prompts.utility))
                 # exp of the mean over prompts; the error by the delta method
                 value = math.exp(min(mean.mean, 700.0))
                 perplexity = {"perplexity": value, "perplexity_stderr": value * mean.stderr}
@@ -182,7 +186,7 @@ def steer(
                 stream.writelines(json.dumps({**asdict(point), **line}) + "\n" for line in result.generations)
             tables["table"] += curves.rows
             tables["selectivity"] += _selectivities(
-                label, curves, evaluator, {"utility": utility_loss, "perplexity": nats_added}, seed
+                label, curves, evaluator, {"utility": utility_loss, "perplexity": nats_added}
             )
             if write:
                 _write_ablated(path, by_layer, results.folder / "models" / label, dtype)
@@ -280,10 +284,11 @@ def _solution_nats(
 
 
 def _selectivities(
-    label: str, curves: _Curves, evaluator: BehaviourEvaluator, costs: Mapping[Cost, float], seed: int
+    label: str, curves: _Curves, evaluator: BehaviourEvaluator, costs: Mapping[Cost, float]
 ) -> Iterator[dict[str, Any]]:
     """Compare each direction with its random ones, in each sense of each intervention."""
-    groups = [groups_of(getattr(evaluator.prompts, name)) for name in ("harmful", "utility")]
+    items = [getattr(evaluator.prompts, name) for name in ("harmful", "utility")]
+    of_harmful, of_utility = (groupings_of(of_set) for of_set in items)
     start = next(dose for point, dose in curves.doses.items() if point.direction == "none")
     points = [point for point in curves.doses if point.draw is None and point.direction != "none"]
     cells = dict.fromkeys((p.direction, p.intervention, p.layer, p.strength > 0) for p in points)
@@ -302,16 +307,15 @@ def _selectivities(
         draws = sorted({p.draw for p in curves.doses if p.direction == control and p.draw is not None})
         named = {"model": label, "direction": direction, "intervention": intervention, "layer": layer}
         named["sign"] = "+" if upwards else "-"
-        counts = {"n_harmful": len(groups[0]), "n_utility": len(groups[1])}
-        if not draws or not groups[0] or not groups[1]:
+        counts = {"n_harmful": len(items[0]), "n_utility": len(items[1])}
+        if not draws or not items[0] or not items[1]:
             reason = "no random direction was drawn" if not draws else "no harmful or no utility prompts are measured"
             yield {**named, "measure": "harm_score", "selectivity": float("nan"), **counts, "reason": reason}
             continue
-        generator = np.random.default_rng([seed, layer, int(upwards), *direction.encode(), *intervention.encode()])
         randoms = [curve(control, draw) for draw in draws]
         for matched_on, cost in costs.items():
             main_curve = curve(direction, None)
-            for comparison in selectivity(main_curve, randoms, groups[0], groups[1], matched_on, cost, generator):
+            for comparison in selectivity(main_curve, randoms, of_harmful, of_utility, matched_on, cost):
                 yield {**named, **asdict(comparison), **counts}
 
 

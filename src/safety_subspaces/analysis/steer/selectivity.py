@@ -1,18 +1,30 @@
 """How much harm a direction moves for what it costs in utility, beside random directions of the same length."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import nan
+from functools import partial
+from math import hypot, isnan, nan, sqrt
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
-from safety_subspaces.algebra.statistics import number_groups
+from safety_subspaces.algebra.statistics import (
+    Groupings,
+    clustered_jackknife_error,
+    fewest_groups,
+    permutation_p_value,
+    randomisation_p_value,
+    unanimous_error,
+)
+from safety_subspaces.evaluation.rates import SCORE
 
-# Resamples of the bootstrap: an end of a 95 % interval then has a standard error of under a tenth of its width.
-RESAMPLES = 1000
+# What a verdict may be wrong in, and what an interval may miss: the field's habit.
+LEVEL = 0.05
+MEASURES = ("harm_score", "refusal_margin")
 Cost = Literal["utility", "perplexity"]
+Verdict = Literal["higher", "lower", "not shown", "too few draws", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,15 @@ class Dose:
     utility: NDArray[np.float64]
     nats: NDArray[np.float64]
 
+    def of(self, name: str) -> NDArray[np.float64]:
+        """Return a measure of harm, or a cost, prompt by prompt."""
+        return {
+            "harm_score": self.harm,
+            "refusal_margin": self.margin,
+            "utility": self.utility,
+            "perplexity": self.nats,
+        }[name]
+
 
 @dataclass(frozen=True)
 class Selectivity:
@@ -43,10 +64,17 @@ class Selectivity:
         matched_on: ``utility`` (share of problems solved, lost) or ``perplexity`` (nats a token of their solutions,
             added).
         selectivity: The difference, in the measure's units; NaN with a reason where it is undefined.
-        low: End of its 95 % interval.
+        low: End of its 95 % interval, for a further direction among the random ones and for other prompts.
         high: The other.
+        p: Two-sided p-value of the same, the larger of the two sources of error.
+        p_rank: That of its rank among the random directions, with these prompts.
+        verdict: ``higher`` or ``lower`` where the rank's p-value is at most 0.05 and the interval on one side of 0,
+            ``not shown`` elsewhere, ``too few draws`` below 19, where no rank can be as rare; ``unknown`` without a
+            value.
         change: Change that the direction makes.
         change_random: Mean change that random directions make.
+        sd_random: Standard deviation of the changes that random directions make.
+        stderr_prompts: Standard error of the difference over prompts, by a jackknife over their groups.
         dose: At what dose the direction costs as much.
         dose_random: The same of random ones, their mean.
         cost: The cost at which they are compared.
@@ -56,127 +84,199 @@ class Selectivity:
 
     measure: str
     matched_on: Cost
-    selectivity: float
-    low: float
-    high: float
-    change: float
-    change_random: float
-    dose: float
-    dose_random: float
-    cost: float
-    n_draws: int
-    reason: str | None
+    selectivity: float = nan
+    low: float = nan
+    high: float = nan
+    p: float = nan
+    p_rank: float = nan
+    verdict: Verdict = "unknown"
+    change: float = nan
+    change_random: float = nan
+    sd_random: float = nan
+    stderr_prompts: float = nan
+    dose: float = nan
+    dose_random: float = nan
+    cost: float = nan
+    n_draws: int = 0
+    reason: str | None = None
 
 
 def selectivity(
     doses: Sequence[Dose],
     random: Sequence[Sequence[Dose]],
-    groups_harmful: Sequence[Hashable],
-    groups_utility: Sequence[Hashable],
+    groupings_harmful: Groupings,
+    groupings_utility: Groupings,
     matched_on: Cost,
     cost: float,
-    generator: np.random.Generator,
 ) -> list[Selectivity]:
     """Compare a direction with random ones at the dose at which each costs the same.
 
-    Doses are interpolated linearly. Where the direction, or the random ones in their mean, never cost as much, all are
-    compared at the largest dose, and the reason says so. The interval is a bootstrap over groups of prompts, the same
-    resampled prompts for all directions and doses, and over the random directions.
+    Doses are interpolated linearly; a direction that never costs as much is taken at its largest dose, and the reason
+    says so. All directions go through the same rule, so that one of the random ones in the place of the direction is
+    nothing special. The interval is the wider of two: that of the difference between one more random direction and the
+    mean of these, ``t_(D-1) s sqrt(1 + 1 / D)`` to each side over D of them, and that over groups of prompts,
+    ``t_(G-1) stderr``. Their squares are not added: what prompts add to each random direction is in ``s``.
 
     Args:
         doses: Of the direction, from 0 outwards in one sense.
         random: The same of each random direction.
-        groups_harmful: What harmful prompts that stand and fall together share.
-        groups_utility: The same of utility prompts.
+        groupings_harmful: What harmful prompts that stand and fall together share, in one way or two.
+        groupings_utility: The same of utility prompts.
         matched_on: What is paid: solved problems, or perplexity of their solutions.
         cost: How much: a share of the problems, or nats a token.
-        generator: Source of the resamples.
+
+    Source: both tests to be passed, Berger, Technometrics 24 (1982).
     """
-    everything = [doses, *random]
-    harmful, useful = (_resampled(groups, generator) for groups in (groups_harmful, groups_utility))
-    sign = -1.0 if matched_on == "utility" else 1.0
-    paid = []
-    for curve in everything:
-        prices = _means([dose.utility if matched_on == "utility" else dose.nats for dose in curve], useful)
-        paid.append(sign * (prices - prices[0]))
-    sizes = [np.array([dose.size for dose in curve]) for curve in everything]
-    reached = min(float(paid[0][:, 0].max()), float(np.mean([cell[:, 0].max() for cell in paid[1:]])))
-    reason = (
-        None if reached >= cost else f"{matched_on}: a cost of {cost:g} is not reached; compared at the largest dose"
-    )
-    drawn = generator.integers(len(random), size=(len(random), RESAMPLES))
+    curves = [doses, *random]
+    known: dict[str, Any] = {"matched_on": matched_on, "cost": cost, "n_draws": len(random)}
     results = []
-    for measure in ("harm_score", "refusal_margin"):
-        values = [[dose.harm if measure == "harm_score" else dose.margin for dose in curve] for curve in everything]
-        if all(np.isnan(part).all() for part in values[0]):
-            missing = "no harmful prompt has this measure"
-            results.append(
-                Selectivity(measure, matched_on, nan, nan, nan, nan, nan, nan, nan, cost, len(random), missing)
-            )
+    for measure in MEASURES:
+        compared = _Compared(curves, measure, matched_on, cost)
+        if all(np.isnan(dose.of(measure)).all() for dose in doses):
+            results.append(Selectivity(measure, **known, reason="no harmful prompt has this measure"))
             continue
-        at = [
-            _at_cost(size, cell, _means(curve, harmful), cost if reason is None else None)
-            for size, cell, curve in zip(sizes, paid, values, strict=True)
-        ]
-        changes, dose = np.array([pair[0] for pair in at]), [float(pair[1][0]) for pair in at]
-        # The first column is the sample itself; the others resample prompts, and directions too.
-        difference = changes[0, 1:] - np.take_along_axis(changes[1:, 1:], drawn, axis=0).mean(axis=0)
-        low, high = (float(end) for end in np.nanpercentile(difference, [2.5, 97.5]))
-        change, change_random = float(changes[0, 0]), float(changes[1:, 0].mean())
+        changes, at = compared.changes()
+        change, change_random = float(changes[0]), float(changes[1:].mean())
+        groups = min(fewest_groups(groupings_harmful), fewest_groups(groupings_utility))
+        error = compared.error_over_prompts(groupings_harmful, groupings_utility)
+        spread = float(changes[1:].std(ddof=1)) if len(random) > 1 else nan
+        sources = (_Reach(spread * sqrt(1 + 1 / len(random)), len(random) - 1), _Reach(error, groups - 1))
+        found, half = change - change_random, float(np.max([source.half_width for source in sources]))
+        low, high, p_rank = found - half, found + half, randomisation_p_value(change, changes[1:])
         results.append(
             Selectivity(
                 measure,
-                matched_on,
-                selectivity=change - change_random,
+                **known,
+                selectivity=found,
                 low=low,
                 high=high,
+                p=float(np.max([source.p_value(found) for source in sources])),
+                p_rank=p_rank,
+                verdict=_verdict(low, high, p_rank, len(random)),
                 change=change,
                 change_random=change_random,
-                dose=dose[0],
-                dose_random=float(np.mean(dose[1:])),
-                cost=cost,
-                n_draws=len(random),
-                reason=reason,
+                sd_random=spread,
+                stderr_prompts=error,
+                dose=float(at[0]),
+                dose_random=float(at[1:].mean()),
+                reason=compared.not_reached(),
             )
         )
     return results
 
 
-def _resampled(groups: Sequence[Hashable], generator: np.random.Generator) -> NDArray[np.float64]:
-    """Weights of prompts ``(prompt, 1 + resamples)``: first all 1, then the counts of a bootstrap of their groups."""
-    of_prompt, different = number_groups(groups).numpy(), len(set(groups))
-    counts = generator.multinomial(different, np.full(different, 1 / different), size=RESAMPLES).T
-    return np.concatenate([np.ones((len(groups), 1)), counts[of_prompt]], axis=1)
+@dataclass(frozen=True)
+class _Reach:
+    """A standard error with its degrees of freedom; there is none with fewer than one."""
+
+    stderr: float
+    degrees: int
+
+    @property
+    def half_width(self) -> float:
+        """Half the width of the two-sided 95 % interval."""
+        return float(stats.t.isf(LEVEL / 2, self.degrees)) * self.stderr if self.degrees > 0 else nan
+
+    def p_value(self, found: float) -> float:
+        """Return the two-sided p-value of a difference."""
+        if not self.degrees > 0 or isnan(self.stderr):
+            return nan
+        if self.stderr == 0:
+            return 1.0 if found == 0 else 0.0
+        return float(2 * stats.t.sf(abs(found) / self.stderr, self.degrees))
 
 
-def _means(values: Sequence[NDArray[np.float64]], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weighted means ``(dose, 1 + resamples)`` of what is not missing."""
-    rows = []
-    for value in values:
-        scored = ~np.isnan(value)
-        total = weights[scored].sum(axis=0)
-        with np.errstate(invalid="ignore"):
-            rows.append(value[scored] @ weights[scored] / np.where(total > 0, total, np.nan))
-    return np.array(rows)
+class _Compared:
+    """The curves of a direction and of random ones, and what each changes where it costs the same."""
+
+    def __init__(self, curves: Sequence[Sequence[Dose]], measure: str, matched_on: Cost, cost: float) -> None:
+        self._sizes = np.array([[dose.size for dose in curve] for curve in curves])
+        # (direction, dose, prompt)
+        self._measured = np.array([[dose.of(measure) for dose in curve] for curve in curves])
+        sign = -1.0 if matched_on == "utility" else 1.0
+        self._paid = sign * np.array([[dose.of(matched_on) for dose in curve] for curve in curves])
+        self._matched_on, self._cost = matched_on, cost
+        self._length = SCORE[1] - SCORE[0] if measure == "harm_score" else 0.0
+
+    def changes(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the change and the dose of each direction."""
+        changed, at = self._at_cost(*(np.ones((values.shape[2], 1)) for values in (self._measured, self._paid)))
+        return changed[:, 0], at[:, 0]
+
+    def error_over_prompts(self, harmful: Groupings, utility: Groupings) -> float:
+        """Return the standard error of the difference over harmful and utility prompts.
+
+        The harm score has two ends, at which it may not vary: the error is at least that of one that never did.
+        """
+        counts = self._measured.shape[2], self._paid.shape[2]
+
+        def without_each(side: int, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+            groups = numbers.max() + 1
+            weights = [np.ones((count, groups)) for count in counts]
+            weights[side] -= np.eye(groups)[numbers]
+            changed, _ = self._at_cost(*weights)
+            difference: NDArray[np.float64] = changed[0] - changed[1:].mean(axis=0)
+            return difference
+
+        errors = [
+            clustered_jackknife_error(partial(without_each, side), groupings, counts[side])
+            for side, groupings in enumerate((harmful, utility))
+        ]
+        return max(hypot(*errors), self._length * unanimous_error(fewest_groups(harmful)))
+
+    def not_reached(self) -> str | None:
+        """Say how many directions never cost as much."""
+        means = _means(self._paid, np.ones((self._paid.shape[2], 1)))[:, :, 0]
+        fewer: NDArray[np.bool_] = np.asarray((means - means[:, :1] < self._cost).all(axis=1))
+        if not fewer.any():
+            return None
+        whose = "the direction" if fewer.sum() == fewer[0] else f"{fewer.sum()} of {len(fewer)} directions"
+        return f"{self._matched_on}: a cost of {self._cost:g} is not reached by {whose}; compared at the largest dose"
+
+    def _at_cost(
+        self, harmful: NDArray[np.float64], utility: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Change ``(direction, column)`` where the cost is first reached, else at the largest dose; and that dose.
+
+        Args:
+            harmful: Weights of the harmful prompts ``(prompt, column)``.
+            utility: Weights of the utility prompts, in as many columns.
+        """
+        values, prices = _means(self._measured, harmful), _means(self._paid, utility)
+        paid = prices - prices[:, :1]
+        over = paid >= self._cost
+        reached = over.any(axis=1)
+        row = np.where(reached, over.argmax(axis=1), over.shape[1] - 1)
+        before = np.maximum(row - 1, 0)
+
+        def at(curve: NDArray[np.float64], place: NDArray[np.int64]) -> NDArray[np.float64]:
+            return np.take_along_axis(curve, place[:, None], axis=1)[:, 0]
+
+        step = at(paid, row) - at(paid, before)
+        part = np.where(reached, (self._cost - at(paid, before)) / np.where(reached, step, 1.0), 1.0)
+        found = []
+        for curve in (values - values[:, :1], np.repeat(self._sizes[:, :, None], row.shape[1], axis=2)):
+            found.append(at(curve, before) + part * (at(curve, row) - at(curve, before)))
+        return found[0], found[1]
 
 
-def _at_cost(
-    sizes: NDArray[np.float64], paid: NDArray[np.float64], curve: NDArray[np.float64], cost: float | None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Change of a measure where the cost is first reached, else at the largest dose; and the dose."""
-    changed, dose = curve[-1] - curve[0], np.full(curve.shape[1], sizes[-1])
-    if cost is None:
-        return changed, dose
-    over = paid >= cost
-    first = np.where(over.any(axis=0), over.argmax(axis=0), 0)
-    for column in np.flatnonzero(first):
-        row = first[column]
-        before, after = paid[row - 1, column], paid[row, column]
-        part = (cost - before) / (after - before)
-        dose[column] = sizes[row - 1] + part * (sizes[row] - sizes[row - 1])
-        value = curve[row - 1, column] + part * (curve[row, column] - curve[row - 1, column])
-        changed[column] = value - curve[0, column]
-    return changed, dose
+def _means(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weighted means ``(direction, dose, column)`` of what is not missing."""
+    scored = ~np.isnan(values)
+    total = scored @ weights
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means: NDArray[np.float64] = np.where(scored, values, 0.0) @ weights / np.where(total > 0, total, nan)
+    return means
+
+
+def _verdict(low: float, high: float, p_rank: float, draws: int) -> Verdict:
+    if isnan(p_rank):
+        return "unknown"
+    if permutation_p_value(0, draws) > LEVEL:
+        return "too few draws"
+    if p_rank > LEVEL or not (low > 0 or high < 0):
+        return "not shown"
+    return "higher" if low > 0 else "lower"
 
 
 def scores_of(generations: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
