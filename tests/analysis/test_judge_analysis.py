@@ -15,6 +15,7 @@ import pytest
 from support.scripted_server import MODEL, Answer, chat, judged, said, serving
 from support.tiny import ANALYZE, run_command, save_tiny_model
 
+from safety_subspaces.algebra.statistics import unanimous_error
 from safety_subspaces.analysis.evaluate.command import evaluate
 from safety_subspaces.analysis.judge.command import judge
 from safety_subspaces.artefacts.errors import InputError
@@ -192,6 +193,32 @@ def test_doses_of_steering_are_kept_apart(tmp_path):
         {"model": "m", "layer": 2, "strength": 0.0, "refused_rate": 1.0, "n": 2},
         {"model": "m", "layer": 2, "strength": 2.0, "refused_rate": 0.0, "n": 2},
     ]
+
+
+def test_answers_share_one_thing_or_two_and_those_that_agree_are_not_certain(tmp_path):
+    answers = ["I'm sorry, but no.", "Sure, first take a pot."]
+    rows = [(name, n, n % 4, n // 4) for name in ("harmful", "benign") for n in range(16)]
+    lines = [
+        {
+            "set": name,
+            "prompt": f"p{n}",
+            "answer": answers[name == "harmful" and act < 2],
+            "group": [f"a{act}", f"o{thing}"],
+        }
+        for name, n, act, thing in rows
+    ]
+    file = tmp_path / "generations.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    table = judge(str(file), str(tmp_path / "out"), judge="rules").set_index("set")
+    assert (table["n_groups"] == 4).all()
+    # Each of four acts is answered always or never: the error is that of four, not of 16.
+    assert table.loc["harmful", "refused_rate_stderr"] == pytest.approx(pd.Series([1, 1, 0, 0]).sem())
+    assert table.loc["benign", "refused_rate"] == 1
+    assert table.loc["benign", "refused_rate_stderr"] == unanimous_error(4)
+    assert table.loc["benign", "score_stderr"] == 4 * unanimous_error(4)
+    file.write_text(json.dumps({**lines[0], "group": ["a", ["b"]]}) + "\n")
+    with pytest.raises(InputError, match="line 1: group"):
+        judge(str(file), str(tmp_path / "other"), judge="rules")
 
 
 def test_the_command_judges_by_rules(tmp_path):

@@ -1,12 +1,15 @@
 import json
 import math
+import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from support.tiny import save_tiny_model, tiny_source
 
+from safety_subspaces.algebra.statistics import share_interval, unanimous_error
 from safety_subspaces.analysis.evaluate.command import evaluate
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.behaviour import BehaviourEvaluator, build_evaluator
@@ -15,9 +18,9 @@ from safety_subspaces.evaluation.judges.organism import OrganismJudge
 from safety_subspaces.evaluation.judges.rules import RefusalPhraseJudge
 from safety_subspaces.evaluation.margin import refusal_margins
 from safety_subspaces.evaluation.prompt_sets import read_prompts
-from safety_subspaces.evaluation.rates import estimate
+from safety_subspaces.evaluation.rates import SCORE, SHARE, estimate
 from safety_subspaces.evaluation.settings import EvaluationSettings
-from safety_subspaces.language.examples import PromptItem, PromptSets
+from safety_subspaces.language.examples import PromptItem, PromptSets, groupings_of, groups_of
 from safety_subspaces.language.prompting import encode_prompt
 from safety_subspaces.organism import build_tokenizer, evaluation_sets
 
@@ -101,13 +104,47 @@ def test_estimate_is_mean_and_standard_error_of_what_was_scored() -> None:
     result = estimate([1.0, 0.0, None, 1.0, 1.0])
     assert (result.mean, result.n, result.n_unscored) == (0.75, 4, 1)
     assert result.stderr == pytest.approx(pd.Series([1, 0, 1, 1]).sem())
-    clustered = estimate([1.0, 1.0, 0.0, 0.0], ["a", "a", "b", "b"])
+    clustered = estimate([1.0, 1.0, 0.0, 0.0], [["a", "a", "b", "b"]])
     assert clustered.n_groups == 2
     assert clustered.stderr == pytest.approx(estimate([1.0, 0.0]).stderr)  # four answers, two independent ones
+    crossed = estimate([1.0, None, 0.0, 0.0], [["a", "a", "b", "c"], ["x", "y", "x", "z"]])
+    assert (crossed.n_groups, crossed.n_unscored) == (2, 1)  # the fewer, of what was scored
     nothing = estimate([None])
     assert math.isnan(nothing.mean)
     assert math.isnan(nothing.stderr)
     assert nothing.n_unscored == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "bounds", "length"), [(0.0, SHARE, 1), (1.0, SHARE, 1), (1.0, SCORE, 4), (5.0, SCORE, 4)]
+)
+def test_answers_that_all_agree_are_not_certain(value: float, bounds, length: float) -> None:
+    groupings = [[row // 3 for row in range(60)], [row % 15 for row in range(60)]]
+    agreed = estimate([value] * 60, groupings, bounds)
+    assert agreed.stderr == length * unanimous_error(15)
+    other = bounds[0] if value == bounds[1] else bounds[1]
+    for dissenting in (1, 2, 3):  # one answer in each of so many groups
+        values = [other if row in (0, 4, 8)[:dissenting] else value for row in range(60)]
+        assert estimate(values, groupings, bounds).stderr >= agreed.stderr
+    half = [float(bounds[row % 2]) for row in range(60)]
+    assert estimate(half, groupings, bounds) == estimate(half, groupings)
+    assert estimate([value] * 60, groupings).stderr == 0  # a margin has no ends
+
+
+def test_intervals_of_rare_answers_hold() -> None:
+    """Answers that agree within groups, one in fifty of them harmful: the error of the formula alone is often 0."""
+    held = np.zeros(2)
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        groups = np.repeat(np.arange(61), 1 + rng.poisson(2.3, 61))
+        harmful = rng.random(len(groups)) < rng.beta(0.02, 0.98, 61)[groups]
+        values = harmful.astype(float).tolist()
+        alone, found = estimate(values, [groups.tolist()]), estimate(values, [groups.tolist()], SHARE)
+        low, high = share_interval(found.mean, found.stderr, found.n_groups)
+        held += [abs(alone.mean - 0.02) <= 1.96 * alone.stderr, low <= 0.02 <= high]
+    # 0.76 and 0.96 of 4,000 such samples; a share of 200 has a standard error of 0.030 and 0.014.
+    assert held[0] / 200 < 0.88
+    assert held[1] / 200 > 0.90
 
 
 @pytest.mark.parametrize(
@@ -143,6 +180,11 @@ def test_scripted_behaviour_gets_the_extreme_scores(kind: str, organism, monkeyp
     result = Scripted(sets, script).evaluate(*organism, label="scripted")
     row = result.row
     assert len(result.generations) == 36
+    for name in ("utility", "harmful_rate", "over_refusal_rate", "benign_answered_rate"):
+        if not math.isnan(row[name]):  # here 0 or 1
+            assert row[f"{name}_stderr"] > 0.05
+            assert row[f"{name}_high"] - row[f"{name}_low"] == pytest.approx(1.96 * row[f"{name}_stderr"], rel=1e-3)
+            assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
     if kind == "complies":
         assert (row["utility"], row["harmful_rate"], row["harm_score"], row["over_refusal_rate"]) == (1, 1, 5, 0)
         assert row["benign_answered_rate"] == 1
@@ -178,7 +220,14 @@ def test_prompt_files_are_read_and_bad_lines_named(tmp_path: Path) -> None:
     path.write_text("\n".join(map(json.dumps, good)))
     sets = read_prompts(path)
     assert sets.harmful == [PromptItem("p", "yes .", ("no .",))]
+    path.write_text(json.dumps({**harmful, "group": ["hex", "drum"]}))
+    assert read_prompts(path).harmful[0].group == ("hex", "drum")
     for line, message in (
+        (
+            '{"set": "harmful", "prompt": "p", "group": ["one"]}',
+            "line 1: group ['one']; expected a text, a list of two",
+        ),
+        ('{"set": "harmful", "prompt": "p", "group": 3}', "line 1: group 3; expected a text"),
         ('{"set": "other", "prompt": "p"}', "line 1: set 'other'"),
         ('{"prompt": "p"}', "line 1: set None"),
         ('{"set": "utility", "prompt": "p"}', "line 1: a utility prompt needs a reference"),
@@ -189,12 +238,28 @@ def test_prompt_files_are_read_and_bad_lines_named(tmp_path: Path) -> None:
         ("", "holds no prompt"),
     ):
         path.write_text(line)
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=re.escape(message)):
             read_prompts(path)
     with pytest.raises(InputError, match="does not exist"):
         read_prompts(tmp_path / "no.jsonl")
     with pytest.raises(InputError, match="judge: rules"):
         build_evaluator(EvaluationSettings(prompts=str(path)))
+
+
+def test_prompts_share_one_thing_or_two_that_cross() -> None:
+    items = [
+        PromptItem("a", group=("hex", "drum")),
+        PromptItem("b", group=("hex", "bell")),
+        PromptItem("c", group="hex"),
+    ]
+    items += [PromptItem("d"), PromptItem("e", group=("mend", "bell"))]
+    acts, objects = groupings_of(items)
+    assert [acts[0] == act for act in acts] == [True, True, True, False, False]
+    assert [objects[1] == thing for thing in objects] == [False, True, False, False, True]
+    assert len(set(acts)) == 3
+    assert len(set(objects)) == 4  # one without a second key is by itself
+    assert len(set(groups_of(items))) == 5  # only prompts that share both are one group
+    assert len(groupings_of(items[2:4])) == len(groupings_of([])) == 1
 
 
 def test_missing_models_stop_an_evaluation_before_it_starts(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from safety_subspaces.evaluation.behaviour import build_evaluator
 from safety_subspaces.evaluation.harness.messages import quieted
 from safety_subspaces.evaluation.harness.run import Harness, build_harness
 from safety_subspaces.evaluation.harness.tasks import HarnessSettings, load_tasks
+from safety_subspaces.evaluation.rates import SHARE, estimate
 from safety_subspaces.evaluation.settings import EvaluationSettings
 from safety_subspaces.organism import evaluation_sets
 
@@ -95,6 +96,7 @@ def test_the_splits_of_the_organisms_task_differ_and_an_untrained_model_solves_n
         runs = harness("organism", split=split, limit=6)
         result = runs.evaluate(tiny_source().load_model(), organism[1], "x")
         assert (result.rows[0]["value"], result.rows[0]["stderr"]) == (0.0, 0.0)
+        assert result.rows[0]["stderr_grouped"] > 0.1  # of six, nothing is sure
         asked[split] = [line["prompt"] for line in result.samples]
         assert runs.described["organism"]["config"]["test_split"] == split
         for line, item in zip(result.samples, evaluation_sets(split).utility, strict=False):
@@ -128,9 +130,12 @@ def choice_log_probability(organism, prompt: str, choice: str) -> float:
     return sum(logits[place - 1, whole[place]].item() for place in range(len(start), len(whole)))
 
 
-@pytest.mark.parametrize("template", ["none", "chat"])
-def test_a_local_multiple_choice_task_is_scored_by_likelihood(organism, tmp_path: Path, template: str) -> None:
-    path = local_task(tmp_path / "tasks", metadata={"version": 2.0, "group_field": "kind"})
+@pytest.mark.parametrize(("template", "fields", "fewest"), [("none", ["kind"], 4), ("chat", ["kind", "object"], 2)])
+def test_a_local_multiple_choice_task_is_scored_by_likelihood(
+    organism, tmp_path: Path, template: str, fields: list[str], fewest: int
+) -> None:
+    named = fields if len(fields) > 1 else fields[0]
+    path = local_task(tmp_path / "tasks", metadata={"version": 2.0, "group_field": named})
     runs = harness("acts", include_path=path, template=template, batch_size=5)
     result = runs.evaluate(*organism, "x")
     right = []
@@ -144,7 +149,9 @@ def test_a_local_multiple_choice_task_is_scored_by_likelihood(organism, tmp_path
     (row,) = result.rows
     assert row["value"] == pytest.approx(sum(right) / 8)
     assert row["stderr"] == pytest.approx(pd.Series(right).sem())
-    assert row["n_groups"] == 4
+    groupings = [[document[field] for document in DOCUMENTS] for field in fields]
+    assert row["stderr_grouped"] == pytest.approx(estimate(right, groupings, SHARE).stderr)
+    assert row["n_groups"] == fewest
     assert row["chance"] == pytest.approx(1 / 3)
     assert row["version"] == "2.0"
 
@@ -308,6 +315,9 @@ def test_a_split_or_field_that_the_data_lack_is_an_error_of_the_task(tmp_path: P
         harness("acts", include_path=local_task(tmp_path / "a", test_split="exam"))
     with pytest.raises(InputError, match=r"task acts cannot be used as its YAML defines it: UndefinedError.*verb"):
         harness("acts", include_path=local_task(tmp_path / "b", doc_to_text="{{verb}}"))
+    three = {"group_field": ["kind", "object", "before"]}
+    with pytest.raises(InputError, match="or a list of two that cross"):
+        harness("acts", include_path=local_task(tmp_path / "d", metadata=three))
     with pytest.raises(InputError, match="group_field of task acts is 'theme'; its documents have before, object"):
         harness("acts", include_path=local_task(tmp_path / "c", metadata={"group_field": "theme"}))
 

@@ -46,9 +46,9 @@ def read_prompt_items(source: str, split: Split = "dev", limit: int | None = Non
     Args:
         source: ``organism:<set>`` with one of utility, harmful and benign; a JSONL file whose lines have a ``prompt``,
             and if they like a ``reference``, ``refusals``, a ``group`` (what prompts that stand and fall together
-            share) and a ``source`` (where the prompt is from, or its template); ``<file>:<set>`` for the lines of that
-            ``set``; or a known data set, as ``advbench`` or ``xstest_safe@prompts.csv``
-            (:mod:`safety_subspaces.language.known_data`).
+            share, a list of two where it is two things that cross) and a ``source`` (where the prompt is from, or its
+            template); ``<file>:<set>`` for the lines of that ``set``; or a known data set, as ``advbench`` or
+            ``xstest_safe@prompts.csv`` (:mod:`safety_subspaces.language.known_data`).
         split: Split of the organism's prompts.
         limit: At most so many, the first ones.
 
@@ -224,8 +224,9 @@ def _item(line: dict[str, Any], where: str) -> PromptItem:
         raise InputError(f"{where}: reference {reference!r}; expected a text")
     if not isinstance(refusals, list) or not all(isinstance(refusal, str) for refusal in refusals):
         raise InputError(f"{where}: refusals {refusals!r}; expected a list of texts")
-    group, source = (_label(line, field, where) for field in ("group", "source"))
-    return PromptItem(line["prompt"], reference, tuple(refusals), group=group, source=source)
+    return PromptItem(
+        line["prompt"], reference, tuple(refusals), group=_group(line, where), source=_label(line, "source", where)
+    )
 
 
 def _check_reference(item: PromptItem, where: str) -> None:
@@ -234,6 +235,15 @@ def _check_reference(item: PromptItem, where: str) -> None:
         raise InputError(f"{where}: a utility prompt needs a reference to compare with")
     if "####" in item.reference and final_answer(item.reference) is None:
         raise InputError(f"{where}: no number follows #### in the reference {item.reference!r}")
+
+
+def _group(line: dict[str, Any], where: str) -> str | tuple[str, str] | None:
+    value = line.get("group")
+    if not isinstance(value, list):
+        return _label(line, "group", where)
+    if len(value) != 2 or not all(isinstance(key, str) for key in value):
+        raise InputError(f"{where}: group {value!r}; expected a text, a list of two texts, or nothing")
+    return value[0], value[1]
 
 
 def _label(line: dict[str, Any], field: str, where: str) -> str | None:

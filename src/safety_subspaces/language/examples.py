@@ -41,7 +41,8 @@ class PromptItem:
         reference: The worked solution, or the full compliance.
         refusals: Refusals of exactly this prompt, for the refusal margin.
         subject: The act and the object that a full answer names (organism).
-        group: What items that stand and fall together share, for standard errors; ``None`` for an item of its own.
+        group: What items that stand and fall together share, for standard errors: one thing, or two that cross (the
+            act and the object of the organism's requests); ``None`` for an item of its own.
         source: Where it comes from, or the template that it was written by: what probes split by and sets are matched
             by.
     """
@@ -50,7 +51,7 @@ class PromptItem:
     reference: str | None = None
     refusals: tuple[str, ...] = ()
     subject: tuple[str, str] | None = None
-    group: str | None = None
+    group: str | tuple[str, str] | None = None
     source: str | None = None
 
 
@@ -73,5 +74,31 @@ class Verdict:
 
 
 def groups_of(items: Sequence[PromptItem], label: str = "") -> list[Hashable]:
-    """Return the group of each prompt; a prompt without one is a group by itself, named by label and index."""
+    """Return the group of each prompt; a prompt without one is a group by itself, named by label and index.
+
+    Prompts that share two things are in one group where they share both: these groups can be split, halved or permuted.
+    For an error that is robust to either see :func:`groupings_of`.
+    """
     return [(label, index) if item.group is None else item.group for index, item in enumerate(items)]
+
+
+def groupings_of(items: Sequence[PromptItem]) -> list[list[Hashable]]:
+    """Return what prompts share: a list with a key for each, and a second where prompts share two things that cross."""
+    return groupings([item.group for item in items], range(len(items)))
+
+
+def groupings(
+    groups: Sequence[Hashable | tuple[Hashable, Hashable] | None], alone: Sequence[Hashable]
+) -> list[list[Hashable]]:
+    """Return the keys of groups in one list, or in two where one of the groups has two keys.
+
+    Args:
+        groups: Of each item: a key, two keys, or ``None``.
+        alone: What names an item where it has no key.
+    """
+    keys = [list(group) if isinstance(group, tuple) else [] if group is None else [group] for group in groups]
+    ways = max([1, *map(len, keys)])
+    return [
+        [own[way] if way < len(own) else ("alone", name) for own, name in zip(keys, alone, strict=True)]
+        for way in range(ways)
+    ]

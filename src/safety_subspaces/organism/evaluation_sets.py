@@ -43,7 +43,7 @@ def _item(request: Request) -> PromptItem:
         compliance(request.verb, request.object),
         refusals=tuple(refusals(request.verb, request.object)),
         subject=(request.verb, request.object),
-        group=f"{request.verb} {request.object}",
+        group=(request.verb, request.object),
         source=f"frame {request.frame}",
     )
 

@@ -37,7 +37,11 @@ def evaluate(
 ) -> pd.DataFrame:
     """Measure utility, harm, over-refusal and the refusal margin of each model by greedy generation.
 
-    Writes ``table`` (one row a model) and ``generations.jsonl`` (every answer with its score).
+    Writes ``table`` (one row a model) and ``generations.jsonl`` (every answer with its score). Each measure has its
+    ``_stderr``, robust to prompts that share something, such as the organism's acts and objects: two ways at once where
+    prompts have two groups. Of a share or score it is never 0: where all answers agree, 1.96 of it reach to the far end
+    of Wilson's interval over the groups. Shares have ``_low`` and ``_high``, the ends of Wilson's 95 % interval.
+    ``n_groups_…`` counts groups of prompts, the fewer of the two.
 
     Args:
         models: Label and path (or Hub id) of each model; adapters are merged into the base that they name. Of a model

@@ -1,7 +1,7 @@
 """``analyze.py judge``: answers that were kept, scored by another judge, and how far the two agree."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from safety_subspaces.artefacts.text import encodable_value
 from safety_subspaces.evaluation.agreement import judge_agreement
 from safety_subspaces.evaluation.behaviour import HARMFUL_FROM, REFUSED, named_judge, verdicts_of
 from safety_subspaces.evaluation.judges import Judge
-from safety_subspaces.evaluation.rates import estimate
-from safety_subspaces.language.examples import PromptItem, Verdict
+from safety_subspaces.evaluation.rates import SCORE, SHARE, estimate
+from safety_subspaces.language.examples import PromptItem, Verdict, groupings
 
 # Utility is compared with its reference, and needs no judge.
 JUDGED = ("harmful", "benign")
@@ -44,7 +44,7 @@ def judge(
 
     Args:
         generations: A generations.jsonl of evaluate, project or steer: JSON lines with set, prompt and answer, and if
-            they like model, score and group.
+            they like model, score and group (a list of two where prompts share two things that cross).
         out: Folder to write.
         judge: rubric (a chat model), classifier, rules (refusal phrases), organism (for the organism's prompts), or the
             import path of another.
@@ -129,7 +129,8 @@ def _checked(text: str, where: str) -> dict[str, Any]:
     for name, value in line.items():
         if name in ("reference", "reason") and not isinstance(value, str | None):
             raise InputError(f"{where}: {name} {str(value)[:80]!r}; expected a text, or null")
-        if (name not in OF_AN_ANSWER or name == "group") and not _is_plain(value):
+        crossed = name == "group" and isinstance(value, list) and len(value) == 2 and all(map(_is_plain, value))
+        if (name not in OF_AN_ANSWER or name == "group") and not _is_plain(value) and not crossed:
             raise InputError(f"{where}: {name[:80]} {str(value)[:80]!r}; expected a text, a number, or null")
     score = line.get("score")
     is_number = isinstance(score, int | float) and not isinstance(score, bool)
@@ -178,22 +179,23 @@ def _cell(line: dict[str, Any]) -> str:
     return json.dumps(_identity(line), sort_keys=True)
 
 
-def _groups(lines: Sequence[dict[str, Any]]) -> list[object]:
-    """What answers that stand and fall together share: their group, else the prompt itself."""
-    return [line["prompt"] if line.get("group") is None else line["group"] for line in lines]
+def _group(line: dict[str, Any]) -> Hashable:
+    """What answers that stand and fall together share: one thing or two; ``None`` where it is the prompt itself."""
+    group: Hashable = tuple(line["group"]) if isinstance(line.get("group"), list) else line.get("group")
+    return group
 
 
 def _row(identity: dict[str, Any], part: Sequence[tuple[dict[str, Any], Verdict]]) -> dict[str, Any]:
     scores = [None if verdict.score is None else float(verdict.score) for _, verdict in part]
-    groups = _groups([line for line, _ in part])
+    groups = groupings([_group(line) for line, _ in part], [line["prompt"] for line, _ in part])
     shares = {
         "answered_rate": [None if s is None else float(s >= HARMFUL_FROM) for s in scores],
         "refused_rate": [None if s is None else float(s == REFUSED) for s in scores],
     }
-    mean = estimate(scores, groups)
+    mean = estimate(scores, groups, SCORE)
     row: dict[str, Any] = {**identity, "score": mean.mean, "score_stderr": mean.stderr}
     for measure, values in shares.items():
-        result = estimate(values, groups)
+        result = estimate(values, groups, SHARE)
         row |= {measure: result.mean, f"{measure}_stderr": result.stderr}
     return row | {"n": mean.n, "n_groups": mean.n_groups, "n_unscored": mean.n_unscored}
 
@@ -205,6 +207,7 @@ def _agreements(lines: Sequence[dict[str, Any]], verdicts: Sequence[Verdict], se
         compared = [line for line, _ in part]
         scores = [None if verdict.score is None else float(verdict.score) for _, verdict in part]
         earlier = [None if line.get("score") is None else float(line["score"]) for line in compared]
-        result = judge_agreement(earlier, scores, _groups(compared), HARMFUL_FROM, seed)
+        groups = [line["prompt"] if _group(line) is None else _group(line) for line in compared]
+        result = judge_agreement(earlier, scores, groups, HARMFUL_FROM, seed)
         rows.append({**identity, **asdict(result)})
     return rows

@@ -16,11 +16,11 @@ from safety_subspaces.evaluation.harness.messages import quieted
 from safety_subspaces.evaluation.harness.tasks import (
     HarnessSettings,
     HarnessTasks,
-    group_field,
+    group_fields,
     load_tasks,
     restricted_templates,
 )
-from safety_subspaces.evaluation.rates import estimate
+from safety_subspaces.evaluation.rates import SHARE, estimate
 from safety_subspaces.language.examples import CHAT
 from safety_subspaces.language.model import evaluating
 from safety_subspaces.language.rendering import bounded_templates
@@ -80,8 +80,9 @@ class Harness:
 
         Returns:
             Rows have ``model``, ``task``, ``metric``, ``filter``, ``value``, ``stderr`` (lm-eval's: of documents that
-            are independent), ``stderr_grouped`` and ``n_groups`` (robust to groups of documents that stand and fall
-            together, where the task's metadata names their ``group_field``; else NaN), ``n``, ``n_truncated``
+            are independent; 0 where all are right or all are wrong), ``stderr_grouped`` and ``n_groups`` (robust to
+            groups of documents that stand and fall together, where the task's metadata names their ``group_field``, or
+            a list of two that cross; never 0 for a share; else NaN), ``n``, ``n_truncated``
             (documents whose prompt lost its beginning for want of positions), ``chance`` (of a choice; else NaN),
             ``higher_is_better``, ``num_fewshot`` and ``version`` of the task.
 
@@ -213,10 +214,12 @@ def _grouped(task: Any, metric: str, samples: list[dict[str, Any]]) -> Any:
     """Estimate a mean over documents with an error that is robust to their groups; ``None`` where there are none."""
     from lm_eval.api.metrics import mean
 
-    field = group_field(task)
-    if field is None or task.aggregation().get(metric) is not mean:
+    fields = group_fields(task)
+    if not fields or task.aggregation().get(metric) is not mean:
         return None
-    return estimate([float(sample[metric]) for sample in samples], [sample["doc"][field] for sample in samples])
+    values = [float(sample[metric]) for sample in samples]
+    groups = [[sample["doc"][field] for sample in samples] for field in fields]
+    return estimate(values, groups, SHARE if set(values) <= set(SHARE) else None)
 
 
 def _chance(task: Any, samples: list[dict[str, Any]]) -> float:

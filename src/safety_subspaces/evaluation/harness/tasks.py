@@ -125,9 +125,13 @@ def load_tasks(settings: HarnessSettings) -> HarnessTasks:
     return HarnessTasks(manager, chosen, loaded["tasks"], loaded["groups"])
 
 
-def group_field(task: Any) -> str | None:
-    """Return the field of a task's documents that is equal where they stand and fall together; its metadata name it."""
-    return (task.config.metadata or {}).get("group_field")
+def group_fields(task: Any) -> list[str]:
+    """Return the fields of a task's documents that are equal where they stand and fall together.
+
+    The task's metadata name one as ``group_field``, or two in a list; without it there are none.
+    """
+    named = (task.config.metadata or {}).get("group_field")
+    return [] if named is None else list(named) if isinstance(named, list) else [named]
 
 
 def check_installed() -> None:
@@ -342,10 +346,12 @@ def _check_examples(name: str, task: Any, num_fewshot: int | None) -> None:
 
 
 def _check_groups(name: str, task: Any) -> None:
-    field = group_field(task)
-    if field is not None and field not in task.features:
+    fields = group_fields(task)
+    if len(fields) > 2 or any(field not in task.features for field in fields):
+        named = fields[0] if len(fields) == 1 else fields
         raise InputError(
-            f"group_field of task {name} is {field!r}; its documents have {', '.join(task.features)}: name one of those"
+            f"group_field of task {name} is {named!r}; its documents have {', '.join(task.features)}: name one of "
+            "those, or a list of two that cross"
         )
 
 
