@@ -9,14 +9,12 @@ from support.synthetic_study import STAGES, write_study
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.next_step import command_for
-from safety_subspaces.artefacts.study import MEASURES, read_study
+from safety_subspaces.artefacts.study import read_study
+from safety_subspaces.artefacts.study_files import MEASURES
 from safety_subspaces.findings.comparisons import (
     in_blocks,
-    mean_by_draw,
     overlap_by,
-    pool_draws,
     selectivity,
-    selectivity_by_draw,
 )
 
 
@@ -182,7 +180,9 @@ def test_a_model_without_a_manifest_is_the_base_where_alignment_started_from_it(
     folder = write_study(tmp_path / "s", analyses=(), stages=("aligned",))
     for name in ("hub_model", "other"):
         (folder / name / "model").mkdir(parents=True)
-    retell(folder, "aligned", parts=[{"starts_from": "elsewhere/s/hub_model/model"}])
+    retell(
+        folder, "aligned", run_dir="elsewhere/then/aligned", parts=[{"starts_from": "elsewhere/then/hub_model/model"}]
+    )
     assert {stage.name: stage.role for stage in read_study(folder).stages} == {
         "hub_model": "base", "aligned": "aligned", "other": ""
     }  # fmt: skip
@@ -192,7 +192,8 @@ def test_the_aligned_model_is_the_stage_of_that_role_or_what_fine_tunes_start_fr
     stages = ("base", "aligned", "useful")
     folder = write_study(tmp_path / "s", analyses=("evaluate",), stages=stages)
     assert read_study(folder).aligned["model"] == "aligned"
-    retell(folder, "aligned", role="tuned")
+    retell(folder, "aligned", role="tuned", parts=[])
+    retell(folder, "useful", parts=[])
     assert read_study(folder).aligned is None
     retell(folder, "useful", parts=[{"starts_from": str(folder / "base" / "model")}])
     assert read_study(folder).aligned["model"] == "base"
@@ -201,32 +202,6 @@ def test_the_aligned_model_is_the_stage_of_that_role_or_what_fine_tunes_start_fr
 def test_commands_quote_paths_with_spaces(tmp_path):
     folder = write_study(tmp_path / "a b", analyses=(), stages=("base", "aligned", "useful"))
     assert f"'{folder / 'base' / 'model'}'" in command_for(folder, "project")
-
-
-def test_pooling_takes_the_error_over_draws_where_there_are_several(tmp_path):
-    projections = read_study(write_study(tmp_path / "s")).projections
-    pooled = pool_draws(projections).set_index(["group", "subspace", "method", "fraction"])
-    key = ("harmful", "random", "onto", 0.5)
-    draws = projections.set_index(["group", "subspace", "method", "fraction"]).loc[[key], "refusal_margin"]
-    assert pooled.loc[key, "n_draws"] == len(draws) == 4
-    assert pooled.loc[key, "refusal_margin"] == pytest.approx(draws.mean())
-    assert pooled.loc[key, "refusal_margin_error"] == pytest.approx(draws.std(ddof=1) / math.sqrt(4))
-    top = ("harmful", "top", "onto", 0.5)
-    assert pooled.loc[top, "refusal_margin_error"] == pytest.approx(0.2)  # the evaluation's own
-
-
-def test_pooling_counts_unscored_draws_and_never_fills_them(tmp_path):
-    projections = read_study(write_study(tmp_path / "s")).projections
-    key = (projections["group"] == "useful") & (projections["subspace"] == "random") & (projections["method"] == "onto")
-    projections.loc[key & (projections["draw"] == 0), ["harm_score", "harm_score_stderr"]] = math.nan
-    projections.loc[key & (projections["fraction"] == 0.1), ["harm_score", "harm_score_stderr"]] = math.nan
-    pooled = pool_draws(projections)
-    cells = pooled[
-        (pooled["group"] == "useful") & (pooled["subspace"] == "random") & (pooled["method"] == "onto")
-    ].set_index("fraction")
-    assert cells["harm_score_draws"].tolist() == [0, 3, 3, 3]
-    assert math.isnan(cells.loc[0.1, "harm_score"])
-    assert (cells["n_draws"] == 4).all()
 
 
 def test_selectivity_is_top_minus_the_mean_of_its_control(tmp_path):
@@ -239,24 +214,6 @@ def test_selectivity_is_top_minus_the_mean_of_its_control(tmp_path):
     assert row["refusal_margin_difference"] == pytest.approx(cell.loc["top"] - drawn.mean())
     assert row["refusal_margin_error"] == pytest.approx(drawn.std(ddof=1) / math.sqrt(4))
     assert row["refusal_margin_draws"] == 4
-
-
-def test_means_by_draw_agree_with_the_mean_over_configurations_and_count_only_whole_ones(tmp_path):
-    projections = read_study(write_study(tmp_path / "s")).projections
-    by_draw = selectivity_by_draw(projections)
-    signs = by_draw["method"].map({"onto": -1.0, "away": 1.0})
-    means, configurations = mean_by_draw(by_draw, "refusal_margin", signs)
-    pooled = selectivity(projections)
-    expected = (pooled["refusal_margin_difference"] * pooled["method"].map({"onto": -1.0, "away": 1.0})).mean()
-    assert (len(means), configurations) == (4, 24)
-    assert means.mean() == pytest.approx(expected)
-    by_draw.loc[by_draw.index[0], "refusal_margin"] = math.nan
-    means, configurations = mean_by_draw(by_draw, "refusal_margin", signs)
-    assert (len(means), configurations) == (4, 23)
-    fewer = by_draw[(by_draw["group"] != "useful") | (by_draw["draw"] < 2)]
-    assert mean_by_draw(fewer, "refusal_margin", signs)[0].index.tolist() == [0, 1]
-    by_draw["refusal_margin"] = math.nan
-    assert mean_by_draw(by_draw, "refusal_margin", signs)[1] == 0
 
 
 def test_overlap_averages_count_tensors_and_undefined_ones(tmp_path):

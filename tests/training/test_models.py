@@ -79,6 +79,14 @@ def test_preference_loss_is_log_two_at_the_start_and_falls_with_the_margin() -> 
     assert preference_loss(policy, policy, counts, 0.1, 1.0).item() == pytest.approx(start.item() + 3.0 / 4)
 
 
+def test_the_likelihood_term_weighs_answers_alike_and_not_their_tokens() -> None:
+    policy, counts = torch.tensor([-2.0, -30.0, -5.0, -5.0]), torch.tensor([1, 10, 2, 2])
+    start = preference_loss(policy, policy, counts, 0.1, 0.0).item()
+    found = preference_loss(policy, policy, counts, 0.1, 1.0).item() - start
+    assert found == pytest.approx((2.0 / 1 + 30.0 / 10) / 2)
+    assert found != pytest.approx((2.0 + 30.0) / 11)
+
+
 def test_sequence_log_probability_counts_labelled_tokens_only() -> None:
     logits = torch.zeros(1, 4, 5)
     labels = torch.tensor([[NO_LOSS, NO_LOSS, 1, 2]])

@@ -17,7 +17,9 @@ from safety_subspaces.artefacts.provenance import describe_input
 RECORD_FIELDS = {
     **dict.fromkeys(("parts", "inputs", "left_out", "command"), list),
     **dict.fromkeys(("config", "metrics", "summary", "provenance", "git", "versions"), dict),
-    **dict.fromkeys(("status", "role", "recipe_sha256", "commit", "started"), str),
+    **dict.fromkeys(
+        ("status", "role", "recipe_sha256", "kind_sha256", "run_dir", "directory", "out", "commit", "started"), str
+    ),
 }
 OF_MAPS = ("parts", "inputs", "left_out")
 # What a run makes of the model in its study: the start of all, the safe model, or a fine-tune of that.

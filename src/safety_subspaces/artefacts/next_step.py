@@ -2,11 +2,11 @@
 
 import json
 import shlex
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from safety_subspaces.artefacts.description import facts_about, read_manifest
+from safety_subspaces.artefacts.places import MODEL, StagePlaces, place_of_run
 
 # The order in which the fine-tunes of configs/organism are shown; one that is not named here follows alphabetically.
 FINE_TUNES = ("useful", "harmful", "contaminated")
@@ -23,26 +23,44 @@ NO_STAGES = frozenset({"analysis", "report"})
 
 
 def stage_roles(root: Path) -> dict[str, str]:
-    """Return the role of each stage in a study folder as its manifest has it, base and aligned first.
-
-    A model without a manifest is the base where an aligned stage started from it; else its role is not known: empty.
+    """Return the role of each stage in a study folder, as :func:`roles_of` has it.
 
     Raises:
         InputError: A manifest cannot be read, or is of an earlier version.
     """
-    manifests = {
+    return roles_of(StagePlaces(root, read_manifests(root)))
+
+
+def read_manifests(root: Path) -> dict[str, dict[str, Any]]:
+    """Return the manifest of each stage in a study folder, empty for a model that has none.
+
+    Raises:
+        InputError: One cannot be read, or is of an earlier version.
+    """
+    return {
         path.name: read_manifest(path / "manifest.json") if (path / "manifest.json").is_file() else {}
         for path in root.iterdir()
         if path.is_dir()
         and not path.name.startswith(".")
         and path.name not in NO_STAGES
-        and ((path / "manifest.json").is_file() or (path / "model").is_dir())
+        and ((path / "manifest.json").is_file() or (path / MODEL).is_dir())
     }
-    aligned = [manifest for manifest in manifests.values() if manifest.get("role") == "aligned"]
-    starts = [Path(start).parent for manifest in aligned for start in facts_about("starts_from", manifest) if start]
-    bases = {stage_at(start, root, manifests) for start in starts}
+
+
+def roles_of(places: StagePlaces) -> dict[str, str]:
+    """Return the role of each stage as its manifest has it, base and aligned first.
+
+    A model without a manifest is the base where an aligned stage started from it; else its role is not known: empty.
+    """
+    manifests = places.manifests
+    bases = {
+        places.model_at(start, place_of_run(manifest))
+        for manifest in manifests.values()
+        if manifest.get("role") == "aligned"
+        for start in facts_about("starts_from", manifest)
+    }
     roles = {
-        name: manifest.get("role") or ("base" if not manifest and name in bases else "")
+        name: str(manifest.get("role") or ("base" if not manifest and name in bases else ""))
         for name, manifest in manifests.items()
     }
     rank = {name: index for index, name in enumerate(FINE_TUNES)}
@@ -52,12 +70,6 @@ def stage_roles(root: Path) -> dict[str, str]:
         return (role, rank.get(name, rank.get(name.split("_")[0], len(rank)) + len(rank)), name)
 
     return {name: roles[name] for name in sorted(roles, key=order)}
-
-
-def stage_at(path: Any, root: Path, names: Collection[str]) -> str:
-    """Return the stage of a study whose run folder a path names, wherever the study has moved since; else nothing."""
-    end = Path(path).parts[-2:] if isinstance(path, str | Path) else ()
-    return end[1] if len(end) == 2 and end[0] == root.resolve().name and end[1] in names else ""
 
 
 def command_for(folder: Path, analysis: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import read_json
 from safety_subspaces.artefacts.foreign import check_pattern, reading
-from safety_subspaces.artefacts.secrets import masked_command
+from safety_subspaces.artefacts.secrets import masked_command, without_secrets
 
 # The packages whose version can change a number.
 PACKAGES = ("torch", "lightning", "transformers", "peft", "torchmetrics", "datasets", "deepspeed", "safetensors")
@@ -44,12 +44,13 @@ ADAPTER_SETTINGS: dict[str, Any] = {
 
 
 def provenance() -> dict[str, Any]:
-    """Describe this process: command (without secrets), commit, versions and machine, as plain JSON values."""
+    """Describe this process: command (without secrets), commit, versions, machine and folder, as JSON values."""
     return {
         "command": [Path(sys.argv[0]).name, *masked_command(sys.argv[1:])],
         "git": git_state(),
         "versions": {"python": platform.python_version(), **package_versions()},
         "platform": platform.platform(),
+        "directory": without_secrets(str(Path.cwd())),  # which relative paths in the record start from
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -147,6 +147,7 @@ class ResultFolder:
             self.folder / RESULT_FILE,
             {
                 "analysis": self._command,
+                "out": str(self.out),  # tells which paths lie in the same study, wherever that is moved
                 "summary": without_secrets(self.summary),
                 "inputs": self._described,
                 "left_out": without_secrets(self.left_out),

@@ -1,66 +1,34 @@
 """Reads a study folder once, into values: stages, scalars, analysis tables and answers; nothing is computed here.
 
 The page, the terminal tables and the reading all start from the same :class:`Study`, so that they cannot
-disagree.
+disagree. Its tables call every model by one label, whatever its analyses call it, and say of each which stage it is and
+in which role: see :mod:`.known_models`.
 """
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from safety_subspaces.artefacts.description import check_record, facts_about, read_manifest
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.files import read_json
-from safety_subspaces.artefacts.foreign import parse_json, read_yaml, reading
-from safety_subspaces.artefacts.next_step import command_for, stage_at, stage_roles
+from safety_subspaces.artefacts.known_models import KnownModels, known_models
+from safety_subspaces.artefacts.next_step import command_for, read_manifests, roles_of
+from safety_subspaces.artefacts.places import StagePlaces, place_of_result
 from safety_subspaces.artefacts.run_constraint import Constraint, read_constraint
-from safety_subspaces.artefacts.text import from_cell, map_texts
-
-MEASURES = (
-    "utility",
-    "harmful_rate",
-    "harm_score",
-    "over_refusal_rate",
-    "benign_answered_rate",
-    "refusal_margin",
+from safety_subspaces.artefacts.study_files import (
+    MEASURES,
+    OPTIONAL_COLUMNS,
+    REQUIRED_COLUMNS,
+    SAMPLE_COLUMNS,
+    AnalysisResult,
+    read_prompt_counts,
+    read_result,
+    read_scalars,
 )
-EVALUATION_COLUMNS = (
-    *(name for measure in MEASURES for name in (measure, f"{measure}_stderr")),
-    "n_utility",
-    "n_harmful",
-    "n_benign",
-    "n_unscored",
-    # Independent groups of prompts; tables of earlier versions lack them.
-    "n_groups_utility",
-    "n_groups_harmful",
-    "n_groups_benign",
-)
-SAMPLE_COLUMNS = tuple(name for name in EVALUATION_COLUMNS if name.startswith("n_"))
-# Columns without which a table is refused; a measure that it lacks is NaN in every row.
-REQUIRED_COLUMNS = {
-    "evaluate": ("model",),
-    "project": ("tuned", "subspace", "method", "fraction", "draw", "energy_kept"),
-    "overlap": ("first", "second", "tensor", "layer", "type", "energy", "overlap"),
-}
-OPTIONAL_COLUMNS = {
-    "evaluate": EVALUATION_COLUMNS,
-    "project": ("cos_task_projected", "cos_task_alignment", "chance_energy", *EVALUATION_COLUMNS),
-    "overlap": ("rank_first", "rank_second", "chance", "p_haar", "matched_chance", "p_matched", "floor"),
-}
-# Those of them that are texts, or flags as texts; the others are numbers, or missing throughout.
-TEXT_COLUMNS = frozenset(("model", "tuned", "subspace", "method", "first", "second", "tensor", "type", "floor"))
-# What pandas infers of a column that a table of ours can have.
-TEXTS, NUMBERS = {"string"}, {"integer", "floating", "boolean", "mixed-integer-float", "empty"}
-NUMERIC_COLUMNS = {
-    command: {*REQUIRED_COLUMNS[command], *OPTIONAL_COLUMNS[command]} - TEXT_COLUMNS for command in REQUIRED_COLUMNS
-}
-# Folders that a second run of the same kind of fine-tune is written to: repeats, not further seeds of the
-# study.
-REPEAT_SUFFIX = "_again"
 
 
 @dataclass(frozen=True)
@@ -85,11 +53,6 @@ class Stage:
         return str(self.manifest.get("status", "no manifest"))
 
     @property
-    def is_repeat(self) -> bool:
-        """Whether the run repeats another stage, as the floors of the overlap need."""
-        return self.name.endswith(REPEAT_SUFFIX)
-
-    @property
     def constraint(self) -> Constraint | None:
         """What the run's update was held to, if it was."""
         return read_constraint(self.manifest)
@@ -98,6 +61,14 @@ class Stage:
     def recipe(self) -> str | None:
         """What the run learns from and how, as a hash: runs that share it differ in what they are held to alone."""
         return self.manifest.get("recipe_sha256")
+
+    @property
+    def kind(self) -> str | None:
+        """What the run learns from and how, whatever its seeds, as a hash: runs that share it differ in those alone.
+
+        ``None`` of a run that an earlier version made.
+        """
+        return self.manifest.get("kind_sha256")
 
     def metric(self, tag: str) -> float | None:
         """Return the manifest's final value, else the last one of TensorBoard."""
@@ -109,30 +80,19 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class AnalysisResult:
-    """One folder ``analysis/<command>/<label>``: arguments, result.json, tables by name; answers of evaluations."""
-
-    command: str
-    label: str
-    folder: Path
-    arguments: dict[str, Any]
-    result: dict[str, Any]
-    tables: dict[str, pd.DataFrame]
-    generations: tuple[dict[str, Any], ...] = ()
-
-
-@dataclass(frozen=True)
 class Study:
     """Everything that the report says something about.
 
     ``models``, ``projections`` and ``overlaps`` are the tables of all ``evaluate``, ``project`` and
     ``overlap`` runs under one another, with the columns of the analyses, NaN where a measure was not taken,
-    and the label of the run in ``analysis``. ``projections`` further names in ``group`` what is shown
-    together, and in ``aligned_model`` and ``tuned_model`` the rows of ``models`` that it started from.
+    and the label of the run in ``analysis``. Labels are those of ``known``: one for each model. ``models`` and
+    ``projections`` have the columns ``stage`` and ``role``, ``overlaps`` has ``first_stage`` and ``second_stage``: the
+    stage of this study behind a label, empty for any other model, and what it is (base, aligned, tuned, empty where
+    that is not known). ``projections`` further names in ``group`` what is shown together, and in ``aligned_model`` and
+    ``tuned_model`` the rows of ``models`` that it started from.
 
     Runs under a constraint stand apart: their evaluations in ``constrained``, and in ``energies`` how much of their
-    updates lies in the alignment subspace (projections that were measured and not evaluated). The column ``stage``
-    names the stage of this study that was evaluated or measured, empty for any other model.
+    updates lies in the alignment subspace (projections that were measured and not evaluated).
     """
 
     name: str
@@ -144,11 +104,30 @@ class Study:
     overlaps: pd.DataFrame
     constrained: pd.DataFrame
     energies: pd.DataFrame
+    known: KnownModels
+
+    @cached_property
+    def repeats(self) -> dict[str, str]:
+        """Each stage that is of a kind which the study has already, with the first stage of that kind.
+
+        The runs of a kind share all but their seeds, and what they start from; where the manifests do not say, a stage
+        that stands second in a floor of an overlap repeats the first.
+        """
+        floors = self.overlaps[self.overlaps["floor"].astype(bool)][["first_stage", "second_stage"]]
+        seconds = {second: first for first, second in floors.itertuples(index=False) if first and second}
+        first_of: dict[tuple[str, str], str] = {}
+        repeats: dict[str, str] = {}
+        for stage in sorted(self.stages, key=lambda stage: stage.name in seconds):
+            if stage.kind is not None:
+                first = first_of.setdefault((stage.kind, self.known.starts.get(stage.name, "")), stage.name)
+                repeats |= {stage.name: first} if first != stage.name else {}
+        return {**seconds, **repeats}
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """The distinct training seeds, repeats of a stage left out."""
-        return tuple(sorted({int(s.manifest["seed"]) for s in self.stages if not s.is_repeat and _has_seed(s)}))
+        first = [stage for stage in self.stages if stage.name not in self.repeats]
+        return tuple(sorted({int(stage.manifest["seed"]) for stage in first if _has_seed(stage)}))
 
     @property
     def has_evaluated_projections(self) -> bool:
@@ -167,19 +146,52 @@ class Study:
         return rows.sort_values("n_harmful", ascending=False, kind="stable", na_position="last").iloc[0]
 
     @property
+    def evaluated(self) -> pd.DataFrame:
+        """One evaluation of each model, as :meth:`model` has it: the columns of ``models``."""
+        rows = [self.model(str(label)) for label in dict.fromkeys(self.models["model"])]
+        return pd.DataFrame([row for row in rows if row is not None]).reindex(columns=self.models.columns)
+
+    @property
+    def base(self) -> pd.Series | None:
+        """The evaluation of the model that alignment started from."""
+        return None if self.known.base is None else self.model(self.known.base.label)
+
+    @property
     def aligned(self) -> pd.Series | None:
-        """The evaluation of the aligned model: of a stage of that role, or of what the fine-tunes started from."""
-        stages = [stage.name for stage in self.stages if stage.role == "aligned"]
-        labels = list(self.models.loc[self.models["stage"].isin(stages), "model"])
-        tuned = [stage.manifest for stage in self.stages if stage.role == "tuned"]
-        starts = {start for manifest in tuned for start in facts_about("starts_from", manifest)}
-        for result in self.of("evaluate"):
-            labels += [label for label, path in _mapping(result.arguments.get("models")).items() if path in starts]
-        return self.model(labels[0]) if labels else None
+        """The evaluation of the aligned model: of several, the one that most fine-tunes started from."""
+        return None if self.known.aligned is None else self.model(self.known.aligned.label)
+
+    @property
+    def aligned_stage(self) -> Stage | None:
+        """The run that made the aligned model; ``None`` where this study has none."""
+        name = "" if self.known.aligned is None else self.known.aligned.stage
+        return next((stage for stage in self.stages if stage.name == name), None)
+
+    def run_of(self, result: AnalysisResult, argument: str, *folders: str) -> str:
+        """Return the stage whose run folder, or one of the ``folders`` in it, an analysis was given; else nothing."""
+        places = StagePlaces(self.folder, {stage.name: stage.manifest for stage in self.stages})
+        return places.run_at(result.arguments.get(argument), place_of_result(result.result), folders)
 
     def missing(self) -> dict[str, str]:
         """Return the subcommands that the page wants and does not find, each with :func:`command_for` it."""
         return {name: command_for(self.folder, name) for name in REQUIRED_COLUMNS if not self.of(name)}
+
+    def relabelled(self, shown: Mapping[str, str]) -> "Study":
+        """Return the same study with other labels: ``shown`` by the present ones; a label that it lacks stays."""
+
+        def renamed(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
+            return frame.assign(**{name: [shown.get(label, label) for label in frame[name]] for name in columns})
+
+        ends = ("tuned", "aligned_model", "tuned_model")
+        return replace(
+            self,
+            models=renamed(self.models, "model"),
+            projections=_grouped(renamed(self.projections, *ends)),
+            overlaps=renamed(self.overlaps, "first", "second"),
+            constrained=renamed(self.constrained, "model"),
+            energies=renamed(self.energies, "tuned"),
+            known=self.known.relabelled(shown),
+        )
 
 
 def read_study(folder: str | os.PathLike[str]) -> Study:
@@ -192,9 +204,13 @@ def read_study(folder: str | os.PathLike[str]) -> Study:
     root = Path(folder)
     if not root.is_dir():
         raise InputError(f"{root} is no folder, expected a study; `make demo` makes runs/organism-0")
-    stages = _read_stages(root)
-    results = tuple(_read_result(path) for path in sorted(root.glob("analysis/[!.]*/[!.]*")) if path.is_dir())
-    results = tuple(result for result in results if result.tables or result.result)
+    manifests = read_manifests(root)
+    places = StagePlaces(root, manifests)
+    stages = _read_stages(root, manifests, roles_of(places))
+    results = tuple(read_result(path) for path in sorted(root.glob("analysis/[!.]*/[!.]*")) if path.is_dir())
+    # Those of one subcommand as they were run: what was asked first stands first.
+    in_order = sorted(results, key=lambda result: (result.command, result.started, result.label))
+    results = tuple(result for result in in_order if result.tables or result.result)
     if not stages and not results:
         inner = sorted({path.parts[len(root.parts)] for path in root.glob("*/*/manifest.json")})
         hint = f"; it holds studies: {', '.join(inner[:5])}" if inner else ""
@@ -203,10 +219,10 @@ def read_study(folder: str | os.PathLike[str]) -> Study:
             f"(analysis/<subcommand>/<label>){hint}; "
             "`make demo` makes runs/organism-0, `python train.py fit --config ...` one stage"
         )
+    known = known_models(places, {stage.name: stage.role for stage in stages}, results)
     constrained = {stage.name for stage in stages if stage.constraint is not None}
-    names = {stage.name for stage in stages}
-    models = _with_stages(_together("evaluate", results), results, "model", "models", root, names)
-    projections = _with_stages(_together("project", results), results, "tuned", "tuned", root, names)
+    models = _named(_together("evaluate", results), "evaluate", {"model": ""}, known)
+    projections = _named(_together("project", results), "project", {"tuned": ""}, known)
     measured = projections.groupby("analysis")[list(MEASURES)].count().sum(axis=1).eq(0)
     of_constrained = projections["stage"].isin(constrained).groupby(projections["analysis"]).any()
     apart = projections["analysis"].isin(measured.index[measured & of_constrained])
@@ -216,123 +232,30 @@ def read_study(folder: str | os.PathLike[str]) -> Study:
         stages=stages,
         results=results,
         models=models[~models["stage"].isin(constrained)].reset_index(drop=True),
-        projections=_with_groups(projections[~apart].reset_index(drop=True), results),
-        overlaps=_together("overlap", results),
+        projections=_with_ends(projections[~apart].reset_index(drop=True), known),
+        overlaps=_named(_together("overlap", results), "overlap", {"first": "first_", "second": "second_"}, known),
         constrained=models[models["stage"].isin(constrained)].reset_index(drop=True),
         energies=projections[apart].reset_index(drop=True),
+        known=known,
     )
-
-
-def read_scalars(folder: Path) -> dict[str, pd.DataFrame]:
-    """Read every TensorBoard scalar under a run folder, tag to a table of ``step`` and ``value``."""
-    if not any(folder.glob("events.out.tfevents.*")):
-        return {}
-    with reading(f"an event file in {folder}", "what TensorBoard writes", "move it away, or train the run again"):
-        events = EventAccumulator(str(folder), size_guidance={"scalars": 0})  # 0 keeps every event
-        events.Reload()
-        return {
-            tag: pd.DataFrame([(event.step, event.value) for event in events.Scalars(tag)], columns=["step", "value"])
-            for tag in events.Tags()["scalars"]
-        }
-
-
-def read_prompt_counts(folder: Path) -> pd.DataFrame:
-    """Read how many prompts were scored at each look at a run's behaviour, a row a look.
-
-    Columns: ``step`` and ``SAMPLE_COLUMNS``, the counts that begin with ``n_``.
-    """
-    columns, rows = ["step", *SAMPLE_COLUMNS], []
-    for path in sorted(folder.glob("behaviour/step=*.json")):
-        look = read_json(path)
-        with reading(path, "the numbers of a look at a run's behaviour", "remove it, or train the run again"):
-            row = {"step": look.get("step"), **(look.get("row") or {})}
-            if not all(isinstance(row.get(name), int | float | None) for name in columns):
-                raise ValueError("a count is no number")
-            rows.append(row)
-    return pd.DataFrame(rows, columns=columns)
 
 
 def _has_seed(stage: Stage) -> bool:
     return isinstance(stage.manifest.get("seed"), int)
 
 
-def _read_stages(root: Path) -> tuple[Stage, ...]:
-    stages = []
-    for name, role in stage_roles(root).items():
-        manifest = root / name / "manifest.json"
-        stages.append(
-            Stage(
-                name=name,
-                folder=root / name,
-                role=role,
-                manifest=read_manifest(manifest) if manifest.is_file() else {},
-                scalars=read_scalars(root / name),
-                prompts=read_prompt_counts(root / name),
-            )
+def _read_stages(root: Path, manifests: Mapping[str, dict[str, Any]], roles: Mapping[str, str]) -> tuple[Stage, ...]:
+    return tuple(
+        Stage(
+            name=name,
+            folder=root / name,
+            role=role,
+            manifest=manifests[name],
+            scalars=read_scalars(root / name),
+            prompts=read_prompt_counts(root / name),
         )
-    return tuple(stages)
-
-
-def _read_result(folder: Path) -> AnalysisResult:
-    config, result = folder / "config.yaml", folder / "result.json"
-    recorded = read_json(result) if result.is_file() else {}
-    check_record(recorded, result)
-    names = sorted({path.stem for path in folder.iterdir() if path.suffix in (".parquet", ".csv")})
-    return AnalysisResult(
-        command=folder.parent.name,
-        label=folder.name,
-        folder=folder,
-        arguments=read_yaml(config) if config.is_file() else {},
-        result=recorded,
-        tables={name: _read_table(folder, name) for name in names},
-        # The answers of projected models are not shown: a sweep has a hundred thousand of them.
-        generations=_read_generations(folder / "generations.jsonl") if folder.parent.name == "evaluate" else (),
+        for name, role in roles.items()
     )
-
-
-def _read_table(folder: Path, name: str) -> pd.DataFrame:
-    """Read one table of an analysis; its main table must have the ``REQUIRED_COLUMNS`` of the subcommand."""
-    parquet, csv = folder / f"{name}.parquet", folder / f"{name}.csv"
-    path = parquet if parquet.is_file() else csv
-    with reading(path, "a table", f"remove {folder} and run that analysis again"):
-        frame = pd.read_parquet(path) if path == parquet else map_texts(pd.read_csv(path), from_cell)
-    required = REQUIRED_COLUMNS.get(folder.parent.name, ()) if name == "table" else ()
-    lacking = [column for column in required if column not in frame.columns]
-    if lacking:
-        raise InputError(
-            f"{path} has no column {', '.join(lacking)}; it has {', '.join(map(str, frame.columns))}. "
-            f"It was written by something else than `analyze.py {folder.parent.name}`: run that again"
-        )
-    for column in frame.columns:
-        kind = pd.api.types.infer_dtype(frame[column], skipna=True)
-        is_number = name == "table" and column in NUMERIC_COLUMNS.get(folder.parent.name, ())
-        if kind not in (NUMBERS if is_number else TEXTS | NUMBERS):
-            expected = "numbers" if is_number else "texts or numbers"
-            raise InputError(
-                f"{path}: column {str(column)[:80]} is {kind}; expected {expected}: remove {folder} and run that "
-                "analysis again"
-            )
-    return frame
-
-
-def _read_generations(path: Path) -> tuple[dict[str, Any], ...]:
-    if not path.is_file():
-        return ()
-    answers = []
-    with reading(path, "one JSON object a line", "run that analysis again"), path.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                answer = parse_json(line)
-            except ValueError as error:
-                raise InputError(
-                    f"{path}, line {number}, is not valid JSON ({error}); run that analysis again"
-                ) from error
-            if not isinstance(answer, dict):
-                raise InputError(f"{path}, line {number}, is no JSON object; run that analysis again")
-            answers.append(answer)
-    return tuple(answers)
 
 
 def _together(command: str, results: tuple[AnalysisResult, ...]) -> pd.DataFrame:
@@ -351,49 +274,38 @@ def _together(command: str, results: tuple[AnalysisResult, ...]) -> pd.DataFrame
     return frame[["analysis", *columns]]
 
 
-def _with_groups(frame: pd.DataFrame, results: tuple[AnalysisResult, ...]) -> pd.DataFrame:
-    """Name the group of each projection, and the evaluated models that it lies between.
+def _named(frame: pd.DataFrame, command: str, columns: Mapping[str, str], known: KnownModels) -> pd.DataFrame:
+    """Call every model by its own label, and say which stage it is and in which role.
 
-    Adds the columns ``group``, ``aligned_model`` and ``tuned_model`` to those of the projections.
+    Args:
+        frame: A table of :func:`_together`.
+        command: Its subcommand.
+        columns: The columns with labels, each with what the added ones begin with.
+        known: The models of the study.
+
+    Returns:
+        The same rows, with the columns ``stage`` and ``role`` behind each prefix.
     """
-    label_of = {
-        os.path.normpath(path): label
-        for result in results
-        if result.command == "evaluate"
-        for label, path in _mapping(result.arguments.get("models")).items()
-        if isinstance(path, str)
-    }
-
-    def label(path: Any, otherwise: str) -> str:
-        if not isinstance(path, str):
-            return otherwise
-        return label_of.get(os.path.normpath(path), otherwise)
-
-    arguments = {result.label: result.arguments for result in results if result.command == "project"}
-    several = frame["analysis"].nunique() > 1
-    pairs = list(zip(frame["analysis"], frame["tuned"].astype(str), strict=True))
-    return frame.assign(
-        group=[f"{tuned} ({analysis})" if several else tuned for analysis, tuned in pairs],
-        aligned_model=[label(arguments[analysis].get("aligned"), "aligned") for analysis, _ in pairs],
-        tuned_model=[label(_mapping(arguments[analysis].get("tuned")).get(tuned), tuned) for analysis, tuned in pairs],
-    )
+    analyses = list(frame["analysis"].astype(str))
+    for column, prefix in columns.items():
+        models = [known.of(command, *pair) for pair in zip(analyses, frame[column].astype(str), strict=True)]
+        added = {f"{prefix}{name}": [getattr(model, name) for model in models] for name in ("stage", "role")}
+        frame = frame.assign(**{column: [model.label for model in models]}, **added)
+    return frame
 
 
-def _with_stages(
-    frame: pd.DataFrame, results: tuple[AnalysisResult, ...], label: str, argument: str, root: Path, names: set[str]
-) -> pd.DataFrame:
-    """Add the column ``stage``: the stage of this study behind each row's label, even if the study was moved since."""
-    command = "evaluate" if argument == "models" else "project"
-    paths = {r.label: _mapping(r.arguments.get(argument)) for r in results if r.command == command}
+def _with_ends(projections: pd.DataFrame, known: KnownModels) -> pd.DataFrame:
+    """Name the evaluated models that each projection lies between, and its group.
 
-    def stage(analysis: str, name: str) -> str:
-        path = paths.get(analysis, {}).get(name)
-        is_model = isinstance(path, str) and Path(path).name == "model"
-        return stage_at(Path(path or "").parent, root, names) if is_model else ""
-
-    pairs = zip(frame["analysis"].astype(str), frame[label].astype(str), strict=True)
-    return frame.assign(stage=[stage(analysis, name) for analysis, name in pairs])
+    Adds the columns ``aligned_model``, ``tuned_model`` and ``group`` to those of the projections.
+    """
+    otherwise = "" if known.aligned is None else known.aligned.label
+    aligned = [known.aligned_in.get(("project", str(analysis)), otherwise) for analysis in projections["analysis"]]
+    return _grouped(projections.assign(aligned_model=aligned, tuned_model=projections["tuned"]))
 
 
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+def _grouped(projections: pd.DataFrame) -> pd.DataFrame:
+    """Set ``group``: the fine-tune, and the analysis where there are several."""
+    several = projections["analysis"].nunique() > 1
+    pairs = zip(projections["analysis"], projections["tuned"].astype(str), strict=True)
+    return projections.assign(group=[f"{tuned} ({analysis})" if several else tuned for analysis, tuned in pairs])

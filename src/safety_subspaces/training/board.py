@@ -8,7 +8,7 @@ import yaml
 
 from safety_subspaces.artefacts.description import facts_about
 from safety_subspaces.artefacts.text import as_code, shown
-from safety_subspaces.training.run_folder import recipe
+from safety_subspaces.training.recipe import recipe
 
 # Charts that hold several curves, by their group on the "Custom scalars" tab. A tag that a run lacks is left out.
 CHARTS: dict[str, dict[str, tuple[str, ...]]] = {

@@ -21,13 +21,12 @@ from safety_subspaces.artefacts.files import is_partial, read_json, write_json, 
 from safety_subspaces.artefacts.provenance import peak_memory_bytes, provenance, sha256_of_value
 from safety_subspaces.artefacts.secrets import without_secrets
 from safety_subspaces.training.checkpoints import flaw_of, newest_first, step_of
+from safety_subspaces.training.recipe import kind_sha256, recipe_sha256
 
 logger = logging.getLogger(__name__)
 
 # Options that say how to start, not what to compute; they are no part of a run's identity.
 START_OPTIONS = ("config", "ckpt_path", "resume", "archive", "weights_only", "collective_timeout", "plugins")
-# Settings of the trainer that say where things are and what is recorded, not what is learnt.
-RECORDING = ("callbacks", "logger", "default_root_dir")
 EVENTS = "events.out.tfevents."  # how the names of TensorBoard's files begin
 
 
@@ -149,7 +148,9 @@ def open_run(plan: RunPlan) -> None:
             "seed": plan.config.get("seed_everything"),
             "config": plan.config,
             "config_sha256": sha256_of_value(plan.config),
-            "recipe_sha256": sha256_of_value(_without_none(recipe(plan.config))),
+            "recipe_sha256": recipe_sha256(plan.config),
+            "kind_sha256": kind_sha256(plan.config, plan.parts, plan.inputs, plan.path),
+            "run_dir": str(plan.path),
             "role": plan.config.get("role"),
             "parts": plan.parts,
             "inputs": plan.inputs,
@@ -192,12 +193,6 @@ def _is_of(manifest: Mapping[str, Any], config: Mapping[str, Any], inputs: Seque
 def _has_ended(path: Path, manifest: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> bool:
     exports = facts_about("export", {"parts": parts})
     return manifest["status"] == "complete" and all((path / export["folder"]).is_dir() for export in exports)
-
-
-def recipe(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parts of a configuration that tell runs apart; the rest says where things are and what is recorded."""
-    trainer = {name: value for name, value in (config.get("trainer") or {}).items() if name not in RECORDING}
-    return {name: config.get(name) for name in ("seed_everything", "model", "data")} | {"trainer": trainer}
 
 
 def discard_run(path: Path) -> None:
@@ -320,10 +315,3 @@ def _free_name(path: Path) -> Path:
     while candidate.exists():
         candidate, number = path.with_name(f"{path.name}.archived-{stamp}-{number}"), number + 1
     return candidate
-
-
-def _without_none(value: Any) -> Any:
-    """Drop settings that are not set: a later version may name more of them."""
-    if isinstance(value, dict):
-        return {name: _without_none(inner) for name, inner in value.items() if inner is not None}
-    return [_without_none(inner) for inner in value] if isinstance(value, list) else value

@@ -39,8 +39,18 @@ def preference_loss(
 ) -> Float[Tensor, ""]:
     """Return the loss of direct preference optimisation, with a likelihood term on the chosen answer.
 
-    ``-log sigmoid(preference_logits) - nll_weight * mean log-probability of a chosen token``. Without the second
-    term DPO may lower the likelihood of both answers.
+    ``mean over pairs of [-log sigmoid(preference_logits) - nll_weight * log pi(chosen) / tokens(chosen)]``. The second
+    term is the log-probability of a chosen token, first the mean over an answer and then over answers: each answer has
+    the same weight, however long, where a mean over all chosen tokens would give long answers more. Without it DPO may
+    lower the likelihood of both answers.
+
+    Args:
+        policy: Log-probabilities of whole answers under the trained model, in nats; chosen answers first, then the
+            rejected.
+        reference: The same under the model that training started from.
+        token_counts: Tokens of each answer.
+        beta: How strongly the trained model is held to the reference.
+        nll_weight: Weight of the likelihood term.
 
     Source:
         arXiv 2305.18290 (DPO), section 4; arXiv 2404.19733, section 3 (the likelihood term).

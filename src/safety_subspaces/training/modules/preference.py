@@ -31,7 +31,7 @@ class PreferenceOptimization(LanguageModelModule):
     Args:
         source: Where network and tokenizer come from.
         beta: How strongly the model is held to the reference.
-        nll_weight: Weight of the likelihood of the chosen answer.
+        nll_weight: Weight of the likelihood of the chosen answers, a mean over answers of the mean over their tokens.
         settings: As :class:`LanguageModelModule`. With an adapter the reference is the frozen base under it.
     """
 
