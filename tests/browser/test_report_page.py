@@ -107,8 +107,8 @@ def test_the_page_is_drawn_fits_and_asks_for_nothing(opened, page_url, width):
     assert page.complaints == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     drawn = page.evaluate("[...document.querySelectorAll('.chart')].map(c => c.querySelectorAll('.trace, .hm').length)")
-    # The constraint, a watched run with two heatmaps, three fine-tunes, two overlaps, losses of free and held runs
-    assert len(drawn) == 11
+    # The constraint, a watched run with two heatmaps, three fine-tunes, an overlap, losses of free and held runs
+    assert len(drawn) == 10
     assert min(drawn) > 0
     assert page.evaluate("window.broken") is None
 
@@ -121,13 +121,13 @@ def test_charts_fit_their_column_on_a_phone(opened):
     assert max(widths) <= 390
 
 
-def test_the_energy_share_switches_both_overlap_charts(opened):
+def test_the_energy_share_switches_the_overlap_chart(opened):
     page = opened(1280)
     shown = """[...document.querySelectorAll('#overlap .chart')].map(chart =>
         [...new Set(chart.data.filter(t => t.meta && t.visible === true).map(t => t.meta.energy))])"""
-    assert page.evaluate(shown) == [[0.9], [0.9]]
-    page.select_option("#energy-share", "0.5")
-    page.wait_for_function(f"JSON.stringify({shown}) === '[[0.5],[0.5]]'")
+    assert page.evaluate(shown) == [[0.9]]
+    page.select_option("#overlap select.choice", "0.5")
+    page.wait_for_function(f"JSON.stringify({shown}) === '[[0.5]]'")
     assert page.complaints == []
 
 
@@ -215,7 +215,7 @@ def test_the_page_of_two_organisms_is_drawn_fits_and_its_legends_lie_on_nothing(
     drawn = page.evaluate("[...document.querySelectorAll('.chart')].map(c => c.querySelectorAll('.trace').length)")
     assert len(drawn) == 2 * (3 + 1)  # of each organism three fine-tunes and an overlap
     assert min(drawn) > 0
-    for chart in ("sweep-organism-0-contaminated", "overlap-organism-1-main"):
+    for chart in ("organism-0-energy-0", "overlap-organism-1-main"):
         legend, plot = (
             page.evaluate(f"document.querySelector('#chart-{chart} {part}').getBoundingClientRect().toJSON()")
             for part in (".legend", ".draglayer .xy .nsewdrag")
@@ -264,12 +264,12 @@ def test_the_sections_on_hidden_states_are_drawn_fit_and_their_legends_lie_on_no
     assert page.complaints == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     drawn = page.evaluate("[...document.querySelectorAll('.chart')].map(c => c.querySelectorAll('.trace, .hm').length)")
-    # Four of activations, two of each of two negatives, two interventions, a loss; over seeds one, two and one.
-    assert len(drawn) == (4 if seeds else 11)
+    # Four of activations, two of each of two negatives, two interventions, a loss; over seeds one of steering.
+    assert len(drawn) == (9 if seeds else 11)
     assert min(drawn) > 0
     boxes = "[...document.querySelectorAll('#{} {}')].map(each => each.getBoundingClientRect().toJSON())"
     charts = page.evaluate("[...document.querySelectorAll('.chart')].filter(c => c.layout.annotations).map(c => c.id)")
-    assert len(charts) == (4 if seeds else 10)
+    assert len(charts) == (9 if seeds else 10)
     for chart in charts:
         titles = page.evaluate(boxes.format(chart, ".annotation-text"))
         legends = page.evaluate(boxes.format(chart, "g.legend"))

@@ -3,6 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from safety_subspaces.report.sections.overlap.figures import overlap_across_figure, overlap_caption
+from safety_subspaces.report.sections.overlap.reading import read_overlaps_across
+from safety_subspaces.report.sections.overlap.tables import overlaps_across_table, overlaps_by_cell_table
 from scipy import stats
 from support.synthetic_overlaps import (
     APART,
@@ -22,9 +25,6 @@ from safety_subspaces.findings.overlaps import (
     PARTS,
     distances_over_seeds,
 )
-from safety_subspaces.report.sections.overlap.figures import overlap_across_figure, overlap_caption
-from safety_subspaces.report.sections.overlap.reading import read_overlaps_across
-from safety_subspaces.report.sections.overlap.tables import overlaps_across_table, overlaps_by_cell_table
 
 MATRICES = len(BLOCK) * LAYERS
 BOTH = ("adapters", "weights")

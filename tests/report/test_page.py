@@ -1,19 +1,16 @@
 import json
-import math
 import os
 import re
 from html.parser import HTMLParser
 
 import pytest
+from support.synthetic_alignments import DPO, SFT, write_all
 from support.synthetic_study import ENERGY_EXPLAINS_ALL, HOSTILE, World, write_study
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.study import read_study
-from safety_subspaces.report.command import report, summary_text, terminal_tables
+from safety_subspaces.report.command import read_page, report
 from safety_subspaces.report.parts.page import GENERATOR, SEARCHED_HEAD, is_page
 from safety_subspaces.report.parts.table import Table, duration
-from safety_subspaces.report.sections.energy.figures import energy_figures
-from safety_subspaces.report.sections.models.tables import model_table
 
 
 class Elements(HTMLParser):
@@ -86,16 +83,6 @@ def test_without_fine_tunes_the_page_names_the_training_that_analyses_need(tmp_p
     assert "python analyze.py project --base" not in text
 
 
-def test_groups_of_prompts_are_shown_where_they_are_known(tmp_path):
-    study = read_study(write_study(tmp_path / "s"))
-    assert "in 64/50/32 independent groups" in model_table(study).note
-    assert "in %{customdata[5]:.0f} groups" in energy_figures(study)["useful"].to_json()
-    for frame in (study.models, study.projections):
-        frame[["n_groups_utility", "n_groups_harmful", "n_groups_benign"]] = math.nan
-    assert "group" not in model_table(study).note
-    assert " groups" not in energy_figures(study)["useful"].to_json()
-
-
 def test_the_page_asks_no_host_for_anything(page):
     for tag, attributes in Elements(page).tags:
         assert not (tag == "script" and "src" in attributes)
@@ -114,7 +101,7 @@ def test_every_section_of_the_navigation_exists(page):
     tags = Elements(page).tags
     anchors = [a["href"][1:] for tag, a in tags if tag == "a" and a.get("href", "").startswith("#")]
     assert set(anchors) <= {a["id"] for tag, a in tags if tag == "section"}
-    assert len(anchors) == 11
+    assert {"models", "constraint", "energy", "selectivity", "overlap", "limits", "provenance"} <= set(anchors)
 
 
 def test_hostile_text_is_escaped_everywhere(page):
@@ -166,18 +153,47 @@ def test_provenance_has_commit_command_and_short_hashes(page):
 
 
 def test_terminal_text_fits_the_width_and_has_every_model(tmp_path):
-    study = read_study(write_study(tmp_path / "s", ENERGY_EXPLAINS_ALL))
-    for text in (terminal_tables(study), summary_text(study)):
-        assert max(map(len, text.splitlines())) <= 110
-        assert "harmful_again" in text
-        assert "random-energy" in text
-    assert "What the numbers say" in summary_text(study)
-    assert "Alignment was learnt." in summary_text(study)
+    text = read_page([str(write_study(tmp_path / "s", ENERGY_EXPLAINS_ALL))]).to_text()
+    assert max(len(line) for line in text.splitlines() if not line.startswith("  python ")) <= 110
+    assert "harmful_again" in text
+    assert "random-energy" in text
+    assert "What the numbers say" in text
+    assert "Alignment was learnt." in text
 
 
 def test_the_terminal_summary_names_what_is_missing(tmp_path):
-    folder = write_study(tmp_path / "s", analyses=())
-    assert summary_text(str(folder)).count("Next step towards it:") == 3
+    text = read_page([str(write_study(tmp_path / "s", analyses=()))]).to_text()
+    for command in ("evaluate", "project", "overlap"):
+        assert f"python analyze.py {command}" in text
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_page_of_one_study_and_of_several_has_the_same_sections(tmp_path, count):
+    folders = [str(write_study(tmp_path / f"organism-{seed}", World(seed=seed))) for seed in range(count)]
+    page = report(folders)
+    text = page.path.read_text()
+    assert is_page(page.path)
+    for anchor in ("runs", "models", "energy", "selectivity", "overlap", "limits", "provenance"):
+        assert f'<section id="{anchor}"' in text
+    assert ">nan<" not in text
+    assert not re.search(r"\bnan\b", re.sub(r"<(script|style).*?</\1>", "", text, flags=re.DOTALL).lower())
+    assert max(len(line) for line in page.text.splitlines() if not line.startswith("  python ")) <= 110
+    if count > 1:
+        assert page.path == tmp_path / "study" / "report" / "index.html"
+        assert "3 studies that differ in their seed" in text
+        assert "writes its own page" in text
+
+
+def test_two_alignments_stand_beside_each_other_with_sections_of_their_own(tmp_path):
+    folders = write_all(tmp_path, [SFT, DPO], 2, ("overlap",))
+    page = read_page(folders)
+    assert page.parts[0].name == "Side by side"
+    assert len(page.parts) == 3
+    anchors = [section.anchor for part in page.parts for section in part.sections]
+    assert len(anchors) == len(set(anchors))
+    names = [chart.name for part in page.parts for section in part.sections for chart, _ in section.charts]
+    assert len(names) == len(set(names))
+    assert "Side by side" in page.to_text()
 
 
 def test_a_table_gives_way_in_its_text_columns_alone():

@@ -13,8 +13,8 @@ import yaml
 from support.synthetic_study import result_json, write_study
 
 MODELS = ("base", "aligned", "contaminated")
-PAIRS = (("harmful", "benign"), ("harmful", "utility"), ("benign", "utility"))
-SETS = ("harmful", "benign", "utility")
+PAIRS = (("harmful", "utility"), ("harmful", "benign"), ("utility", "benign"))
+SETS = ("harmful", "utility", "benign")
 LAYERS = 4
 ENERGIES = (0.5, 0.9)
 PROBES = ("linear", "rbf_svm", "mlp")
@@ -98,8 +98,9 @@ def write_result(
     target.mkdir(parents=True)
     for name, table in tables.items():
         table.to_parquet(target / f"{name}.parquet", index=False)
-    (target / "config.yaml").write_text(yaml.safe_dump(dict(arguments)))
-    (target / "result.json").write_text(json.dumps(result_json(command, folder)))
+    models = {model: str(folder / model / "model") for model in MODELS}
+    (target / "config.yaml").write_text(yaml.safe_dump({"models": models, **arguments}))
+    (target / "result.json").write_text(json.dumps(result_json(command, folder, target)))
 
 
 def activation_tables(hidden: Hidden, random: np.random.Generator, shift: float = 0.0) -> dict[str, pd.DataFrame]:

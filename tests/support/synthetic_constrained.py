@@ -29,7 +29,8 @@ class ConstrainedRuns:
         utility: Utility of every run that is held.
         selectivity: Nats by which the alignment subspace spares more than a random one.
         learnt_more: Utility by which a run held by the alignment subspace is above its controls.
-        seed_noise: Standard deviation over seeds of each run's margin, in nats.
+        seed_noise: Standard deviation of each run's margin, in nats: over seeds of training and of random subspaces.
+        controls: Runs of each random control, which differ in the seed of their subspace alone.
     """
 
     margin: float = -6.0
@@ -38,6 +39,7 @@ class ConstrainedRuns:
     learnt_more: float = 0.0
     seed_noise: float = 0.0
     fractions: tuple[float, ...] = (0.25,)
+    controls: int = 1
 
 
 NOTHING_HOLDS = ConstrainedRuns()
@@ -55,13 +57,16 @@ def write_constrained_study(
     random = np.random.default_rng([seed, 7])
     for fraction in world.fractions:
         suffix = "" if fraction == 0.25 else f"-r{fraction:g}"
-        rows, energies = [], [_energy("contaminated", fraction, 0.6)]
+        rows, energies, models = [], [_energy("contaminated", fraction, 0.6)], {}
         for kind, (mode, control) in KINDS.items():
-            _write_run(folder / f"{kind}{suffix}", mode, control, fraction, seed, random)
-            rows.append({"model": kind, **_behaviour(world, control, random)})
-            inside = {"none": 0.0 if mode == "away" else 1.0}.get(control, 0.4)
-            energies.append(_energy(kind, fraction, inside))
-        models = {kind: str(folder / f"{kind}{suffix}" / "model") for kind in KINDS}
+            for draw in range(1 if control == "none" else world.controls):
+                name = f"{kind}-s{draw}" if draw else kind
+                run = folder / f"{name}{suffix}"
+                _write_run(run, mode, control, fraction, seed, random, draw=seed + 100 * draw)
+                rows.append({"model": name, **_behaviour(world, control, random)})
+                inside = {"none": 0.0 if mode == "away" else 1.0}.get(control, 0.4)
+                energies.append(_energy(name, fraction, inside))
+                models[name] = str(run / "model")
         _write(folder, "evaluate", f"constrained{suffix}", pd.DataFrame(rows), {"models": models})
         tuned = {"contaminated": str(folder / "contaminated" / "model"), **models}
         arguments = {"aligned": str(folder / "aligned" / "model"), "tuned": tuned}
@@ -69,10 +74,13 @@ def write_constrained_study(
     return folder
 
 
+# A study of nothing but what the runs under a constraint are compared with.
+SMALL: dict[str, Any] = {"analyses": ("evaluate",), "stages": ("base", "aligned", "contaminated")}
+
+
 def write_seeds(folder: Path, world: ConstrainedRuns, seeds: int = 3) -> list[str]:
     """Write the studies of several seeds, and return their folders."""
-    small: dict[str, Any] = {"analyses": ("evaluate",), "stages": ("base", "aligned", "contaminated")}
-    return [str(write_constrained_study(folder / f"organism-{seed}", world, seed, **small)) for seed in range(seeds)]
+    return [str(write_constrained_study(folder / f"organism-{seed}", world, seed, **SMALL)) for seed in range(seeds)]
 
 
 def _behaviour(world: ConstrainedRuns, control: str, random: np.random.Generator) -> dict[str, float]:
@@ -82,7 +90,9 @@ def _behaviour(world: ConstrainedRuns, control: str, random: np.random.Generator
     return measures(utility, float(1 / (1 + np.exp(2 * margin))), margin)
 
 
-def _write_run(path: Path, mode: str, control: str, fraction: float, seed: int, random: np.random.Generator) -> None:
+def _write_run(
+    path: Path, mode: str, control: str, fraction: float, seed: int, random: np.random.Generator, draw: int
+) -> None:
     write_stage(path, "contaminated", seed, random)
     manifest = json.loads((path / "manifest.json").read_text())
     constraint = {
@@ -91,8 +101,10 @@ def _write_run(path: Path, mode: str, control: str, fraction: float, seed: int, 
         "rank": f"{fraction:g}",
         "fraction": fraction,
         "details": "",
+        "settings": {"seed": draw},
     }
     manifest["parts"].append({"part": "mine.Defence", "constraint": constraint})
+    manifest["kind_sha256"] = f"kind of {mode} {control} {fraction}"
     manifest["metrics"]["projection/leakage"] = 5e-15
     (path / "manifest.json").write_text(json.dumps(manifest))
 
@@ -114,4 +126,4 @@ def _write(folder: Path, command: str, label: str, table: pd.DataFrame, argument
     target.mkdir(parents=True)
     table.to_parquet(target / "table.parquet", index=False)
     (target / "config.yaml").write_text(yaml.safe_dump(arguments))
-    (target / "result.json").write_text(json.dumps(result_json(command, folder)))
+    (target / "result.json").write_text(json.dumps(result_json(command, folder, target)))

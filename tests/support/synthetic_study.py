@@ -64,22 +64,27 @@ def write_study(
             write_generations(target / "generations.jsonl", list(table["model"]))
         elif analysis == "project":
             table = projection_table(world, random, evaluated)
-            arguments = {"aligned": str(folder / "aligned" / "model"), "tuned": {}, "draws": world.draws}
+            ends = {name: str(folder / name / "model") for name in ("base", "aligned")}
+            tuned = {name: str(folder / name / "model") for name in dict.fromkeys(table["tuned"])}
+            arguments = {**ends, "tuned": tuned, "draws": world.draws}
         elif analysis == "overlap":
             table = overlap_table(world, random)
-            arguments = {"energies": [0.5, 0.9]}
+            labels = dict.fromkeys([*table["first"], *table["second"]])
+            updates = {name: str(folder / name / "model") for name in labels}
+            arguments = {"reference": str(folder / "aligned" / "model"), "updates": updates, "energies": [0.5, 0.9]}
         else:
             table, arguments = pd.DataFrame({"layer": [0, 1], "value": [0.25, np.nan]}), {}
         table.to_parquet(target / "table.parquet", index=False)
         table.to_csv(target / "table.csv", index=False)
         (target / "config.yaml").write_text(yaml.safe_dump(arguments))
-        (target / "result.json").write_text(json.dumps(result_json(analysis, folder)))
+        (target / "result.json").write_text(json.dumps(result_json(analysis, folder, target)))
     return folder
 
 
-def result_json(analysis: str, folder: Path) -> dict[str, Any]:
+def result_json(analysis: str, folder: Path, target: Path) -> dict[str, Any]:
     return {
         "analysis": analysis,
+        "out": str(target),
         "summary": {},
         "inputs": [{"path": str(folder / "base" / "model"), "sha256": {"model.safetensors": "ab" * 32}}],
         "left_out": [{"name": "model.norm.weight", "reason": "a zero update has no direction"}],
@@ -112,17 +117,22 @@ def write_stage(folder: Path, stage: str, seed: int, random: np.random.Generator
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
         writer.add_event(Event(wall_time=float(step), step=step, summary=summary))
     writer.close()
+    role = {"base": "base", "aligned": "aligned"}.get(stage.split("_")[0], "tuned")
+    start = {"aligned": "base", "tuned": "aligned"}.get(role)
+    module = {"part": "mine.Module", "objective": {"name": "SFT", "learning_rate": None, "settings": {}}}
     manifest = {
         "status": "complete" if stage != "harmful_again" else "running",
         **provenance(["train.py", "fit", "--config", f"configs/organism/{stage}.yaml"]),
         "config": {
             "data": {"init_args": {"batch_size": 16, "corpus": stage}},
-            "trainer": {"accumulate_grad_batches": 1},
+            "trainer": {"accumulate_grad_batches": 1, "devices": 1},
         },
         "seed": seed + (100 if stage.endswith("_again") else 0),
-        "role": {"base": "base", "aligned": "aligned"}.get(stage.split("_")[0], "tuned"),
+        "role": role,
         "recipe_sha256": f"{stage} {seed}",
-        "parts": [{"part": "mine.Module", "objective": {"name": "SFT", "learning_rate": None, "settings": {}}}],
+        "kind_sha256": f"kind of {stage.removesuffix('_again')}",
+        "run_dir": str(folder),
+        "parts": [module | ({"starts_from": str(folder.parent / start / "model")} if start else {})],
         "inputs": [{"path": "model", "sha256": "cd" * 32}],
         "wall_seconds": steps / 20,
         "peak_memory_bytes": 2**30,

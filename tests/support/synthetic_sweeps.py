@@ -4,11 +4,18 @@ Utility and margin are linear in the energy that works: a gap in margin at equal
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from safety_subspaces.artefacts.known_models import LABEL_COLUMNS, KnownModel, KnownModels
+from safety_subspaces.artefacts.study import Study
+from safety_subspaces.artefacts.study_files import EVALUATION_COLUMNS
+from safety_subspaces.findings.models import Seeds
 from support.synthetic_study import measures
+
+COLUMNS = ("chance_energy", *EVALUATION_COLUMNS)
 
 DRAWN = ("random-energy", "random", "random-k")
 FRACTIONS = (0.01, 0.1, 0.25, 0.4, 0.5, 0.75, 0.99)
@@ -97,3 +104,22 @@ def _projected(world: Sweeps, row: dict, shift: float, random: np.random.Generat
     chance = row["fraction"] if row["method"] == "onto" else 1 - row["fraction"]
     energies = {"energy_kept": energy, "chance_energy": np.nan if row["subspace"] == "scaled" else chance}
     return energies | measures(utility, harm, margin)
+
+
+def studies_of(world: Sweeps = ENERGY_ALONE, seed: int = 0) -> Seeds:
+    """Return the studies of a world, one a seed, without files."""
+    return as_studies(sweeps_of(world, seed), models_of(world))
+
+
+def as_studies(projections: pd.DataFrame, models: pd.DataFrame) -> Seeds:
+    """Return studies that have these projections and these evaluated models, one for each seed."""
+    projections = projections.reindex(columns=[*projections, *(c for c in COLUMNS if c not in projections)])
+    models = models.reindex(columns=[*models, *(c for c in COLUMNS if c not in models)])
+    known = KnownModels(pd.DataFrame(columns=LABEL_COLUMNS), aligned=KnownModel("aligned"))
+    nothing = pd.DataFrame()
+    studies = []
+    for name in dict.fromkeys(models["seed"]):
+        own, ends = (frame[frame["seed"] == name].reset_index(drop=True) for frame in (projections, models))
+        tables = (ends.drop(columns="seed"), own.drop(columns="seed"), nothing, nothing, nothing)
+        studies.append(Study(str(name), Path(str(name)), (), (), *tables, known))
+    return Seeds(tuple(studies))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from safety_subspaces.artefacts.study import Study
 from support.synthetic_study import HOSTILE, write_study
 
 PARTS = ("lm_head", "layers.10", "layers.02", "norm", "embed_tokens", "layers.00")
@@ -101,6 +102,30 @@ def write_events(folder: Path, scalars: Mapping[str, Mapping[int, float]]) -> No
     writer.close()
 
 
+def watched_so(study: Study, *runs: Watched, **changes: Any) -> Study:
+    """Return a study with the values of other runs in place of its watched one's, without a disk.
+
+    Args:
+        study: As :func:`write_watched_study` writes it.
+        *runs: What the watchers saw; the first run keeps the name of the watched one, the others are run1, run2, ...
+        **changes: Further fields of each stage.
+    """
+    stage = next(stage for stage in study.stages if stage.name == "contaminated")
+    stages = [
+        replace(
+            stage,
+            name=f"run{number}" if number else stage.name,
+            scalars={
+                tag: pd.DataFrame({"step": list(values), "value": list(values.values())})
+                for tag, values in scalars_of(run).items()
+            },
+            **changes,
+        )
+        for number, run in enumerate(runs)
+    ]
+    return replace(study, stages=tuple(stages))
+
+
 def write_watched_study(folder: Path, watched: Watched = LOST_BEFORE, stage: str = "contaminated") -> Path:
     """Write a small study with one watched run and its trajectory."""
     write_study(folder, analyses=("evaluate",), stages=("base", "aligned", "contaminated", "useful"))
@@ -124,16 +149,17 @@ def write_trajectory(folder: Path, run: str, label: str, steps: Sequence[int] = 
         for other, value in (("useful", 0.6), ("harmful", 0.4))
         for step in steps
     ]
-    shifts = (("step_norm_per_step", 1, 0.01), ("step_norm_per_step", 2, np.nan), ("overlap_useful", 1, 0.2))
+    shifts = (("step_norm_per_step", 1, -0.07), ("step_norm_per_step", 2, 0.004), ("overlap_useful", 1, 0.2))
     levels = {"mean_before": 0.1, "mean_after": 0.02}
     changes = [
-        {"series": series, "step": steps[index], **levels, "p_value": p, "n": len(steps)} for series, index, p in shifts
+        {"series": series, "step": steps[index], **levels, "move": move, "usual_move": 0.01, "n": len(steps)}
+        for series, index, move in shifts
     ]
     for name, table in (("table", rows), ("overlaps", overlaps), ("change_points", changes)):
         pd.DataFrame(table).to_csv(target / f"{name}.csv", index=False)
     arguments: dict[str, Any] = {"run": run, "rank": {"count": None, "fraction": 0.25, "energy": None}}
     (target / "config.yaml").write_text(yaml.safe_dump(arguments))
-    (target / "result.json").write_text(json.dumps({"analysis": "trajectory", "summary": {}}))
+    (target / "result.json").write_text(json.dumps({"analysis": "trajectory", "out": str(target), "summary": {}}))
     return target
 
 

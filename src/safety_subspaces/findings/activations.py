@@ -11,16 +11,19 @@ from typing import Final
 import pandas as pd
 
 from safety_subspaces.findings.comparisons import nearest_energy
-from safety_subspaces.findings.contracts import Contract, Named, labels_of, stacked
+from safety_subspaces.findings.contracts import Contract, Named, labels_of, reference_model, roles_of, stacked
+from safety_subspaces.findings.intervals import over_seeds
 
 VERDICTS: Final = ("overlapping", "distinct", "undecided", "undefined")
-# The paper's question first, then its control of style.
-ASKED: Final = ({"harmful", "utility"}, {"harmful", "useful"}, {"harmful", "benign"})
 # More panels than this on a chart are not looked at.
 MOST_PAIRS: Final = 3
 # The level of every test that is counted.
 LEVEL: Final = 0.05
 
+# What is averaged over layers and seeds, of the cells and of the test between chance and floor.
+SPACES: Final = (
+    *("overlap", "chance", "matched_chance", "floor_overlap", "above", "floor_above", "alike_above", "from_margin"),
+)
 _PAIR: Final = ("model", "first", "second", "position", "layer")
 _COUNTS: Final = ("n_first", "n_second")
 _DISTANCES: Final = ("mmd", "mmd_p", "mean_distance", "mean_distance_standardised", "mean_p")
@@ -71,8 +74,9 @@ class View:
         position: Token position.
         energy: The share nearest to 0.9.
         center: Whether the mean of each set was taken out; ``None`` where that is not said.
-        pairs: Pairs of prompt sets, the one that is asked about first.
+        pairs: Pairs of prompt sets, in the order of the table: the one that is asked about first.
         models: Labels of models, in the order of the table.
+        reference: The model that is shown first and spoken of: the aligned one.
     """
 
     analysis: str
@@ -81,6 +85,7 @@ class View:
     center: bool | None
     pairs: tuple[tuple[str, str], ...]
     models: tuple[str, ...]
+    reference: str
 
     @property
     def words(self) -> str:
@@ -91,7 +96,7 @@ class View:
 
 @dataclass(frozen=True)
 class Activations:
-    """Every table of ``activations``, with the columns ``seed`` and ``analysis``; ``centers`` by analysis."""
+    """Every table of ``activations``, with ``seed`` and ``analysis``; ``centers`` by analysis, ``roles`` by label."""
 
     overlaps: pd.DataFrame
     equivalence: pd.DataFrame
@@ -100,6 +105,7 @@ class Activations:
     cka: pd.DataFrame
     depth: pd.DataFrame
     centers: dict[str, bool | None]
+    roles: dict[str, str]
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -109,13 +115,15 @@ class Activations:
             across = rows[~rows["floor"]]
             pairs = list(dict.fromkeys(zip(across["first"].astype(str), across["second"].astype(str), strict=True)))
             if pairs:
+                models = labels_of(rows, "model")
                 view = View(
                     analysis=str(analysis),
                     position=str(position),
                     energy=nearest_energy(across),
                     center=self.centers.get(str(analysis)),
-                    pairs=tuple(sorted(pairs, key=_rank_of)),
-                    models=tuple(labels_of(rows, "model")),
+                    pairs=tuple(pairs),
+                    models=tuple(models),
+                    reference=reference_model(models, self.roles),
                 )
                 views.append(view)
         return tuple(views)
@@ -140,6 +148,7 @@ def read_activations(studies: Sequence[Named]) -> Activations:
         cka=stacked(studies, CKA),
         depth=stacked(studies, DEPTH),
         centers=centers,
+        roles=roles_of(studies),
     )
 
 
@@ -188,6 +197,36 @@ def margin_cells(activations: Activations, view: View) -> pd.DataFrame:
     return rows[rows["energy"] == view.energy]
 
 
+def space_over_seeds(activations: Activations, view: View, by_layer: bool = False) -> pd.DataFrame:
+    """Return each model and pair (and layer) of a view as a mean over seeds.
+
+    Without ``by_layer``, the layers of a seed are averaged first; a layer that has no overlap by construction is NaN
+    and in no mean.
+
+    Returns:
+        ``model``, ``first``, ``second`` and, by layer, ``layer``; each of ``SPACES`` with its ``_reach`` (half the 95 %
+        t interval, NaN below two seeds) and its number of ``_seeds``; ``p_small`` of ``p_known``: places of all seeds
+        with a ``p_matched`` below 0.05, of those that have one; ``layers``, ``n_first`` and ``n_second``, the largest.
+    """
+    keys = ["model", "first", "second", "layer"]
+    cells = overlap_cells(activations, view)
+    tests = margin_cells(activations, view)[["seed", *keys, "from_margin", "stderr"]]
+    both = cells.merge(tests, on=["seed", *keys], how="left").astype(dict.fromkeys((*SPACES, *_COUNTS), float))
+    p_values = both["p_matched"].astype(float)
+    both = both.assign(p_small=p_values < LEVEL, p_known=p_values.notna(), layers=both["overlap"].notna())
+    counted = {"p_small": "sum", "p_known": "sum"}
+    sizes = dict.fromkeys(_COUNTS, "max")
+    if not by_layer:
+        keys = keys[:-1]
+        grouped = both.groupby(["seed", *keys], sort=False)
+        means = grouped[list(SPACES)].mean()
+        both = means.join(grouped.agg({**counted, **sizes, "layers": "sum"})).reset_index()
+    frame = over_seeds(both, keys, SPACES, {**counted, **sizes, "layers": "max"})
+    if by_layer and both["seed"].nunique() == 1:  # one seed has the error of its own test
+        frame = frame.assign(from_margin_reach=both["stderr"].to_numpy(dtype=float))
+    return frame
+
+
 def of_pair(rows: pd.DataFrame, pair: tuple[str, str]) -> pd.DataFrame:
     """Keep the rows of one pair of sets, by the columns ``first`` and ``second``."""
     return rows[(rows["first"] == pair[0]) & (rows["second"] == pair[1])]
@@ -220,7 +259,3 @@ def _at(frame: pd.DataFrame, view: View) -> pd.DataFrame:
 def _level(rows: pd.DataFrame) -> pd.Series:
     """Return what an overlap is read against: ``matched_chance``, or ``chance`` where no control was run."""
     return rows["matched_chance" if rows["matched_chance"].notna().any() else "chance"].astype(float)
-
-
-def _rank_of(pair: tuple[str, str]) -> int:
-    return next((rank for rank, asked in enumerate(ASKED) if set(pair) == asked), len(ASKED))

@@ -3,8 +3,6 @@
 import numpy as np
 import pandas as pd
 
-from safety_subspaces.artefacts.study import MEASURES
-
 CONFIGURATION = ["group", "subspace", "method", "fraction"]
 # The three measures that a projection is judged by: utility, the judged harm score, and the refusal margin, which moves
 # before the judged score does.
@@ -14,35 +12,6 @@ SAMPLE_SIZES = tuple(f"{kind}_{name}" for kind in ("n", "n_groups") for name in 
 PAIR = ["analysis", "first", "second"]
 # At these energies both subspaces keep everything or nothing, whatever their directions: nothing to compare.
 TRIVIAL_ENERGY = 1e-3
-
-
-def pool_draws(projections: pd.DataFrame) -> pd.DataFrame:
-    """Pool the draws of each configuration (group, subspace, method, fraction).
-
-    A measure is the mean over its scored draws, ``<measure>_error`` the standard error over draws where two
-    or more were scored, else the evaluation's own, and ``<measure>_draws`` the number of scored draws. ``n_draws``
-    counts all draws.
-
-    Columns: ``group``, ``subspace``, ``method``, ``fraction``, ``n_draws``, ``n_unscored``, ``SAMPLE_SIZES`` (the
-    largest), ``energy_kept``, ``chance_energy``, and each measure with its ``_error`` and ``_draws``.
-    """
-    rows = []
-    for keys, draws in projections.groupby(CONFIGURATION, sort=False, dropna=False):
-        row = dict(zip(CONFIGURATION, keys, strict=True))
-        row |= {"n_draws": len(draws), "n_unscored": draws["n_unscored"].sum(min_count=1)}
-        row |= {name: draws[name].max() for name in SAMPLE_SIZES}
-        row |= {name: draws[name].mean() for name in ("energy_kept", "chance_energy")}
-        for measure in MEASURES:
-            scored = draws[measure].dropna().astype(float)
-            many = len(scored) > 1
-            row[measure] = scored.mean()
-            row[f"{measure}_error"] = scored.sem() if many else draws.loc[scored.index, f"{measure}_stderr"].mean()
-            row[f"{measure}_draws"] = len(scored)
-        rows.append(row)
-    if not rows:
-        names = [name for m in MEASURES for name in (m, f"{m}_error", f"{m}_draws")]
-        return pd.DataFrame(columns=[*CONFIGURATION, "n_draws", "energy_kept", *names])
-    return pd.DataFrame(rows)
 
 
 def selectivity(projections: pd.DataFrame) -> pd.DataFrame:
@@ -86,28 +55,6 @@ def selectivity_by_draw(projections: pd.DataFrame) -> pd.DataFrame:
     paired = drawn.reset_index("draw").join(top, how="inner", lsuffix="_drawn").reset_index()
     differences = {m: paired[m].astype(float) - paired[f"{m}_drawn"].astype(float) for m in COMPARED}
     return paired[[*cell, "draw"]].assign(**differences)
-
-
-def mean_by_draw(differences: pd.DataFrame, measure: str, signs: pd.Series) -> tuple[pd.Series, int]:
-    """Average a measure's signed differences over configurations, draw by draw.
-
-    One draw serves every method and fraction of a fine-tune, so that only draws are independent of each other. Every
-    draw is averaged over the same configurations: those that have each of the draws that all fine-tunes share.
-
-    Args:
-        differences: As :func:`selectivity_by_draw` returns them.
-        measure: One of ``COMPARED``.
-        signs: +1 or -1 for each row.
-
-    Returns:
-        The means by draw, and how many configurations stand behind each.
-    """
-    known = differences.assign(signed=differences[measure] * signs).dropna(subset="signed")
-    shared = [set(rows["draw"]) for _, rows in known.groupby("group")]
-    draws = sorted(set.intersection(*shared)) if shared else []
-    table = known.pivot_table(index=["group", "method", "fraction"], columns="draw", values="signed")
-    complete = table.reindex(columns=draws).dropna()
-    return complete.mean(axis=0), len(complete) if draws else 0
 
 
 def without_trivial(differences: pd.DataFrame) -> pd.DataFrame:

@@ -4,7 +4,7 @@ A study is read with its name, so that the tables of several seeds stand under o
 out; an optional one that a table lacks is NaN in each of its rows.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -12,6 +12,8 @@ import pandas as pd
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.study import Study
 
+# Columns of these tables that name models.
+MODEL_COLUMNS = ("model", "first_model", "second_model")
 # A study with the name of its seed, empty where it stands alone.
 Named = tuple[str, Study]
 
@@ -38,7 +40,8 @@ class Contract:
 def stacked(studies: Iterable[Named], contract: Contract) -> pd.DataFrame:
     """Return the rows of one table of every run of a subcommand in every study.
 
-    Columns: ``seed``, ``analysis`` (the label of the run), then those that the contract names, in its order.
+    Columns: ``seed``, ``analysis`` (the label of the run), then those that the contract names, in its order. Models go
+    by the labels of ``Study.known``.
 
     Raises:
         InputError: A table lacks a column that is required.
@@ -57,7 +60,12 @@ def stacked(studies: Iterable[Named], contract: Contract) -> pd.DataFrame:
                     f"{', '.join(map(str, table.columns))}. It was written by something else than `analyze.py "
                     f"{contract.command}`: run that again"
                 )
-            frames.append(table.reindex(columns=columns).assign(seed=seed, analysis=result.label))
+            named = {
+                name: [study.known.of(result.command, result.label, str(given)).label for given in table[name]]
+                for name in MODEL_COLUMNS
+                if name in columns and name in table
+            }
+            frames.append(table.reindex(columns=columns).assign(seed=seed, analysis=result.label, **named))
     if not frames:
         return pd.DataFrame(columns=["seed", "analysis", *columns]).astype(dict.fromkeys(contract.flags, bool))
     frame = pd.concat(frames, ignore_index=True)
@@ -71,6 +79,26 @@ def labels_of(frame: pd.DataFrame, *columns: str) -> list[str]:
     return list(dict.fromkeys(str(value) for name in columns for value in frame[name].dropna()))
 
 
-def reference_model(models: Sequence[str]) -> str:
-    """Return the model that is shown first and spoken of: the aligned one, or the first where there is none."""
-    return "aligned" if "aligned" in models else models[0]
+def roles_of(studies: Iterable[Named]) -> dict[str, str]:
+    """Return the role of each label: base, aligned, tuned, or nothing that is known; the first study's, if they differ.
+
+    The model that a study is aligned by stands before others of that role.
+    """
+    roles: dict[str, str] = {}
+    for _, study in studies:
+        if study.known.aligned is not None:
+            roles.setdefault(study.known.aligned.label, "aligned")
+        for label, role in study.known.roles.items():
+            roles.setdefault(label, role)
+    return roles
+
+
+def reference_model(models: Sequence[str], roles: Mapping[str, str]) -> str:
+    """Return the model that is shown first and spoken of: the aligned one, or the first where there is none.
+
+    Args:
+        models: Labels, at least one.
+        roles: As :func:`roles_of` has them.
+    """
+    aligned = [label for label, role in roles.items() if role == "aligned" and label in models]
+    return aligned[0] if aligned else models[0]

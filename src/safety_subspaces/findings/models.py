@@ -5,19 +5,28 @@ within it before anything is said over seeds.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.study import Study
-from safety_subspaces.findings.comparisons import COMPARED
-from safety_subspaces.findings.constrained import CONFIGURATION, OTHERS, compare_runs, constrained_runs
+from safety_subspaces.findings.comparisons import COMPARED, SAMPLE_SIZES
+from safety_subspaces.findings.constrained import (
+    CONFIGURATION,
+    GROUPS,
+    OTHERS,
+    compare_runs,
+    constrained_runs,
+    root_mean_square,
+)
 from safety_subspaces.findings.intervals import over_seeds
+from safety_subspaces.findings.matching import match_labels
 
 MEASURED = ("utility", "harm_score", "over_refusal_rate", "refusal_margin")
 # The table of a projection that says what the alignment update is like.
@@ -45,7 +54,18 @@ class Seeds:
     @cached_property
     def models(self) -> pd.DataFrame:
         """One evaluation of each model label of every study: the columns of ``Study.models``, and ``seed``."""
-        return self._stacked(_evaluated)
+        return self._stacked(lambda study: study.evaluated)
+
+    @cached_property
+    def aligned(self) -> pd.DataFrame:
+        """The evaluation of each study's aligned model, a row for each that has one: the columns of ``models``."""
+        rows = [row.to_frame().T.assign(seed=_label(s)) for s in self.studies if (row := s.aligned) is not None]
+        return pd.concat(rows, ignore_index=True) if rows else self.models.head(0)
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """What each label stands for in these studies: base, aligned, tuned, or nothing that is known."""
+        return {label: role for study in reversed(self.studies) for label, role in study.known.roles.items()}
 
     @cached_property
     def projections(self) -> pd.DataFrame:
@@ -91,7 +111,7 @@ class Seeds:
 
 
 def together(studies: Sequence[Study]) -> Seeds:
-    """Put the studies of several seeds together.
+    """Put the studies of several seeds together, under the labels of the first: see :func:`.matching.match_labels`.
 
     Raises:
         InputError: A study twice, or two of one seed: a repeated seed is no second run.
@@ -104,37 +124,72 @@ def together(studies: Sequence[Study]) -> Seeds:
                 what = "is given twice" if folder_of[key] == folder else f"has {key}, as {folder_of[key]} has"
                 raise InputError(f"{folder} {what}: a repeated seed is no second run; give studies of different seeds")
             folder_of[key] = folder
-    return Seeds(tuple(studies))
+    return Seeds(match_labels(studies))
 
 
-def models_over_seeds(seeds: Seeds) -> pd.DataFrame:
-    """Return a row for each model label: each measure's mean over seeds, its ``_reach`` and its number of ``_seeds``.
+def main_fine_tune(*groups: Seeds) -> str:
+    """Return the label of the swept fine-tune that is judged first: the one that took most refusal margin away.
 
-    Columns: ``model`` and those of ``MEASURED``. The reach is half the width of the two-sided 95 % t interval; NaN
-    below two seeds.
+    That is the margin of the aligned model minus that of the fine-tune itself, the mean over studies. Only these two
+    ends are looked at, and none of the projections that are judged. Of ties, and where no margin was taken, it is the
+    first one in the order of the table.
+
+    Args:
+        *groups: Studies of one or several experiments; a fine-tune must be swept in each of them.
+
+    Returns:
+        The label; empty where no fine-tune was swept in all.
     """
-    return over_seeds(seeds.models, ["model"], MEASURED)
+    swept = [list(dict.fromkeys(seeds.projections["tuned"].astype(str))) for seeds in groups]
+    shared = [tuned for tuned in swept[0] if all(tuned in others for others in swept)] if swept else []
+    lost: dict[str, list[float]] = {tuned: [] for tuned in shared}
+    for study in (study for seeds in groups for study in seeds.studies):
+        for tuned in shared:
+            ends = (study.aligned, study.model(tuned))
+            margins = [np.nan if row is None else float(row["refusal_margin"]) for row in ends]
+            lost[tuned].append(margins[0] - margins[1])
+    means = {tuned: pd.Series(values, dtype=float).mean() for tuned, values in lost.items()}
+    return max(shared, key=lambda tuned: -np.inf if np.isnan(means[tuned]) else means[tuned], default="")
 
 
 def runs_over_seeds(seeds: Seeds) -> pd.DataFrame:
-    """Return a row for each configuration of a constraint, its measures averaged over seeds.
+    """Return a row for each configuration of a constraint: its draws averaged within a seed, then its seeds.
 
-    Columns: ``CONFIGURATION``, ``fraction``, each of ``MEASURED`` and ``energy_inside`` with ``_reach`` and ``_seeds``,
-    and ``leakage``, the largest of the seeds.
+    Columns: ``CONFIGURATION``, ``fraction``, each of ``MEASURED`` and ``energy_inside`` with ``_reach`` and ``_seeds``;
+    ``leakage``, the largest of any run; ``runs``, their number; and ``SAMPLE_SIZES``, the largest. A reach is half the
+    95 % t interval over seeds; of a single study one standard error over prompts. The judged score has none over seeds:
+    it jumps from one end to the other, which no t interval is made for.
     """
-    frame = over_seeds(seeds.runs, [*CONFIGURATION, "fraction"], (*MEASURED, "energy_inside"))
-    largest = seeds.runs.groupby([*CONFIGURATION, "fraction"], sort=False, dropna=False)["leakage"].max()
-    return frame.assign(leakage=largest.to_numpy(dtype=float))
+    keys = [*CONFIGURATION, "fraction"]
+    means = (*MEASURED, "energy_inside")
+    errors = {measure: f"{measure}_stderr" for measure in MEASURED}
+    rules: dict[str, Any] = dict.fromkeys(means, "mean") | dict.fromkeys(errors.values(), root_mean_square)
+    rules |= {"leakage": "max", **dict.fromkeys(SAMPLE_SIZES, "max")}
+    numbers = seeds.runs.astype(dict.fromkeys(rules, float))
+    cells = numbers.groupby([*keys, "seed"], sort=False, dropna=False)
+    by_seed = cells.agg(rules).assign(runs=cells.size()).reset_index()
+    described = {"leakage": "max", "runs": "sum", **dict.fromkeys(SAMPLE_SIZES, "max")}
+    return _with_reach(seeds, over_seeds(by_seed, keys, means, described, errors), by_seed, errors)
 
 
 def differences_over_seeds(seeds: Seeds) -> pd.DataFrame:
     """Return a row for each run constrained by the alignment subspace and each run beside it, paired seed by seed.
 
-    Columns: ``CONFIGURATION``, ``fraction``, ``other``, and ``<measure>_difference`` for each of ``COMPARED``, with
-    ``_reach`` and ``_seeds``.
+    Columns: ``CONFIGURATION``, ``fraction``, ``other``, ``<measure>_difference`` for each of ``COMPARED``, with
+    ``_reach`` (as :func:`runs_over_seeds`) and ``_seeds``; and ``runs``, the number of runs beside it.
     """
-    names = [f"{measure}_difference" for measure in COMPARED]
-    return over_seeds(seeds.differences, [*CONFIGURATION, "fraction", "other"], names)
+    errors = {f"{measure}_difference": f"{measure}_error" for measure in COMPARED}
+    keys = [*CONFIGURATION, "fraction", "other"]
+    frame = over_seeds(seeds.differences, keys, list(errors), {"runs": "sum"}, errors)
+    return _with_reach(seeds, frame, seeds.differences, errors)
+
+
+def aligned_levels(seeds: Seeds) -> dict[str, float]:
+    """Return where the aligned models stand in each of ``MEASURED``, the mean over seeds; nothing without any."""
+    rows = [study.aligned[list(MEASURED)] for study in seeds.studies if study.aligned is not None]
+    return (
+        {} if not rows else {str(name): float(level) for name, level in pd.DataFrame(rows).astype(float).mean().items()}
+    )
 
 
 def default_page(folders: Sequence[str]) -> Path:
@@ -146,23 +201,24 @@ def _label(study: Study) -> str:
     return ", ".join(map(str, study.seeds)) or study.name
 
 
-def _evaluated(study: Study) -> pd.DataFrame:
-    """Return one row of ``Study.models`` for each label."""
-    rows = [study.model(str(label)) for label in dict.fromkeys(study.models["model"])]
-    return pd.DataFrame([row for row in rows if row is not None]).reindex(columns=study.models.columns)
-
-
 def _finest(projections: pd.DataFrame) -> pd.DataFrame:
     """Keep, of the analyses that projected one fine-tune, the one with most rows: they share their draws."""
     sizes = projections.groupby(["tuned", "analysis"], sort=False).size()
-    finest = [sizes[tuned].idxmax() for tuned in projections["tuned"]] if len(projections) else []
-    return projections[projections["analysis"] == finest] if finest else projections
+    finest = {tuned: sizes[tuned].idxmax() for tuned in projections["tuned"].unique()}
+    return projections[projections["analysis"] == projections["tuned"].map(finest)]
 
 
 def _alignment_update(study: Study) -> pd.DataFrame:
     tables = [result.tables[ALIGNMENT] for result in study.of("project") if ALIGNMENT in result.tables]
     columns = ["tensor", "layer", "type", "energy", "stable_rank", "effective_rank", "numerical_rank"]
     return tables[0] if tables else pd.DataFrame(columns=columns)
+
+
+def _with_reach(seeds: Seeds, frame: pd.DataFrame, by_seed: pd.DataFrame, errors: Mapping[str, str]) -> pd.DataFrame:
+    """Give the rows of a single study their errors over prompts, and the judged score of several no reach."""
+    if len(seeds.studies) == 1:
+        return frame.assign(**{f"{name}_reach": by_seed[error].to_numpy(float) for name, error in errors.items()})
+    return frame.assign(**{f"{name}_reach": np.nan for name in errors if name.startswith("harm_score")})
 
 
 def _over_ranks(every: pd.DataFrame) -> pd.DataFrame:
@@ -176,9 +232,12 @@ def _over_ranks(every: pd.DataFrame) -> pd.DataFrame:
         complete = [rank for rank in dict.fromkeys(cell["rank"]) if whole[rank]]
         if len(complete) < 2:
             continue
+        shared = cell[cell["rank"].isin(complete)].groupby("seed", sort=False)
+        # The ranks answer the same prompts, whose error no number of ranks averages out.
+        errors = shared[[f"{measure}_error" for measure in COMPARED]].agg(root_mean_square)
         for seed in table.index:
             means = {name: float(table.loc[seed, name][complete].mean()) for name in names}
-            rows.append(
-                {**dict(zip(keys, values, strict=True)), "rank": ALL_RANKS, "fraction": np.nan, "seed": seed, **means}
-            )
+            described = {"rank": ALL_RANKS, "fraction": np.nan, "seed": seed, "runs": shared["runs"].sum()[seed]}
+            described |= {name: shared[name].min()[seed] for name in GROUPS}
+            rows.append({**dict(zip(keys, values, strict=True)), **described, **means, **errors.loc[seed]})
     return pd.DataFrame(rows, columns=list(every.columns))

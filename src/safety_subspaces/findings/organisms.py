@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.run_alignment import Alignment, read_alignment_recipe
 from safety_subspaces.artefacts.study import Study, read_study
+from safety_subspaces.findings.matching import match_labels
 from safety_subspaces.findings.models import Seeds, together
 
 
@@ -31,21 +32,22 @@ class Organism:
 def read_organisms(folders: Sequence[str]) -> list[Organism]:
     """Read studies, and put those of one alignment together, in the order in which they are given.
 
+    One label stands for the same model in all of them.
+
     Raises:
         InputError: No folder, one that is no study, or two studies of one alignment and one seed.
     """
     if not folders:
         raise InputError("no study given; say --study FOLDER, or a list of folders that differ in seed or alignment")
     studies_of: dict[Alignment | None, list[Study]] = {}
-    for folder in folders:
-        study = read_study(folder)
+    for study in match_labels([read_study(folder) for folder in folders]):
         studies_of.setdefault(_alignment_of(study), []).append(study)
     groups = {alignment: together(studies) for alignment, studies in studies_of.items()}
     return [Organism(_name(alignment, list(groups)), alignment, seeds) for alignment, seeds in groups.items()]
 
 
 def _alignment_of(study: Study) -> Alignment | None:
-    stage = next((stage for stage in study.stages if stage.role == "aligned"), None)
+    stage = study.aligned_stage
     return None if stage is None else read_alignment_recipe(stage.manifest)
 
 

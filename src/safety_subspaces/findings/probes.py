@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
 import pandas as pd
 
-from safety_subspaces.findings.contracts import Contract, Named, labels_of, reference_model, stacked
-from safety_subspaces.findings.intervals import Z
+from safety_subspaces.findings.contracts import Contract, Named, labels_of, reference_model, roles_of, stacked
+from safety_subspaces.findings.intervals import Z, over_seeds
 
 # From no erasure to the one that removes most.
 ERASURES: Final = ("none", "leace", "quadratic")
@@ -23,6 +22,8 @@ CELL: Final = ["analysis", "positive", "negative", "position", "model", "erasure
 _WITH_ERRORS: Final = tuple(f"{name}{kind}" for name in (*MEASURES, "selectivity") for kind in ("", "_stderr"))
 _AVERAGED: Final = (*_WITH_ERRORS, "control_accuracy", "control_auc", "chance")
 _LEFT: Final = ("left", "left_stderr")
+# What is averaged over seeds.
+POOLED: Final = ("left", "auc", "accuracy", "selectivity")
 _COUNTED: Final = ("n_positive", "n_negative", "n_groups")
 # What a coin reaches, whatever the shares of the two sets.
 AUC_CHANCE: Final = 0.5
@@ -76,11 +77,12 @@ class ProbeView:
 
 @dataclass(frozen=True)
 class Probes:
-    """The tables of ``probe``, with the columns ``seed`` and ``analysis``."""
+    """The tables of ``probe``, with the columns ``seed`` and ``analysis``; ``roles`` by the label of a model."""
 
     table: pd.DataFrame
     learning: pd.DataFrame
     transfer: pd.DataFrame
+    roles: dict[str, str]
 
     @property
     def views(self) -> tuple[ProbeView, ...]:
@@ -95,7 +97,8 @@ def read_probes(studies: Sequence[Named]) -> Probes:
     Raises:
         InputError: A table lacks a column that is required.
     """
-    return Probes(*(_named(stacked(studies, contract)) for contract in (TABLE, LEARNING, TRANSFER)))
+    table, learning, transfer = (_named(stacked(studies, contract)) for contract in (TABLE, LEARNING, TRANSFER))
+    return Probes(table, learning, transfer, roles_of(studies))
 
 
 def of_view(frame: pd.DataFrame, view: ProbeView) -> pd.DataFrame:
@@ -106,7 +109,7 @@ def of_view(frame: pd.DataFrame, view: ProbeView) -> pd.DataFrame:
 
 def reference_of(probes: Probes, view: ProbeView) -> str:
     """Return the model of a view that is shown layer by layer and spoken of."""
-    return reference_model(labels_of(of_view(probes.table, view), "model"))
+    return reference_model(labels_of(of_view(probes.table, view), "model"), probes.roles)
 
 
 def over_layers(frame: pd.DataFrame) -> pd.DataFrame:
@@ -114,17 +117,46 @@ def over_layers(frame: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row each, with the columns ``seed`` and ``CELL``; the measures, errors and chance as means over ``layers``,
-        the number of them; ``left`` with ``left_stderr``, as :func:`left_of`; the largest sample sizes; ``best_auc``
-        and ``best_layer``, the largest AUC and its layer.
+        the number of those that have any; ``left`` with ``left_stderr``, as :func:`left_of`; the largest sample sizes;
+        ``best_auc`` and ``best_layer``, the largest AUC and its layer.
     """
     numbers = frame.assign(**{name: frame[name].astype(float) for name in (*_AVERAGED, *_COUNTED)})
     numbers = numbers.assign(left=left_of(numbers), left_stderr=_left_error(numbers))
     keys = ["seed", *CELL]
     grouped = numbers.groupby(keys, sort=False)
     best = numbers.sort_values("auc", ascending=False, kind="stable").drop_duplicates(keys).set_index(keys)
-    means = grouped[[*_AVERAGED, *_LEFT]].mean().join(grouped[list(_COUNTED)].max()).assign(layers=grouped.size())
+    means = (
+        grouped[[*_AVERAGED, *_LEFT]]
+        .mean()
+        .join(grouped[list(_COUNTED)].max())
+        .assign(layers=grouped["accuracy"].count())
+    )
     means = means.join(best[["auc", "layer"]].rename(columns={"auc": "best_auc", "layer": "best_layer"}))
     return _ordered(means.reset_index())
+
+
+def probes_over_seeds(probes: Probes) -> pd.DataFrame:
+    """Return each probe of each erasure, model and view: what :func:`over_layers` has of it, as means over seeds.
+
+    Columns: ``CELL``; each of ``POOLED`` with ``_reach``, ``_stderr`` (the mean of the seeds', over prompts) and
+    ``_seeds``; ``layers``, the sample sizes, ``control_accuracy``, ``chance``, ``best_auc`` and ``best_layer``, the
+    largest of the seeds. The reach is half the 95 % t interval over seeds, and not below that over prompts; of one seed
+    it is that over prompts.
+    """
+    within = over_layers(probes.table)
+    errors = {name: f"{name}_stderr" for name in POOLED}
+    described = dict.fromkeys(("layers", *_COUNTED, "best_auc", "best_layer"), "max")
+    described |= dict.fromkeys((*errors.values(), "control_accuracy", "chance"), "mean")
+    frame = over_seeds(within, CELL, POOLED, described, errors)
+    alone = {f"{name}_reach": frame[f"{name}_reach"].fillna(Z * frame[f"{name}_stderr"]) for name in POOLED}
+    return frame.assign(**alone)
+
+
+def layers_over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the probes of one view and model by layer: means over seeds, their errors over prompts too."""
+    keys = ["erasure", "probe", "layer"]
+    measured = [name for name in (*_AVERAGED, *_COUNTED) if name in rows]
+    return rows.astype(dict.fromkeys(measured, float)).groupby(keys, sort=False)[measured].mean().reset_index()
 
 
 def left_of(cells: pd.DataFrame) -> pd.Series:
@@ -139,20 +171,6 @@ def left_of(cells: pd.DataFrame) -> pd.Series:
     drawn = cells["n_controls"].astype(float) >= FEWEST_CONTROLS
     beside_controls = (cells["auc"].astype(float) - cells["control_auc"].astype(float)).where(drawn)
     return plain.mask(cells["erasure"].isin(TELLING), beside_controls)
-
-
-def left_verdict(left: float, stderr: float) -> str:
-    """Judge by the 95 % interval of a measure minus its chance: above, below, not shown to differ, or unknown."""
-    if np.isnan(left) or np.isnan(stderr):
-        return "unknown"
-    if left - Z * stderr > 0:
-        return "above chance"
-    return "below chance" if left + Z * stderr < 0 else "not shown to differ from chance"
-
-
-def cell_verdicts(cells: pd.DataFrame) -> list[str]:
-    """Judge every cell for itself."""
-    return [left_verdict(*pair) for pair in zip(left_of(cells), _left_error(cells), strict=True)]
 
 
 def in_order(names: Sequence[str], known: Sequence[str]) -> list[str]:

@@ -11,7 +11,8 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from safety_subspaces.findings.contracts import Contract, Named, labels_of, stacked
+from safety_subspaces.findings.contracts import Contract, Named, labels_of, reference_model, roles_of, stacked
+from safety_subspaces.findings.intervals import LEAST_DRAWS, interval_of, over_seeds
 
 RANDOM: Final = "random"
 # The direction of the row without an intervention, which every curve starts from.
@@ -39,10 +40,14 @@ SELECTIVITY: Final = Contract(
     "steer",
     "selectivity",
     ("model", "direction", "intervention", "measure", "selectivity"),
-    ("layer", "sign", "matched_on", "low", "high", "n", "n_harmful", "cost", "n_draws", "reason"),
+    ("layer", "sign", "matched_on", "low", "high", "p", "p_rank", "n", "n_harmful", "cost", "n_draws", "reason"),
 )
 # What names a selectivity, but for its layer.
 COMPARISON: Final = ["analysis", "model", "direction", "intervention", "sign", "matched_on", "measure"]
+_COMPARED: Final = (
+    *COMPARISON,
+    *("layer", "selectivity", "low", "high", "p", "seeds", "n", "n_draws", "reserved", "reason"),
+)
 
 
 @dataclass(frozen=True)
@@ -63,10 +68,11 @@ class SteerView:
 
 @dataclass(frozen=True)
 class Steering:
-    """The tables of ``steer``, with the columns ``seed`` and ``analysis``; layers are text."""
+    """The tables of ``steer``, with ``seed`` and ``analysis``; layers are text. ``roles`` by the label of a model."""
 
     table: pd.DataFrame
     selectivity: pd.DataFrame
+    roles: dict[str, str]
 
     @property
     def is_empty(self) -> bool:
@@ -77,6 +83,11 @@ class Steering:
     def models(self) -> tuple[str, ...]:
         """Every model, in the order of the tables."""
         return tuple(dict.fromkeys([*labels_of(self.table, "model"), *labels_of(self.selectivity, "model")]))
+
+    @property
+    def reference(self) -> str:
+        """The model that is shown first and spoken of: the aligned one."""
+        return reference_model(self.models, self.roles)
 
     def views(self, model: str) -> tuple[SteerView, ...]:
         """Return one view of a model for each analysis and intervention: of its layers the one with most rows.
@@ -106,6 +117,7 @@ def read_steering(studies: Sequence[Named]) -> Steering:
         # An ablation has one dose, the whole of it.
         table.assign(strength=table["strength"].astype(float).fillna(1.0)),
         selectivity.assign(n=selectivity["n"].astype(float).fillna(selectivity["n_harmful"].astype(float)), **named),
+        roles_of(studies),
     )
 
 
@@ -161,6 +173,29 @@ def judged(selectivity: pd.DataFrame) -> pd.Series:
     """Return the verdict of every row with ``low`` and ``high``."""
     ends = zip(selectivity["low"].astype(float), selectivity["high"].astype(float), strict=True)
     return pd.Series([selectivity_verdict(low, high) for low, high in ends], index=selectivity.index, dtype=object)
+
+
+def compared(steering: Steering) -> pd.DataFrame:
+    """Return the selectivity of each model, direction, intervention, sense, measure and layer.
+
+    With several seeds the layers of a seed are averaged, then the seeds; ``layer`` is then ``ALL_LAYERS``.
+
+    Returns:
+        ``COMPARISON`` and ``layer``; ``selectivity``, ``low`` and ``high`` (over random directions and prompts in one
+        study, over seeds of several), ``p`` (NaN in one study below 19 random directions), ``seeds``, ``n`` prompts,
+        ``n_draws`` random directions, ``reserved``, the values with a reason, and ``reason``.
+    """
+    every = steering.selectivity.assign(reserved=[is_reserved(row) for _, row in steering.selectivity.iterrows()])
+    every = every.astype(dict.fromkeys(("selectivity", "low", "high", "p", "p_rank", "n", "n_draws"), float))
+    if every["seed"].nunique() <= 1:
+        both = every[["p", "p_rank"]].max(axis=1, skipna=False).where(every["n_draws"] >= LEAST_DRAWS)
+        return every.assign(p=both, seeds=1, reserved=every["reserved"].astype(int))[[*_COMPARED]]
+    counted = {"reserved": "sum", "n": "max", "n_draws": "max"}
+    within = every.groupby(["seed", *COMPARISON], sort=False).agg({"selectivity": "mean", **counted}).reset_index()
+    frame = over_seeds(within, COMPARISON, ["selectivity"], counted)
+    over = [interval_of(row, "selectivity") for _, row in frame.iterrows()]
+    numbers = pd.DataFrame([{"low": one.low, "high": one.high, "p": one.p_value, "seeds": one.n} for one in over])
+    return pd.concat([frame, numbers], axis=1).assign(layer=ALL_LAYERS, reason=None)[[*_COMPARED]]
 
 
 def is_reserved(row: pd.Series) -> bool:

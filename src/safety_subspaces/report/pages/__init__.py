@@ -1,1 +1,1 @@
-"""Whole pages: of one study, and of several seeds."""
+"""Whole pages, of one study or of several."""

@@ -176,9 +176,11 @@ def draw_curve(
     figure.add_scatter(x=x, y=y, name=name, row=panel, col=1, **(options | look | style))
 
 
-def draw_silent(figure: go.Figure, panel: int, x: Any, y: Any, line: dict[str, Any], group: str | None = None) -> None:
+def draw_silent(
+    figure: go.Figure, panel: int, x: Any, y: Any, line: dict[str, Any], group: str | None = None, **shown: Any
+) -> None:
     """Draw a line that says nothing when it is pointed at and is not in the legend; it goes with its group."""
-    options = {"mode": "lines", "showlegend": False, "hoverinfo": "skip", "legendgroup": group}
+    options = {"mode": "lines", "showlegend": False, "hoverinfo": "skip", "legendgroup": group, **shown}
     figure.add_scatter(x=x, y=y, line=line, row=panel, col=1, **options)
 
 

@@ -1,11 +1,11 @@
 """How the tables of the report are made: each heading with what a row says under it, in one place."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import pandas as pd
 
-from safety_subspaces.report.parts.table import Table, count, number, seeds_of
+from safety_subspaces.report.parts.table import Table, count, number
 
 # What a row says in one column.
 Cell = Callable[[Any], str]
@@ -62,11 +62,6 @@ def counts(*names: str) -> Cell:
 def outcomes(measures: Iterable[str], error: str = "_stderr") -> dict[str, Cell]:
     """Return the columns of an evaluation's measures, each with its error in ``<measure><error>``."""
     return {HEADINGS[name]: numbers(name, 2, f"{name}{error}") for name in measures}
-
-
-def means_over_seeds(measures: Sequence[str]) -> dict[str, Cell]:
-    """Return the columns of measures over seeds, each with half its interval, and of the number of seeds."""
-    return {**outcomes(measures, "_reach"), "seeds": lambda row: seeds_of(row, measures)}
 
 
 def differences(measures: Iterable[str], error: str) -> dict[str, Cell]:

@@ -20,7 +20,6 @@ from safety_subspaces.artefacts.provenance import provenance
 from safety_subspaces.artefacts.secrets import masked, without_home
 from safety_subspaces.artefacts.study import Study
 from safety_subspaces.artefacts.text import shown
-from safety_subspaces.findings.intervals import Finding
 from safety_subspaces.report.parts.table import duration
 
 # In the head of every page, and looked for before a file is replaced by a newer page.
@@ -116,14 +115,6 @@ def made_now() -> str:
     """Return when and from which commit a page is made."""
     git = _commit(provenance()["git"])
     return f"{datetime.now(UTC).isoformat(timespec='minutes')}, {git}"
-
-
-def by_topic(findings: list[Finding]) -> dict[str, list[str]]:
-    """Return the sentences of each topic, in their order."""
-    sentences: dict[str, list[str]] = {}
-    for finding in findings:
-        sentences.setdefault(finding.topic, []).append(finding.sentence)
-    return sentences
 
 
 def make_chart(name: str, title: str, label: str, figure: go.Figure) -> Chart:

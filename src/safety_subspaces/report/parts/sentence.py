@@ -1,30 +1,11 @@
 """How a number is said in a sentence: with its error, and with the prompts behind it; missing is said to be missing."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from safety_subspaces.findings.intervals import Finding, Interval
-
-
-def row_of(rows: pd.DataFrame, label: str) -> pd.Series:
-    """Return the row of a label as a series, the first where there are several."""
-    return rows.loc[[label]].iloc[0]
-
-
-def value_words(row: pd.Series, measure: str) -> str:
-    """Return a measure with its standard error, ``0.97 ± 0.01``."""
-    if pd.isna(row[measure]):
-        return "not measured"
-    error = row[f"{measure}_stderr"]
-    return f"{row[measure]:.2f}" + ("" if pd.isna(error) else f" ± {error:.2f}")
-
-
-def rate_words(row: pd.Series, measure: str) -> str:
-    """Return a rate in per cent."""
-    return "an unmeasured share" if pd.isna(row[measure]) else f"{100 * row[measure]:.1f} %"
+from safety_subspaces.findings.intervals import Interval
 
 
 def prompt_words(row: pd.Series, kind: str) -> str:
@@ -35,16 +16,6 @@ def prompt_words(row: pd.Series, kind: str) -> str:
 
 def _count(value: Any) -> str:
     return "an unknown number of" if pd.isna(value) else f"{int(value)}"
-
-
-def answer(findings: list[Finding]) -> str:
-    """Return the one-paragraph answer: the headlines of the findings, in their order, each once."""
-    return " ".join(dict.fromkeys(finding.headline for finding in findings if finding.headline))
-
-
-def first_headline(findings: list[Finding]) -> list[Finding]:
-    """Leave the headline to the first of some findings."""
-    return [finding if index == 0 else replace(finding, headline="") for index, finding in enumerate(findings)]
 
 
 def many(n: int, what: str) -> str:
@@ -67,21 +38,33 @@ def interval_words(interval: Interval, digits: int = 2, more: str = "", alone: s
     return f"{mean} ({alone if np.isnan(interval.low) else f'95 % {low} to {high}'}{more})"
 
 
-def seeds_interval_words(interval: Interval, digits: int = 3) -> str:
-    """Return a mean with its interval over seeds, and their number."""
-    more = "" if interval.n == 1 else f", {interval.n} seeds"
-    return interval_words(interval, digits, more, "one seed, no interval")
+def finding_words(finding: pd.Series, digits: int = 2) -> str:
+    """Return a decided finding's number with its interval, what varies, the corrected p, and the verdict.
 
-
-def smallest_sample(prompts: pd.DataFrame) -> tuple[pd.Series, float, str] | None:
-    """Return the row of the fewest harmful prompts, in groups where these are known; ``None`` where no row has any.
-
-    Returns:
-        The row, how many of them are independent of one another, and "over groups" where these are groups.
+    ``+0.12 (95 % +0.05 to +0.19, 3 seeds; p .012 of 6 tests): above chance``.
     """
-    counts = prompts[["n_harmful", "n_groups_harmful"]].astype(float).dropna(subset="n_harmful").reset_index(drop=True)
-    if counts.empty:
-        return None
-    independent = counts["n_groups_harmful"].fillna(counts["n_harmful"])
-    smallest = counts.iloc[int(independent.argmin())]
-    return smallest, max(float(independent.min()), 1.0), "" if pd.isna(smallest["n_groups_harmful"]) else " over groups"
+    estimate = float(finding["estimate"])
+    if np.isnan(estimate):
+        return f"not known: {finding['verdict']}"
+    said = []
+    if not np.isnan(finding["low"]):
+        said.append(f"95 % {finding['low']:+z.{digits}f} to {finding['high']:+z.{digits}f}")
+    said += [f"{finding['n']} {finding['unit']}"] if finding["unit"] and finding["n"] > 1 else []
+    inside = ", ".join(said)
+    if not np.isnan(finding["p"]):
+        tests = f" of {finding['tests']} tests" if finding["tests"] > 1 else ""
+        inside += f"{'; ' if inside else ''}p {p_words(float(finding['p_adjusted']))}{tests}"
+    return f"{estimate:+z.{digits}f}{f' ({inside})' if inside else ''}: {finding['verdict']}"
+
+
+def p_words(p: float) -> str:
+    """Return a p-value as short as it can be said: ``.03``, ``.004``, ``< .001``."""
+    if p < 0.001:
+        return "< .001"
+    return f"{p:.3f}"[1:] if p < 0.0995 else f"{p:.2f}".removeprefix("0")
+
+
+def range_words(value: float, low: float, high: float, digits: int = 2) -> str:
+    """Return a value with its interval in brackets, ``0.97 (0.84 to 1.00)``; without them where it has none."""
+    said = f"{value:z.{digits}f}"
+    return said if np.isnan([low, high]).any() else f"{said} ({low:z.{digits}f} to {high:z.{digits}f})"

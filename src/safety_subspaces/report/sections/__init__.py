@@ -1,31 +1,32 @@
-"""The sections of a page, a package a topic; those of other packages' analyses are found as plug-ins are.
+"""The sections of a page, one file a topic: each declares its sentences, charts and tables, and computes nothing.
 
-A section from elsewhere is a function that takes a ``Study`` and returns a ``Section``, or ``None`` where the study has
-nothing for it.
+A section is a function from a :class:`~safety_subspaces.report.parts.section.Part` to a ``Section``, or ``None`` where
+the studies have nothing for it. Those of other packages' analyses are found as plug-ins are.
 """
 
 from collections.abc import Sequence
-from importlib.metadata import entry_points
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.plugins import Plugins
-from safety_subspaces.artefacts.study import Study
-from safety_subspaces.report.parts.section import Section
+from safety_subspaces.report.parts.section import Part, Section
 
-# Ours are no plug-ins: each has its place on the page, and what it reads is read once.
-SECTIONS = Plugins("section", callable, folder="", group="safety_subspaces.sections")
+# A name on the command line means a plug-in: ours are on every page as it is.
+PLUGGED = Plugins("section", callable, folder="", group="safety_subspaces.sections")
+SECTIONS = Plugins("section", callable, folder="safety_subspaces.report.sections", group=PLUGGED.group)
 
 
-def plugged_sections(study: Study, names: Sequence[str]) -> list[Section]:
-    """Return the sections of installed packages and of import paths that a study has something for.
+def sections_of(part: Part, plugged: Sequence[str] = ()) -> list[Section]:
+    """Return the sections that some studies have something for, in the order of the page.
 
     Raises:
         InputError: No such section, or it returned something else.
     """
-    sections = []
-    for name in (*(point.name for point in entry_points(group=SECTIONS.group)), *names):
-        section = SECTIONS.load(name)(study)
-        if section is not None and not isinstance(section, Section):
-            raise InputError(f"section {name} returned {type(section).__name__}; expected a Section, or None")
-        sections += [] if section is None else [section]
-    return sections
+    named = [*SECTIONS.names(), *plugged]
+    made = [_made(name, (PLUGGED if name in plugged else SECTIONS).load(name)(part)) for name in dict.fromkeys(named)]
+    return sorted((section for section in made if section is not None), key=lambda section: section.place)
+
+
+def _made(name: str, section: object) -> Section | None:
+    if section is not None and not isinstance(section, Section):
+        raise InputError(f"section {name} returned {type(section).__name__}; expected a Section, or None")
+    return section
