@@ -1,0 +1,119 @@
+"""Writes the numbers of README and docs out of tables, so that none is copied by hand.
+
+``python docs/write_numbers.py --keep study runs/organism-0 runs/organism-1`` reads studies and keeps what the documents
+need of them in ``docs/tables/``: their findings (``study.csv``), and the tables and sentences of their page with seeds,
+machine, date and commit (``study.json``). ``python docs/write_numbers.py`` fills every place between marks, and
+``--check`` (in ``make lint``) fails where one is not what the tables say. Marks, each closed by ``end of numbers``::
+
+    numbers: study | about            what was run, where and when
+    numbers: study | table | TITLE    a table, as a terminal shows it
+    numbers: study | said | ANCHOR    the headlines of a section, a line each
+    numbers: null_studies | csv       a table that is kept as CSV
+"""
+
+import argparse
+import csv
+import json
+import platform
+import re
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TABLES = ROOT / "docs" / "tables"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+MARK = re.compile(r"(<!-- numbers: ([^>]*?) -->\n).*?(<!-- end of numbers -->)", re.DOTALL)
+
+
+def keep(name: str, folders: list[str]) -> None:
+    """Read studies, and keep what the documents need of them."""
+    sys.path.insert(0, str(ROOT / "src"))
+    from safety_subspaces.artefacts.provenance import provenance
+    from safety_subspaces.report.command import read_page
+
+    page = read_page(folders)
+    TABLES.mkdir(exist_ok=True)
+    page.findings.drop(columns=["details", "level"]).to_csv(TABLES / f"{name}.csv", index=False, float_format="%.4g")
+    made = provenance()
+    studies = [study for organism in page.organisms for study in organism.seeds.studies]
+    about = {
+        "studies": len(studies),
+        "seeds": sorted({seed for study in studies for seed in study.seeds}),
+        "machine": processor(),
+        "torch": made["versions"].get("torch"),
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": made["git"]["commit"][:12],
+    }
+    tables = {
+        title: {"columns": table.columns, "rows": table.rows, "note": table.note}
+        for title, table in page.tables.items()
+    }
+    said = {section.anchor: section.headlines for part in page.parts for section in part.sections}
+    text = json.dumps({"about": about, "tables": tables, "said": said}, indent=1, ensure_ascii=False)
+    (TABLES / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def processor() -> str:
+    """Return what the machine calls its processor."""
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text().splitlines() if known.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{named[0]}, {len(named)} cores" if named else platform.processor() or "unknown"
+
+
+def filled(text: str) -> str:
+    """Return a document with what its marks stand for.
+
+    Raises:
+        KeyError: A mark asks for what no table holds; it is named.
+    """
+    return MARK.sub(lambda found: f"{found[1]}{written(found[2])}\n{found[3]}", text)
+
+
+def written(mark: str) -> str:
+    """Return what stands at a mark."""
+    name, kind, *rest = (part.strip() for part in mark.split("|"))
+    if kind == "csv":
+        with (TABLES / f"{name}.csv").open(encoding="utf-8", newline="") as stream:
+            return as_markdown(*list(csv.reader(stream)))
+    kept = json.loads((TABLES / f"{name}.json").read_text(encoding="utf-8"))
+    if kind == "about":
+        about = kept["about"]
+        seeds = ", ".join(map(str, about["seeds"]))
+        where = f"{about['machine']}, torch {about['torch']}"
+        return f"Seeds {seeds} ({about['studies']} studies); {where}; {about['date']}, commit {about['commit']}."
+    if kind == "said":
+        return "\n".join(f"- {line}" for line in kept["said"][rest[0]])
+    if kind == "table":
+        table = kept["tables"][rest[0]]
+        return as_markdown(table["columns"], *table["rows"]) + (f"\n\n{table['note']}" if table["note"] else "")
+    raise KeyError(f"mark {mark!r}: expected about, table, said or csv")
+
+
+def as_markdown(columns: list[str], *rows: list[str]) -> str:
+    """Return a table in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def main() -> None:
+    """Keep the tables of studies, or write or check the documents."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keep", metavar="NAME", help="keep what the documents need of the studies under this name")
+    parser.add_argument("--check", action="store_true", help="fail where a document is not what the tables say")
+    parser.add_argument("studies", nargs="*")
+    options = parser.parse_args()
+    if options.keep:
+        keep(options.keep, options.studies)
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        new = filled(text)
+        if new != text and options.check:
+            sys.exit(f"{page.relative_to(ROOT)} is not what docs/tables say: python docs/write_numbers.py writes it")
+        if new != text:
+            page.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
