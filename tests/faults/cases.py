@@ -171,7 +171,7 @@ ANALYSES = (
         "--layers=[1]", "--evaluate.limit=2", "--evaluate.max_new_tokens=2", "--write=true",
     ),
     SUBSPACE,
-    analysis("trajectory", f"--run={{inputs}}/{RUN}", *PAIR, "--rank.fraction=0.25", "--draws=2", "--permutations=9"),
+    analysis("trajectory", f"--run={{inputs}}/{RUN}", *PAIR, "--rank.fraction=0.25", "--draws=2"),
     analysis("utility", *models("aligned"), "--limit=2", "--max_new_tokens=2", needs="lm_eval"),
     Case("report", ANALYZE, ["report", "--study={inputs}", "--out={work}/out.html"], "out.html"),
     over(EVALUATE, "--split=dev"),

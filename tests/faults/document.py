@@ -36,7 +36,6 @@ between the two loses that point from TensorBoard, and nothing else.
 
 Ranks that are started by hand have no launcher that ends them with the first that is lost. One that waits for others
 which never come ends by itself after `--collective_timeout` (600 s by default; at least 180 s for the first meeting).
-The failures that name DDP or ZeRO below were counted before that was so.
 """
 HEADINGS = {
     "kills": "Kills",

@@ -152,7 +152,7 @@ def test_every_analysis_runs(path: Path, study: Path, tmp_path: Path, monkeypatc
         "sweep_alignment": ["--fractions=[0.5]", "--draws=1", "--evaluate.limit=2", "--evaluate.max_new_tokens=4"],
         "overlap_adapters": ["--controls=9"],
         "atlas": ["--bootstrap=40"],
-        "trajectory": ["--draws=2", "--permutations=9"],
+        "trajectory": ["--draws=2"],
         "activations": ["--limit=20", "--controls=9", "--permutations=9"],
         "probe": ["--limit=40", "--folds=2", "--controls=1", "--probes=[linear]", "--learning_shares=[]"],
         "steer": [

@@ -98,10 +98,23 @@ from safety_subspaces.report.parts.section import Section
 from safety_subspaces.report.parts.table import any_table
 
 
-def sizes_section(study):
-    results = study.of("sizes")
+def sizes_section(part):
+    results = [result for study in part.studies.studies for result in study.of("sizes")]
     tables = {result.label: any_table(result.tables["table"].nlargest(2, "elements")) for result in results}
-    return Section("sizes", "Sizes of <tensors>", tables=tables) if results else None
+    said = [f"{row['subject']}: {row['verdict']} of {row['tests']}" for _, row in part.of_topic("sizes").iterrows()]
+    return Section("sizes", "Sizes of <tensors>", tables=tables, sentences=said) if results else None
+''',
+    "sizes_findings": '''
+"""Whether the tensors have more elements than a thousand."""
+
+from safety_subspaces.findings.finding import Finding, Words
+
+
+def sizes_findings(studies):
+    words = Words("more", "fewer", "as many")
+    results = [result for study in studies.studies for result in study.of("sizes")]
+    means = [float(result.tables["table"]["elements"].mean()) - 1000 for result in results]
+    return [Finding("sizes", "elements", "tensors", estimate=mean, p=0.01, words=words) for mean in means]
 ''',
 }
 
@@ -198,17 +211,24 @@ def test_its_section_of_the_page_is_a_second_file(outside: Path) -> None:
     done = run_command(ANALYZE, "plug_ins.sizes", "--model", "model", "--out", out, *PLUGINS, cwd=outside)
     assert done.returncode == 0, done.stderr
     command = (ANALYZE, "report", "--study", "measured", *PLUGINS)
-    for sections, shown in (((), False), (("--sections", "[plug_ins.sizes_section]"), True)):
+    topics = ("--topics", "[plug_ins.sizes_findings]")
+    for sections, shown in (((), False), (("--sections", "[plug_ins.sizes_section]", *topics), True)):
         done = run_command(*command, *sections, cwd=outside)
         assert done.returncode == 0, done.stderr
         page = (outside / "measured" / "report" / "index.html").read_text(encoding="utf-8")
         assert ('<section id="sizes">' in page) is shown
         assert ("<h2>Sizes of &lt;tensors&gt;</h2>" in page) is shown  # other people's text is text
+        assert ("<p>tensors: fewer of 1</p>" in page) is shown
+    done = run_command(ANALYZE, "findings", "--study", "measured", *topics, *PLUGINS, cwd=outside)
+    assert done.returncode == 0, done.stderr
+    found = pd.read_parquet(outside / "measured" / "findings" / "findings.parquet").set_index("topic").loc["sizes"]
+    assert (found["verdict"], found["p_adjusted"], found["tests"]) == ("fewer", 0.01, 1)
     for names, message in (
         ("[nowhere.section]", "there is no module nowhere"),
         ("[plug_ins.absent]", "has no absent"),
         ("[steering]", "unknown section 'steering'"),
         ("[torch.typename]", "returned str; expected a Section, or None"),
+        ("[limits]", "unknown section 'limits'"),
     ):
         refused = run_command(*command, "--sections", names, cwd=outside)
         assert refused.returncode == 2

@@ -27,7 +27,7 @@ SMALL = {
     "probe": ["--limit=40", "--folds=2", "--controls=1", "--probes=[linear]", "--learning_shares=[]"],
     "steer": ["--layers=[1]", "--strengths=[1.0]", "--angles_radians=[1.0]", "--random_draws=1",
               "--evaluate.limit=2", "--evaluate.max_new_tokens=4"],
-    "trajectory": ["--draws=2", "--permutations=9"],
+    "trajectory": ["--draws=2"],
 }  # fmt: skip
 
 
