@@ -3,8 +3,11 @@
 ``python benchmarks/null_studies.py`` simulates every scenario of ``benchmarks/nulls/`` and writes
 ``docs/tables/null_studies.csv``, which ``docs/write_numbers.py`` writes into ``docs/verdicts.md``. A row is one thing
 that can be said in one scenario: its rate with a 95 % binomial interval (Clopper and Pearson), beside the nominal rate,
-or ``power``. It ends with 1 where an interval lies above its nominal rate. ``--only overlap`` takes the scenarios whose
-claim or world has the word in it; ``--scale 0.1`` a tenth of the studies.
+or ``power``. Studies have the seeds 0 to n - 1. It goes on where it was stopped: what the table has is not simulated
+again without ``--again``. It ends with 1 where an interval lies above its nominal rate.
+
+``--only overlap`` takes the scenarios whose claim or world has the word in it; ``--scale 0.1`` a tenth of the studies,
+which are printed and not kept.
 """
 
 import argparse
@@ -14,7 +17,9 @@ import math
 import os
 import pkgutil
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -26,7 +31,7 @@ from scipy import stats
 from benchmarks import nulls
 
 TABLE = ROOT / "docs" / "tables" / "null_studies.csv"
-COLUMNS = ("claim", "where", "what is said", "rate", "95 % interval", "nominal", "studies")
+COLUMNS = ("claim", "where", "what is said", "rate", "95 % interval", "nominal", "studies", "date")
 
 
 def scenarios(word: str = "") -> list[tuple[str, int]]:
@@ -68,9 +73,31 @@ def rows_of(scenario: nulls.Scenario, said: list[dict[str, float]]) -> list[tupl
             "95 % interval": f"{low:.3f} to {high:.3f}",
             "nominal": "power" if scenario.nominal is None else f"{scenario.nominal:g}",
             "studies": f"{len(known)}{f' ({scenario.why_fewer})' if scenario.why_fewer else ''}",
+            "date": datetime.now(UTC).date().isoformat(),
         }
         rows.append((too_often, row))
     return rows
+
+
+def kept_rows() -> list[dict[str, str]]:
+    """Return the rows of the table as it stands."""
+    if not TABLE.is_file():
+        return []
+    with TABLE.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def keep(rows: list[dict[str, str]]) -> None:
+    """Write the table: the scenarios in their order; those that are gone are left out."""
+    order = {(one.claim, one.world): place for place, one in enumerate(scenario_at(*where) for where in scenarios())}
+    known = [row for row in rows if (row["claim"], row["where"]) in order]
+    TABLE.parent.mkdir(exist_ok=True)
+    new = TABLE.with_suffix(".new")
+    with new.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted(known, key=lambda row: order[row["claim"], row["where"]]))
+    new.replace(TABLE)
 
 
 def main() -> None:
@@ -78,25 +105,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="scenarios with this word")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the studies")
+    parser.add_argument("--again", action="store_true", help="those that the table has as well")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    rows, failed = [], 0
+    is_kept = options.scale >= 1
+    rows, failed = kept_rows(), 0
     with ProcessPoolExecutor(options.jobs) as pool:
         for where in scenarios(options.only):
             scenario = scenario_at(*where)
+            mine = (scenario.claim, scenario.world)
+            if is_kept and not options.again and mine in {(row["claim"], row["where"]) for row in rows}:
+                continue
             count = max(1, round(scenario.studies * options.scale))
             lanes = [range(lane, count, options.jobs) for lane in range(options.jobs)]
+            begun = time.monotonic()
             said = [study for lane in pool.map(simulate, [where] * len(lanes), lanes) for study in lane]
+            rows = [row for row in rows if (row["claim"], row["where"]) != mine]
             for too_often, row in rows_of(scenario, said):
                 failed += too_often
                 rows.append(row)
                 print(("TOO OFTEN " if too_often else "") + "; ".join(row.values()), flush=True)
-    if not options.only and options.scale >= 1:
-        TABLE.parent.mkdir(exist_ok=True)
-        with TABLE.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+            print(f"  {time.monotonic() - begun:.0f} s", flush=True)
+            if is_kept:
+                keep(rows)
     sys.exit(int(failed > 0))
 
 

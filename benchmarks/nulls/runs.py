@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.nulls import Scenario
+from safety_subspaces.findings.contrasts import SCALE_OF, Measured
 from safety_subspaces.findings.control_runs import CONTROLS, JOINT
 from safety_subspaces.findings.finding import decide
-from safety_subspaces.findings.intervals import bounded_interval
 from safety_subspaces.findings.models import Seeds
-from safety_subspaces.findings.safety import KEPT_SHARE, LOST_SHARE, SCALE, safety_verdict
+from safety_subspaces.findings.safety import KEPT_SHARE, LOST_SHARE, safety_verdict
 from safety_subspaces.findings.topics.constraint import beside_random
 
 # Standard deviation of a run over the seeds of its random subspace: nats, and share of sums that are right.
@@ -125,8 +125,9 @@ def evaluated(share: float, groups: int, is_null: bool) -> Callable[[int], Mappi
 def _verdict(random: np.random.Generator, share: float, groups: int) -> str:
     regained = float((random.random(groups) < share).mean())
     error = float(np.sqrt(regained * (1 - regained) / (groups - 1)))
-    run = bounded_interval(1 + 4 * regained, 4 * error, groups, *SCALE)
-    aligned, free = (bounded_interval(end, 0.0, groups, *SCALE) for end in SCALE)
+    scale = SCALE_OF["harm_score"]
+    run = Measured(1 + 4 * regained, 4 * error, float(groups), scale)
+    aligned, free = (Measured(end, 0.0, float(groups), scale) for end in scale)
     return safety_verdict(run, aligned, free)[0]
 
 

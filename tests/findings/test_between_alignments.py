@@ -159,11 +159,16 @@ def test_a_trait_that_differs_by_rounding_alone_has_no_order():
     assert np.isnan(trait_correlations(alike).set_index("trait").loc["norm", "rho"])
 
 
-def test_all_alignments_are_judged_by_the_fine_tune_that_lost_most_margin_whatever_it_is_called(organisms, tmp_path):
+def test_all_alignments_are_judged_by_the_fine_tune_that_traded_most_margin_whatever_it_is_called(organisms, tmp_path):
     assert judged_by(organisms) == "contaminated"
     folder = write_aligned(tmp_path / "s", replace(DPO, size=7), 0)
     # In one alignment it was not projected: another one is judged, the same in all.
-    for lacking, judged in (({"contaminated"}, "harmful"), ({"contaminated", "harmful", "useful"}, "")):
+    cases = {
+        "useful": {"contaminated"},
+        "harmful": {"contaminated", "useful"},
+        "": {"contaminated", "harmful", "useful"},
+    }
+    for judged, lacking in cases.items():
         (organism,) = read_organisms([folder])
         projections = organism.seeds.studies[0].projections
         projections.drop(projections.index[projections["tuned"].isin(lacking)], inplace=True)

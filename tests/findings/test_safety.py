@@ -1,6 +1,7 @@
 """Whether a run kept safety: a verdict is what the prompts leave, wrong rarely, and not turned by a second look."""
 
 import math
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -9,7 +10,7 @@ from scipy import stats
 from support.synthetic_constrained import KEEPS_SAFETY, NOTHING_HOLDS, SMALL, write_constrained_study, write_seeds
 
 from safety_subspaces.artefacts.study import read_study
-from safety_subspaces.findings.intervals import Interval, bounded_interval
+from safety_subspaces.findings.contrasts import SCALE_OF, Measured
 from safety_subspaces.findings.models import Seeds
 from safety_subspaces.findings.organisms import read_organisms
 from safety_subspaces.findings.safety import KEPT_SHARE, LOST_SHARE, safety_by_run, safety_verdict, share_regained
@@ -25,17 +26,24 @@ POSSIBLE = {
 
 
 def score(mean, error=0.0, groups=61):
-    return bounded_interval(float(mean), float(error), float(groups), 1.0, 5.0)
+    return Measured(float(mean), float(error), float(groups), SCALE_OF["harm_score"])
+
+
+@cache
+def judged(groups):
+    """Every evaluation of a run whose groups are answered whole, by how many comply: verdict and share."""
+    shares = [harmful / groups for harmful in range(groups + 1)]
+    errors = [4 * math.sqrt(share * (1 - share) / (groups - 1)) for share in shares]
+    aligned, free = score(1.0, 0, groups), score(5.0, 0, groups)
+    return [
+        safety_verdict(score(1 + 4 * share, error, groups), aligned, free)
+        for share, error in zip(shares, errors, strict=True)
+    ]
 
 
 def outcomes(share, groups):
-    """Every evaluation of a run whose groups of prompts are answered whole: its probability, verdict and share."""
-    for harmful in range(groups + 1):
-        regained = harmful / groups
-        error = 4 * math.sqrt(regained * (1 - regained) / (groups - 1))
-        verdict, interval = safety_verdict(
-            score(1 + 4 * regained, error, groups), score(1.0, 0, groups), score(5.0, 0, groups)
-        )
+    """Every evaluation of a run that truly regained a share: its probability, verdict and interval."""
+    for harmful, (verdict, interval) in enumerate(judged(groups)):
         yield stats.binom.pmf(harmful, groups, share), verdict, interval
 
 
@@ -83,23 +91,20 @@ def test_where_fine_tuning_lost_nothing_there_is_nothing_to_keep():
 
 
 def test_the_share_is_that_between_the_two_models():
-    share = share_regained(Interval(3.0, 3.0, 3.0, 9), Interval(2.0, 2.0, 2.0, 9), Interval(4.0, 4.0, 4.0, 9))
-    assert (share.mean, share.low, share.high) == (0.5, 0.5, 0.5)
-    beyond = share_regained(Interval(1.0, 1.0, 1.0, 9), Interval(2.0, 2.0, 2.0, 9), Interval(4.0, 4.0, 4.0, 9))
+    def surely(value):
+        return Measured(value, 1e-9, 9.0)
+
+    share = share_regained(surely(3.0), surely(2.0), surely(4.0))
+    assert (share.mean, share.low, share.high) == pytest.approx((0.5, 0.5, 0.5))
+    assert share.n == 9
+    beyond = share_regained(surely(1.0), surely(2.0), surely(4.0))
     assert (beyond.mean, beyond.low, beyond.high) == (0.0, 0.0, 0.0)
 
 
-def test_a_mean_at_a_bound_is_known_as_well_as_its_groups_allow():
-    low = bounded_interval(0.0, 0.0, 61.0, 0.0, 1.0)
-    # Wilson's limit of no event in n: z^2 / (n + z^2).
-    assert (low.low, low.high) == (0.0, pytest.approx(1.96**2 / (61 + 1.96**2)))
-    # One answer of many is not surer than none.
-    assert bounded_interval(0.005, 0.005, 61.0, 0.0, 1.0).high > low.high
-    inside = bounded_interval(0.5, 0.1, 61.0, 0.0, 1.0)  # 25 answers that stand for themselves
-    expected = stats.binomtest(5, 10).proportion_ci(method="wilson")
-    assert bounded_interval(0.5, math.sqrt(0.025), 61.0, 0.0, 1.0).low == pytest.approx(expected.low, abs=1e-4)
-    assert inside.high - inside.low < 0.4
-    assert math.isnan(bounded_interval(0.5, 0.1, math.nan, 0.0, 1.0).low)
+def test_one_answer_of_many_is_not_surer_than_none():
+    none, one = (share_regained(score(mean, error), score(1.0), score(5.0)) for mean, error in ((1, 0), (1.02, 0.02)))
+    assert none.low == 0
+    assert one.high > none.high > 0.05
 
 
 @pytest.mark.parametrize(("world", "verdict"), [(NOTHING_HOLDS, "not kept"), (KEEPS_SAFETY, "kept")])

@@ -220,21 +220,24 @@ def test_a_model_of_two_labels_is_one_and_a_label_of_two_models_is_told_apart(st
     assert set(models["model"]) == set(STAGES)
 
 
-def test_the_fine_tune_that_took_most_margin_is_judged_first(studies, tmp_path):
+def test_the_fine_tune_that_traded_most_margin_for_utility_is_judged_first(studies, tmp_path):
     """It is told by the ends of each sweep alone; the first where margins tie or were not taken."""
     folders = [copied(study, tmp_path / f"study{number}") for number, study in enumerate(studies)]
 
-    def judged(**margins: float) -> str:
+    def judged(measure="refusal_margin", **values: float) -> str:
         for folder in folders:
             path = folder / "analysis/evaluate/main/table.parquet"
             frame = pd.read_parquet(path).set_index("model")
-            frame.loc[list(margins), "refusal_margin"] = list(margins.values())
+            frame.loc[list(values), measure] = list(values.values())
             frame.reset_index().to_parquet(path, index=False)
         return main_fine_tune(together([read_study(folder) for folder in folders]))
 
     assert judged(useful=5.0, contaminated=-8.0, harmful=-50.0) == "contaminated"  # of the swept
     assert judged(useful=-9.0) == "useful"
     assert judged(useful=-8.0) == "useful"
+    assert judged("utility", useful=0.36) == "contaminated"  # no utility was gained
+    assert judged("utility", contaminated=0.36) == "useful"  # nor in any
+    assert judged("utility", useful=0.9, contaminated=0.9) == "useful"
     assert judged(useful=np.nan) == "contaminated"
     assert judged(aligned=np.nan) == "useful"
     assert main_fine_tune() == ""

@@ -25,7 +25,6 @@ from safety_subspaces.findings.organisms import read_organisms
 from safety_subspaces.findings.topics.constraint import constraint as findings_on
 from safety_subspaces.report.parts.runs_chart import runs_figure
 from safety_subspaces.report.parts.section import Part
-from safety_subspaces.report.parts.tested import p_words
 from safety_subspaces.report.sections import SECTIONS
 from safety_subspaces.report.sections.constraint import constraint
 
@@ -182,10 +181,3 @@ def test_a_weaker_constraint_is_told_apart_and_has_no_controls_of_another(tmp_pa
         "Held away from the alignment subspace (fraction 0.25; constrain gradient, strength 0.5), fine-tuning"
     )
     assert not any("minus held" in said for said in section.sentences)
-
-
-def test_a_p_is_said_with_its_tests():
-    assert p_words({"p_adjusted": 0.0123, "tests": 2}) == "p .012, of 2 tests"
-    assert p_words({"p_adjusted": 0.0001, "tests": 1}) == "p < .001, of 1 test"
-    assert p_words({"p_adjusted": 1.0, "tests": 3}) == "p 1.000, of 3 tests"
-    assert p_words({"p_adjusted": np.nan, "tests": 0}) == ""

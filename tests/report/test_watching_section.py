@@ -108,7 +108,7 @@ def test_where_prompts_are_not_known_nothing_is_tested_and_the_values_are_said(s
     assert "prompts in" not in said
     assert "cannot be told (how many prompts stand behind it is not known)" in said
     assert "between step 60 and 120, from 0.00 to 1.00; no look shows it above." in said
-    assert "Utility changed by +1.00 (no interval) from 0.00 at step 0 to 1.00 at step 240, without a test" in said
+    assert "Utility changed by +1.00 from 0.00 at step 0 to 1.00 at step 240, without a test" in said
 
 
 def test_the_headline_says_each_outcome_once_with_the_runs_that_had_it(study):
@@ -207,7 +207,7 @@ def test_over_seeds_outcomes_are_counted_and_differences_have_their_interval(stu
     assert (
         "0.45 of the update's energy lay in the alignment subspace, a mean over 3 seeds, 3.0 times the 0.15" in energy
     )
-    assert "above chance, +0.30 (95 % +0.28 to +0.32; p" in energy
+    assert "above chance, +0.30 (95 % +0.28 to +0.32, p" in energy
     assert "of 2 tests" in energy
     assert "means over blocks: -0.25 (95 %" in sentence(section, "overlap of the activations")
     assert section.charts == []

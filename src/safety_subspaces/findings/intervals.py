@@ -89,32 +89,6 @@ def normal_p_value(estimate: float, error: float) -> float:
     return float(2 * stats.norm.sf(abs(estimate) / error)) if error > 0 else np.nan
 
 
-def bounded_interval(mean: float, error: float, units: float, low: float, high: float) -> Interval:
-    """Return Wilson's 95 % interval of a mean of values between two bounds, by its error over groups of prompts.
-
-    A mean at a bound has no error, and is still not known for certain: there the number of independent units tells how
-    far it may be off. So many units stand behind it elsewhere as the error tells, ``y (1 - y) / error^2`` on the scale
-    from 0 to 1, for no mean within bounds has a larger variance than a rate; but never more than there are.
-
-    Args:
-        mean: The mean.
-        error: Its standard error; NaN where it is not known.
-        units: Independent units behind it: groups of prompts; ``n`` of the result.
-        low: The least value.
-        high: The largest.
-
-    Source: Wilson, J. Am. Stat. Assoc. 22 (1927).
-    """
-    if np.isnan([mean, units]).any() or units <= 0:
-        return Interval(mean, np.nan, np.nan, 0)
-    share, relative = (mean - low) / (high - low), error / (high - low)
-    n = min(units, share * (1 - share) / relative**2) if relative > 0 else units
-    middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
-    reach = Z / (1 + Z**2 / n) * np.sqrt(max(share * (1 - share), 0.0) / n + Z**2 / (4 * n**2))
-    least, most = (low + (high - low) * float(np.clip(end, 0, 1)) for end in (middle - reach, middle + reach))
-    return Interval(mean, least, most, int(units))
-
-
 def rank_p_value(value: float, draws: np.ndarray) -> float:
     """Return the p-value that one value is exchangeable with some draws: its rank by distance from the mean of all.
 

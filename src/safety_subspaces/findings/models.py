@@ -27,6 +27,7 @@ from safety_subspaces.findings.constrained import (
 )
 from safety_subspaces.findings.intervals import over_seeds
 from safety_subspaces.findings.matching import match_labels
+from safety_subspaces.findings.thresholds import LEAST_RANGE
 
 MEASURED = ("utility", "harm_score", "over_refusal_rate", "refusal_margin")
 # The table of a projection that says what the alignment update is like.
@@ -128,11 +129,11 @@ def together(studies: Sequence[Study]) -> Seeds:
 
 
 def main_fine_tune(*groups: Seeds) -> str:
-    """Return the label of the swept fine-tune that is judged first: the one that took most refusal margin away.
+    """Return the label of the swept fine-tune that is judged first: the one that traded most margin for utility.
 
-    That is the margin of the aligned model minus that of the fine-tune itself, the mean over studies. Only these two
-    ends are looked at, and none of the projections that are judged. Of ties, and where no margin was taken, it is the
-    first one in the order of the table.
+    Of those that gained utility it is the one that lost most margin: the aligned model's minus that of the fine-tune
+    itself, the mean over studies. Where none gained any, it is the one of all that lost most. Only these two ends are
+    looked at, and none of the projections that are judged. Of ties it is the first one in the order of the table.
 
     Args:
         *groups: Studies of one or several experiments; a fine-tune must be swept in each of them.
@@ -142,14 +143,22 @@ def main_fine_tune(*groups: Seeds) -> str:
     """
     swept = [list(dict.fromkeys(seeds.projections["tuned"].astype(str))) for seeds in groups]
     shared = [tuned for tuned in swept[0] if all(tuned in others for others in swept)] if swept else []
-    lost: dict[str, list[float]] = {tuned: [] for tuned in shared}
-    for study in (study for seeds in groups for study in seeds.studies):
-        for tuned in shared:
-            ends = (study.aligned, study.model(tuned))
-            margins = [np.nan if row is None else float(row["refusal_margin"]) for row in ends]
-            lost[tuned].append(margins[0] - margins[1])
-    means = {tuned: pd.Series(values, dtype=float).mean() for tuned, values in lost.items()}
-    return max(shared, key=lambda tuned: -np.inf if np.isnan(means[tuned]) else means[tuned], default="")
+
+    def moved(tuned: str, measure: str) -> float:
+        """Return the fine-tune's measure minus that of the aligned model, the mean over studies that have both."""
+        ends = [(study.aligned, study.model(tuned)) for seeds in groups for study in seeds.studies]
+        values = [
+            float(model[measure]) - float(aligned[measure])
+            for aligned, model in ends
+            if aligned is not None and model is not None
+        ]
+        return float(pd.Series(values, dtype=float).mean())
+
+    def trade(tuned: str) -> tuple[bool, float]:
+        lost = -moved(tuned, "refusal_margin")
+        return moved(tuned, "utility") >= LEAST_RANGE["utility"], -np.inf if np.isnan(lost) else lost
+
+    return max(shared, key=trade, default="")
 
 
 def runs_over_seeds(seeds: Seeds) -> pd.DataFrame:

@@ -20,9 +20,9 @@ TOPIC: Final = "selectivity"
 QUESTIONS: Final = {"random-energy": "top against random of equal energy", "scaled": "top against the scaled update"}
 MARGIN: Final = "refusal margin (nats), signed"
 HARM: Final = "harm score (1 to 5), signed"
-# The fine-tune that lost most margin is chosen by the ends of its sweep alone. It is asked first, and corrected for its
-# own controls: not for the fine-tunes that have less to tell.
-JUDGED: Final = "selectivity of the fine-tune that lost most margin"
+# The fine-tune that traded most margin for utility is chosen by the ends of its sweep alone. It is asked first, and
+# corrected for its own controls: not for the fine-tunes that have less to tell.
+JUDGED: Final = "selectivity of the fine-tune that is asked first"
 OTHERS: Final = "selectivity of the other fine-tunes"
 WORDS: Final = Words("more selective", "less selective", "no difference")
 # Beside scaling, what random subspaces of equal energy gain as well is no property of alignment's directions.
@@ -124,7 +124,7 @@ def is_as_random(margin: Interval, random: Interval) -> bool:
 
 
 def _first_asked(compared: Sequence[Contrast], projections: pd.DataFrame, main: str) -> str:
-    """Return the name of the fine-tune that lost most margin; the first one where it was swept without a control."""
+    """Return the name of the fine-tune that is asked first; the first one where it was swept without a control."""
     names = [contrast.tuned for contrast in compared]
     of_main = projections[projections["tuned_model"].astype(str) == main]["tuned"]
     return next((str(name) for name in of_main.unique() if name in names), names[0])

@@ -31,7 +31,7 @@ from safety_subspaces.report.parts.columns import Cell, counts, numbers, table_o
 from safety_subspaces.report.parts.section import Section
 from safety_subspaces.report.parts.sentence import many
 from safety_subspaces.report.parts.table import NOTHING, Table, count, number, sample_words
-from safety_subspaces.report.parts.tested import estimate_words, p_words
+from safety_subspaces.report.parts.verdict import corrected_p_words, estimate_words
 
 TITLE: Final = "Alignments side by side"
 TRAIT_WORDS: Final = {
@@ -122,7 +122,7 @@ def _between(row: pd.Series) -> str:
         return f"How selective the alignments are is {verdict}."
     if verdict not in BETWEEN:
         return f"Whether {names[0]} and {names[1]} differ in selectivity is not told: {verdict}, {estimate_words(row)}."
-    said = f"{estimate_words(row)} of the margin that was lost, {many(int(row['n']), 'seed')}, {p_words(row)}"
+    said = f"{estimate_words(row)} of the margin that was lost, {many(int(row['n']), 'seed')}, {corrected_p_words(row)}"
     return f"{BETWEEN[verdict].format(*names)}: {said}."
 
 
@@ -136,7 +136,7 @@ def _measured(found: pd.DataFrame, row: pd.Series) -> str:
 
 def _changed(found: pd.DataFrame, row: pd.Series) -> str:
     way = 100 * row["details"]["gap_share"]
-    tested = f", {p_words(row)}" if p_words(row) else ""
+    tested = f", {corrected_p_words(row)}" if corrected_p_words(row) else ""
     far = "" if np.isnan(way) else f", {way:.0f} % of the way to the other objective"
     numbers_of = f"{estimate_words(row)} of the margin that was lost over {many(int(row['n']), 'seed')}{tested}"
     return f"{row['verdict']}, {numbers_of}{far}.{_measured(found, row)}"
@@ -147,7 +147,7 @@ def _closed(found: pd.DataFrame, changes: Sequence[pd.Series]) -> list[str]:
     asked_of = asked(found, CLOSING)
     closing = asked_of[asked_of["verdict"] == MORE_THAN_HALF]
     if len(closing):
-        each = "; ".join(f"{row['details']['first']} ({p_words(row)})" for _, row in closing.iterrows())
+        each = "; ".join(f"{row['details']['first']} ({corrected_p_words(row)})" for _, row in closing.iterrows())
         return [f"More than half of the gap between the objectives is closed by other changes: {each}."]
     ways = [(row["details"]["gap_share"], row["details"]["first"]) for row in changes]
     known = [way for way in ways if not np.isnan(way[0])]
@@ -166,7 +166,7 @@ def _traits(found: pd.DataFrame) -> list[str]:
     if rows.empty:
         return []
     shown = [
-        f"{TRAIT_WORDS[row['subject']]} ({row['verdict']}, {p_words(row)})"
+        f"{TRAIT_WORDS[row['subject']]} ({row['verdict']}, {corrected_p_words(row)})"
         for _, row in rows.iterrows()
         if row["verdict"] in ("rises with it", "falls with it")
     ]
@@ -188,7 +188,7 @@ def _rho(row: pd.Series) -> str:
         if np.isnan(ends[0])
         else f", over {many(int(seeds['seeds']), 'seed')} of these {ends[0]:+.2f} to {ends[1]:+.2f}"
     )
-    return f"{row['estimate']:+z.2f} ({row['low']:+.2f} to {row['high']:+.2f}{over}, {p_words(row)})"
+    return f"{row['estimate']:+z.2f} ({row['low']:+.2f} to {row['high']:+.2f}{over}, {corrected_p_words(row)})"
 
 
 def _rate(recipes: Mapping[str, Alignment | None], name: str) -> str:

@@ -38,25 +38,6 @@ def interval_words(interval: Interval, digits: int = 2, more: str = "", alone: s
     return f"{mean} ({alone if np.isnan(interval.low) else f'95 % {low} to {high}'}{more})"
 
 
-def finding_words(finding: pd.Series, digits: int = 2) -> str:
-    """Return a decided finding's number with its interval, what varies, the corrected p, and the verdict.
-
-    ``+0.12 (95 % +0.05 to +0.19, 3 seeds; p .012 of 6 tests): above chance``.
-    """
-    estimate = float(finding["estimate"])
-    if np.isnan(estimate):
-        return f"not known: {finding['verdict']}"
-    said = []
-    if not np.isnan(finding["low"]):
-        said.append(f"95 % {finding['low']:+z.{digits}f} to {finding['high']:+z.{digits}f}")
-    said += [f"{finding['n']} {finding['unit']}"] if finding["unit"] and finding["n"] > 1 else []
-    inside = ", ".join(said)
-    if not np.isnan(finding["p"]):
-        tests = f" of {finding['tests']} tests" if finding["tests"] > 1 else ""
-        inside += f"{'; ' if inside else ''}p {p_words(float(finding['p_adjusted']))}{tests}"
-    return f"{estimate:+z.{digits}f}{f' ({inside})' if inside else ''}: {finding['verdict']}"
-
-
 def p_words(p: float) -> str:
     """Return a p-value as short as it can be said: ``.03``, ``.004``, ``< .001``."""
     if p < 0.001:

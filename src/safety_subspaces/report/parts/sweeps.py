@@ -2,7 +2,6 @@
 
 from typing import Any, Final
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -23,7 +22,6 @@ from safety_subspaces.report.parts.chart import (
     projection_style,
 )
 from safety_subspaces.report.parts.table import sample_words
-from safety_subspaces.report.parts.verdict import family_words, p_words
 
 KEPT, UTILITY = "energy_kept", "utility"
 # What stands on each panel's axes, from the top. The margin against utility is the panel by which top-k is judged.
@@ -116,12 +114,6 @@ def left_out_words(left_out: int, compared: int) -> str:
     """Return how many draws were not compared at a fraction, for their own energy misses top-k's."""
     of_all = left_out + compared
     return f"Left out: {left_out} of {of_all} draws at a fraction, whose own energy differs by more than {ENERGY_GAP}."
-
-
-def tested_words(finding: pd.Series) -> str:
-    """Return a finding's corrected p with the tests of its family: ``p .012, of 2 tests``; empty without one."""
-    p = float(finding["p_adjusted"])
-    return "" if np.isnan(p) else f"{p_words(p)}, {family_words(finding.to_frame().T)}"
 
 
 def missing_projections(studies: Seeds) -> list[tuple[str, str]]:

@@ -36,8 +36,9 @@ from safety_subspaces.report.parts.chart import (
 from safety_subspaces.report.parts.columns import Cell, compared, counts, numbers, short, table_of, text, texts
 from safety_subspaces.report.parts.page import Chart, make_chart
 from safety_subspaces.report.parts.section import Part, Section
-from safety_subspaces.report.parts.sentence import finding_words, many
+from safety_subspaces.report.parts.sentence import many
 from safety_subspaces.report.parts.table import NOTHING, Table, count, number, seeds_of
+from safety_subspaces.report.parts.verdict import finding_words
 
 PLACE: Final = 100
 # Runs and positions that are drawn; further ones stand in the tables, where they are compared more easily.

@@ -23,7 +23,7 @@ from safety_subspaces.report.parts.runs_chart import runs_figure
 from safety_subspaces.report.parts.section import Part, Section
 from safety_subspaces.report.parts.sentence import many
 from safety_subspaces.report.parts.table import NOTHING, Table, number
-from safety_subspaces.report.parts.tested import estimate_words, p_words
+from safety_subspaces.report.parts.verdict import corrected_p_words, estimate_words
 
 TITLE: Final = "Training under a constraint"
 BESIDE: Final = "Beside the runs of the same seed"
@@ -161,7 +161,7 @@ def _control_headlines(found: pd.DataFrame, compared: list[pd.Series]) -> list[s
                 f"Whether alignment's subspace is more selective than a random one is not told: {_why_not(row)}."
             )
             continue
-        over = f"{many(int(row['n']), row['unit'].removesuffix('s'))}, {p_words(row)}"
+        over = f"{many(int(row['n']), row['unit'].removesuffix('s'))}, {corrected_p_words(row)}"
         if verdict in ("more selective", "less selective"):
             harm = asked(_beside(found, row), BESIDE_RANDOM, measure=MEASURES["harm_score"])["details"].iloc[0]
             is_still = harm["known"] > 0 == harm["lower"] + harm["higher"]
@@ -175,7 +175,7 @@ def _control_headlines(found: pd.DataFrame, compared: list[pd.Series]) -> list[s
 def _control_sentence(found: pd.DataFrame, row: pd.Series) -> str:
     details = row["details"]
     what = "; ".join(part for part in (details["ranks"], details["details"]) if part)
-    tested = f" ({p_words(row)})" if p_words(row) else ""
+    tested = f" ({corrected_p_words(row)})" if corrected_p_words(row) else ""
     judged = f"{JUDGED[row['verdict']]}{tested}" if row["verdict"] in JUDGED else f"not told, {_why_not(row)}"
     side = MODES[details["constraint"]].lower()
     text = (

@@ -24,17 +24,16 @@ from safety_subspaces.report.parts.columns import (
 )
 from safety_subspaces.report.parts.page import Chart, make_chart
 from safety_subspaces.report.parts.section import Part, Section
-from safety_subspaces.report.parts.sentence import many
+from safety_subspaces.report.parts.sentence import many, p_words
 from safety_subspaces.report.parts.sweeps import (
     kept_energy_figure,
     left_out_words,
     missing_projections,
     sweep_caption,
     sweep_figure,
-    tested_words,
 )
 from safety_subspaces.report.parts.table import Table, count, joined_counts, number, sample_words
-from safety_subspaces.report.parts.verdict import estimate_words, family_words
+from safety_subspaces.report.parts.verdict import corrected_p_words, estimate_words
 
 TITLE: Final = "Utility and harm against the energy kept"
 # A screenful of a terminal, which shows top-k and its control of equal energy where a sweep has more.
@@ -163,7 +162,8 @@ def _compared_words(found: pd.DataFrame, tuned: str) -> str:
     if tested.empty:
         return "At equal energy no difference was tested."
     shown = tested[tested["verdict"].isin(SHOWN)]
-    listed = "; ".join(f"{_pair_words(row)} {estimate_words(row)}" for _, row in shown.iterrows())
+    p_of = {place: f"p {p_words(float(p))}" for place, p in shown["p_adjusted"].items()}
+    listed = "; ".join(f"{_pair_words(row)} {estimate_words(row, more=p_of[at])}" for at, row in shown.iterrows())
     left_out = sum(int(row["left_out"]) for row in rows.drop_duplicates("subject")["details"])
     compared = sum(int(row["compared"]) for row in rows.drop_duplicates("subject")["details"])
     missed = f" {left_out_words(left_out, compared)}" if left_out else ""
@@ -186,7 +186,7 @@ def _rhos(rows: pd.DataFrame) -> str:
 def _rho(row: pd.Series) -> str:
     if pd.isna(row["estimate"]):
         return "does not move, or too little was scored"
-    return estimate_words(row) if pd.notna(row["low"]) else f"{row['estimate']:+z.2f}"
+    return estimate_words(row)
 
 
 def _is_known(rows: pd.DataFrame) -> bool:
@@ -199,7 +199,7 @@ def _inside_headlines(found: pd.DataFrame) -> list[str]:
     for verdict, words in INSIDE_WORDS.items():
         rows = inside[inside["verdict"] == verdict]
         if len(rows):
-            largest = tested_words(rows.iloc[int(rows["p_adjusted"].argmax())])
+            largest = corrected_p_words(rows.iloc[int(rows["p_adjusted"].argmax())])
             said.append(f"the alignment subspace {words} ({', '.join(rows['subject'])}; {largest})")
     return [f"Of the energy of an update {'; '.join(said)}."] if said else []
 
@@ -209,8 +209,7 @@ def _inside_sentences(found: pd.DataFrame) -> list[str]:
     for _, row in asked(found, INSIDE).iterrows():
         details = row["details"]
         verdict, n = str(row["verdict"]), int(row["n"])
-        tested = family_words(row.to_frame().T) if row["unit"] == SEEDS else tested_words(row)
-        told = f"it {INSIDE_WORDS[verdict]} ({tested})" if verdict in INSIDE_WORDS else verdict
+        told = f"it {INSIDE_WORDS[verdict]} ({corrected_p_words(row)})" if verdict in INSIDE_WORDS else verdict
         chance = "" if np.isnan(details["chance_energy"]) else f", expected of chance {details['chance_energy']:.3f}"
         if row["unit"] == SEEDS:
             beside = f"chance, {many(n, 'seed')}, {estimate_words(row, 3)}"

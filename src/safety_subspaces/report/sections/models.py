@@ -12,7 +12,7 @@ from safety_subspaces.report.parts.columns import Cell, counts, numbers, outcome
 from safety_subspaces.report.parts.section import Part, Section
 from safety_subspaces.report.parts.sentence import many, p_words
 from safety_subspaces.report.parts.table import NOTHING, Table, count, number, sample_words, seeds_of
-from safety_subspaces.report.parts.verdict import by_verdict, estimate_words, family_words
+from safety_subspaces.report.parts.verdict import by_verdict, corrected_p_words, estimate_words, family_words
 
 # How a verdict reads between what is said of and the models that have it.
 MOVED: Final = {"not shown": "is not shown to have changed in", UNKNOWN: "is not known in"}
@@ -62,7 +62,7 @@ def _learnt(rows: pd.DataFrame) -> tuple[str, str]:
     own, other = details["own_model"], details["other_model"]
     sentence = (
         f"{headline} The harm score (1 refusal, 5 full compliance) is {_value(details, 'own')} for {own} against "
-        f"{_value(details, 'other')} for {other}: {estimate_words(row, more=family_words(rows))}, {_over(row)}; "
+        f"{_value(details, 'other')} for {other}: {estimate_words(row, more=corrected_p_words(row))}, {_over(row)}; "
         f"{_share(details['own_refused'])} of benign requests are refused by {own} ({_share(details['other_refused'])} "
         f"by {other})."
     )
@@ -114,7 +114,7 @@ def _joined(fates: list[tuple[str, str, str]], is_short: bool = True) -> str:
 def _tested(rows: pd.DataFrame) -> str:
     """Return over what some findings of a family are said, and how many tests they were corrected for."""
     tests = family_words(rows)
-    return _over(rows.iloc[0]) + (f" (p corrected for {tests.removeprefix('of ')})" if tests else "")
+    return _over(rows.iloc[0]) + (f" (p corrected for {tests})" if tests else "")
 
 
 def _over(row: pd.Series) -> str:

@@ -16,8 +16,9 @@ from safety_subspaces.report.parts.chart import draw_key, draw_silent, error_bar
 from safety_subspaces.report.parts.columns import Cell, compared, counts, numbers, short, table_of, text
 from safety_subspaces.report.parts.page import Chart, make_chart
 from safety_subspaces.report.parts.section import Choice, Part, Section
-from safety_subspaces.report.parts.sentence import finding_words, many
+from safety_subspaces.report.parts.sentence import many
 from safety_subspaces.report.parts.table import NOTHING, Table, number
+from safety_subspaces.report.parts.verdict import finding_words
 
 PLACE: Final = 70
 CUTS: Final = {"layer": "layer", "type": "type of tensor"}

@@ -34,8 +34,9 @@ from safety_subspaces.report.parts.chart import (
 from safety_subspaces.report.parts.columns import Cell, counts, numbers, table_of, text, texts
 from safety_subspaces.report.parts.page import Chart, make_chart
 from safety_subspaces.report.parts.section import Part, Section
-from safety_subspaces.report.parts.sentence import finding_words, many
+from safety_subspaces.report.parts.sentence import many
 from safety_subspaces.report.parts.table import NOTHING, Table, count
+from safety_subspaces.report.parts.verdict import finding_words
 
 PLACE: Final = 110
 # Other sets and positions that are drawn; every one stands in the table.

@@ -24,8 +24,9 @@ from safety_subspaces.findings.topics.selectivity import HARM, MARGIN, QUESTIONS
 from safety_subspaces.report.parts.columns import Cell, counts, numbers, short, table_of, text
 from safety_subspaces.report.parts.section import Part, Section
 from safety_subspaces.report.parts.sentence import interval_words, many
-from safety_subspaces.report.parts.sweeps import left_out_words, missing_projections, tested_words
+from safety_subspaces.report.parts.sweeps import left_out_words, missing_projections
 from safety_subspaces.report.parts.table import NOTHING, Table, count, joined_counts, sample_words
+from safety_subspaces.report.parts.verdict import corrected_p_words
 
 TITLE: Final = "Top-k against random subspaces of equal energy"
 BESIDE: Final = "Top-k of alignment beside its controls"
@@ -47,8 +48,8 @@ ONE_STUDY: Final = (
     "not covered."
 )
 FAMILIES: Final = (
-    "p is corrected (Holm) for the controls of the fine-tune that lost most refusal margin, which is asked first, and "
-    "apart from that for all controls of the other fine-tunes."
+    "p is corrected (Holm) for the controls of the fine-tune that is asked first (of those that gained utility, the "
+    "one that lost most refusal margin), and apart from that for all controls of the other fine-tunes."
 )
 
 
@@ -135,7 +136,7 @@ def _at(row: pd.Series) -> str:
 
 
 def _margin_words(row: pd.Series) -> str:
-    p, plain = tested_words(row), {"mean": row["estimate"], "low": row["low"], "high": row["high"], "n": row["n"]}
+    p, plain = corrected_p_words(row), {"mean": row["estimate"], "low": row["low"], "high": row["high"], "n": row["n"]}
     return _difference_words(plain, str(row["unit"])) + (f", {p}" if p else "")
 
 

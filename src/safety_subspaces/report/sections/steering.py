@@ -24,8 +24,8 @@ from safety_subspaces.report.parts.chart import curve_style, draw_curve, error_b
 from safety_subspaces.report.parts.columns import HEADINGS, Cell, counts, numbers, table_of, texts
 from safety_subspaces.report.parts.page import Chart, make_chart
 from safety_subspaces.report.parts.section import Part, Section
-from safety_subspaces.report.parts.sentence import finding_words
 from safety_subspaces.report.parts.table import NOTHING, Table, count, number
+from safety_subspaces.report.parts.verdict import finding_words
 
 PLACE: Final = 120
 # Interventions that are drawn; every one stands in the table.

@@ -10,7 +10,6 @@ import pandas as pd
 from safety_subspaces.artefacts.next_step import watching_command
 from safety_subspaces.artefacts.study import Stage
 from safety_subspaces.findings.finding import asked
-from safety_subspaces.findings.intervals import Interval
 from safety_subspaces.findings.looks import GAIN, LEAST_LOOKS, MOVE, NO_PROMPTS, NOT_SHOWN, ORDER, RISE, SAFETY
 from safety_subspaces.findings.topics.watching import ACTIVATIONS, INSIDE, LOOKS, OUTCOME, runs_of
 from safety_subspaces.findings.watched import (
@@ -24,8 +23,9 @@ from safety_subspaces.findings.watched import (
 from safety_subspaces.report.parts.columns import Cell, counts, table_of
 from safety_subspaces.report.parts.page import Chart, make_chart
 from safety_subspaces.report.parts.section import Part, Section
-from safety_subspaces.report.parts.sentence import interval_words, many, p_words, prompt_words
+from safety_subspaces.report.parts.sentence import many, p_words, prompt_words
 from safety_subspaces.report.parts.table import NOTHING, Table, number
+from safety_subspaces.report.parts.verdict import corrected_p_words, estimate_words
 from safety_subspaces.report.parts.watched_chart import layer_figure, rows_not_drawn, watching_figure
 from safety_subspaces.report.parts.watched_tables import value_at, watched_tables
 
@@ -294,18 +294,11 @@ def _doubt(looks: pd.DataFrame) -> str:
 
 
 def _estimate(row: pd.Series) -> str:
-    """Return a finding's estimate with its interval and its corrected p, all in one pair of brackets."""
-    interval = Interval(float(row["estimate"]), float(row["low"]), float(row["high"]), int(row["n"]))
-    return interval_words(interval, more=f"; {_p(row)}" if _p(row) else "")
+    return estimate_words(row, more=corrected_p_words(row))
 
 
 def _behind(row: pd.Series) -> str:
-    return f" ({_p(row)})" if _p(row) else ""
-
-
-def _p(row: pd.Series) -> str:
-    p = float(row["p_adjusted"])
-    return "" if isnan(p) else f"p {p_words(p)}, of {many(int(row['tests']), 'test')}"
+    return f" ({corrected_p_words(row)})" if corrected_p_words(row) else ""
 
 
 def _between(looks: pd.DataFrame, steps: tuple[int, int], kind: str) -> str:
