@@ -49,7 +49,7 @@ def evaluated(random: np.random.Generator, label: str, law: Law, hard: np.ndarra
         "refusal_margin": law.margin + np.repeat(3 * (hard - 0.5), PER_GROUP) + random.normal(size=len(keys)),
     }
     for measure, each in values.items():
-        said = estimate(each.tolist(), keys.tolist())
+        said = estimate(each.tolist(), [keys.tolist()])
         rows |= {measure: said.mean, f"{measure}_stderr": said.stderr}
     return (
         rows

@@ -14,7 +14,7 @@ from safety_subspaces.artefacts.study_files import MEASURES
 from safety_subspaces.findings.comparisons import (
     in_blocks,
     overlap_by,
-    selectivity,
+    selectivity_by_draw,
 )
 
 
@@ -204,16 +204,21 @@ def test_commands_quote_paths_with_spaces(tmp_path):
     assert f"'{folder / 'base' / 'model'}'" in command_for(folder, "project")
 
 
-def test_selectivity_is_top_minus_the_mean_of_its_control(tmp_path):
+def test_selectivity_is_top_minus_each_evaluated_draw_of_its_own_energy(tmp_path):
     projections = read_study(write_study(tmp_path / "s")).projections
-    row = selectivity(projections).set_index(["group", "method", "fraction"]).loc[("harmful", "away", 0.25)]
-    cell = projections[
-        (projections["group"] == "harmful") & (projections["method"] == "away") & (projections["fraction"] == 0.25)
-    ].set_index("subspace")["refusal_margin"]
-    drawn = cell.loc[["random-energy"]]
-    assert row["refusal_margin_difference"] == pytest.approx(cell.loc["top"] - drawn.mean())
-    assert row["refusal_margin_error"] == pytest.approx(drawn.std(ddof=1) / math.sqrt(4))
-    assert row["refusal_margin_draws"] == 4
+    cell = (projections["group"] == "harmful") & (projections["method"] == "away") & (projections["fraction"] == 0.25)
+    drawn = projections[cell & (projections["subspace"] == "random-energy")]
+    assert len(drawn) == 4
+    missed, unscored, *kept = drawn.index
+    top = projections[cell & (projections["subspace"] == "top")].iloc[0]
+    projections.loc[drawn.index, "energy_kept"] = top["energy_kept"]
+    projections.loc[missed, "energy_kept"] += 0.03
+    projections.loc[unscored, ["utility", "harm_score", "refusal_margin"]] = math.nan
+    rows = selectivity_by_draw(projections)
+    rows = rows[(rows["group"] == "harmful") & (rows["method"] == "away") & (rows["fraction"] == 0.25)]
+    assert rows["draw"].tolist() == projections.loc[kept, "draw"].tolist()
+    expected = top["refusal_margin"] - projections.loc[kept, "refusal_margin"].astype(float)
+    assert rows["refusal_margin"].tolist() == pytest.approx(expected.tolist())
 
 
 def test_overlap_averages_count_tensors_and_undefined_ones(tmp_path):

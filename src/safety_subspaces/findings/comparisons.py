@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 
-CONFIGURATION = ["group", "subspace", "method", "fraction"]
+from safety_subspaces.findings.thresholds import ENERGY_GAP
+
 # The three measures that a projection is judged by: utility, the judged harm score, and the refusal margin, which moves
 # before the judged score does.
 COMPARED = ("utility", "harm_score", "refusal_margin")
@@ -14,54 +15,25 @@ PAIR = ["analysis", "first", "second"]
 TRIVIAL_ENERGY = 1e-3
 
 
-def selectivity(projections: pd.DataFrame) -> pd.DataFrame:
-    """Compare top-k with random subspaces of equal energy, configuration by configuration.
-
-    Returns:
-        One row for each group, method and fraction that has both: for each measure the *difference* (top
-        minus the mean over the scored draws of random-energy), the *error* of the difference that the draws leave
-        (their standard deviation, NaN below two, over ``sqrt(draws)``) and the number of *draws*; and the energy that
-        each side keeps. Columns: ``group``, ``method``, ``fraction``, ``energy_top``, ``energy_random``, and
-        ``<measure>_difference``, ``<measure>_error`` and ``<measure>_draws`` for each of ``COMPARED``.
-    """
-    rows = []
-    for keys, cell in projections.groupby(["group", "method", "fraction"], sort=False):
-        top = cell[cell["subspace"] == "top"]
-        control = cell[cell["subspace"] == "random-energy"]
-        if top.empty or control.empty:
-            continue
-        row = dict(zip(("group", "method", "fraction"), keys, strict=True))
-        row |= {"energy_top": top["energy_kept"].mean(), "energy_random": control["energy_kept"].mean()}
-        for measure in COMPARED:
-            drawn = control[measure].dropna().astype(float)
-            row[f"{measure}_difference"] = top[measure].astype(float).mean() - drawn.mean()
-            row[f"{measure}_error"] = drawn.std(ddof=1) / max(len(drawn), 1) ** 0.5
-            row[f"{measure}_draws"] = len(drawn)
-        rows.append(row)
-    names = [f"{m}_{kind}" for m in COMPARED for kind in ("difference", "error", "draws")]
-    return pd.DataFrame(rows, columns=["group", "method", "fraction", "energy_top", "energy_random", *names])
-
-
 def selectivity_by_draw(projections: pd.DataFrame) -> pd.DataFrame:
-    """Compare top-k with each draw of random-energy alone, for intervals over draws.
+    """Compare top-k with each draw of random-energy alone.
+
+    A draw is left out that was not evaluated (its energy alone is known), or whose own energy is not top-k's: it misses
+    that by more than ``ENERGY_GAP``.
 
     Returns:
         One row for each group, method, fraction and draw: for each measure top minus that draw, under the measure's
         own name, NaN where either is unscored. Columns: ``group``, ``method``, ``fraction``, ``draw``, ``COMPARED``.
     """
-    cell = ["group", "method", "fraction"]
-    top = projections[projections["subspace"] == "top"].groupby(cell, sort=False)[list(COMPARED)].mean()
-    drawn = projections[projections["subspace"] == "random-energy"].set_index([*cell, "draw"])[list(COMPARED)]
+    cell, compared = ["group", "method", "fraction"], [*COMPARED, "energy_kept"]
+    numbers = projections.astype(dict.fromkeys(compared, float))
+    top = numbers[numbers["subspace"] == "top"].groupby(cell, sort=False)[compared].mean()
+    drawn = numbers[numbers["subspace"] == "random-energy"].set_index([*cell, "draw"])[compared]
     paired = drawn.reset_index("draw").join(top, how="inner", lsuffix="_drawn").reset_index()
-    differences = {m: paired[m].astype(float) - paired[f"{m}_drawn"].astype(float) for m in COMPARED}
-    return paired[[*cell, "draw"]].assign(**differences)
-
-
-def without_trivial(differences: pd.DataFrame) -> pd.DataFrame:
-    """Leave out the rows where both sides keep all or none of the energy (``energy_top`` and ``energy_random``)."""
-    low = differences[["energy_top", "energy_random"]].min(axis=1)
-    high = differences[["energy_top", "energy_random"]].max(axis=1)
-    return differences[(high > TRIVIAL_ENERGY) & (low < 1 - TRIVIAL_ENERGY)]
+    is_evaluated = paired[[f"{measure}_drawn" for measure in COMPARED]].notna().any(axis=1)
+    is_equal = ~((paired["energy_kept"] - paired["energy_kept_drawn"]).abs() > ENERGY_GAP)
+    paired = paired[is_evaluated & is_equal]
+    return paired[[*cell, "draw"]].assign(**{m: paired[m] - paired[f"{m}_drawn"] for m in COMPARED})
 
 
 def in_blocks(overlaps: pd.DataFrame) -> pd.DataFrame:

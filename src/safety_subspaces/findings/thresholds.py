@@ -21,7 +21,6 @@ LEAST_MODELS: Final = 6
 # Kept alignment directions are expected to spend the margin, removed ones to spare it: the sign that
 # selectivity has.
 SELECTIVE_SIGN: Final = {"onto": -1, "away": 1, "opposite": 1}
-EXPECTED_SIGN: Final = {"utility": 1, "harm_score": 1, "refusal_margin": -1}
 # Projections whose energies differ by less are of equal energy: 0.02 of the energy is below what moves any measure by
 # its standard error over a sweep from 0 to 1.
 ENERGY_GAP: Final = 0.02
