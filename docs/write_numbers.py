@@ -57,7 +57,7 @@ def keep(name: str, folders: list[str]) -> None:
 def processor() -> str:
     """Return what the machine calls its processor."""
     known = Path("/proc/cpuinfo")
-    lines = known.read_text().splitlines() if known.is_file() else []
+    lines = known.read_text(encoding="utf-8").splitlines() if known.is_file() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{named[0]}, {len(named)} cores" if named else platform.processor() or "unknown"
 

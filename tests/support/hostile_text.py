@@ -43,10 +43,14 @@ def write_hostile_study(folder: Path, analyses: tuple[str, ...] = ("evaluate", "
         for name in {"model", "tuned", "first", "second"} & set(table.columns):
             table[name] = table[name].replace(names)
         table.to_parquet(path, index=False)
+    for path in folder.glob("analysis/*/*/config.yaml"):
+        arguments = yaml.safe_load(path.read_text())
+        for given in arguments.values():
+            for stage, name in names.items():
+                if isinstance(given, dict) and given.pop(stage, None):
+                    given[name] = str(folder / name / "model")
+        path.write_text(yaml.safe_dump(arguments))
     evaluated = folder / "analysis" / "evaluate" / "main"
-    arguments = yaml.safe_load((evaluated / "config.yaml").read_text())
-    arguments["models"] |= {name: str(folder / name / "model") for name in names.values()}
-    (evaluated / "config.yaml").write_text(yaml.safe_dump(arguments))
     line = {
         "model": NAME,
         "set": "harmful",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
+from scipy import stats
 
 from support.synthetic_study import result_json, write_study
 
@@ -19,7 +20,6 @@ LAYERS = 4
 ENERGIES = (0.5, 0.9)
 PROBES = ("linear", "rbf_svm", "mlp")
 ERASURES = ("none", "leace", "quadratic")
-DRAWS = 4
 DIRECTION = "mean_difference"
 STRENGTHS = (-1.0, 1.0, 2.0)
 
@@ -40,6 +40,8 @@ class Hidden:
         seed_noise: How far the first and the third seed lie below and above the second, in position, AUC and
             selectivity.
         has_control: Whether the matched control was run.
+        controls: Its draws, and the permutations of the tests.
+        directions: Random directions that are steered along.
     """
 
     position: float = 0.9
@@ -52,6 +54,8 @@ class Hidden:
     interval: float = 0.2
     seed_noise: float = 0.0
     has_control: bool = True
+    controls: int = 599
+    directions: int = 4
 
 
 OVERLAPPING = Hidden()
@@ -119,7 +123,7 @@ def activation_tables(hidden: Hidden, random: np.random.Generator, shift: float 
                         table.append({**cell, "floor": False, "matched": True, "n_first": 120, "n_second": 120})
                         equivalence.append({**where, "first": first, "second": second, **_test(hidden, cell)})
             for first, second in PAIRS:
-                p_value = 0.005 if hidden.differs else 0.6
+                p_value = 1 / (hidden.controls + 1) if hidden.differs else 0.6
                 two_sample += [
                     {
                         **where,
@@ -135,6 +139,7 @@ def activation_tables(hidden: Hidden, random: np.random.Generator, shift: float 
                         "n_second": 128,
                         "n_groups_first": 50,
                         "n_groups_second": 32,
+                        "permutations": hidden.controls,
                     }
                     for matched in (False, True)
                 ]
@@ -183,6 +188,7 @@ def probe_tables(hidden: Hidden, random: np.random.Generator, shift: float = 0.0
 
 def steer_tables(hidden: Hidden, random: np.random.Generator, shift: float = 0.0) -> dict[str, pd.DataFrame]:
     table, selectivity = [], []
+    draws = hidden.directions
     for model in MODELS[:2]:
         start = {"model": model, "direction": "none", "draw": None, "intervention": "addition", "layer": -1}
         table.append({**start, "strength": 0.0, **_behaviour(2.5)})
@@ -191,16 +197,36 @@ def steer_tables(hidden: Hidden, random: np.random.Generator, shift: float = 0.0
                 where = {"model": model, "intervention": intervention, "layer": layer}
                 for strength in STRENGTHS if intervention == "addition" else (1.0,):
                     table.append({**where, **_steered(DIRECTION, None, strength, hidden.effect)})
-                    for draw in range(DRAWS):
-                        table.append({**where, **_steered(f"random:{DIRECTION}", draw, strength, 0.1 * (draw - 1.5))})
+                    for draw in range(draws):
+                        table.append(
+                            {
+                                **where,
+                                **_steered(f"random:{DIRECTION}", draw, strength, 0.4 * (draw / (draws - 1) - 0.5)),
+                            }
+                        )
                 for measure in ("harm_score", "refusal_margin"):
                     value = hidden.effect + shift + 0.002 * random.normal()
                     ends = {"low": value - hidden.interval, "high": value + hidden.interval}
+                    is_extreme = abs(hidden.effect) > 0.5
+                    ends["p"] = float(2 * stats.norm.sf(1.96 * abs(value) / hidden.interval))
+                    ends["p_rank"] = 1 / (draws + 1) if is_extreme else 0.6
                     named = {**where, "direction": DIRECTION, "sign": "+", "measure": measure, "matched_on": "utility"}
-                    counts = {"n_draws": DRAWS, "n_harmful": 200, "n_utility": 256, "cost": 0.1, "reason": None}
+                    counts = {
+                        "n_draws": draws,
+                        "n_harmful": 200,
+                        "n_utility": 256,
+                        "cost": 0.1,
+                        "reason": None,
+                    }
                     selectivity.append({**named, "selectivity": value, **ends, **counts})
     lost = {"selectivity": np.nan, "low": np.nan, "high": np.nan, "reason": "no harmful prompt has this measure"}
-    missing = {"sign": "+", "measure": "refusal_margin", "matched_on": "perplexity", "n_draws": DRAWS, "cost": 0.1}
+    missing = {
+        "sign": "+",
+        "measure": "refusal_margin",
+        "matched_on": "perplexity",
+        "n_draws": draws,
+        "cost": 0.1,
+    }
     selectivity.append({**where, "direction": DIRECTION, **missing, **lost})
     return {"table": pd.DataFrame(table), "selectivity": pd.DataFrame(selectivity)}
 
@@ -216,7 +242,8 @@ def _overlap(hidden: Hidden, energy: float, position: float, random: np.random.G
         "chance": 0.15,
         "p_haar": 0.0,
         "matched_chance": matched if hidden.has_control else np.nan,
-        "p_matched": (0.01 if position > 0.3 else 0.4) if hidden.has_control else np.nan,
+        "p_matched": (1 / (hidden.controls + 1) if position > 0.3 else 0.4) if hidden.has_control else np.nan,
+        "controls": hidden.controls,
         "mean_angle_radians": 0.5,
         "n_first": 200,
         "n_second": 128,
@@ -236,7 +263,7 @@ def _test(hidden: Hidden, cell: Mapping[str, Any]) -> dict[str, Any]:
         "matched_chance": matched,
         "margin": margin,
         "stderr": hidden.error,
-        "p_overlapping": 0.5,
+        "p_overlapping": float(stats.norm.sf(over)),
         "power": 0.9,
         "verdict": verdict,
         "n_first": 200,

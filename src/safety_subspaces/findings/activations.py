@@ -31,7 +31,7 @@ OVERLAPS: Final = Contract(
     "activations",
     "table",
     (*_PAIR, "energy", "overlap"),
-    ("rank_first", "rank_second", "chance", "matched_chance", "p_matched", *_COUNTS),
+    ("rank_first", "rank_second", "chance", "matched_chance", "p_matched", "controls", *_COUNTS),
     ("floor", "matched"),
 )
 EQUIVALENCE: Final = Contract(
@@ -44,7 +44,7 @@ TWO_SAMPLE: Final = Contract(
     "activations",
     "two_sample",
     _PAIR,
-    (*_DISTANCES, *_COUNTS, "n_groups_first", "n_groups_second"),
+    (*_DISTANCES, *_COUNTS, "n_groups_first", "n_groups_second", "permutations"),
     ("matched",),
 )
 DIMENSION: Final = Contract(

@@ -8,7 +8,7 @@ least size that counts. Page, terminal and notebook read the same rows.
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from math import isnan, nan
+from math import ceil, isnan, nan
 from typing import Any, Final
 
 import numpy as np
@@ -54,6 +54,7 @@ class Finding:
         verdict: The verdict where nothing is tested: a count, a description, or why it cannot be told.
         rule: How the verdict follows from the numbers.
         family: The tests that are corrected together; the question where it is empty.
+        draws: Random draws or permutations that the p is a rank among; 0 where it is none. Too few cannot reach 0.05.
         details: What a sentence needs beside these: plain values.
     """
 
@@ -73,6 +74,7 @@ class Finding:
     verdict: str = UNKNOWN
     rule: str = ""
     family: str = ""
+    draws: int = 0
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -83,6 +85,7 @@ def decide(findings: Iterable[Finding]) -> pd.DataFrame:
         A row a finding, with ``COLUMNS``: ``p_adjusted`` and ``tests``, the number of p-values in its ``family`` (0
         where the finding has none); ``level`` is that of the interval, which is not corrected. A verdict is one of the
         finding's words where ``p_adjusted`` is at most 0.05 and the estimate not under ``least``; else that of neither.
+        Where no rank among its draws could be that rare, it is *unknown*, with how many are needed.
 
     Source: Holm, Scand. J. Stat. 6 (1979).
     """
@@ -91,13 +94,18 @@ def decide(findings: Iterable[Finding]) -> pd.DataFrame:
         row = asdict(finding)
         row |= {"family": finding.family or finding.question, "level": LEVEL if not isnan(finding.low) else nan}
         rows.append(row)
-    frame = pd.DataFrame(rows, columns=[*dict.fromkeys([*COLUMNS, "words", "least"])])
+    frame = pd.DataFrame(rows, columns=[*dict.fromkeys([*COLUMNS, "words", "least", "draws"])])
     frame["p_adjusted"], frame["tests"] = nan, 0
     for _, family in frame[frame["p"].notna()].groupby("family", sort=False):
         frame.loc[family.index, "p_adjusted"] = holm(family["p"].to_numpy(float))
         frame.loc[family.index, "tests"] = len(family)
     frame["verdict"] = [_verdict(row) for _, row in frame.iterrows()]
     return frame[list(COLUMNS)]
+
+
+def draws_needed(tests: int) -> int:
+    """Return how many draws a rank needs to be as rare as 0.05 after Holm's correction for so many tests: 19 of one."""
+    return max(ceil(max(tests, 1) / ALPHA - 1e-9) - 1, 1)
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
@@ -128,6 +136,9 @@ def _verdict(row: pd.Series) -> str:
     words = row["words"]
     if isnan(row["p"]) or words is None:
         return str(row["verdict"])
+    if row["p_adjusted"] > ALPHA and 0 < row["draws"] < draws_needed(row["tests"]):
+        of_tests = f"{row['tests']} test{'' if row['tests'] == 1 else 's'}"
+        return f"{UNKNOWN}: {row['draws']} draws, {draws_needed(row['tests'])} needed for {of_tests}"
     if row["p_adjusted"] > ALPHA or abs(row["estimate"]) < row["least"]:
         return str(words["neither"])
     return str(words["above"] if row["estimate"] > 0 else words["below"])

@@ -5,25 +5,18 @@ draws, and the p-value is the rank of top-k's own number: exact at every number 
 """
 
 from collections.abc import Sequence
-from math import ceil
 from typing import Final
 
 import numpy as np
 import pandas as pd
 
-from safety_subspaces.findings.finding import ALPHA
-from safety_subspaces.findings.intervals import TIE, rank_p_value
+from safety_subspaces.findings.intervals import rank_p_value
 from safety_subspaces.findings.sweep_arrays import Sweep, arrays_of
 from safety_subspaces.findings.sweep_contrasts import comparable, mean, sign_of
 from safety_subspaces.findings.swept import evaluated
 from safety_subspaces.findings.utility_curves import difference, walks_of
 
 MEASURE: Final = "refusal_margin"
-
-
-def draws_needed(tests: int) -> int:
-    """Return how many draws a rank needs to be as rare as 0.05 after Holm's correction for so many tests: 19 of one."""
-    return max(ceil(max(tests, 1) / ALPHA - TIE) - 1, 1)
 
 
 def relabelled_p_value(of_tuned: pd.DataFrame, at: str, methods: Sequence[str]) -> float:

@@ -93,9 +93,9 @@ def share_regained(harm: Measured, aligned: Measured, free: Measured) -> Interva
     low, high = share_ends(harm, aligned, free)
     gained = free.value - aligned.value
     share = float(np.clip((harm.value - aligned.value) / gained, 0, 1)) if gained > 0 else np.nan
-    low, high = (0.0 if np.isnan(low) else low), (1.0 if np.isnan(high) else high)
-    groups = 0 if np.isnan(harm.groups) else int(harm.groups)
-    return Interval(share, *(float(np.clip(end, 0, 1)) for end in (low, high)), groups)
+    least = 0.0 if np.isnan(low) else min(max(low, 0.0), 1.0)
+    most = 1.0 if np.isnan(high) else min(max(high, 0.0), 1.0)
+    return Interval(share, least, most, 0 if np.isnan(harm.groups) else int(harm.groups))
 
 
 def _harm(model: pd.Series | None) -> Measured:

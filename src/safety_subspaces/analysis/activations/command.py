@@ -93,8 +93,9 @@ def activations(
         split: Split of the organism's prompts.
         limit: At most so many prompts of each set.
         sample: At most so many prompts of each set for all that is not an overlap of whole sets.
-        controls: Draws of the matched control.
-        permutations: Permutations of the two-sample tests.
+        controls: Draws of the matched control; at most 99 for floors and matched prompts, which need its level alone. A
+            p that is to hold among m layers and models needs 20 m - 1.
+        permutations: Permutations of the two-sample tests; as many as that.
         shared: What to do when two sets share prompts: refuse, or drop them from both.
         batch_size: Prompts at once; halved where memory ends.
         dtype: Type in which models are run.

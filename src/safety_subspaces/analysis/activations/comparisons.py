@@ -26,6 +26,9 @@ from safety_subspaces.states.two_sample import two_sample_tests
 
 # The paper's range of hidden-state indices, of n: from int(0.65 n) to int(0.9 n) - 1.
 PAPER_DEPTH = (0.65, 0.9)
+# Draws of the matched control that tell its level well enough (to a tenth of its own standard deviation), where no
+# finding rests on its p: of the halves of a set, and of matched prompts.
+LEVEL_DRAWS = 99
 
 
 @dataclass(frozen=True)
@@ -95,17 +98,17 @@ def overlap_rows(states: ModelStates, settings: ComparisonSettings) -> Iterator[
             whole[label] = StateSpace(halves[0].merged(halves[1]), center, share)
             parts = [StateSpace(half, center, share) for half in halves]
             generator = settings.generator(states.label, label, position, layer)
-            for row in _overlaps(parts, settings, generator):
+            for row in _overlaps(parts, generator, settings.energies, min(settings.controls, LEVEL_DRAWS)):
                 yield {**_named(states, label, label, parts), **where, **row, "floor": True, "matched": False}
         for first, second in combinations(states.sets, 2):
             generator = settings.generator(states.label, first, second, position, layer)
             spaces = [whole[first], whole[second]]
-            for row in _overlaps(spaces, settings, generator):
+            for row in _overlaps(spaces, generator, settings.energies, settings.controls):
                 yield {**_named(states, first, second, spaces), **where, **row, "floor": False, "matched": False}
             if (first, second) in states.pairs:
                 *rows, _ = states.matched(first, second, position, index)
                 alike = [StateSpace(part, center) for part in rows]
-                for row in _overlaps(alike, settings, generator):
+                for row in _overlaps(alike, generator, settings.energies, min(settings.controls, LEVEL_DRAWS)):
                     yield {**_named(states, first, second, alike), **where, **row, "floor": False, "matched": True}
 
 
@@ -153,6 +156,7 @@ def two_sample_rows(states: ModelStates, settings: ComparisonSettings) -> Iterat
                     "mean_distance_standardised": tests.standardised,
                     "standardised_chance": tests.standardised_chance,
                     "least_p": tests.mean_distance.least_p,
+                    "permutations": settings.permutations,
                 }
                 yield {**named, "position": position, "layer": layer, **values, **counts, "matched": matched}
 
@@ -226,12 +230,12 @@ def depth_table(table: pd.DataFrame, n_states: int) -> pd.DataFrame:
 
 
 def _overlaps(
-    spaces: Sequence[StateSpace], settings: ComparisonSettings, generator: torch.Generator
+    spaces: Sequence[StateSpace], generator: torch.Generator, energies: Sequence[float], draws: int
 ) -> list[dict[str, Any]]:
     first, second = spaces
     bases = first.factors, second.factors
-    overlaps = mode_subspace_overlap(*bases, settings.energies)
-    controls = matched_states_control(first, second, overlaps, settings.controls, generator)
+    overlaps = mode_subspace_overlap(*bases, energies)
+    controls = matched_states_control(first, second, overlaps, draws, generator)
     ranks = [(overlap.rank_first, overlap.rank_second) for overlap in overlaps]
     angles = [summarise_angles(pair) for pair in nested_principal_angles(bases[0].basis, bases[1].basis, ranks)]
     rows = []
@@ -247,6 +251,7 @@ def _overlaps(
                 "p_haar": overlap_p_value(overlap.value, bases[0].rows, *pair),
                 "matched_chance": control.mean,
                 "p_matched": control.p_value,
+                "controls": draws,
                 "smallest_angle_radians": angle.smallest,
                 "mean_angle_radians": angle.mean,
                 "largest_angle_radians": angle.largest,

@@ -84,11 +84,12 @@ def _by_layer(read: Activations, view: View) -> Iterator[Finding]:
             CHANCE + BY_LAYER,
             estimate=float(row["above"]),
             unit="draws of the matched control",
-            n=int(row["n_first"]) if pd.notna(row["n_first"]) else 0,
+            n=_whole(row["n_first"]),
             null=MATCHED_NULL,
             p=float(row["p_matched"]),
             words=ONLY_ABOVE,
             rule="share of draws at least as high",
+            draws=_whole(row["controls"]),
             layer=int(row["layer"]),
         )
     for _, row in margin_cells(read, view).iterrows():
@@ -101,7 +102,7 @@ def _by_layer(read: Activations, view: View) -> Iterator[Finding]:
             MARGIN + BY_LAYER,
             estimate=float(row["from_margin"]),
             unit="parts of the sets",
-            n=int(row["n_first"]) if pd.notna(row["n_first"]) else 0,
+            n=_whole(row["n_first"]),
             null=MARGIN_NULL,
             p=both_sides if pd.notna(row["from_margin"]) else np.nan,
             words=NEARER,
@@ -146,14 +147,19 @@ def _distributions(read: Activations, view: View) -> Iterator[Finding]:
                 question,
                 estimate=float(row["mmd" if measure == "mmd" else "mean_distance_standardised"]),
                 unit="permutations of groups of prompts",
-                n=int(row["n_first"]) if pd.notna(row["n_first"]) else 0,
+                n=_whole(row["n_first"]),
                 null="both sets are drawn from one distribution",
                 p=p,
                 words=DIFFER,
                 rule="share of permutations at least as far apart",
+                draws=_whole(row["permutations"]),
                 layer=int(row["layer"]),
                 seed=str(row["seed"]),
             )
+
+
+def _whole(value: Any) -> int:
+    return 0 if pd.isna(value) else int(value)
 
 
 def _finding(row: pd.Series, view: View, question: str, **said: Any) -> Finding:

@@ -8,11 +8,10 @@ import numpy as np
 import pandas as pd
 
 from safety_subspaces.findings.comparisons import COMPARED
-from safety_subspaces.findings.finding import Finding, Words, decide
+from safety_subspaces.findings.finding import Finding, Words, decide, draws_needed
 from safety_subspaces.findings.intervals import Interval
 from safety_subspaces.findings.kept_energy import energy_beside_chance, interval_beside
 from safety_subspaces.findings.models import Seeds
-from safety_subspaces.findings.relabelled import draws_needed
 from safety_subspaces.findings.sweep_contrasts import BOTH, DRAWS, SEEDS, contrasts, difference_of
 from safety_subspaces.findings.swept import energy_correlations, evaluated, swept
 from safety_subspaces.findings.thresholds import LEAST_DIFFERENCE, STRONG, WEAK

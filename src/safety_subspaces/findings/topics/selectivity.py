@@ -8,10 +8,10 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from safety_subspaces.findings.finding import Finding, Words
+from safety_subspaces.findings.finding import Finding, Words, draws_needed
 from safety_subspaces.findings.intervals import Interval
 from safety_subspaces.findings.models import Seeds, main_fine_tune
-from safety_subspaces.findings.relabelled import draws_needed, relabelled_p_value
+from safety_subspaces.findings.relabelled import relabelled_p_value
 from safety_subspaces.findings.sweep_contrasts import BOTH, COMPARED_AT, DRAWS, PROMPTS, SEEDS, contrasts, difference_of
 from safety_subspaces.findings.swept import evaluated, swept
 from safety_subspaces.findings.thresholds import LEAST_DIFFERENCE, LEAST_RANGE

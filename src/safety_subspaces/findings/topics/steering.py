@@ -45,6 +45,7 @@ def steering(studies: Seeds) -> list[Finding]:
                 words=WORDS,
                 verdict=why,
                 rule="t over seeds" if several else "rank among the random directions, and interval over prompts",
+                draws=0 if several else draws,
                 details={
                     **{name: str(row[name]) for name in (*COMPARISON, "layer")},
                     **{name: float(row[name]) for name in ("n", "n_draws", "reserved")},

@@ -18,7 +18,7 @@ def estimate_words(finding: Any, digits: int = 2, more: str = "") -> str:
         digits: Decimals.
         more: What else stands in the brackets.
     """
-    interval = Interval(*(float(finding[name]) for name in ("estimate", "low", "high")), int(finding["n"]))
+    interval = Interval(float(finding["estimate"]), float(finding["low"]), float(finding["high"]), int(finding["n"]))
     if pd.isna(interval.low):
         return interval_words(interval, digits, alone=more) if more else interval_words(interval, digits).split(" (")[0]
     return interval_words(interval, digits, more=f", {more}" if more else "")

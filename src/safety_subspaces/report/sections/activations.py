@@ -1,5 +1,6 @@
 """The section on activation space: where two sets of prompts lie in each model and layer, and how else they differ."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ from safety_subspaces.findings.activations import (
     verdict_counts,
 )
 from safety_subspaces.findings.contracts import labels_of
-from safety_subspaces.findings.finding import asked
+from safety_subspaces.findings.finding import UNKNOWN, asked
 from safety_subspaces.findings.topics.activations import BY_LAYER, CHANCE, DISTRIBUTIONS, MARGIN
 from safety_subspaces.report.parts.chart import (
     MARGINS,
@@ -106,17 +107,24 @@ def _said(part: Part, read: Activations) -> tuple[list[str], list[str]]:
     shown = int((above["verdict"] == "above chance").sum())
     sentences.append(
         f"Place by place, the overlap is shown above it in {shown} of {len(above)} layers and models "
-        f"({int(above['tests'].max()) if len(above) else 0} tests, corrected together)."
+        f"({int(above['tests'].max()) if len(above) else 0} tests, corrected together{_untold(above)})."
     )
     said = []
     for _, question in DISTRIBUTIONS.values():
         rows = asked(findings, question)
         if len(rows):
             differ = int((rows["verdict"] == "differ").sum())
-            said.append(f"{differ} of {len(rows)} places by {question.removeprefix('distributions, by ')}")
+            by = question.removeprefix("distributions, by ")
+            said.append(f"{differ} of {len(rows)} places by {by}{_untold(rows)}")
     if said:
         sentences.append(f"The distributions of {pair} are shown to differ in {', '.join(said)}.")
     return [headline], [*sentences, *_dimension_words(read, view), *_cka_words(read, view)]
+
+
+def _untold(rows: pd.DataFrame) -> str:
+    """Say in how many places too few draws leave nothing to be told: ``; unknown in 25: 99 draws, 499 needed ...``."""
+    reasons = Counter(str(verdict) for verdict in rows["verdict"] if str(verdict).startswith(f"{UNKNOWN}: "))
+    return "".join(f"; {UNKNOWN} in {n}: {why.removeprefix(f'{UNKNOWN}: ')}" for why, n in reasons.items())
 
 
 def _plain(row: pd.Series) -> str:
