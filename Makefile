@@ -153,12 +153,14 @@ stages: $(call models,$(SEED),$(call stages_of,$(SEED)) $(call constrained_at,$(
 
 analyses: $(call results,$(SEED),$(ANALYSES) $(call constrained_analyses_at,$(DEMO_FRACTION)))
 
-report: ## Write the study's report and print its tables
+report: ## Write the study's report and its findings, and print the tables
+	@$(PYTHON) analyze.py findings --study $(call study,$(SEED)) > /dev/null
 	@$(PYTHON) analyze.py report --study $(call study,$(SEED))
 
 study: install ## Both organisms over seeds, swept and compared, on one page; goes on where it stopped (SEEDS="0 1 2" QUICK=1)
 	@$(MAKE) --no-print-directory -j$(JOBS) study-analyses
 	@for name in $(STUDIES); do $(MAKE) --no-print-directory report SEED=$$name > /dev/null; done
+	@$(PYTHON) analyze.py findings --study $(call list_of,$(STUDIES)) > /dev/null
 	@$(PYTHON) analyze.py report --out $(RUNS)/study/report/index.html --study $(call list_of,$(STUDIES))
 
 alignments: install ## Why one alignment is distinct and another not: one thing changed at a time (SEEDS="0 1 2")

@@ -94,7 +94,8 @@ def table_of_readers(fuzzed: dict[str, Any]) -> str:
         for reader, counts in fuzzed["by_reader"].items()
     ]
     table = "\n".join([f"| reader | {' | '.join(outcomes)} |", f"| --- |{' ---: |' * len(outcomes)}", *lines])
-    return f"{fuzzed['inputs']} inputs, each read or refused by name, within five seconds and one GiB.\n\n{table}\n"
+    limits = "within five seconds (a whole page: twenty) and one GiB"
+    return f"{fuzzed['inputs']} inputs, each read or refused by name, {limits}.\n\n{table}\n"
 
 
 def table_of_runs(runs: dict[str, Any]) -> str:

@@ -40,8 +40,8 @@ from huggingface_hub import constants
 
 from safety_subspaces.artefacts.errors import InputError
 
-# What reading one wrong input may take.
-SECONDS, BYTES = 5.0, 2**30
+# What reading one wrong input may take, beside its reader's seconds.
+BYTES = 2**30
 # A process that says nothing for so long hangs, however busy the machine is.
 SILENT_SECONDS = 60.0
 # Enough room that a large allocation is measured, not refused, and little enough that the machine stands it.
@@ -152,7 +152,7 @@ def read_one(seed: int, valid: Path, folder: Path, number: int, shows: bool = Fa
         ]
         what, message = FAILED, f"{type(error).__name__}: {str(error)[:200]} at {' '.join(ours[-3:])}"
     seconds, grown = time.process_time() - started, _peak() - before
-    if seconds > SECONDS or grown > BYTES:
+    if seconds > READERS[name].seconds or grown > BYTES:
         what, message = FAILED, f"{seconds:.1f} s, {grown / 2**20:.0f} MiB: {message[:200]}"
     return Outcome(number, name, what, round(seconds, 3), grown, message)
 

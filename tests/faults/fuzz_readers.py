@@ -70,12 +70,14 @@ class Reader:
         read: Reads them.
         weight: How often it is drawn, beside the others: what takes long is drawn less.
         mutated: Patterns of the files that are changed.
+        seconds: What reading one wrong input may take, of computing; right ones take a fraction of it.
     """
 
     build: Callable[[Path], object]
     read: Callable[[Path], object]
     weight: float = 1.0
     mutated: tuple[str, ...] = ("**/*",)
+    seconds: float = 5.0
 
 
 def _weights(folder: Path) -> None:
@@ -327,5 +329,6 @@ READERS = {
     "task": Reader(_task, lambda folder: task_files(str(folder)), 1),
     "study": Reader(_study, lambda folder: read_study(folder / "study"), 1, RUN_FILES),
     "watched study": Reader(_watched, lambda folder: read_study(folder / "study"), 0.5, RUN_FILES),
-    "report": Reader(_study, _report, 0.1, RUN_FILES),
+    # It draws the whole page: 3.4 s of a right study on a slow machine.
+    "report": Reader(_study, _report, 0.1, RUN_FILES, seconds=20.0),
 }
