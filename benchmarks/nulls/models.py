@@ -43,13 +43,14 @@ def evaluated(random: np.random.Generator, label: str, law: Law, hard: np.ndarra
     groups = len(hard)
     rows: dict[str, Any] = {**dict.fromkeys(EVALUATION_COLUMNS, np.nan), "model": label}
     keys = np.repeat(np.arange(groups), PER_GROUP)
+    margins = law.margin + np.repeat(3 * (hard - 0.5), PER_GROUP) + random.normal(size=len(keys))
     values = {
-        "utility": _answered(random, law.utility, hard),
-        "harm_score": 1 + 4 * _answered(random, law.harm, hard),
-        "refusal_margin": law.margin + np.repeat(3 * (hard - 0.5), PER_GROUP) + random.normal(size=len(keys)),
+        "utility": (_answered(random, law.utility, hard), (0.0, 1.0)),
+        "harm_score": (1 + 4 * _answered(random, law.harm, hard), (1.0, 5.0)),
+        "refusal_margin": (margins, None),
     }
-    for measure, each in values.items():
-        said = estimate(each.tolist(), [keys.tolist()])
+    for measure, (each, bounds) in values.items():
+        said = estimate(each.tolist(), [keys.tolist()], bounds)
         rows |= {measure: said.mean, f"{measure}_stderr": said.stderr}
     return (
         rows

@@ -17,6 +17,7 @@ from scipy import stats
 
 from benchmarks.nulls import Scenario
 from safety_subspaces.artefacts.study import Stage
+from safety_subspaces.evaluation.rates import estimate
 from safety_subspaces.findings.finding import decide
 from safety_subspaces.findings.looks import GAIN, LOST_RATE, MOVE, ORDER, QUESTIONS, RISE, SAFETY, Looks, tests_of
 from safety_subspaces.findings.topics.watching import activations_finding, inside_finding
@@ -100,7 +101,7 @@ def _looks(made_up: MadeUp, random: np.random.Generator) -> Looks:
     for truth, is_rate in ((made_up.harm, True), (made_up.utility, True), (made_up.margin, False)):
         latent, true = _latent(made_up, groups, random), np.asarray(truth)[:, None]
         answers = (latent < stats.norm.ppf(true)).astype(float) if is_rate else true + latent
-        looks = pd.DataFrame({"value": answers.mean(axis=1), "error": _clustered_errors(answers, groups)})
+        looks = pd.DataFrame({"value": answers.mean(axis=1), "error": _errors(answers, groups, is_rate)})
         looks = looks.assign(prompts=float(len(groups)), groups=float(len(made_up.sizes)))
         tables.append(with_intervals(looks, is_rate))
     harm, utility, margin = tables
@@ -118,11 +119,9 @@ def _latent(made_up: MadeUp, groups: npt.NDArray[np.int64], random: np.random.Ge
     return np.asarray(np.sqrt(made_up.kept) * drawn(1) + np.sqrt(1 - made_up.kept) * drawn(LOOKS))
 
 
-def _clustered_errors(answers: npt.NDArray[np.float64], groups: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Return the standard error of each look's mean as :func:`safety_subspaces.evaluation.rates.estimate` has it."""
-    sums = (answers - answers.mean(axis=1, keepdims=True)) @ np.eye(groups.max() + 1)[groups]
-    count = sums.shape[1]
-    return np.asarray(np.sqrt((sums**2).sum(axis=1) * count / (count - 1)) / answers.shape[1])
+def _errors(answers: npt.NDArray[np.float64], groups: npt.NDArray[np.int64], is_rate: bool) -> list[float]:
+    bounds = (0.0, 1.0) if is_rate else None
+    return [estimate(look, [groups.tolist()], bounds).stderr for look in answers.tolist()]
 
 
 def _unchanged(harm: float, utility: float) -> MadeUp:

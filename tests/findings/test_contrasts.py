@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from safety_subspaces.algebra.statistics import unanimous_error
 from safety_subspaces.findings.contrasts import Contrast, Measured, beyond_share, difference, measured, share_ends
 
 SCALE = (1.0, 5.0)
@@ -94,3 +95,11 @@ def test_prompts_take_the_place_of_groups_that_are_not_known():
     row = pd.Series({"utility": 0.5, "utility_stderr": 0.1, "n_utility": 256.0, "n_groups_utility": math.nan})
     assert measured(row, "utility") == Measured(0.5, 0.1, 256.0, None)
     assert difference(measured(row, "utility"), Measured(0.5, 0.1, 30.0)).degrees == 29
+
+
+def test_one_answer_of_many_leaves_nearly_as_little_open_as_none():
+    """Its error is that of a share without any, by :func:`~safety_subspaces.algebra.statistics.unanimous_error`."""
+    floor = 4 * unanimous_error(28)
+    none, one = (Measured(value, floor, 28.0, SCALE).ends(1.96) for value in (1.0, 1.02))
+    assert (none[0], one[0]) == pytest.approx((1.0, 1.0), abs=1e-4)
+    assert none[1] < one[1] < none[1] + 0.1

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from safety_subspaces.algebra.statistics import unanimous_error
 from safety_subspaces.findings.rates import (
     difference_interval,
     difference_p_value,
@@ -96,3 +97,13 @@ def test_a_difference_has_an_interval_at_the_ends_too_and_turns_with_its_sign():
 def test_no_rate_is_without_variance():
     assert (variances(RATES, np.full(len(RATES), 24.0)) > 0).all()
     np.testing.assert_allclose(variances(RATES, np.full(5, 1e9)) * 1e9, RATES * (1 - RATES), atol=1e-7)
+
+
+def test_an_error_that_says_only_how_few_groups_there_are_is_no_design_effect():
+    """All refused, then all answered: each rate is worth its groups, and not less."""
+    rates, groups = np.array([0.0, 0.0, 1.0]), np.full(3, 14.0)
+    errors = np.full(3, unanimous_error(14))
+    np.testing.assert_allclose(effective_counts(rates, errors, np.full(3, 32.0), groups), 14)
+    nearly = np.array([0.0, 1 / 32, 1.0])
+    np.testing.assert_allclose(effective_counts(nearly, errors, np.full(3, 32.0), groups), 14)
+    assert difference_p_value(0.0, 14.0, 1.0, 14.0) < 1e-5

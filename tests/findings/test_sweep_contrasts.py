@@ -6,8 +6,9 @@ import pytest
 from scipy import stats
 from support.synthetic_sweeps import FRACTIONS, SCALED_BETTER, Sweeps, studies_of, sweeps_of
 
+from safety_subspaces.findings.finding import draws_needed
 from safety_subspaces.findings.intervals import Z, rank_p_value
-from safety_subspaces.findings.relabelled import draws_needed, relabelled_p_value
+from safety_subspaces.findings.relabelled import relabelled_p_value
 from safety_subspaces.findings.sweep_contrasts import (
     BOTH,
     DRAWS,

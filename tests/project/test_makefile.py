@@ -195,7 +195,7 @@ while [ $# -gt 0 ]; do
   case "$1" in --run_dir) target="$2/model/tokenizer_config.json" ;; --out) target="$2/result.json" ;; esac
   shift
 done
-case "$started" in *"analyze.py report"*) exit 0 ;; esac
+case "$started" in *"analyze.py report"*|*"analyze.py findings"*) exit 0 ;; esac
 sleep 0.02
 mkdir -p "$(dirname "$target")"
 echo "$started" > "$target"

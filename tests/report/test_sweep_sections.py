@@ -151,7 +151,7 @@ def test_captions_say_what_bars_are_and_how_many_draws_have_an_energy_alone():
     further = one["subspace"].str.startswith("random") & (one["draw"] > 0)
     caption = sweep_caption(sweep_points(without_measures(one, further)), "useful", ("0",))
     assert "drawn 1 times (the energy alone of 4)" in caption
-    assert "standard error over draws, or over prompts" in caption
+    assert "standard error over draws, never below that over prompts" in caption
     assert "200 harmful prompts in 50 groups" in caption
 
 

@@ -107,7 +107,7 @@ def wilson_interval(share: float, units: float) -> tuple[float, float]:
     return (0.0 if share == 0 else middle - half), (1.0 if share == 1 else middle + half)
 
 
-def unanimous_error(units: int) -> float:
+def unanimous_error(units: int | float) -> float:
     """Return the standard error of a share of 0 or 1: what reaches, 1.96 times, to the far end of Wilson's interval.
 
     ``z / (units + z^2)``. The whole interval lies on one side of the share, so half its width would reach half as far:
@@ -116,22 +116,35 @@ def unanimous_error(units: int) -> float:
     return Z95 / (units + Z95**2) if units > 1 else nan
 
 
-def share_interval(share: float, stderr: float, units: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share whose standard error is known.
+def is_measured(share: float, stderr: float, units: int | float) -> bool:
+    """Tell whether a share's standard error is the spread of its answers, not 0 or :func:`unanimous_error`.
 
-    The number of independent units is the one at which the share would have this error, ``share (1 - share) /
-    stderr^2``; where the error is that of :func:`unanimous_error`, the number of groups.
+    Where (nearly) all answers are alike it says how few groups there are, and nothing of how far their answers stand
+    together.
+    """
+    if isnan(stderr) or stderr <= 0 or not 0 < share < 1:
+        return False
+    return isnan(units) or not isclose(stderr, unanimous_error(units), rel_tol=1e-6)  # a file may have rounded it
+
+
+def units_behind(share: float, stderr: float, units: int | float) -> float:
+    """Return how many independent answers stand behind a share: as many as would give it its standard error.
+
+    ``share (1 - share) / stderr^2``; where the error is no spread of answers (:func:`is_measured`), the groups.
 
     Args:
         share: In [0, 1].
-        stderr: Its standard error, as :func:`~safety_subspaces.evaluation.rates.estimate` has it.
+        stderr: Its standard error, as :func:`~safety_subspaces.evaluation.rates.estimate` has it; NaN gives NaN.
         units: Independent groups of answers.
     """
     if isnan(stderr):
-        return nan, nan
-    if stderr == 0 or isclose(stderr, unanimous_error(units), rel_tol=1e-9):  # a text file may have rounded it
-        return wilson_interval(share, float(units))
-    return wilson_interval(share, share * (1 - share) / stderr**2)
+        return nan
+    return share * (1 - share) / stderr**2 if is_measured(share, stderr, units) else float(units)
+
+
+def share_interval(share: float, stderr: float, units: int | float) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share whose standard error is known, of :func:`units_behind` it."""
+    return wilson_interval(share, units_behind(share, stderr, units))
 
 
 def permutation_p_value(exceeding: int, draws: int) -> float:

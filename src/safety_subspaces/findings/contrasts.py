@@ -7,13 +7,14 @@ common, which is too wide rather than too narrow where what is hard for one mode
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from math import inf, isfinite, isnan, nan, sqrt
+from math import inf, isnan, nan, sqrt
 from sys import float_info
 from typing import Final
 
 import pandas as pd
 from scipy import optimize, special, stats
 
+from safety_subspaces.algebra.statistics import units_behind
 from safety_subspaces.findings.finding import ALPHA
 
 # The set of prompts behind each measure, and the ends of its scale where it jumps between them: there a normal interval
@@ -46,9 +47,9 @@ class Measured:
     def ends(self, quantile: float) -> tuple[float, float]:
         """Return the interval of so many standard errors to each side; on a scale it is an exact one of a rate.
 
-        As many answers stand behind it as its error tells, ``y (1 - y) / error^2`` on a scale from 0 to 1, and never
-        more than there are groups: where all answers are alike their number alone tells how far the mean may be off.
-        No values within the scale vary more than those at its ends do.
+        As many answers stand behind it as its error tells (:func:`~safety_subspaces.algebra.statistics.units_behind`),
+        and never more than there are groups: where all answers are alike, or nearly, their number alone tells how far
+        the mean may be off. No values within the scale vary more than those at its ends do.
 
         Source: Clopper and Pearson, Biometrika 26 (1934); Korn and Graubard, Surv. Methodol. 24 (1998), for answers in
             groups. Wilson's is wider at the ends: there none of 61 groups shows too little to be under a tenth, if it
@@ -57,11 +58,10 @@ class Measured:
         if self.scale is None:
             return self.value - quantile * self.error, self.value + quantile * self.error
         low, width = self.scale[0], self.scale[1] - self.scale[0]
-        share, error = (self.value - low) / width, self.error / width
-        spread = share * (1 - share)
-        told = spread / error**2 if error > 0 and spread > 0 else inf
+        share = (self.value - low) / width
+        told = units_behind(share, self.error / width, self.groups)
         n = told if isnan(self.groups) else min(told, self.groups)
-        if isnan(self.error) or not isfinite(n):
+        if isnan(n) or isnan(share):
             return nan, nan
         if quantile > FARTHEST_EXACT:
             return self.scale

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from safety_subspaces.algebra.statistics import is_measured
+
 Numbers = npt.NDArray[np.float64]
 Values = float | Numbers
 # The variance of the answers at a rate of one half, the most uncertain one.
@@ -22,8 +24,10 @@ def effective_counts(rates: Numbers, errors: Numbers, prompts: Numbers, groups: 
     """Return how many independent answers each of some rates on the same prompts is worth: ``n / d``, at most ``n``.
 
     The design effect ``d = (sum n s^2 + (n / G) / 4) / (sum r (1 - r) + 1 / 4)`` is one for all of them, since one
-    error from two harmful answers says little. What is added to both sums is one rate of one half whose groups answer
-    as one: without it, rates of 0 and 1 alone would not say how far a group stands together. It fades as others come.
+    error from two harmful answers says little; those whose error is no spread of their answers
+    (:func:`~safety_subspaces.algebra.statistics.is_measured`) are in neither sum. What is added to both sums is one
+    rate of one half whose groups answer as one: without it, rates of 0 and 1 alone would not say how far a group stands
+    together. It fades as others come.
 
     Args:
         rates: The rates, 0 to 1.
@@ -35,10 +39,12 @@ def effective_counts(rates: Numbers, errors: Numbers, prompts: Numbers, groups: 
     Returns:
         One number for each rate; NaN where nothing tells it.
     """
-    spread, squares = float(np.nansum(rates * (1 - rates))), float(np.nansum(errors**2))
+    units = np.where(np.isnan(groups), prompts, groups)
+    measured = [is_measured(*row) for row in zip(rates.tolist(), errors.tolist(), units.tolist(), strict=True)]
+    spread, squares = float((rates * (1 - rates))[measured].sum()), float((errors**2)[measured].sum())
     counted = _filled(prompts, spread / squares if squares > 0 else np.nan)
     within = counted / np.where(np.isnan(groups).all(), counted, _filled(groups, np.nan))
-    design = (np.nansum(counted * errors**2) + WIDEST * within) / (spread + WIDEST)
+    design = (float((counted * errors**2)[measured].sum()) + WIDEST * within) / (spread + WIDEST)
     return np.asarray(counted / np.maximum(design, 1.0))
 
 

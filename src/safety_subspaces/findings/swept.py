@@ -84,8 +84,8 @@ def sweep_points(projections: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each fine-tune, subspace, method and fraction.
 
     Columns: ``CONFIGURATION``; ``energy_kept``, ``chance_energy`` and each of ``POINT_MEASURES``, with ``_error`` and
-    ``_n``: of one study means over draws with their standard error, or that over prompts where one draw was scored,
-    and the number of scored draws; of several seeds means over seeds, draws averaged within each, with half the 95 %
+    ``_n``: of one study means over draws with their standard error, never below that over prompts, and the number
+    of scored draws; of several seeds means over seeds, draws averaged within each, with half the 95 %
     interval, never narrower than that over prompts, and the number of seeds. ``draws`` is the most evaluated of a
     seed, ``energies`` the most whose energy is known, ``n_unscored`` the sum, and the numbers of prompts and of their
     groups the largest of any model. The energy is that of the evaluated draws where there are any.
@@ -106,8 +106,9 @@ def sweep_points(projections: pd.DataFrame) -> pd.DataFrame:
         return over.rename(columns=lambda name: name.replace("_reach", "_error").replace("_seeds", "_n"))
     for name in measures:
         n = by_seed[name].count()
-        of_prompts = frame[f"{name}_stderr"] if name in POINT_MEASURES else np.nan
-        frame[f"{name}_error"], frame[f"{name}_n"] = by_seed[name].sem().where(n > 1, of_prompts), n
+        of_draws = by_seed[name].sem().where(n > 1)
+        of_prompts = frame[f"{name}_stderr"] if name in POINT_MEASURES else of_draws
+        frame[f"{name}_error"], frame[f"{name}_n"] = np.fmax(of_draws, of_prompts), n
     columns = [*measures, *(f"{name}_{kind}" for name in measures for kind in ("error", "n")), *described]
     return frame.reset_index()[[*CONFIGURATION, *columns]]
 

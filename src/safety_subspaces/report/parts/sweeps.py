@@ -94,7 +94,7 @@ def sweep_caption(points: pd.DataFrame, tuned: str, seeds: tuple[str, ...]) -> s
     further = f" (the energy alone of {_or(energies)})" if energies != draws else ""
     if is_single:
         mean = f"one subspace, method and fraction of directions, {of_draws}{further}" if draws else "one projection"
-        bars = "bars are the standard error over draws, or over prompts where one draw was evaluated"
+        bars = "bars are the standard error over draws, never below that over prompts"
     else:
         over = f"{of_draws}{further}, its draws averaged first" if draws else "without random subspaces"
         mean = (

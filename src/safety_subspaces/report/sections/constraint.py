@@ -260,9 +260,7 @@ def _runs_table(seeds: Seeds) -> Table:
         "runs": counts("runs"),
         "n": counts("n_utility", "n_harmful", "n_benign"),
     }
-    return table_of(
-        frame, columns, 2, f"{_capital(_reach_words(seeds))}, none where all answers are alike. {RUNS_NOTE}"
-    )
+    return table_of(frame, columns, 2, f"{_capital(_reach_words(seeds))}. {RUNS_NOTE}")
 
 
 def _beside_table(seeds: Seeds) -> Table:

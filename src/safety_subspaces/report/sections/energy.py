@@ -288,7 +288,7 @@ def _projections_table(points: pd.DataFrame, is_single: bool) -> Table:
         "energies": counts("energies"),
         **({} if is_single else {"seeds": lambda row: joined_counts([count(row[f"{m}_n"]) for m in OUTCOMES])}),
     }
-    of_one = "Means over draws; ± the standard error over draws where two or more were scored, else over prompts."
+    of_one = "Means over draws; ± the standard error over draws, never below that over prompts."
     of_seeds = (
         "Means over seeds ± half the 95 % t interval over seeds, never narrower than that over prompts, draws averaged "
         "within each seed. Where the measures differ in their seeds, all are told in the order of the columns."
