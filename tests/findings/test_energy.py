@@ -112,7 +112,7 @@ def test_draws_whose_energy_alone_is_known_are_no_points_and_are_counted():
     assert row_of(none, subspace="random", method="away", fraction=0.25)["energies"] == 6
 
 
-def test_points_of_one_study_have_the_error_over_draws_or_that_over_prompts():
+def test_points_of_one_study_have_the_error_over_draws_and_never_a_smaller_one_than_prompts():
     projections = sweeps_of(Sweeps(seeds=1, own_noise=1.0))
     frame = sweep_points(projections)
     drawn = projections[(projections["subspace"] == "random") & (projections["method"] == "onto")]
@@ -122,6 +122,9 @@ def test_points_of_one_study_have_the_error_over_draws_or_that_over_prompts():
     assert point["refusal_margin_error"] == pytest.approx(stats.sem(each))
     top = row_of(frame, subspace="top", method="onto", fraction=0.4)
     assert (top["refusal_margin_error"], top["refusal_margin_n"]) == (0.2, 1)
+    # Draws that come out alike answer the same prompts.
+    alike = row_of(sweep_points(sweeps_of(Sweeps(seeds=1))), subspace="random", method="onto", fraction=0.4)
+    assert (alike["refusal_margin_error"], alike["refusal_margin_n"]) == (pytest.approx(0.2), 3)
 
 
 def test_points_over_seeds_have_the_interval_of_means_over_draws_and_never_a_narrower_one_than_prompts():
