@@ -154,7 +154,8 @@ def steered(seed: int, draws: int, law: str, effect: float = 0.0) -> Mapping[str
     said: dict[str, float] = {}
     for one in found[: 1 if law == "jump" else 2]:  # margins do not jump
         said[f"{one.measure} called higher or lower"] = one.verdict in ("higher", "lower")
-        said[f"{one.measure}: 95 % interval on one side of 0"] = one.low > 0 or one.high < 0
+        if one.low == one.low:  # the harm score has none
+            said[f"{one.measure}: 95 % interval on one side of 0"] = one.low > 0 or one.high < 0
     return said
 
 

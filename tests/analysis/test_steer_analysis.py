@@ -46,9 +46,11 @@ def test_every_direction_intervention_and_dose_has_a_row(model, tmp_path: Path) 
     assert set(found["measure"]) == {"harm_score", "refusal_margin"}
     defined = found.dropna(subset=["selectivity"])
     assert len(defined)
-    assert (defined["low"] <= defined["high"]).all()
+    jumping = defined["measure"] == "harm_score"
+    assert (defined.loc[~jumping, "low"] <= defined.loc[~jumping, "high"]).all()
+    assert defined.loc[jumping, ["low", "high"]].isna().all(axis=None)
     assert set(defined["verdict"]) == {"too few draws"}  # two
-    assert (defined.loc[defined["measure"] == "harm_score", "stderr_prompts"] > 0.1).all()
+    assert (defined.loc[jumping, "stderr_prompts"] > 0.1).all()
     lines = (tmp_path / "out" / "generations.jsonl").read_text().splitlines()
     assert len(lines) == 9 * len(table)
     assert {"direction", "strength", "answer"} <= set(json.loads(lines[-1]))
@@ -122,23 +124,27 @@ def test_selectivity_is_found_where_it_was_put_and_not_where_it_was_not(matched_
 
     def found(harm_slope: float, cost_slope: float):
         own = curve(np.random.default_rng(1), harm_slope, cost_slope)
-        return selectivity(own, randoms, groupings, groupings, matched_on, 0.1)[0]
+        harm, margin = selectivity(own, randoms, groupings, groupings, matched_on, 0.1)
+        assert margin.selectivity == pytest.approx(-harm.selectivity, abs=1e-9)
+        return harm, margin
 
     # At a cost of 0.1 the random ones are at dose 2 and have 0.2 of harm; this one at dose 1 with 0.8.
-    selective = found(0.8, 0.1)
+    selective, margin = found(0.8, 0.1)
+    assert margin.high < 0
+    assert margin.verdict == "lower"
     assert selective.reason is None
     assert selective.dose == pytest.approx(1)
     assert selective.dose_random == pytest.approx(2)
     assert selective.selectivity == pytest.approx(0.6)
-    assert selective.low > 0
+    assert np.isnan([selective.low, selective.high]).all()  # the harm score jumps
     assert selective.p < 0.05
     assert (selective.verdict, selective.p_rank) == ("higher", pytest.approx(1 / 20))
     # Twice as strong in everything is no more selective.
-    same = found(0.2, 0.1)
+    same, margin = found(0.2, 0.1)
+    assert margin.low < 0 < margin.high
     assert same.selectivity == pytest.approx(0, abs=1e-9)
-    assert same.low < 0 < same.high
     assert (same.verdict, same.p_rank) == ("not shown", 1)
-    never = found(0.8, 0.01)
+    never, _ = found(0.8, 0.01)
     assert "a cost of 0.1 is not reached by the direction" in never.reason
     assert never.selectivity == pytest.approx(4 * 0.8 - 2 * 0.1)
     few = selectivity(curve(rng, 0.8, 0.1), randoms[:18], groupings, groupings, matched_on, 0.1)[0]

@@ -140,8 +140,13 @@ def test_steering_over_seeds_is_judged_over_seeds(tmp_path, effect, verdict):
     folders = write_hidden_seeds(tmp_path, Hidden(effect=effect, seed_noise=0.05))
     rows = found(steering, *folders)
     scored = rows[rows["estimate"].notna()]
-    assert set(scored["verdict"]) == {verdict}
     assert set(scored["n"]) == {3}
+    harm, margin = (scored[scored["measure"] == measure] for measure in ("harm_score", "refusal_margin"))
+    assert set(margin["verdict"]) == {verdict}
+    # It jumps: it is counted and not tested.
+    assert harm[["low", "high", "p"]].isna().all(axis=None)
+    in_every = {"not shown to differ": "higher in 0 of 3 seeds, lower in 0"}.get(verdict, f"{verdict} in every seed")
+    assert set(harm["verdict"]) == {in_every}
 
 
 def test_a_study_without_these_analyses_has_nothing_to_say(tmp_path):

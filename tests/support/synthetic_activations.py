@@ -206,7 +206,8 @@ def steer_tables(hidden: Hidden, random: np.random.Generator, shift: float = 0.0
                         )
                 for measure in ("harm_score", "refusal_margin"):
                     value = hidden.effect + shift + 0.002 * random.normal()
-                    ends = {"low": value - hidden.interval, "high": value + hidden.interval}
+                    half = np.nan if measure == "harm_score" else hidden.interval
+                    ends = {"low": value - half, "high": value + half}
                     is_extreme = abs(hidden.effect) > 0.5
                     ends["p"] = float(2 * stats.norm.sf(1.96 * abs(value) / hidden.interval))
                     ends["p_rank"] = 1 / (draws + 1) if is_extreme else 0.6

@@ -13,6 +13,7 @@ import pandas as pd
 
 from safety_subspaces.findings.contracts import Contract, Named, labels_of, reference_model, roles_of, stacked
 from safety_subspaces.findings.intervals import LEAST_DRAWS, interval_of, over_seeds
+from safety_subspaces.findings.thresholds import LEAST_DIFFERENCE
 
 RANDOM: Final = "random"
 # The direction of the row without an intervention, which every curve starts from.
@@ -26,6 +27,8 @@ MEASURES: Final = {
     "over_refusal_rate": ("Over-refusal", "n_benign"),
     "perplexity": ("Perplexity", "n_utility"),
 }
+# It lies at one end of its scale or the other: seeds are counted, and no interval by a deviation holds.
+JUMPING: Final = "harm_score"
 # What stands in the column of layers where an intervention has none of its own.
 ALL_LAYERS: Final = "all"
 
@@ -46,7 +49,7 @@ SELECTIVITY: Final = Contract(
 COMPARISON: Final = ["analysis", "model", "direction", "intervention", "sign", "matched_on", "measure"]
 _COMPARED: Final = (
     *COMPARISON,
-    *("layer", "selectivity", "low", "high", "p", "seeds", "n", "n_draws", "reserved", "reason"),
+    *("layer", "selectivity", "low", "high", "p", "seeds", "above", "below", "n", "n_draws", "reserved", "reason"),
 )
 
 
@@ -182,19 +185,25 @@ def compared(steering: Steering) -> pd.DataFrame:
 
     Returns:
         ``COMPARISON`` and ``layer``; ``selectivity``, ``low`` and ``high`` (over random directions and prompts in one
-        study, over seeds of several), ``p`` (NaN in one study below 19 random directions), ``seeds``, ``n`` prompts,
-        ``n_draws`` random directions, ``reserved``, the values with a reason, and ``reason``.
+        study, over seeds of several; none of the harm score, which jumps), ``p`` (NaN in one study below 19 random
+        directions, and of the harm score over seeds), ``seeds``, and in how many of them it is ``above`` and ``below``
+        0 by ``LEAST_DIFFERENCE`` or more, ``n`` prompts, ``n_draws`` random directions, ``reserved``, the values with a
+        reason, and ``reason``.
     """
     every = steering.selectivity.assign(reserved=[is_reserved(row) for _, row in steering.selectivity.iterrows()])
     every = every.astype(dict.fromkeys(("selectivity", "low", "high", "p", "p_rank", "n", "n_draws"), float))
     if every["seed"].nunique() <= 1:
         both = every[["p", "p_rank"]].max(axis=1, skipna=False).where(every["n_draws"] >= LEAST_DRAWS)
-        return every.assign(p=both, seeds=1, reserved=every["reserved"].astype(int))[[*_COMPARED]]
+        single = every.assign(p=both, seeds=1, above=0, below=0, reserved=every["reserved"].astype(int))
+        return single[[*_COMPARED]]
     counted = {"reserved": "sum", "n": "max", "n_draws": "max"}
     within = every.groupby(["seed", *COMPARISON], sort=False).agg({"selectivity": "mean", **counted}).reset_index()
-    frame = over_seeds(within, COMPARISON, ["selectivity"], counted)
+    least = within["measure"].map(LEAST_DIFFERENCE).astype(float).fillna(0.0)
+    within = within.assign(above=within["selectivity"] >= least, below=within["selectivity"] <= -least)
+    frame = over_seeds(within, COMPARISON, ["selectivity"], {**counted, "above": "sum", "below": "sum"})
     over = [interval_of(row, "selectivity") for _, row in frame.iterrows()]
     numbers = pd.DataFrame([{"low": one.low, "high": one.high, "p": one.p_value, "seeds": one.n} for one in over])
+    numbers.loc[(frame["measure"] == JUMPING).to_numpy(), ["low", "high", "p"]] = np.nan
     return pd.concat([frame, numbers], axis=1).assign(layer=ALL_LAYERS, reason=None)[[*_COMPARED]]
 
 

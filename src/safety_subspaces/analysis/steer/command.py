@@ -87,11 +87,11 @@ def steer(
 
     The selectivity table has for each direction the change in harm at the dose at which utility has fallen by
     utility_loss, or the nats a token of worked solutions have risen by nats_added, less the mean of random directions.
-    low and high are the ends of its 95 % interval, for one more random direction and other prompts, p is its p-value.
-    p_rank is that of the direction's rank among the random ones: at best 1 / (random_draws + 1), so there is a verdict
-    from 19 draws on, higher or lower where both p_rank is at most 0.05 and the interval on one side of 0. sd_random and
-    stderr_prompts are the two sources of error. Directions come from the prompts of direction_split, behaviour is
-    measured on those of evaluate.split.
+    low and high are the ends of its 95 % interval, for one more random direction and other prompts, p is its p-value;
+    the harm score, which jumps, has no interval, and a p over prompts alone. p_rank is that of the direction's rank
+    among the random ones: at best 1 / (random_draws + 1), so there is a verdict from 19 draws on, higher or lower where
+    both p_rank and p are at most 0.05. sd_random and stderr_prompts are the two sources of error. Directions come from
+    the prompts of direction_split, behaviour is measured on those of evaluate.split.
 
     Args:
         models: Label and path (or Hub id) of each model.

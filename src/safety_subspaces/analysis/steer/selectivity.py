@@ -64,13 +64,14 @@ class Selectivity:
         matched_on: ``utility`` (share of problems solved, lost) or ``perplexity`` (nats a token of their solutions,
             added).
         selectivity: The difference, in the measure's units; NaN with a reason where it is undefined.
-        low: End of its 95 % interval, for a further direction among the random ones and for other prompts.
+        low: End of its 95 % interval, for a further direction among the random ones and for other prompts; NaN of the
+            harm score, which jumps: a few directions move it by all of its scale and the others not at all, and no
+            interval by a deviation holds there.
         high: The other.
-        p: Two-sided p-value of the same, the larger of the two sources of error.
+        p: Two-sided p-value of the same, the larger of the two sources of error; of the harm score that over prompts.
         p_rank: That of its rank among the random directions, with these prompts.
-        verdict: ``higher`` or ``lower`` where the rank's p-value is at most 0.05 and the interval on one side of 0,
-            ``not shown`` elsewhere, ``too few draws`` below 19, where no rank can be as rare; ``unknown`` without a
-            value.
+        verdict: ``higher`` or ``lower`` where both p-values are at most 0.05, ``not shown`` elsewhere; ``too few draws``
+            below 19, where no rank can be as rare; ``unknown`` without a value.
         change: Change that the direction makes.
         change_random: Mean change that random directions make.
         sd_random: Standard deviation of the changes that random directions make.
@@ -140,19 +141,23 @@ def selectivity(
         groups = min(fewest_groups(groupings_harmful), fewest_groups(groupings_utility))
         error = compared.error_over_prompts(groupings_harmful, groupings_utility)
         spread = float(changes[1:].std(ddof=1)) if len(random) > 1 else nan
-        sources = (_Reach(spread * sqrt(1 + 1 / len(random)), len(random) - 1), _Reach(error, groups - 1))
+        over_prompts = _Reach(error, groups - 1)
+        sources = [over_prompts, _Reach(spread * sqrt(1 + 1 / len(random)), len(random) - 1)]
         found, half = change - change_random, float(np.max([source.half_width for source in sources]))
-        low, high, p_rank = found - half, found + half, randomisation_p_value(change, changes[1:])
+        if measure == "harm_score":
+            sources, half = [over_prompts], nan
+        p = float(np.max([source.p_value(found) for source in sources]))
+        p_rank = randomisation_p_value(change, changes[1:])
         results.append(
             Selectivity(
                 measure,
                 **known,
                 selectivity=found,
-                low=low,
-                high=high,
-                p=float(np.max([source.p_value(found) for source in sources])),
+                low=found - half,
+                high=found + half,
+                p=p,
                 p_rank=p_rank,
-                verdict=_verdict(low, high, p_rank, len(random)),
+                verdict=_verdict(found, max(p, p_rank), len(random)),
                 change=change,
                 change_random=change_random,
                 sd_random=spread,
@@ -269,14 +274,14 @@ def _means(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray
     return means
 
 
-def _verdict(low: float, high: float, p_rank: float, draws: int) -> Verdict:
-    if isnan(p_rank):
+def _verdict(found: float, p: float, draws: int) -> Verdict:
+    if isnan(p):
         return "unknown"
     if permutation_p_value(0, draws) > LEVEL:
         return "too few draws"
-    if p_rank > LEVEL or not (low > 0 or high < 0):
+    if p > LEVEL:
         return "not shown"
-    return "higher" if low > 0 else "lower"
+    return "higher" if found > 0 else "lower"
 
 
 def scores_of(generations: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:

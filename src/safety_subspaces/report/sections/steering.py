@@ -39,7 +39,10 @@ BAND: Final = "rgba(138, 143, 152, 0.28)"
 MOST_GROWTH: Final = 20
 # Pixels of a row of the chart of selectivity.
 ROW: Final = 30
-VERDICTS: Final = ("higher", "lower", "not shown to differ", "unknown")
+MIXED: Final = "otherwise from seed to seed"
+VERDICTS: Final = (
+    *("higher", "lower", "higher in every seed", "lower in every seed", "not shown to differ", MIXED, "unknown"),
+)
 SPOKEN: Final = {
     "harm_score": "harm score",
     "refusal_margin": "refusal margin",
@@ -92,7 +95,7 @@ def _said(part: Part, read: Steering) -> tuple[list[str], list[str]]:
         return [text], [text]
     said = []
     for measure in dict.fromkeys(row["measure"] for row in rows):
-        verdicts = [str(row["verdict"]).partition(":")[0] for row in rows if row["measure"] == measure]
+        verdicts = [_verdict_of(row) for row in rows if row["measure"] == measure]
         counted = ", ".join(f"{name} in {verdicts.count(name)}" for name in VERDICTS if name in verdicts)
         said.append(f"{SPOKEN.get(measure, measure)} {counted} of {len(verdicts)}")
     reasons = dict.fromkeys(str(row["verdict"]).partition(": ")[2] for row in rows if ":" in str(row["verdict"]))
@@ -110,6 +113,11 @@ def _said(part: Part, read: Steering) -> tuple[list[str], list[str]]:
         sentences.append(f"{reserved} values behind them are compared at the largest dose, as the cost is not reached.")
     doses = [_dose_words(read, view) for view in read.views(model)] if part.is_single else []
     return [headline], [*sentences, *doses]
+
+
+def _verdict_of(row: pd.Series) -> str:
+    verdict = str(row["verdict"]).partition(":")[0]
+    return verdict if verdict in VERDICTS else MIXED
 
 
 def _dose_words(read: Steering, view: SteerView) -> str:
