@@ -70,8 +70,8 @@ class Selectivity:
         high: The other.
         p: Two-sided p-value of the same, the larger of the two sources of error; of the harm score that over prompts.
         p_rank: That of its rank among the random directions, with these prompts.
-        verdict: ``higher`` or ``lower`` where both p-values are at most 0.05, ``not shown`` elsewhere; ``too few draws``
-            below 19, where no rank can be as rare; ``unknown`` without a value.
+        verdict: ``higher`` or ``lower`` where both p-values are at most 0.05, ``not shown`` elsewhere; ``too few
+            draws`` below 19, where no rank can be as rare; ``unknown`` without a value.
         change: Change that the direction makes.
         change_random: Mean change that random directions make.
         sd_random: Standard deviation of the changes that random directions make.
