@@ -220,12 +220,13 @@ FAULTS ?=
 faults: $(VENV)/.installed-test ## Kill, starve and double every command, and count what comes of it (FAULTS="kills machine")
 	PYTHONPATH=src:.:tests $(PYTHON) -m faults $(FAULTS)
 
-lint: $(VENV)/.installed-test ## ruff, mypy and the direction of the layers
+lint: $(VENV)/.installed-test ## ruff, mypy, the direction of the layers, and the numbers of the documents
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	PYTHONPATH=src $(VENV)/bin/lint-imports
 	$(PYTHON) docs/draw_wings.py --check
+	$(PYTHON) docs/write_numbers.py --check
 
 format: $(VENV)/.installed-test ## Format the code
 	$(VENV)/bin/ruff check --fix .

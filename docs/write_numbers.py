@@ -9,6 +9,8 @@ machine, date and commit (``study.json``). ``python docs/write_numbers.py`` fill
     numbers: study | table | TITLE    a table, as a terminal shows it
     numbers: study | said | ANCHOR    the headlines of a section, a line each
     numbers: null_studies | csv       a table that is kept as CSV
+    numbers: null_studies | rates     of simulated studies: how often each claim is made where there is nothing
+    numbers: null_studies | power     and where there is something
 """
 
 import argparse
@@ -16,6 +18,7 @@ import csv
 import json
 import platform
 import re
+import statistics
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,9 +77,12 @@ def filled(text: str) -> str:
 def written(mark: str) -> str:
     """Return what stands at a mark."""
     name, kind, *rest = (part.strip() for part in mark.split("|"))
-    if kind == "csv":
+    if kind in ("csv", "rates", "power"):
         with (TABLES / f"{name}.csv").open(encoding="utf-8", newline="") as stream:
-            return as_markdown(*list(csv.reader(stream)))
+            rows = list(csv.DictReader(stream))
+        if kind == "csv":
+            return as_markdown(list(rows[0]), *(list(row.values()) for row in rows))
+        return rates_of(rows) if kind == "rates" else power_of(rows)
     kept = json.loads((TABLES / f"{name}.json").read_text(encoding="utf-8"))
     if kind == "about":
         about = kept["about"]
@@ -88,7 +94,34 @@ def written(mark: str) -> str:
     if kind == "table":
         table = kept["tables"][rest[0]]
         return as_markdown(table["columns"], *table["rows"]) + (f"\n\n{table['note']}" if table["note"] else "")
-    raise KeyError(f"mark {mark!r}: expected about, table, said or csv")
+    raise KeyError(f"mark {mark!r}: expected about, table, said, csv, rates or power")
+
+
+def rates_of(rows: list[dict[str, str]]) -> str:
+    """Return a row a claim, over all worlds without anything to find: how often it is made, and where most often."""
+    lines = []
+    for claim in dict.fromkeys(row["claim"] for row in rows):
+        of_claim = [row for row in rows if row["claim"] == claim and row["nominal"] != "power"]
+        if not of_claim:
+            continue
+        most = max(of_claim, key=lambda row: float(row["rate"]) - float(row["nominal"]))
+        middle = statistics.median(float(row["rate"]) for row in of_claim)
+        worlds = len({row["where"] for row in of_claim})
+        counts = [claim, str(worlds), str(len(of_claim)), f"{middle:.3f}"]
+        said = f"{most['rate']} ({most['95 % interval']}): {most['what is said']}; {most['where']}"
+        lines.append([*counts, said, most["nominal"], most["date"]])
+    columns = ["claim", "worlds", "things said", "median rate", "highest rate: what is said, where", "nominal", "date"]
+    return as_markdown(columns, *lines)
+
+
+def power_of(rows: list[dict[str, str]]) -> str:
+    """Return a row a world that has something to find, with the rate of each thing that is said of it."""
+    worlds: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row["nominal"] == "power":
+            said = f"{row['what is said']} {row['rate']} ({row['95 % interval']})"
+            worlds.setdefault((row["claim"], row["where"]), []).append(said)
+    return as_markdown(["claim", "where", "found in"], *([*world, "; ".join(said)] for world, said in worlds.items()))
 
 
 def as_markdown(columns: list[str], *rows: list[str]) -> str:

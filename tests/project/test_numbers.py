@@ -40,6 +40,17 @@ def test_a_place_between_marks_is_written_anew_and_the_rest_is_left(tables: Path
     assert SCRIPT["filled"](new) == new
 
 
+def test_simulated_rates_are_summed_up_by_claim_and_power_by_world(tables: Path) -> None:
+    columns = "claim,where,what is said,rate,95 % interval,nominal,studies,date\n"
+    rows = ["a,one,x,0.010,0.0 to 0.1,0.05,400,d", "a,two,x,0.060,0.0 to 0.1,0.05,400,d", "a,two,y,0.020,-,0.05,9,d"]
+    power = ["a,three,x,0.800,0.7 to 0.9,power,400,d", "a,three,y,0.100,0.0 to 0.2,power,400,d"]
+    (tables / "nulls.csv").write_text(columns + "\n".join([*rows, *power]) + "\n")
+    rates = SCRIPT["written"]("nulls | rates").splitlines()
+    assert rates[2:] == ["| a | 2 | 3 | 0.020 | 0.060 (0.0 to 0.1): x; two | 0.05 | d |"]
+    found = SCRIPT["written"]("nulls | power").splitlines()
+    assert found[2:] == ["| a | three | x 0.800 (0.7 to 0.9); y 0.100 (0.0 to 0.2) |"]
+
+
 @pytest.mark.parametrize("mark", ["study | table | None", "study | said | none", "study | chart"])
 def test_a_mark_for_what_no_table_holds_is_an_error(tables: Path, mark: str) -> None:
     with pytest.raises(KeyError):
