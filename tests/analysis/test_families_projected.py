@@ -35,7 +35,7 @@ def oriented(network: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def expected_of(base: Path, aligned: Path, tuned: torch.nn.Module, fraction: float) -> dict[str, torch.Tensor]:
-    """Project each update away from the leading left singular vectors of alignment's, by float64 SVDs of the network."""
+    """Project each update away from the leading left singular vectors of alignment's, by SVDs in float64."""
     load = transformers.AutoModelForCausalLM.from_pretrained
     first, second, third = (oriented(network) for network in (load(base), load(aligned), tuned))
     made = {}
