@@ -5,7 +5,7 @@ other way round are read off the network that would be run.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -106,7 +106,7 @@ def network_without_weights(folder: Path) -> PreTrainedModel | None:
 
 
 def _network(settings: dict[str, Any]) -> PreTrainedModel | None:
-    if settings.get("model_type") not in _known_types():
+    if str(settings.get("model_type")) not in _known_types():
         return None
     with torch.device("meta"):
         network: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
@@ -120,7 +120,7 @@ def _built(config: str) -> Architecture | None:
 
 
 @lru_cache(maxsize=1)
-def _known_types() -> Iterable[str]:
+def _known_types() -> frozenset[str]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     return frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
