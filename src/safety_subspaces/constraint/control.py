@@ -64,7 +64,7 @@ def control_subspace(
         check_compatible(first, finished)
         for target in targets:
             update = DenseUpdate(update_of(finished, first, target.name).double().to(target.basis.device))
-            updates[target.name] = update.on_side("right" if target.transposed else "left")
+            updates[target.name] = update.on_side(target.side)
             total = updates[target.name].energy()
             share = _energy_inside(target, updates) / total if total > 0 else 0.0
             ranks[target.name] = energy_matched_rank(share, target.basis.shape[0])

@@ -62,12 +62,15 @@ def save_held(path: Path, targets: Sequence[Target], masters: Sequence[MasterWei
     bases = {f"{target.name}{BASIS}": target.basis for target in targets}
     shapes = {name: tuple(master.shape) for name, master in full.items()}
     shapes |= {name: tuple(basis.shape) for name, basis in bases.items()}
-    transposed = [target.name for target in targets if target.transposed]
+    sides = {
+        "transposed": [target.name for target in targets if target.side == "right"],
+        "turned": [target.name for target in targets if target.turned],
+    }
 
     def read(name: str) -> Tensor:
         return full[name].whole() if name in full else bases[name]
 
-    return store_tensors(path, shapes, read, writes, header={"mode": mode, "transposed": transposed})
+    return store_tensors(path, shapes, read, writes, header={"mode": mode, **sides})
 
 
 def store_tensors(
@@ -146,7 +149,7 @@ def _measure(model: Path, path: Path) -> HeldLeakage:
     checkpoint = open_checkpoint(str(model))
     energies, weights = torch.zeros(2, dtype=torch.float64), 0.0
     file = TensorFile(path)
-    mode, transposed = file.header["mode"], set(file.header["transposed"])
+    mode, transposed, turned = file.header["mode"], set(file.header["transposed"]), set(file.header.get("turned", ()))
     for name in (stored.removesuffix(BASIS) for stored in sorted(file.shapes) if stored.endswith(BASIS)):
         if isinstance(checkpoint, AdapterCheckpoint):
             factors = checkpoint.update(name)
@@ -154,7 +157,8 @@ def _measure(model: Path, path: Path) -> HeldLeakage:
             weight = update = update.double()
         else:
             weight = checkpoint.read(name).double()
-            update = weight - file.read(f"{name}{REFERENCE}").double()
+            start = file.read(f"{name}{REFERENCE}").double()  # as the run keeps it
+            update = weight - (start.T if name in turned else start)
         matrix = as_matrix(update)
         constrained = matrix.T if name in transposed else matrix
         energies += update_energies(file.read(f"{name}{BASIS}"), mode, constrained)

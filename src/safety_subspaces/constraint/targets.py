@@ -13,6 +13,7 @@ from safety_subspaces.algebra.factors import as_matrix
 from safety_subspaces.algebra.subspace import Side
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.constraint.master import shape_of
+from safety_subspaces.language.architecture import transposed_weights
 from safety_subspaces.weights.names import canonical_name, layer_of, type_of
 from safety_subspaces.weights.subspace_file import SubspaceFile
 
@@ -27,9 +28,10 @@ class Target:
     Args:
         name: Canonical name of the weight.
         parameter: The weight; with LoRA, ``lora_B`` for a left and ``lora_A`` for a right subspace.
-        transposed: Whether the basis acts on the columns (input space).
+        transposed: Whether the basis acts on the parameter's columns, and not on its rows.
         partner: The other LoRA factor; ``None`` for a weight itself.
         basis: Orthonormal columns.
+        turned: Whether the parameter is a weight that is kept as ``(in, out)``: its rows are the input space.
     """
 
     name: str
@@ -37,6 +39,12 @@ class Target:
     transposed: bool
     partner: nn.Parameter | None
     basis: Tensor
+    turned: bool = False
+
+    @property
+    def side(self) -> Side:
+        """The space of the weight that the basis lies in: left is the output's, right the input's."""
+        return "right" if self.transposed != self.turned else "left"
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
@@ -130,31 +138,41 @@ def find_targets(
 def _weights(
     network: nn.Module,
 ) -> tuple[dict[str, dict[str, nn.Parameter]], set[str], dict[str, torch.Size]]:
-    """Trained parameters by weight name (itself, or A and B), names of frozen weights, and shapes of all weights."""
+    """Trained parameters by weight name (itself, or A and B), names of frozen weights, and shapes of all weights.
+
+    Shapes are ``(out, in)``, whichever way a weight is kept.
+    """
     trained: dict[str, dict[str, nn.Parameter]] = {}
     shapes: dict[str, torch.Size] = {}
+    turned = set(map(canonical_name, transposed_weights(network)))
     for stored, parameter in network.named_parameters():
         name = canonical_name(stored)
         weight, adapter, rest = name.partition(".lora_")
         if adapter:
             trained.setdefault(f"{weight}.weight", {})[rest[0]] = parameter
             continue
-        shapes[name] = shape_of(parameter)
+        shape = shape_of(parameter)
+        shapes[name] = torch.Size(reversed(shape)) if name in turned else shape
         if parameter.requires_grad:
-            trained[name] = {"weight": parameter}
+            trained[name] = {"turned weight" if name in turned else "weight": parameter}
+    if tied := [name for name in trained if name not in shapes]:
+        raise InputError(
+            f"an adapter upon {listed(tied)}, which is tied to another weight, cannot be constrained: the subspace "
+            "counts the two as one. Leave it out of target_modules, or untie the model first"
+        )
     return trained, set(shapes) - set(trained), shapes
 
 
 def _target(name: str, parameters: dict[str, nn.Parameter], shape: torch.Size, subspace: SubspaceFile) -> Target:
     side: Side = subspace.side if len(shape) == 2 else "left"
-    transposed = side == "right"
-    if "weight" in parameters:
-        parameter, partner = parameters["weight"], None
+    is_right, turned = side == "right", "turned weight" in parameters
+    if "A" in parameters:
+        parameter, partner = (parameters["A"], parameters["B"]) if is_right else (parameters["B"], parameters["A"])
     else:
-        parameter, partner = (parameters["A"], parameters["B"]) if transposed else (parameters["B"], parameters["A"])
-    rows = as_matrix(torch.empty(shape, device="meta")).shape[1 if transposed else 0]
-    basis = subspace.bases.get(name, torch.zeros(rows, 0))
-    return Target(name, parameter, transposed, partner, basis.to(parameter.device, torch.float32))
+        parameter, partner = parameters["turned weight" if turned else "weight"], None
+    rows = as_matrix(torch.empty(shape, device="meta")).shape[1 if is_right else 0]
+    basis = subspace.bases.get(name, torch.zeros(rows, 0)).to(parameter.device, torch.float32)
+    return Target(name, parameter, is_right != turned, partner, basis, turned)
 
 
 def listed(names: Sequence[str]) -> str:

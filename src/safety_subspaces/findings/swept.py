@@ -106,9 +106,9 @@ def sweep_points(projections: pd.DataFrame) -> pd.DataFrame:
         return over.rename(columns=lambda name: name.replace("_reach", "_error").replace("_seeds", "_n"))
     for name in measures:
         n = by_seed[name].count()
-        of_draws = by_seed[name].sem().where(n > 1)
-        of_prompts = frame[f"{name}_stderr"] if name in POINT_MEASURES else of_draws
-        frame[f"{name}_error"], frame[f"{name}_n"] = np.fmax(of_draws, of_prompts), n
+        spread = by_seed[name].sem().where(n > 1)
+        of_prompts = frame[f"{name}_stderr"] if name in POINT_MEASURES else spread
+        frame[f"{name}_error"], frame[f"{name}_n"] = np.fmax(spread, of_prompts), n
     columns = [*measures, *(f"{name}_{kind}" for name in measures for kind in ("error", "n")), *described]
     return frame.reset_index()[[*CONFIGURATION, *columns]]
 

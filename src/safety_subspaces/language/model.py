@@ -1,5 +1,6 @@
 """Loading causal language models by Hub id or folder: a full model, or a PEFT adapter upon the base that it names."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils.logging import disable_progress_bar
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.files import read_json
 from safety_subspaces.artefacts.foreign import in_short, reading
-from safety_subspaces.artefacts.provenance import ADAPTER_CONFIG, adapter_base, read_adapter_config
+from safety_subspaces.artefacts.provenance import ADAPTER_CONFIG, adapter_base
+from safety_subspaces.language.adapters import ADAPTER_FILE, merged
 from safety_subspaces.language.model_files import bounded_by_files, check_model_files
-
-WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors, or its shards and their index", "adapter_model.safetensors"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+from safety_subspaces.language.weight_files import PICKLES, unwrapped, weight_files
 
 
 class ModelSource(ABC):
@@ -177,6 +176,7 @@ def load_model(
             attn_implementation=attn_implementation,
             device_map=device_map,
             output_loading_info=True,
+            key_mapping=_wrapped_names(path),
         )
     missing = sorted(report["missing_keys"])
     if missing:
@@ -190,20 +190,22 @@ def load_model(
 def _merged(
     path: str, dtype: torch.dtype, trust_remote_code: bool, attn_implementation: str | None, device_map: str | None
 ) -> PreTrainedModel:
-    from peft import PeftModel  # a second's import that full models need not pay
-
     try:
         base = load_model(adapter_base(Path(path)), dtype, trust_remote_code, attn_implementation, device_map)
     except InputError as error:
         raise InputError(f"the base of adapter {path} cannot be loaded: {error}") from error
-    if not (Path(path) / ADAPTER_WEIGHTS).is_file():
-        raise InputError(f"adapter {path} {_unlike(Path(path), ADAPTER_WEIGHTS)}")
-    with reading(f"the adapter {path}", "one that PEFT has written, upon its base"):
-        read_adapter_config(Path(path))
-        # On no device until its weights are read: the ranks that it names are not made first.
-        model = PeftModel.from_pretrained(base, path, low_cpu_mem_usage=True).merge_and_unload()
+    if not (Path(path) / ADAPTER_FILE).is_file():
+        raise InputError(f"adapter {path} {_unlike(Path(path), ADAPTER_FILE)}")
+    model = merged(base, path)
     model.name_or_path = path  # an adapter trained upon this one names it, not the base below
     return model
+
+
+def _wrapped_names(path: str) -> dict[str, str] | None:
+    """Return what transformers is to rename of a model that was saved with what wrapped it; ``None`` of others."""
+    stored = weight_files(path, Path(path)) if Path(path).is_dir() else {}
+    renamed = {rf"^{re.escape(name)}$": unwrapped(name) for name in stored if unwrapped(name) != name}
+    return renamed or None
 
 
 @contextmanager
@@ -245,19 +247,13 @@ def check_model_path(path: str) -> None:
 
 
 def check_weights(path: str) -> None:
-    """Refuse weights that are no safetensors, of a model in a local folder: pickles can run code.
+    """Refuse weights of a local folder that are no safetensors, since pickles can run code, or not of one model.
 
     Raises:
-        InputError: The folder holds other weights, or none, or its configuration names another file.
+        InputError: As :func:`~safety_subspaces.language.weight_files.weight_files`.
     """
-    folder = Path(path)
-    if not folder.is_dir():  # a Hub id: transformers is told to take safetensors alone
-        return
-    if not any(folder.glob("*.safetensors")):
-        raise InputError(f"{path} {_unlike(folder, WEIGHTS)}")
-    named = read_json(folder / "config.json").get("transformers_weights")
-    if named is not None and ".safetensors" not in str(named):
-        raise InputError(f"{path}/config.json names {named!r} as its weights; only safetensors are read")
+    if Path(path).is_dir():  # a Hub id: transformers is told to take safetensors alone
+        weight_files(path, Path(path))
 
 
 def _unlike(folder: Path, expected: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any, final
 
 import torch
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 
 from safety_subspaces.algebra.update import FactorUpdate, StreamedUpdate, Update
 from safety_subspaces.artefacts.errors import InputError
@@ -19,6 +19,7 @@ from safety_subspaces.artefacts.tensors import TensorFile
 from safety_subspaces.constraint.held import check_stored, store_tensors
 from safety_subspaces.constraint.master import open_master
 from safety_subspaces.constraint.targets import listed, select_names
+from safety_subspaces.language.architecture import transposed_weights
 from safety_subspaces.weights.checkpoint import Checkpoint
 from safety_subspaces.weights.names import canonical_name
 from safety_subspaces.weights.update_checkpoint import AdapterCheckpoint, open_checkpoint
@@ -30,8 +31,12 @@ class _Weight:
 
     parameter: nn.Parameter
     factors: tuple[nn.Parameter, nn.Parameter] | None = None  # lora_B (out, r) and lora_A (r, in)
-    transposed: bool = False  # stored as (in, out), as GPT-2's linear layers are
+    turned: bool = False  # kept as (in, out), as GPT-2's linear layers are
     scale: float = 1.0
+
+    def oriented(self, value: Tensor) -> Tensor:
+        """Return the weight, as it is kept, as ``(out, in)``."""
+        return value.T if self.turned else value
 
     @property
     def is_trained(self) -> bool:
@@ -86,8 +91,9 @@ class NetworkUpdate:
         return torch.float64 if wide else torch.float32
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a weight."""
-        return tuple(self._masters[name].shape)
+        """Shape of a weight; of a linear map ``(out, in)``."""
+        shape = tuple(self._masters[name].shape)
+        return shape[::-1] if self._weights[name].turned else shape
 
     def keep_start(self, path: Path, sha256: str | None, writes: bool) -> str:
         """Take the weights as they are for the reference, and write them down; a run that goes on checks that file.
@@ -134,7 +140,7 @@ class NetworkUpdate:
         factors = None if weight.factors is None else self._gather_factors(weight)
         if factors is not None and self._checkpoint is None:
             return factors if keeps else None
-        whole = self._masters[name].whole()
+        whole = weight.oriented(self._masters[name].whole())
         if not keeps:
             return None
         if factors is not None:
@@ -144,11 +150,7 @@ class NetworkUpdate:
     def _gather_factors(self, weight: _Weight) -> FactorUpdate:
         assert weight.factors is not None
         left, right = (open_master(factor).whole() for factor in weight.factors)
-        return (
-            FactorUpdate(right.T, left.T, weight.scale)
-            if weight.transposed
-            else FactorUpdate(left, right, weight.scale)
-        )
+        return FactorUpdate(left, right, weight.scale)
 
     def _opener(self, name: str) -> Callable[[], Any]:
         """Opens a weight's reference, unread."""
@@ -157,6 +159,8 @@ class NetworkUpdate:
             return lambda: merged
         if self._checkpoint is not None:
             return partial(self._checkpoint.full.open_slice, name)
+        if self._weights[name].turned:
+            return lambda: self._start.read(name).T
         return partial(self._start.open_slice, name)
 
     @cached_property
@@ -177,20 +181,21 @@ class NetworkUpdate:
 
 
 def _weights_of(network: nn.Module) -> dict[str, _Weight]:
-    """Every weight of the bare network by canonical name, each tied pair once."""
-    adapted: dict[int, _Weight] = {}
+    """Every weight of the bare network by canonical name, each tied pair once unless an adapter unties it."""
+    turned = set(map(canonical_name, transposed_weights(network)))
+    adapted: dict[str, _Weight] = {}
     factors: set[int] = set()
-    for layer in network.modules():
+    for module, layer in network.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
+        name = canonical_name(f"{module}.base_layer.weight")
         for adapter in layer.lora_A:
             pair = (layer.lora_B[adapter].weight, layer.lora_A[adapter].weight)
             factors |= {id(factor) for factor in pair}
-            parameter = layer.get_base_layer().weight
-            transposed = bool(getattr(layer, "fan_in_fan_out", False))
-            adapted[id(parameter)] = _Weight(parameter, pair, transposed, layer.scaling[adapter])
-    return {
-        canonical_name(name): adapted.get(id(parameter), _Weight(parameter))
-        for name, parameter in network.named_parameters()
+            adapted[name] = _Weight(layer.get_base_layer().weight, pair, name in turned, layer.scaling[adapter])
+    weights = {
+        name: _Weight(parameter, turned=name in turned)
+        for name, parameter in ((canonical_name(stored), each) for stored, each in network.named_parameters())
         if id(parameter) not in factors
     }
+    return weights | adapted

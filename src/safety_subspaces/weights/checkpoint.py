@@ -18,16 +18,18 @@ from torch import Tensor
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import read_json
 from safety_subspaces.artefacts.foreign import reading
-from safety_subspaces.artefacts.tensors import TYPES, TensorFile, read_index
+from safety_subspaces.artefacts.tensors import TYPES
+from safety_subspaces.language.architecture import read_architecture
+from safety_subspaces.language.weight_files import weight_files
 from safety_subspaces.weights.names import canonical_name
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 # Architectures whose fused experts (experts, in, out) multiply from the right; those of all others are (experts, out,
 # in): `is_transposed` of transformers' experts implementations, and Llama 4's `torch.bmm`.
 TRANSPOSED_EXPERTS = {"gpt_oss", "openai_privacy_filter", "aria", "aria_text", "llama4", "llama4_text"}
 # The types that weights have, as the files name them; tensors of other types are not weights.
 WEIGHT_TYPES = ["F64", "F32", "F16", "BF16"]
+# Rows of two tensors that are compared at a time.
+ROWS = 2**12
 # Experts of one layer, each of which is a weight by itself; the largest models have some hundred.
 MAX_EXPERTS = 2**14
 # Files that a model folder needs beside its weights: configuration, tokenizer, chat template.
@@ -109,6 +111,8 @@ class FullCheckpoint(Checkpoint):
 
     Attributes:
         stored_in: The file of each tensor, by the name that it has there.
+        architecture: The network that its configuration describes; ``None`` of one that transformers does not have.
+        ties: Weights that are another one under a second name, and are not stored: by name the one that is.
 
     Raises:
         InputError: There are no safetensors, a shard is missing, or a file is cut short.
@@ -122,9 +126,10 @@ class FullCheckpoint(Checkpoint):
                 f"{path} is quantised: differences of its weights are rounding; expected the weights it was made from"
             )
         self.left_out = {}
-        self.stored_in = self._find_tensors()
+        self.stored_in = weight_files(path, folder)
         self.stored_names = tuple(self.stored_in)
-        self._slots = self._choose_tensors()  # by canonical name
+        self.architecture = read_architecture(folder)
+        self._slots, self.ties = self._choose_tensors()
         self.names = tuple(self._slots)
 
     @property
@@ -157,48 +162,31 @@ class FullCheckpoint(Checkpoint):
     def open_slice(self, name: str) -> Any:
         """Return a tensor as safetensors opens it, unread: rows are read when they are taken, and let go with it."""
         slot = self.slot(name)
-        if slot.index is not None:  # one expert's matrix is not large
+        if slot.index is not None or slot.transposed:  # one expert's matrix is not large
             return self.read(name)
         return self.stored_in[slot.stored].open_slice(slot.stored)
 
+    def name_of(self, stored: str) -> str:
+        """Return the network's own name of a stored tensor, whatever wraps it there."""
+        name = canonical_name(stored)
+        return self.architecture.name_of(name) if self.architecture else name
+
     def slot(self, name: str) -> Slot:
-        """Return where a tensor is stored."""
+        """Return where a tensor is stored; of a tie, where the one is that it is."""
+        name = self.ties.get(name, name)
         if name not in self._slots:
             raise InputError(f"checkpoint {self.path} has no tensor {name}; it has {', '.join(self.names[:3])}, ...")
         return self._slots[name]
 
-    def _find_tensors(self) -> dict[str, TensorFile]:
-        """Map each stored name to its file; every file is opened, so that a damaged one is found at once."""
-        index = self.location / INDEX_FILE
-        if index.is_file():
-            listed = read_index(index)
-            for file in dict.fromkeys(listed.values()):
-                if not (self.location / file).is_file():
-                    raise InputError(
-                        f"checkpoint {self.path}: shard {file}, which {INDEX_FILE} lists, is missing; copy it again"
-                    )
-            shards = {file: TensorFile(self.location / file) for file in dict.fromkeys(listed.values())}
-            absent = [name for name, file in listed.items() if name not in shards[file].shapes]
-            if absent:
-                raise InputError(
-                    f"checkpoint {self.path}: {INDEX_FILE} places {absent[0]} in {listed[absent[0]]}, "
-                    "which does not hold it; copy the checkpoint again"
-                )
-            return {name: shards[file] for name, file in listed.items()}
-        if (self.location / SINGLE_FILE).is_file():
-            single = TensorFile(self.location / SINGLE_FILE)
-            return dict.fromkeys(single.shapes, single)
-        raise InputError(_why_no_weights(self.path, self.location))
+    def _choose_tensors(self) -> tuple[dict[str, Slot], dict[str, str]]:
+        """Map the name of each weight to where it is stored, and leave out what is none; and ties that are not stored.
 
-    def _choose_tensors(self) -> dict[str, Slot]:
-        """Map the name of each weight to where it is stored, and leave out what is none."""
-        canonical = {stored: canonical_name(stored) for stored in self.stored_in}
-        text_config: dict[str, Any] = self.config.get("text_config") or {}
-        tied = self.config.get("tie_word_embeddings", text_config.get("tie_word_embeddings", False))
+        The names are the network's own; what it does not read is no weight. Of two tensors that it ties, the second
+        counts where its numbers are others: transformers then does not tie them.
+        """
         stored_as: dict[str, str] = {}
-        embedded = any(name.endswith("embed_tokens.weight") for name in canonical.values())
-        for stored, name in canonical.items():
-            stored_type = self.stored_in[stored].types[stored]
+        for stored, file in self.stored_in.items():
+            name, stored_type = self.name_of(stored), file.types[stored]
             if stored_type.startswith("F8"):
                 raise InputError(
                     f"checkpoint {self.path}: {stored} is quantised ({stored_type}); expected {WEIGHT_TYPES}"
@@ -207,29 +195,52 @@ class FullCheckpoint(Checkpoint):
                 self.left_out[stored] = f"{stored_type} numbers are no weights"
             elif name.endswith("rotary_emb.inv_freq"):
                 self.left_out[stored] = "a constant of the position encoding, no weight"
-            elif tied and embedded and name.endswith("lm_head.weight"):
-                self.left_out[stored] = "tied to the embeddings, which count once"
-            elif 0 in self.stored_in[stored].shapes[stored]:
+            elif 0 in file.shapes[stored]:
                 self.left_out[stored] = "it holds no number"
+            elif self.architecture and not self.architecture.takes(canonical_name(stored)):
+                self.left_out[stored] = "no weight of this architecture: transformers does not read it"
             elif name in stored_as:
                 raise InputError(f"checkpoint {self.path} holds {name} twice: as {stored_as[name]} and as {stored}")
             else:
                 stored_as[name] = stored
+        ties = self._resolve_ties(stored_as)
         slots: dict[str, Slot] = {}
-        transposes = {self.config.get("model_type"), text_config.get("model_type")} & TRANSPOSED_EXPERTS
         for name, stored in stored_as.items():
-            shape = self.stored_in[stored].shapes[stored]
-            if len(shape) == 3 and ".experts." in name:
-                if shape[0] > MAX_EXPERTS:
-                    raise InputError(
-                        f"checkpoint {self.path}: {stored} of shape {shape} is of {shape[0]:,} experts; expected at "
-                        f"most {MAX_EXPERTS:,}"
-                    )
-                for index in range(shape[0]):
-                    slots[f"{name}[{index}]"] = Slot(stored, index, bool(transposes))
-            else:
-                slots[name] = Slot(stored)
-        return slots
+            slots |= self._slots_of(name, stored)
+        return slots, ties
+
+    def _resolve_ties(self, stored_as: dict[str, str]) -> dict[str, str]:
+        """Take the ties of the network out of what is stored, where they hold; return those by name."""
+        ties = {}
+        for copy, source in (self.architecture.ties if self.architecture else {}).items():
+            if copy in stored_as and source not in stored_as:
+                stored_as[source] = stored_as.pop(copy)
+            elif copy in stored_as and self._are_equal(stored_as[copy], stored_as[source]):
+                self.left_out[stored_as.pop(copy)] = f"tied to {source}, which counts once"
+            if copy not in stored_as and source in stored_as:
+                ties[copy] = source
+        return ties
+
+    def _are_equal(self, first: str, second: str) -> bool:
+        files = [self.stored_in[stored] for stored in (first, second)]
+        if files[0].shapes[first] != files[1].shapes[second]:
+            return False
+        slices = [file.open_slice(stored) for file, stored in zip(files, (first, second), strict=True)]
+        rows = range(0, files[0].shapes[first][0], ROWS)
+        return all(torch.equal(*(part[start : start + ROWS] for part in slices)) for start in rows)
+
+    def _slots_of(self, name: str, stored: str) -> dict[str, Slot]:
+        shape = self.stored_in[stored].shapes[stored]
+        if len(shape) != 3 or ".experts." not in name:
+            return {name: Slot(stored, None, self.architecture is not None and name in self.architecture.transposed)}
+        if shape[0] > MAX_EXPERTS:
+            raise InputError(
+                f"checkpoint {self.path}: {stored} of shape {shape} is of {shape[0]:,} experts; expected at most "
+                f"{MAX_EXPERTS:,}"
+            )
+        inner = self.config.get("text_config") or {}
+        is_transposed = bool({self.config.get("model_type"), inner.get("model_type")} & TRANSPOSED_EXPERTS)
+        return {f"{name}[{index}]": Slot(stored, index, is_transposed) for index in range(shape[0])}
 
 
 def model_folder(path: str) -> Path:
@@ -265,18 +276,6 @@ def _model_config(path: Path) -> dict[str, Any]:
     if not parts or not all(isinstance(part.get("model_type"), str | None) for part in parts):
         raise InputError(f"{path} is no configuration of a model: expected its model_type, a text; download it again")
     return config
-
-
-def _why_no_weights(path: str, folder: Path) -> str:
-    expected = f"expected {SINGLE_FILE}, or {INDEX_FILE} with its shards"
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
-        return (
-            f"{path} holds pickled weights, which can run code and are not read; {expected}. Convert it with "
-            f"transformers.AutoModelForCausalLM.from_pretrained({path!r}).save_pretrained('<converted>')"
-        )
-    if (folder / "model").is_dir():
-        return f"{path} holds no weights itself; {expected}. Did you mean {folder / 'model'}?"
-    return f"{path} holds no weights; {expected}"
 
 
 def _vocabulary_of(tokenizer: Mapping[str, Any]) -> dict[str, int]:

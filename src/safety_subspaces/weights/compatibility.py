@@ -38,12 +38,24 @@ def check_compatible(reference: Checkpoint, *others: Checkpoint) -> None:
             )
 
 
+def compared_names(*checkpoints: Checkpoint) -> tuple[str, ...]:
+    """Return the weights by which models are compared: those of the first, and ties that another one has untied.
+
+    Tied weights count once, as long as they are one in every model.
+    """
+    names = dict.fromkeys(checkpoints[0].names)
+    for checkpoint in checkpoints[1:]:
+        names |= dict.fromkeys(name for name in checkpoint.names if name in checkpoints[0].full.ties)
+    return tuple(names)
+
+
 def _shape_differences(reference: Checkpoint, other: Checkpoint) -> list[str]:
-    names, others = dict.fromkeys(reference.names), dict.fromkeys(other.names)
-    differences = [f"{name} is not in {other.path}" for name in names if name not in others]
-    differences += [f"{name} is not in {reference.path}" for name in others if name not in names]
-    for name in names:
-        if name in others and reference.shape(name) != other.shape(name):
+    differences = []
+    for first, second in ((reference, other), (other, reference)):
+        known = {*second.names, *second.full.ties}
+        differences += [f"{name} is not in {second.path}" for name in first.names if name not in known]
+    for name in compared_names(reference, other):
+        if name in {*other.names, *other.full.ties} and reference.shape(name) != other.shape(name):
             differences.append(f"{name} is {reference.shape(name)} and {other.shape(name)}")
     return differences
 

@@ -18,14 +18,14 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.foreign import reading
 from safety_subspaces.artefacts.provenance import ADAPTER_CONFIG, adapter_base, read_adapter_config
 from safety_subspaces.artefacts.tensors import TensorFile
+from safety_subspaces.language.adapters import ADAPTER_FILE, check_complete, tied_by
+from safety_subspaces.language.weight_files import unwrapped
 from safety_subspaces.weights.checkpoint import Checkpoint, FullCheckpoint, model_folder
-from safety_subspaces.weights.names import canonical_name
 from safety_subspaces.weights.snapshots import Snapshot
 
-ADAPTER_FILE = "adapter_model.safetensors"
 # Adapter options under which the update is not scale * B A added to the weights of the base.
 UNSERVED_ADAPTER_OPTIONS = (
-    "use_dora use_qalora lora_bias fan_in_fan_out layer_replication trainable_token_indices target_parameters "
+    "use_dora use_qalora lora_bias ensure_weight_tying layer_replication trainable_token_indices target_parameters "
     "alora_invocation_tokens velora_config monteclora_config megatron_config"
 ).split()
 # Initialisations that rewrite the base's weights, so that B A alone is not the update.
@@ -105,12 +105,15 @@ class AdapterCheckpoint(UpdateCheckpoint):
             )
         self._file = TensorFile(folder / ADAPTER_FILE)
         self.stored_names = tuple(self._file.shapes)
+        # Of a tied pair of which it changes one, both count: they are no longer one.
+        self.names = (*self.names, *sorted(tied_by(map(unwrapped, self.stored_names), self.base.ties)))
         self._factors: dict[str, dict[str, str]] = {}  # canonical name of the weight -> factor -> stored name
         self._whole: dict[str, str] = {}
         for stored in self.stored_names:
             self._assign(stored)
         for name, factors in self._factors.items():
             self._check_factors(name, factors)
+        check_complete(str(folder), self.stored_names, self.base.location)
         for name, stored in self._whole.items():
             if self._file.shapes[stored] != self.shape(name):
                 raise InputError(
@@ -151,8 +154,8 @@ class AdapterCheckpoint(UpdateCheckpoint):
     def _assign(self, stored: str) -> None:
         """Find the base's tensor that a stored one belongs to."""
         match = re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(?:\.[^.]+)??(?:\.weight)?", stored)
-        name = f"{canonical_name(match[1])}.weight" if match else canonical_name(stored)
-        if name not in self.base.names:
+        name = self.base.name_of(f"{match[1]}.weight" if match else stored)
+        if name not in self.names:
             raise InputError(
                 f"adapter {self.path} holds {stored}, but its base {self.base.path} has no {name}; "
                 "base_model_name_or_path in adapter_config.json must name the model that was adapted"

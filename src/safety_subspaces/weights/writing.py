@@ -6,6 +6,7 @@ written at a time. A file gets its name when all are there.
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -14,10 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safety_subspaces.artefacts.files import write_json
+from safety_subspaces.artefacts.files import read_json, write_json
 from safety_subspaces.artefacts.provenance import ADAPTER_CONFIG
 from safety_subspaces.artefacts.tensors import encoded_header
-from safety_subspaces.weights.checkpoint import COMPANION_SUFFIXES, INDEX_FILE, SINGLE_FILE, Checkpoint, FullCheckpoint
+from safety_subspaces.language.weight_files import CONFIG, INDEX_FILE, SINGLE_FILE
+from safety_subspaces.weights.checkpoint import COMPANION_SUFFIXES, Checkpoint, FullCheckpoint
 
 # The Hub's own limit for a shard that transformers writes.
 MAX_SHARD_BYTES = 5 * 10**9
@@ -43,15 +45,23 @@ class CheckpointWriter:
         folder: Where to; made if need be.
         like: The checkpoint that it resembles; tensors outside its ``names`` are copied, tied ones left away.
         max_shard_bytes: Size from which a shard is closed.
+        apart: Whether weights that the other one ties have numbers of their own here; by default as the folder, where
+            it is there already, and else where they have in the other one.
     """
 
-    def __init__(self, folder: Path, like: Checkpoint, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    def __init__(
+        self, folder: Path, like: Checkpoint, max_shard_bytes: int = MAX_SHARD_BYTES, apart: bool | None = None
+    ) -> None:
         self.folder = folder
         self._like, self._source = like, like.full
+        if apart is None:
+            apart = _is_untied(folder)
+        untied = self._source.ties if apart else [name for name in self._source.ties if name in like.names]
+        self._apart = {name: self._source.slot(name).stored for name in untied}
         self._files: dict[str, dict[str, Any]] = {}  # header of each file
         self._spans: dict[str, _Span] = {}
         self._copied = [s for s, reason in self._source.left_out.items() if not reason.startswith("tied")]
-        shards = _plan_shards(self._source, self._copied, max_shard_bytes)
+        shards = _plan_shards(self._source, self._copied, self._apart, max_shard_bytes)
         for number, shard in enumerate(shards, start=1):
             file = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             self._plan_file(file, shard)
@@ -68,6 +78,8 @@ class CheckpointWriter:
                 for file in parent.iterdir():
                     if file.suffix in COMPANION_SUFFIXES and file.name not in (INDEX_FILE, ADAPTER_CONFIG):
                         shutil.copyfile(file, self.folder / file.name)
+            if self._apart:
+                _untie_config(self.folder / CONFIG)
             for name, header in self._files.items():
                 self._make_file(name, header)
             for stored in self._copied:
@@ -89,7 +101,8 @@ class CheckpointWriter:
         if slot.transposed and cast.shape != self._source.shape(name):
             raise ValueError(f"{name} is stored transposed: write it whole, got {tuple(cast.shape)}")
         before = 0 if slot.index is None else slot.index * torch.Size(self._source.shape(name)).numel()
-        self._put(slot.stored, cast.T if slot.transposed else cast, (before + first) * dtype.itemsize)
+        stored = name if name in self._apart else slot.stored
+        self._put(stored, cast.T if slot.transposed else cast, (before + first) * dtype.itemsize)
         return cast
 
     def finish(self) -> None:
@@ -108,10 +121,11 @@ class CheckpointWriter:
         entries: dict[str, Any] = {}
         end = 0
         for stored in stored_names:
-            source = self._source.stored_in[stored]
-            start, end = end, end + source.size(stored)
-            shape = list(source.shapes[stored])
-            entries[stored] = {"dtype": source.types[stored], "shape": shape, "data_offsets": [start, end]}
+            kept_as = self._apart.get(stored, stored)
+            source = self._source.stored_in[kept_as]
+            start, end = end, end + source.size(kept_as)
+            shape = list(source.shapes[kept_as])
+            entries[stored] = {"dtype": source.types[kept_as], "shape": shape, "data_offsets": [start, end]}
         self._files[file] = {"__metadata__": {"format": "pt"}, **entries}
         room = len(encoded_header(self._files[file]))
         for stored, entry in entries.items():
@@ -147,12 +161,27 @@ class CheckpointWriter:
         return self.folder / file if (self.folder / file).is_file() else partial
 
 
-def _plan_shards(source: FullCheckpoint, copied: list[str], max_shard_bytes: int) -> list[list[str]]:
+def _is_untied(folder: Path) -> bool:
+    config = folder / CONFIG
+    return config.is_file() and read_json(config).get("tie_word_embeddings") is False
+
+
+def _untie_config(path: Path) -> None:
+    config = read_json(path)
+    if isinstance(config.get("text_config"), dict):
+        config["text_config"]["tie_word_embeddings"] = False
+    write_json(path, config | {"tie_word_embeddings": False})
+
+
+def _plan_shards(
+    source: FullCheckpoint, copied: list[str], apart: Mapping[str, str], max_shard_bytes: int
+) -> list[list[str]]:
     """Deal the stored tensors to shards in their order; what is copied goes into the first one."""
     shards: list[list[str]] = [list(copied)]
     size = 0
-    for stored in dict.fromkeys(source.slot(name).stored for name in source.names):
-        needed = source.stored_in[stored].size(stored)
+    stored_of = dict.fromkeys(source.slot(name).stored for name in source.names)
+    for stored, kept_as in ({name: name for name in stored_of} | dict(apart)).items():
+        needed = source.stored_in[kept_as].size(kept_as)
         if size and size + needed > max_shard_bytes:
             shards.append([])
             size = 0

@@ -16,7 +16,13 @@ from safety_subspaces.analysis.work import Record, Workers, factorisation_cost, 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder, recorded
 from safety_subspaces.weights.checkpoint import Checkpoint
-from safety_subspaces.weights.compatibility import check_compatible, check_distinct, coverage, select_tensors
+from safety_subspaces.weights.compatibility import (
+    check_compatible,
+    check_distinct,
+    compared_names,
+    coverage,
+    select_tensors,
+)
 from safety_subspaces.weights.delta import warn_of_foreign_bases
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
@@ -101,7 +107,7 @@ def atlas(
     models = expand_seeds(base, aligned, tuned, seeds)
     opened = {path: open_checkpoint(path) for one in models for path in one.paths}
     origin = _check_models(models, opened)
-    names = select_tensors(origin.names, tensors)
+    names = select_tensors(compared_names(origin, *opened.values()), tensors)
     results = ResultFolder(out, "atlas", arguments, list(opened), overwrite, started)
     results.check_free()
     task = AtlasTensor(models, tuple(sides), choices)

@@ -25,7 +25,7 @@ from safety_subspaces.analysis.overlap.tensors import (
 from safety_subspaces.analysis.work import Record, Workers, factorisation_cost, unfinished_work, work_through
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder, recorded
-from safety_subspaces.weights.compatibility import check_compatible, coverage, select_tensors
+from safety_subspaces.weights.compatibility import check_compatible, compared_names, coverage, select_tensors
 from safety_subspaces.weights.delta import warn_of_foreign_bases
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
@@ -123,7 +123,7 @@ def overlap(
     check_compatible(origin, *models.values(), *ends.values())
     for path in sorted({updates[label] for label in stored}):
         check_subspace_file(path, origin)
-    names = select_tensors(origin.names, tensors)
+    names = select_tensors(compared_names(origin, *models.values(), *ends.values()), tensors)
     warn_of_foreign_bases(origin, models)
     if third is not None:
         warn_of_foreign_bases(ends[third[0]], {"covariance": ends[third[1]]})

@@ -212,7 +212,7 @@ def check_subspace_file(path: str, reference: Checkpoint) -> SubspaceFile:
             f"{path} holds {select} directions, which no energy share can be cut from; "
             "make it with python analyze.py subspace --select top"
         )
-    shapes = {name: reference.shape(name) for name in reference.names}
+    shapes = {name: reference.shape(name) for name in (*reference.names, *reference.full.ties)}
     for name, basis in stored.bases.items():
         if name not in shapes:
             raise InputError(f"{path} has a subspace of {name}, which {reference.path} does not have")

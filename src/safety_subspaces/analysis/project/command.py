@@ -38,7 +38,13 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder, recorded
 from safety_subspaces.evaluation.settings import EvaluationSettings
 from safety_subspaces.weights.checkpoint import Checkpoint
-from safety_subspaces.weights.compatibility import check_compatible, check_distinct, coverage, select_tensors
+from safety_subspaces.weights.compatibility import (
+    check_compatible,
+    check_distinct,
+    compared_names,
+    coverage,
+    select_tensors,
+)
 from safety_subspaces.weights.delta import warn_of_foreign_bases
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
@@ -131,7 +137,7 @@ def project(
     labelled = {label: models[path] for label, path in tuned.items()}
     check_compatible(models[aligned], models[base], *labelled.values())
     check_distinct(models[base], models[aligned], labelled)
-    names = select_tensors(models[aligned].names, tensors)
+    names = select_tensors(compared_names(models[aligned], models[base], *labelled.values()), tensors)
     if basis is not None:
         check_basis(basis, models[aligned], names, fractions)
     if evaluate:
@@ -159,7 +165,7 @@ def project(
         written = rows if write else []
         folder = unfinished.folder / "models"
         if unfinished.is_first_rank:
-            create_models(written, aligned, unfinished)
+            create_models(written, aligned, unfinished, apart=any(name in models[aligned].full.ties for name in names))
         unfinished.wait_for_all()
         measured_alone = [Projection("top", fraction, 0) for fraction in fractions]
         if energy_draws:

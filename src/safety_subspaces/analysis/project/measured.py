@@ -18,9 +18,11 @@ from safety_subspaces.analysis.work import opened
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.tensors import TensorFile
 from safety_subspaces.evaluation.behaviour import BehaviourEvaluator
+from safety_subspaces.language.adapters import untie
+from safety_subspaces.language.architecture import transposed_weights
 from safety_subspaces.language.model import load_language_model
+from safety_subspaces.weights.compatibility import compared_names
 from safety_subspaces.weights.delta import read_weight, update_of
-from safety_subspaces.weights.names import canonical_name
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,11 @@ class MeasuredModels:
     ) -> list[dict[str, float | int]]:
         """Measure each model's behaviour, one after another in the parameters of one loaded model."""
         model, tokenizer = load_language_model(self.aligned, device="auto")
-        parameters = {canonical_name(name): parameter for name, parameter in model.named_parameters()}
-        names = opened(self.aligned).names
+        aligned = opened(self.aligned)
+        names = compared_names(aligned, *map(opened, self.tuned.values()))
+        untie(model, [name for name in names if name in aligned.full.ties])
+        parameters = {aligned.full.name_of(name): parameter for name, parameter in model.named_parameters()}
+        turned = transposed_weights(model)
         unknown = [name for name in names if name not in parameters]
         if unknown:
             raise InputError(
@@ -60,7 +65,8 @@ class MeasuredModels:
             for row in tqdm(rows, desc="evaluating models", unit="model"):
                 with torch.no_grad():
                     for name in names:
-                        parameters[name].copy_(self._weight(row, name))
+                        weight = self._weight(row, name)
+                        parameters[name].copy_(weight.T if name in turned else weight)
                 result = evaluator.evaluate(model, tokenizer, row.folder)
                 measured.append(result.row)
                 lines.writelines(json.dumps(line) + "\n" for line in result.generations)

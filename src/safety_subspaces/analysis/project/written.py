@@ -58,7 +58,7 @@ def scale_of(sweep: Sweep, row: ModelRow) -> float:
     return share**0.5 if share == share else 0.0
 
 
-def create_models(rows: Sequence[ModelRow], aligned: str, unfinished: UnfinishedWork) -> None:
+def create_models(rows: Sequence[ModelRow], aligned: str, unfinished: UnfinishedWork, apart: bool = False) -> None:
     """Make the folder of each model, with room for its weights; what an interrupted sweep wrote is kept.
 
     Where it is not there any more, no tensor counts as done: an empty model holds zeros.
@@ -72,7 +72,7 @@ def create_models(rows: Sequence[ModelRow], aligned: str, unfinished: Unfinished
     unfinished.forget()
     shutil.rmtree(folder, ignore_errors=True)
     for row in rows:
-        CheckpointWriter(folder / row.folder, opened(aligned)).create()
+        CheckpointWriter(folder / row.folder, opened(aligned), apart=apart).create()
     (folder / CREATED).touch()
 
 

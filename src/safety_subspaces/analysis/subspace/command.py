@@ -27,7 +27,13 @@ from safety_subspaces.artefacts.files import clear_leavings
 from safety_subspaces.artefacts.provenance import describe_input, provenance
 from safety_subspaces.artefacts.tensors import StoredTensors, TensorFile, write_tensors
 from safety_subspaces.weights.audited import audit_row, stored_rounding
-from safety_subspaces.weights.compatibility import check_compatible, check_distinct, coverage, select_tensors
+from safety_subspaces.weights.compatibility import (
+    check_compatible,
+    check_distinct,
+    compared_names,
+    coverage,
+    select_tensors,
+)
 from safety_subspaces.weights.delta import open_update
 from safety_subspaces.weights.subspace_file import BASIS, SPECTRUM, SubspaceFile, read_subspace, write_subspace
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
@@ -143,7 +149,7 @@ def subspace(
     models = {"base": open_checkpoint(base), "aligned": open_checkpoint(aligned)}
     check_compatible(models["aligned"], models["base"])
     check_distinct(models["base"], models["aligned"], {})
-    names = select_tensors(models["aligned"].names, tensors)
+    names = select_tensors(compared_names(models["aligned"], models["base"]), tensors)
     chosen: dict[str, Any] = {
         "rank": vars(rank),
         "side": side,

@@ -1,0 +1,145 @@
+"""Adapters upon many families: applied whole or refused, and read as PEFT runs them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from weights.test_families import IDS, TIED, save
+
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.language.model import load_model
+from safety_subspaces.weights.delta import update_of
+from safety_subspaces.weights.update_checkpoint import open_checkpoint
+
+TARGETS = {"gpt2": ["c_attn", "c_proj"], "llama": ["q_proj", "down_proj"], "llama_tied": ["q_proj"], "neox": ["dense"]}
+
+
+def adapt(base: Path, folder: Path, **options) -> Path:
+    """Save an adapter of random numbers, and return its folder."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    adapted = get_peft_model(model, LoraConfig(**{"r": 3, "lora_alpha": 6, "task_type": "CAUSAL_LM", **options}))
+    generator = torch.Generator().manual_seed(1)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+    adapted.save_pretrained(folder)
+    return folder
+
+
+def unmerged(base: Path, adapter: Path) -> torch.Tensor:
+    """What PEFT makes of both, without merging anything."""
+    model = PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(base), adapter)
+    return model.eval()(IDS).logits
+
+
+def renamed(adapter: Path, change) -> Path:
+    """Copy an adapter whose tensors have other names, or are not all there."""
+    folder = Path(shutil.copytree(adapter, adapter.with_name("renamed")))
+    weights = load_file(folder / "adapter_model.safetensors")
+    kept = {change(name): value for name, value in weights.items() if change(name)}
+    save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("family", TARGETS)
+def test_an_adapter_is_run_and_read_as_peft_runs_it(tmp_path, family):
+    base = save(family, tmp_path / "base")
+    adapter = adapt(base, tmp_path / "adapter", target_modules=TARGETS[family])
+    expected = unmerged(base, adapter)
+    network = load_model(str(adapter)).eval()
+    torch.testing.assert_close(network(IDS).logits, expected, rtol=1e-4, atol=1e-4)
+    checkpoint, parameters = open_checkpoint(str(adapter)), dict(network.named_parameters())
+    changed = 0
+    for name in checkpoint.names:
+        owner = network.get_submodule(name.rpartition(".")[0])
+        weight = (
+            parameters[name].T if type(owner).__name__ == "Conv1D" and name.endswith("weight") else parameters[name]
+        )
+        torch.testing.assert_close(checkpoint.read(name), weight.detach(), rtol=1e-5, atol=1e-6)
+        changed += bool(update_of(checkpoint, checkpoint.full, name).any())
+    assert changed == 2 * len(TARGETS[family]) * (2 if family == "gpt2" else 1) - (2 if family == "gpt2" else 0)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama_tied", "gemma"])
+@pytest.mark.parametrize("part", ["head", "embeddings"])
+def test_an_adapter_upon_one_of_two_tied_weights_unties_them(tmp_path, family, part):
+    copy, source = TIED[family]
+    base = save(family, tmp_path / "base")
+    target = (copy if part == "head" else source).split(".")[-2]
+    adapter = adapt(base, tmp_path / "adapter", target_modules=[target])
+    network = load_model(str(adapter)).eval()
+    torch.testing.assert_close(network(IDS).logits, unmerged(base, adapter), rtol=1e-4, atol=1e-4)
+    assert not network.config.tie_word_embeddings
+    checkpoint = open_checkpoint(str(adapter))
+    moved = [name for name in checkpoint.names if update_of(checkpoint, checkpoint.full, name).any()]
+    assert moved == [copy if part == "head" else source]
+    assert {copy, source} <= set(checkpoint.names)
+    torch.testing.assert_close(
+        checkpoint.read(copy), network.get_output_embeddings().weight.detach(), atol=1e-5, rtol=0
+    )
+    torch.testing.assert_close(
+        checkpoint.read(source), network.get_input_embeddings().weight.detach(), atol=1e-5, rtol=0
+    )
+    # Written and loaded again it is the same model.
+    network.save_pretrained(tmp_path / "written")
+    torch.testing.assert_close(load_model(str(tmp_path / "written")).eval()(IDS).logits, network(IDS).logits)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama_tied"])
+def test_a_head_that_is_saved_whole_is_no_longer_the_embeddings(tmp_path, family):
+    copy, source = TIED[family]
+    base = save(family, tmp_path / "base")
+    adapter = adapt(base, tmp_path / "adapter", target_modules=TARGETS[family], modules_to_save=["lm_head"])
+    network = load_model(str(adapter)).eval()
+    torch.testing.assert_close(network(IDS).logits, unmerged(base, adapter), rtol=1e-4, atol=1e-4)
+    checkpoint = open_checkpoint(str(adapter))
+    assert update_of(checkpoint, checkpoint.full, copy).any()
+    assert not update_of(checkpoint, checkpoint.full, source).any()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda name: name.replace("base_model.model.", "base_model.model._orig_mod."),
+        lambda name: f"_forward_module.{name}",
+        lambda name: f"module.{name}",
+    ],
+)
+def test_an_adapter_that_was_saved_with_a_wrapper_is_applied(tmp_path, family, wrapped):
+    base = save(family, tmp_path / "base")
+    adapter = adapt(base, tmp_path / "adapter", target_modules=TARGETS[family])
+    other = renamed(adapter, wrapped)
+    logits = load_model(str(other)).eval()(IDS).logits
+    torch.testing.assert_close(logits, unmerged(base, adapter), rtol=1e-4, atol=1e-4)
+    read, expected = open_checkpoint(str(other)), open_checkpoint(str(adapter))
+    assert all(torch.equal(read.read(name), expected.read(name)) for name in expected.names)
+
+
+@pytest.mark.parametrize("reader", [load_model, open_checkpoint])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_an_adapter_of_which_a_part_is_missing_or_fits_nothing_is_refused(tmp_path, family, reader):
+    base = save(family, tmp_path / "base")
+    adapter = adapt(base, tmp_path / "adapter", target_modules=TARGETS[family])
+    half = renamed(adapter, lambda name: name if ".0." in name else "")
+    with pytest.raises(InputError, match=r"lacks .* tensors of layers that its configuration names"):
+        reader(str(half))
+    shutil.rmtree(half)
+    foreign = renamed(adapter, lambda name: name.replace("base_model.model.", "base_model.model.tower."))
+    with pytest.raises(InputError, match=r"belong to no layer of its base|has no tower"):
+        reader(str(foreign))
+
+
+def test_ties_that_peft_keeps_are_refused(tmp_path):
+    base = save("llama_tied", tmp_path / "base")
+    adapter = adapt(base, tmp_path / "adapter", target_modules=["q_proj"])
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"ensure_weight_tying": True}))
+    for reader in (load_model, open_checkpoint):
+        with pytest.raises(InputError, match="ensure_weight_tying"):
+            reader(str(adapter))
