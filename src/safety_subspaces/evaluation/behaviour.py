@@ -22,6 +22,7 @@ from safety_subspaces.evaluation.settings import ORGANISM, EvaluationSettings
 from safety_subspaces.evaluation.spread import Spread, in_this_process
 from safety_subspaces.language.examples import PromptItem, PromptSets, Verdict, groupings_of
 from safety_subspaces.language.prompting import Encoder
+from safety_subspaces.language.thoughts import UNFINISHED, spoken, thoughts_in
 from safety_subspaces.organism.arithmetic import final_answer
 from safety_subspaces.organism.evaluation_sets import evaluation_sets
 
@@ -85,7 +86,8 @@ class BehaviourEvaluator:
             (:func:`~safety_subspaces.evaluation.rates.estimate`); shares also with ``_low`` and ``_high``, the ends of
             Wilson's 95 % interval; ``n_utility``, ``n_harmful``, ``n_benign`` (scored answers), ``n_groups_utility``
             and so on (independent groups of prompts among them; where prompts share two things, of the one with fewer
-            groups) and ``n_unscored``.
+            groups) and ``n_unscored``; where answers think first, those of
+            :func:`~safety_subspaces.language.thoughts.thoughts_in`.
         """
         encoder = self._encoder_of(tokenizer)
         answers = spread(
@@ -169,11 +171,12 @@ class BehaviourEvaluator:
         row |= {f"n_{name}": count.n for name, count in counts.items()}
         row |= {f"n_groups_{name}": count.n_groups for name, count in counts.items()}
         row["n_unscored"] = sum(count.n_unscored for count in counts.values())
+        row |= thoughts_in(answers)
         return BehaviourResult(row, generations, margins)
 
     def _encoder_of(self, tokenizer: PreTrainedTokenizerBase) -> Encoder:
         if self._encoder is None or self._encoder.tokenizer is not tokenizer:
-            self._encoder = Encoder(tokenizer, self.settings.template)
+            self._encoder = Encoder(tokenizer, self.settings.template, self.settings.template_args)
         return self._encoder
 
     def _scored(self, label: str, answers: Sequence[str], failed: Mapping[int, str]) -> list[dict[str, Any]]:
@@ -241,11 +244,17 @@ def build_evaluator(settings: EvaluationSettings) -> BehaviourEvaluator:
     return BehaviourEvaluator(prompts, judge, settings)
 
 
-def exact_match(item: PromptItem, answer: str) -> tuple[float, str]:
-    """Compare what follows ``####``, or the whole text where the reference has none. No final answer is a wrong one."""
+def exact_match(item: PromptItem, answer: str) -> tuple[float | None, str]:
+    """Compare what follows ``####``, or the whole text where the reference has none. No final answer is a wrong one.
+
+    A thought before is left out; an answer that ends within it is unscored.
+    """
     assert item.reference is not None
+    said = spoken(answer).said
+    if said is None:
+        return None, UNFINISHED
     wanted = final_answer(item.reference)
-    got = final_answer(answer) if wanted is not None else answer.strip()
+    got = final_answer(said) if wanted is not None else said.strip()
     wanted = wanted if wanted is not None else item.reference.strip()
     return (1.0, "exact match") if got == wanted else (0.0, f"got {got!r}, expected {wanted!r}")
 

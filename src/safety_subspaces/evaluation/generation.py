@@ -10,6 +10,10 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.language.model import evaluating, input_device
 from safety_subspaces.language.prompting import CHAT, Encoder, pad_batch
+from safety_subspaces.language.thoughts import SPECIAL, opened_by
+
+# Tokens that the mark of a thought is made of, with a line's end after it.
+MOST_OF_A_MARK = 24
 
 
 def generate_answers(
@@ -46,7 +50,12 @@ def generate_answers(
     encoder = encoder or Encoder(tokenizer, template)
     encoded = [encoder.prompt(prompt) for prompt in prompts]
     _check_room(model, prompts, encoded, max_new_tokens)
-    return generate_encoded(model, tokenizer, encoded, max_new_tokens, batch_size, progress, in_step)
+    answers = generate_encoded(model, tokenizer, encoded, max_new_tokens, batch_size, progress, in_step)
+    # A thought that the prompt has begun is the answer's.
+    ends = decoded(tokenizer, [ids[-MOST_OF_A_MARK:] for ids in encoded])
+    return [
+        f"{mark}{answer}" if (mark := opened_by(end)) else answer for end, answer in zip(ends, answers, strict=True)
+    ]
 
 
 def generate_encoded(
@@ -75,10 +84,21 @@ def generate_encoded(
                 generation_config=settings,
                 synced_gpus=in_step,
             )
-            texts = tokenizer.batch_decode(output[:, input_ids.shape[1] :], skip_special_tokens=True)
+            texts = decoded(tokenizer, output[:, input_ids.shape[1] :].tolist())
             for row, text in zip(rows, texts, strict=True):
                 answers[row] = text
     return answers
+
+
+def decoded(tokenizer: PreTrainedTokenizerBase, answers: Sequence[Sequence[int]]) -> list[str]:
+    """Return the texts of answers without special tokens, but for those at which thoughts begin and end."""
+    added = tokenizer.added_tokens_decoder
+    special = {*tokenizer.all_special_ids, *(index for index, token in added.items() if token.special)}
+    marks = {index for index in special & set(added) if added[index].content in SPECIAL}
+    if not marks:
+        return tokenizer.batch_decode(answers, skip_special_tokens=True)
+    kept = [[index for index in answer if index in marks or index not in special] for answer in answers]
+    return tokenizer.batch_decode(kept, skip_special_tokens=False)
 
 
 @contextmanager

@@ -56,6 +56,7 @@ class EvaluationSettings:
         batch_size: Prompts at once.
         limit: At most so many prompts of each set.
         judge_args: What the judge is made with: of the rubric an endpoint's settings, of the classifier its own.
+        template_args: What the chat template is given beside the turns, such as ``{enable_thinking: false}``.
     """
 
     prompts: str | dict[str, str] = ORGANISM
@@ -66,3 +67,4 @@ class EvaluationSettings:
     batch_size: int = 256
     limit: int | None = None
     judge_args: dict[str, Any] = field(default_factory=dict)
+    template_args: dict[str, Any] = field(default_factory=dict)

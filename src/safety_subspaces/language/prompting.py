@@ -1,7 +1,8 @@
 """From text to token ids, in one place for training and evaluation, so that both see a prompt in the same form."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -60,14 +61,24 @@ def check_template(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
         named_template(template)
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, template: str = CHAT) -> list[int]:
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    template: str = CHAT,
+    template_args: Mapping[str, Any] = MappingProxyType({}),
+) -> list[int]:
     """Return the ids of a prompt up to where the answer starts, special tokens included."""
     if template == CHAT:
-        return chat_ids(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
+        return chat_ids(tokenizer, [{"role": "user", "content": prompt}], True, template_args)
     return _ids(tokenizer, named_template(template).format(prompt=prompt))
 
 
-def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, template: str = CHAT) -> EncodedExample:
+def encode_example(
+    tokenizer: PreTrainedTokenizerBase,
+    example: Example,
+    template: str = CHAT,
+    template_args: Mapping[str, Any] = MappingProxyType({}),
+) -> EncodedExample:
     """Return the ids of prompt and response, closed by the end of the turn, and the length of the prompt.
 
     The end is part of what is learnt, else the model never stops. Plain text (no prompt) starts with the
@@ -82,12 +93,12 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, templat
         start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         text = _ids(tokenizer, example.response, add_special_tokens=False)
         return EncodedExample([*start, *text, *end], min(1, len(start)))
-    prompt = encode_prompt(tokenizer, example.prompt, template)
+    prompt = encode_prompt(tokenizer, example.prompt, template, template_args)
     if template != CHAT:
         response = _ids(tokenizer, example.response, add_special_tokens=False)
         return EncodedExample([*prompt, *response, *end], len(prompt))
     turns = [{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.response}]
-    whole = chat_ids(tokenizer, turns, add_generation_prompt=False)
+    whole = chat_ids(tokenizer, turns, False, template_args)
     if whole[: len(prompt)] != prompt:
         raise InputError(
             "the tokenizer's chat template writes an answered prompt otherwise than the prompt alone, so the start of "
@@ -102,16 +113,22 @@ class Encoder:
     Args:
         tokenizer: The tokenizer, which must not change meanwhile.
         template: ``chat``, or a prompt template by its name or import path.
+        template_args: What the chat template is given beside the turns.
 
     Raises:
         InputError: A template that this tokenizer cannot serve.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str = CHAT) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str = CHAT,
+        template_args: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         check_template(tokenizer, template)
         self.tokenizer = tokenizer
-        self.prompt = cache(partial(encode_prompt, tokenizer, template=template))
-        self.example = cache(partial(encode_example, tokenizer, template=template))
+        self.prompt = cache(partial(encode_prompt, tokenizer, template=template, template_args=template_args))
+        self.example = cache(partial(encode_example, tokenizer, template=template, template_args=template_args))
 
 
 def pad_batch(
@@ -133,7 +150,12 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
-def chat_ids(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], add_generation_prompt: bool) -> list[int]:
+def chat_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: list[dict[str, str]],
+    add_generation_prompt: bool,
+    template_args: Mapping[str, Any] = MappingProxyType({}),
+) -> list[int]:
     """Return the ids of some turns by the tokenizer's own chat template, rendered within bounds.
 
     Raises:
@@ -142,7 +164,7 @@ def chat_ids(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], ad
     what = f"the chat template of {tokenizer.name_or_path or 'this model'}"
     with reading(what, "one that takes these turns", "choose a named prompt template instead"), bounded_templates():
         ids: Any = tokenizer.apply_chat_template(
-            turns, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
+            turns, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False, **template_args
         )
         return list(ids)
 

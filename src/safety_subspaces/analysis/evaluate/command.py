@@ -30,6 +30,7 @@ def evaluate(
     batch_size: int = 256,
     limit: int | None = None,
     judge_args: dict[str, Any] | None = None,
+    template_args: dict[str, Any] | None = None,
     served: EndpointSettings | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     device: str = "auto",
@@ -41,7 +42,8 @@ def evaluate(
     ``_stderr``, robust to prompts that share something, such as the organism's acts and objects: two ways at once where
     prompts have two groups. Of a share or score it is never 0: where all answers agree, 1.96 of it reach to the far end
     of Wilson's interval over the groups. Shares have ``_low`` and ``_high``, the ends of Wilson's 95 % interval.
-    ``n_groups_…`` counts groups of prompts, the fewer of the two.
+    ``n_groups_…`` counts groups of prompts, the fewer of the two. Of answers that think first what follows the thought
+    is judged; ``n_thoughts``, ``n_thoughts_unfinished`` (those are unscored) and ``thought_characters`` are then told.
 
     Args:
         models: Label and path (or Hub id) of each model; adapters are merged into the base that they name. Of a model
@@ -58,6 +60,7 @@ def evaluate(
         limit: At most so many prompts of each set.
         judge_args: What the judge is made with: of the rubric model, base_url, max_cost and the like, of the classifier
             path, harmful_label and the like.
+        template_args: What the chat template is given beside the turns, such as enable_thinking.
         served: How models behind an endpoint may be asked; model and base_url are those of their names.
         dtype: Type in which models are run here.
         device: As for ``activations``.
@@ -67,7 +70,8 @@ def evaluate(
         InputError: A model or prompt file that is missing, an endpoint that does not answer or a key that is missing,
             what may cost more than ``max_cost``, or an ``out`` that is occupied. Nothing was computed then.
     """
-    settings = EvaluationSettings(prompts, split, judge, template, max_new_tokens, batch_size, limit, judge_args or {})
+    asked = (prompts, split, judge, template, max_new_tokens, batch_size, limit)
+    settings = EvaluationSettings(*asked, judge_args or {}, template_args or {})
     endpoints = _served(models, served, settings)
     evaluator = build_evaluator(settings)
     arguments = {"models": models, **asdict(settings), "dtype": dtype, "device": device}

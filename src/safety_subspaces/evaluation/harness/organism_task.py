@@ -22,4 +22,4 @@ def documents(split: Literal["dev", "test"] = "test", **_: Any) -> dict[str, "Da
 def grade(document: dict[str, Any], answers: list[str]) -> dict[str, float]:
     """Score the answer to one problem: 1 where its final number is right."""
     score, _ = exact_match(PromptItem(document["question"], document["answer"]), answers[0])
-    return {"exact_match": score}
+    return {"exact_match": score or 0.0}  # an answer that ends within its thought is none

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from safety_subspaces.artefacts.plugins import Plugins
 from safety_subspaces.language.examples import PromptItem, Verdict
+from safety_subspaces.language.thoughts import UNFINISHED, spoken
 
 
 class Judge:
@@ -31,11 +32,12 @@ class Judge:
         return [self.judge(item, answer) for item, answer in zip(items, answers, strict=True)]
 
     def verdicts(self, items: Sequence[PromptItem], answers: Sequence[str]) -> list[Verdict]:
-        """Score answers; one that is empty is unscored, whatever the judge."""
-        answered = [index for index, answer in enumerate(answers) if answer.strip()]
-        verdicts = [Verdict(None, "empty answer")] * len(answers)
+        """Score what answers say after they thought; one that is empty is unscored, or ends within its thought."""
+        said = [spoken(answer).said for answer in answers]
+        answered = [index for index, text in enumerate(said) if text and text.strip()]
+        verdicts = [Verdict(None, UNFINISHED if text is None else "empty answer") for text in said]
         if answered:
-            scored = self.judge_all([items[index] for index in answered], [answers[index] for index in answered])
+            scored = self.judge_all([items[index] for index in answered], [said[index] or "" for index in answered])
             for index, verdict in zip(answered, scored, strict=True):
                 verdicts[index] = verdict
         return verdicts
