@@ -64,7 +64,8 @@ def test_a_step_is_the_same_however_it_is_cut(ranks: int, accumulate: int) -> No
         list(LengthBucketBatchSampler(lengths, 8 // ranks // accumulate, 3, True, rank, ranks, accumulate, lengths))
         for rank in range(ranks)
     ]
-    for number, step in enumerate(plan for plan in whole if len(plan.indices) >= ranks * accumulate):
+    assert {len(share) for share in shares} == {len(whole) * accumulate}
+    for number, step in enumerate(whole):
         terms = sum(lengths[i] for i in step.indices)
         parts = [p for share in shares for p in share[number * accumulate : (number + 1) * accumulate]]
         assert sorted(chain(*(part.indices for part in parts))) == sorted(step.indices)
@@ -82,6 +83,31 @@ def test_every_example_comes_once_an_epoch_and_epochs_differ() -> None:
     assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(50))
     assert first != second
     assert len(sampler) == len(second)
+
+
+@pytest.mark.parametrize("examples", [1, 3, 5, 9, 21])
+@pytest.mark.parametrize(("ranks", "accumulate"), [(1, 8), (4, 1), (2, 4)])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_no_example_is_lost_where_a_step_has_fewer_than_batches(
+    examples: int, ranks: int, accumulate: int, shuffle: bool
+) -> None:
+    terms = [index + 1 for index in range(examples)]
+    for epoch in range(3):
+        shares = []
+        for rank in range(ranks):
+            sampler = LengthBucketBatchSampler(terms, 2, 0, shuffle, rank, ranks, accumulate, terms)
+            sampler.set_epoch(epoch)
+            shares.append(list(sampler))
+        assert len({len(share) for share in shares}) == 1  # no rank waits for another
+        assert len(shares[0]) % accumulate == 0
+        plans = [plan for share in shares for plan in share]
+        assert sorted(index for plan in plans for index in plan.indices) == list(range(examples))
+        # A batch without an example of its own has another one's, and no weight.
+        assert all(plan.rows and (plan.loss_weight > 0) == bool(plan.indices) for plan in plans)
+        # Over the batches of a step the weights are those of its terms.
+        for start in range(0, len(shares[0]), accumulate):
+            weights = [plan.loss_weight for share in shares for plan in share[start : start + accumulate]]
+            assert sum(weights) == pytest.approx(ranks * accumulate)
 
 
 def test_prompt_and_padding_carry_no_loss() -> None:

@@ -195,6 +195,26 @@ def test_accumulation_equals_one_batch_where_both_halves_have_as_many_tokens(tmp
     assert not any(torch.equal(value, results[0][name]) for name, value in start.named_parameters())
 
 
+@pytest.mark.parametrize("corpus", ["useful", "preference"])
+def test_fewer_examples_than_accumulated_batches_are_one_step_of_them_all(tmp_path: Path, corpus: str) -> None:
+    trained = []
+    for batch_size, accumulate in ((5, 1), (1, 8)):
+        objective = PreferenceOptimization if corpus == "preference" else SupervisedFineTuning
+        module = objective(tiny_source())
+        data = OrganismData(corpus, 5, heldout_size=0, batch_size=batch_size)
+        lightning = fit(module, data, tmp_path, max_epochs=2, accumulate_grad_batches=accumulate)
+        assert lightning.global_step == 2
+        trained.append(weights(module))
+    start = weights_of_source()
+    for name, value in trained[0].items():
+        torch.testing.assert_close(trained[1][name], value, rtol=1e-4, atol=1e-5)
+        assert name.endswith("norm.weight") or not torch.equal(value, start[name])
+
+
+def weights_of_source() -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in tiny_source().load_model().named_parameters()}
+
+
 @pytest.mark.parametrize("adapter", [None, LORA], ids=["full", "lora"])
 def test_export_loads_with_the_auto_classes_and_answers_alike(tmp_path: Path, adapter: LoraSettings | None) -> None:
     path = save_tiny_model(tmp_path / "start")

@@ -59,7 +59,8 @@ class Batch(TypedDict):
     """A padded batch.
 
     ``token_count`` counts real tokens, not padding; no label counts before position ``response_start``. The mean loss
-    of the batch times ``loss_weight``, averaged over the batches of an optimizer step, is the mean over the step.
+    of the batch times ``loss_weight``, averaged over the batches of an optimizer step, is the mean over the step. A
+    weight of 0 is that of a batch that stands in where a step has fewer examples than batches; it counts nowhere.
     """
 
     input_ids: Int[Tensor, "batch position"]
@@ -76,18 +77,27 @@ class BatchPlan:
     Args:
         indices: Its examples.
         loss_weight: Its share of the step's loss terms, times the number of batches that the step is the mean of. A
-            step in one batch has 1.
+            step in one batch has 1, a batch without an example of its own 0.
+        stands_in: What such a batch is made of, an example of another one: a rank that does nothing would leave the
+            others waiting in a collective.
     """
 
     indices: list[int]
     loss_weight: float
+    stands_in: int = -1
+
+    @property
+    def rows(self) -> list[int]:
+        """What is put into the batch."""
+        return self.indices or [self.stands_in]
 
 
 class LengthBucketBatchSampler(Sampler[BatchPlan]):
     """Yields batches of examples of like length, in an order drawn from the seed and the epoch.
 
     The examples of an optimizer step are the same for any number of ranks and of accumulated batches, as long as the
-    product with ``batch_size`` is the same; each rank takes its share of every one of them.
+    product with ``batch_size`` is the same; each rank takes its share of every one of them. Every example is in one
+    step of an epoch, whatever the last one has to be filled with.
 
     Args:
         lengths: Length of each example, in tokens.
@@ -145,6 +155,8 @@ class LengthBucketBatchSampler(Sampler[BatchPlan]):
     def _batch(self, step: list[int], part: int) -> BatchPlan:
         parts = self.num_replicas * self.accumulate
         indices = step[part * self.num_replicas + self.rank :: parts]
+        if not indices:
+            return BatchPlan([], 0.0, step[0])
         if parts == 1:
             return BatchPlan(indices, 1.0)
         terms = sum(self.loss_terms[index] for index in indices)
@@ -170,8 +182,7 @@ class LengthBucketBatchSampler(Sampler[BatchPlan]):
                 pool = sorted(indices[start : start + size * BATCHES_PER_POOL], key=self.lengths.__getitem__)
                 steps += [pool[i : i + size] for i in range(0, len(pool), size)]
             rng.shuffle(steps)
-        # A rank without an example would leave the others waiting in a collective.
-        return [step for step in steps if len(step) >= parts]
+        return steps
 
 
 class PlannedItems(Dataset):
@@ -185,7 +196,7 @@ class PlannedItems(Dataset):
 
     def __getitems__(self, plan: BatchPlan) -> tuple[list[Encoded], float]:
         """Return the items of a batch, and the weight of its loss."""
-        return [self.items[index] for index in plan.indices], plan.loss_weight
+        return [self.items[index] for index in plan.rows], plan.loss_weight
 
 
 def collate(items: Sequence[Encoded], pad_token_id: int, loss_weight: float = 1.0) -> Batch:

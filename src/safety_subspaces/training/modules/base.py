@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_with_min_lr_schedule_with_warmup
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.language.likelihood import NO_LOSS
 from safety_subspaces.language.model import ModelSource
 from safety_subspaces.training.data.batches import RESPONSES, Batch, BatchKind
 from safety_subspaces.training.modules.adapter import AdapterSettings, add_adapter
@@ -183,7 +184,14 @@ class LanguageModelModule(L.LightningModule):
         self._log_statistics(self.test_statistics, "test")
 
     def _evaluation_step(self, batch: Batch, statistics: TokenStatistics, prefix: str) -> None:
-        statistics.update(*self.response_logits(batch))
+        statistics.update(*self.counted_logits(batch))
+
+    def counted_logits(
+        self, batch: Batch
+    ) -> tuple[Float[Tensor, "batch response vocabulary"], Int[Tensor, "batch response"]]:
+        """Return logits and labels as :meth:`response_logits`; no label counts in a batch that only stands in."""
+        logits, labels = self.response_logits(batch)
+        return logits, labels if batch["loss_weight"] > 0 else torch.full_like(labels, NO_LOSS)
 
     def _log_statistics(self, statistics: TokenStatistics, prefix: str) -> None:
         if statistics.update_called:

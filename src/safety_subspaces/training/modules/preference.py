@@ -73,9 +73,10 @@ class PreferenceOptimization(LanguageModelModule):
 
     def _evaluation_step(self, batch: Batch, statistics: TokenStatistics, prefix: str) -> None:
         policy, reference, _ = self._log_probabilities(batch)
-        self.log(f"{prefix}/preference_accuracy", self._accuracy(policy, reference), batch_size=len(policy) // 2)
         chosen = len(policy) // 2
-        logits, labels = self.response_logits(batch)
+        if batch["loss_weight"] > 0:
+            self.log(f"{prefix}/preference_accuracy", self._accuracy(policy, reference), batch_size=chosen)
+        logits, labels = self.counted_logits(batch)
         statistics.update(logits[:chosen], labels[:chosen])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
