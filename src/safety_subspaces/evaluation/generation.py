@@ -11,6 +11,7 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.language.model import evaluating, input_device
 from safety_subspaces.language.prompting import CHAT, Encoder, pad_batch
 from safety_subspaces.language.thoughts import SPECIAL, opened_by
+from safety_subspaces.language.turns import all_ends
 
 # Tokens that the mark of a thought is made of, with a line's end after it.
 MOST_OF_A_MARK = 24
@@ -50,7 +51,8 @@ def generate_answers(
     encoder = encoder or Encoder(tokenizer, template)
     encoded = [encoder.prompt(prompt) for prompt in prompts]
     _check_room(model, prompts, encoded, max_new_tokens)
-    answers = generate_encoded(model, tokenizer, encoded, max_new_tokens, batch_size, progress, in_step)
+    end = encoder.turn.end
+    answers = generate_encoded(model, tokenizer, encoded, max_new_tokens, batch_size, progress, in_step, end)
     # A thought that the prompt has begun is the answer's.
     ends = decoded(tokenizer, [ids[-MOST_OF_A_MARK:] for ids in encoded])
     return [
@@ -66,9 +68,10 @@ def generate_encoded(
     batch_size: int,
     progress: str | None = None,
     in_step: bool = False,
+    end: int | None = None,
 ) -> list[str]:
-    """Go on greedily with ids; arguments as for :func:`generate_answers`."""
-    settings = plain_settings(model, tokenizer, max_new_tokens=max_new_tokens)
+    """Go on greedily with ids; arguments as for :func:`generate_answers`, and a further ``end`` of answers."""
+    settings = plain_settings(model, tokenizer, end, max_new_tokens=max_new_tokens)
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     answers = [""] * len(encoded)
     batches = range(0, len(order), batch_size)
@@ -116,15 +119,16 @@ def decoding_by(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[
         model.generation_config = defaults
 
 
-def plain_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **decoding: Any) -> GenerationConfig:
-    """Return generation settings that keep of the model's own only where an answer ends."""
-    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ends = tokenizer.eos_token_id if ends is None else ends
+def plain_settings(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, end: int | None = None, **decoding: Any
+) -> GenerationConfig:
+    """Return generation settings that keep of the model's own only where an answer ends, with the tokenizer's end."""
+    ends = all_ends(model.generation_config, tokenizer, end)
     pad = tokenizer.pad_token_id
     if pad is None:
-        pad = ends[0] if isinstance(ends, list) else ends
+        pad = ends[0] if ends else None
     return GenerationConfig(
-        do_sample=False, num_beams=1, repetition_penalty=1.0, eos_token_id=ends, pad_token_id=pad, **decoding
+        do_sample=False, num_beams=1, repetition_penalty=1.0, eos_token_id=ends or None, pad_token_id=pad, **decoding
     )
 
 

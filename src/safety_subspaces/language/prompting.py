@@ -15,6 +15,7 @@ from safety_subspaces.artefacts.foreign import reading
 from safety_subspaces.artefacts.plugins import Plugins
 from safety_subspaces.language.examples import CHAT, EncodedExample, Example
 from safety_subspaces.language.rendering import bounded_templates
+from safety_subspaces.language.turns import Turn, first_mark, turn_of
 
 
 def _is_template(value: Any) -> bool:
@@ -81,7 +82,8 @@ def encode_example(
 ) -> EncodedExample:
     """Return the ids of prompt and response, closed by the end of the turn, and the length of the prompt.
 
-    The end is part of what is learnt, else the model never stops. Plain text (no prompt) starts with the
+    The end is part of what is learnt, else the model never stops: where the chat template writes none, the tokenizer's
+    is added. Plain text (no prompt) starts with the
     tokenizer's start token, where it has one.
 
     Raises:
@@ -104,7 +106,14 @@ def encode_example(
             "the tokenizer's chat template writes an answered prompt otherwise than the prompt alone, so the start of "
             f"the answer is unclear; choose a named prompt template instead: {', '.join(TEMPLATES.names())}"
         )
+    if tokenizer.eos_token_id is not None and not is_closed(tokenizer, whole[len(prompt) :]):
+        whole += end
     return EncodedExample(whole, len(prompt))
+
+
+def is_closed(tokenizer: PreTrainedTokenizerBase, response: Sequence[int]) -> bool:
+    """Tell whether a mark stands at the end of a response, with spaces behind it at most."""
+    return first_mark(tokenizer, response[::-1]) is not None
 
 
 class Encoder:
@@ -127,6 +136,10 @@ class Encoder:
     ) -> None:
         check_template(tokenizer, template)
         self.tokenizer = tokenizer
+        try:
+            self.turn = turn_of(tokenizer, template, template_args)
+        except InputError:  # a template of questions alone can be asked
+            self.turn = Turn(None, True)
         self.prompt = cache(partial(encode_prompt, tokenizer, template=template, template_args=template_args))
         self.example = cache(partial(encode_example, tokenizer, template=template, template_args=template_args))
 

@@ -6,12 +6,13 @@ from typing import Literal
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from safety_subspaces.artefacts.files import read_json, replacing_folder, write_json
 from safety_subspaces.constraint.held import write_leakage
 from safety_subspaces.constraint.master import open_master
+from safety_subspaces.language.turns import all_ends, turn_of
 
 ExportType = Literal["float32", "bfloat16"]
 
@@ -53,10 +54,22 @@ def export_model(
         if config.is_file():
             stored = {str(value.dtype).removeprefix("torch.") for value in state.values() if value.is_floating_point()}
             write_json(config, read_json(config) | {"dtype": stored.pop() if len(stored) == 1 else "float32"})
+        _name_ends(folder / "generation_config.json", tokenizer)
         # PEFT writes a model card of empty headings.
         (folder / "README.md").unlink(missing_ok=True)
         if constraints is not None:
             write_leakage(folder, constraints)
+
+
+def _name_ends(path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Have the settings of a model name every end that an answer has by its template, as other programs read them."""
+    if not path.is_file():
+        return
+    settings = read_json(path)
+    further = turn_of(tokenizer).end if tokenizer.chat_template else None
+    ends = all_ends(GenerationConfig(eos_token_id=settings.get("eos_token_id")), tokenizer, further)
+    if ends and ends != [settings.get("eos_token_id")]:
+        write_json(path, settings | {"eos_token_id": ends if len(ends) > 1 else ends[0]})
 
 
 def gather_state(

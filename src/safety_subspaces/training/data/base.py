@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.language.examples import EncodedExample, Example, PreferencePair
 from safety_subspaces.language.prompting import CHAT, check_template, encode_example, padding_id
+from safety_subspaces.language.turns import warn_of_turns
 from safety_subspaces.training.data.batches import (
     PREFERENCES,
     RESPONSES,
@@ -98,6 +99,8 @@ class LanguageData(L.LightningDataModule):
             InputError: Nothing to train on, or sequences beyond ``max_length`` where ``overlong`` is ``error``.
         """
         check_template(self.tokenizer, self.template)
+        if stage == "fit":
+            warn_of_turns(self.tokenizer, self.template)
         for split in {"fit": ("train", "dev"), "validate": ("dev",), "test": ("test",)}.get(stage, ()):
             if split in self._encoded:
                 continue
