@@ -13,7 +13,7 @@ from safety_subspaces.evaluation.generation import generate_answers, plain_setti
 from safety_subspaces.language.examples import Example
 from safety_subspaces.language.model import load_language_model
 from safety_subspaces.language.prompting import Encoder, encode_example
-from safety_subspaces.language.turns import Turn, turn_of, warn_of_turns
+from safety_subspaces.language.turns import TurnEnd, turn_of, warn_of_turns
 from safety_subspaces.training.export import export_model
 
 CHATML = (
@@ -52,8 +52,8 @@ def tokenizer_of(template: str) -> transformers.PreTrainedTokenizerFast:
 def test_the_end_of_a_turn_is_what_the_template_writes_after_an_answer(name):
     template, end, is_asked_for = TEMPLATES[name]
     tokenizer = tokenizer_of(template)
-    assert turn_of(tokenizer) == Turn(tokenizer.convert_tokens_to_ids(end) if end else None, is_asked_for)
-    assert turn_of(tokenizer, "alpaca") == Turn(tokenizer.eos_token_id, True)
+    assert turn_of(tokenizer) == TurnEnd(tokenizer.convert_tokens_to_ids(end) if end else None, is_asked_for)
+    assert turn_of(tokenizer, "alpaca") == TurnEnd(tokenizer.eos_token_id, True)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -8,10 +8,22 @@ CHAT = "chat"
 
 
 @dataclass(frozen=True)
+class Turn:
+    """What one side of a conversation says; ``role`` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+# What stands before an answer: a question, or the turns of a conversation.
+Prompt = str | tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
 class Example:
     """One training example. ``prompt`` carries no loss; ``None`` stands for plain text, with loss on every token."""
 
-    prompt: str | None
+    prompt: Prompt | None
     response: str
 
 
@@ -19,7 +31,7 @@ class Example:
 class PreferencePair:
     """One prompt with the preferred and the dispreferred answer."""
 
-    prompt: str
+    prompt: Prompt
     chosen: str
     rejected: str
 

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.foreign import reading
 from safety_subspaces.artefacts.plugins import Plugins
-from safety_subspaces.language.examples import CHAT, EncodedExample, Example
+from safety_subspaces.language.examples import CHAT, EncodedExample, Example, Prompt, Turn
 from safety_subspaces.language.rendering import bounded_templates
-from safety_subspaces.language.turns import Turn, first_mark, turn_of
+from safety_subspaces.language.turns import TurnEnd, first_mark, turn_of
 
 
 def _is_template(value: Any) -> bool:
@@ -64,14 +64,20 @@ def check_template(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
 
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
+    prompt: Prompt,
     template: str = CHAT,
     template_args: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[int]:
-    """Return the ids of a prompt up to where the answer starts, special tokens included."""
+    """Return the ids of a prompt up to where the answer starts, special tokens included.
+
+    Raises:
+        InputError: A conversation of several turns, and a named template, which knows one question.
+    """
     if template == CHAT:
-        return chat_ids(tokenizer, [{"role": "user", "content": prompt}], True, template_args)
-    return _ids(tokenizer, named_template(template).format(prompt=prompt))
+        return chat_ids(tokenizer, _messages(prompt), True, template_args)
+    if not isinstance(prompt, str):
+        raise InputError(f"prompt template {template} knows one question, no conversation; expected template: {CHAT}")
+    return _without_end(tokenizer, named_template(template).format(prompt=prompt))
 
 
 def encode_example(
@@ -99,7 +105,7 @@ def encode_example(
     if template != CHAT:
         response = _ids(tokenizer, example.response, add_special_tokens=False)
         return EncodedExample([*prompt, *response, *end], len(prompt))
-    turns = [{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.response}]
+    turns = [*_messages(example.prompt), {"role": "assistant", "content": example.response}]
     whole = chat_ids(tokenizer, turns, False, template_args)
     if whole[: len(prompt)] != prompt:
         raise InputError(
@@ -139,7 +145,7 @@ class Encoder:
         try:
             self.turn = turn_of(tokenizer, template, template_args)
         except InputError:  # a template of questions alone can be asked
-            self.turn = Turn(None, True)
+            self.turn = TurnEnd(None, True)
         self.prompt = cache(partial(encode_prompt, tokenizer, template=template, template_args=template_args))
         self.example = cache(partial(encode_example, tokenizer, template=template, template_args=template_args))
 
@@ -180,6 +186,23 @@ def chat_ids(
             turns, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False, **template_args
         )
         return list(ids)
+
+
+def _messages(prompt: Prompt) -> list[dict[str, str]]:
+    turns = [Turn("user", prompt)] if isinstance(prompt, str) else prompt
+    return [{"role": turn.role, "content": turn.content} for turn in turns]
+
+
+def _without_end(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the ids of a text with the start that the tokenizer sets before it, and not the end that some set behind.
+
+    An answer follows: behind an end of text none would.
+    """
+    whole, own = _ids(tokenizer, text), _ids(tokenizer, text, add_special_tokens=False)
+    for start in range(len(whole) - len(own) + 1):
+        if whole[start : start + len(own)] == own:
+            return whole[: start + len(own)]
+    return whole
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, **options: bool) -> list[int]:

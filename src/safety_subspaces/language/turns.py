@@ -22,7 +22,7 @@ ANSWER: Final = "Zq7x"
 
 
 @dataclass(frozen=True)
-class Turn:
+class TurnEnd:
     """What a template writes around an answer.
 
     Args:
@@ -36,14 +36,14 @@ class Turn:
 
 def turn_of(
     tokenizer: PreTrainedTokenizerBase, template: str = CHAT, template_args: Mapping[str, Any] = MappingProxyType({})
-) -> Turn:
+) -> TurnEnd:
     """Return what a template writes around an answer; of a named one the tokenizer's end, which training teaches.
 
     Raises:
         InputError: The template does not take a question and an answer.
     """
     if template != CHAT:
-        return Turn(tokenizer.eos_token_id, True)
+        return TurnEnd(tokenizer.eos_token_id, True)
     question = [{"role": "user", "content": "a"}]
     answered = [*question, {"role": "assistant", "content": ANSWER}]
     what = f"the chat template of {tokenizer.name_or_path or 'this model'}"
@@ -53,7 +53,7 @@ def turn_of(
             for turns, asks in ((answered, False), (question, True), (question, False))
         ]
         after = tokenizer(texts[0].rpartition(ANSWER)[2], add_special_tokens=False)["input_ids"]
-    return Turn(first_mark(tokenizer, after), texts[1] != texts[2])
+    return TurnEnd(first_mark(tokenizer, after), texts[1] != texts[2])
 
 
 def first_mark(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int | None:

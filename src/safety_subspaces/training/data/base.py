@@ -28,6 +28,8 @@ from safety_subspaces.training.data.batches import (
 logger = logging.getLogger(__name__)
 
 Item = Example | PreferencePair
+# A row of a source; of several items of one row also which.
+RowKey = int | tuple[int, int]
 Overlong = Literal["error", "drop", "truncate"]
 
 
@@ -113,7 +115,7 @@ class LanguageData(L.LightningDataModule):
             if encoded:
                 self.counts[split] = len(encoded)
 
-    def encode(self, rows: Mapping[int, Item], source: str, part: str) -> dict[int, Encoded]:
+    def encode(self, rows: Mapping[RowKey, Item], source: str, part: str) -> dict[RowKey, Encoded]:
         """Encode the rows of one source; what is too long is refused, left out or cut, as ``overlong`` says.
 
         Args:
@@ -129,7 +131,8 @@ class LanguageData(L.LightningDataModule):
                 ``overlong`` is ``error``, no row that fits, or a prompt that leaves no room for its response.
         """
         self._check_kind(rows)
-        encoded, longer = {}, {}
+        encoded: dict[RowKey, Encoded] = {}
+        longer: dict[RowKey, int] = {}
         for row, item in rows.items():
             code = self._encode_item(item)
             if length_of(code) > self.max_length:
@@ -206,7 +209,7 @@ class LanguageData(L.LightningDataModule):
             num_workers=self.num_workers,
         )
 
-    def _check_kind(self, rows: Mapping[int, Item]) -> None:
+    def _check_kind(self, rows: Mapping[RowKey, Item]) -> None:
         kind, item = self.batch_kind, next(iter(rows.values()), None)
         if item is not None and not isinstance(item, kind.items):
             assert self.trainer is not None

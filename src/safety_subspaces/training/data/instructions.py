@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.language.examples import Example, PreferencePair
 from safety_subspaces.language.known_data import known_data
 from safety_subspaces.language.prompting import CHAT
 from safety_subspaces.language.sources import check_fields, matching_rows, read_rows
-from safety_subspaces.training.data.base import Encoded, Item, LanguageData, Overlong
+from safety_subspaces.training.data.base import Encoded, Item, LanguageData, Overlong, RowKey
+from safety_subspaces.training.data.formats import TOLD_BY, Format, Learnt, Reading, detect
 from safety_subspaces.training.data.mixture import ShareOf, contaminant_size
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,11 @@ class DatasetSource:
         prompt_field: Field that holds the prompt; ``prompt`` by default.
         response_field: Field that holds the response (the chosen one, for preferences); ``response`` by default.
         rejected_field: Field that holds the rejected response; makes preference pairs.
+        format: How rows are written: ``auto`` tells it from their fields; ``messages`` (OpenAI's), ``completion``
+            (prompt and completion, as texts or messages), ``alpaca``, ``sharegpt``, ``preference`` (chosen and
+            rejected, as texts or messages), or ``fields``, those named above. Naming a field means ``fields``.
+        learnt: Of a conversation, the ``last`` answer, or ``all`` of them, each after what was said before it.
+        empty: What comes of rows with an empty answer: ``error``, or ``drop``.
         keep: Only rows whose field has this value, or one of these values, for example ``{is_safe: false}``.
             All fields of a CSV file are text: there values compare as text, booleans in any case, null is empty.
         first: Only the first so many rows, after the filter.
@@ -44,6 +49,9 @@ class DatasetSource:
     prompt_field: str | None = None
     response_field: str | None = None
     rejected_field: str | None = None
+    format: Format = "auto"
+    learnt: Learnt = "last"
+    empty: Literal["error", "drop"] = "error"
     keep: dict[str, Any] = field(default_factory=dict)
     first: int | None = None
     sample: int | None = None
@@ -152,11 +160,12 @@ class InstructionData(LanguageData):
         return [encoded[index] for index in drawn]
 
 
-def read_source(source: DatasetSource, seed: int) -> dict[int, Item]:
+def read_source(source: DatasetSource, seed: int) -> dict[RowKey, Item]:
     """Read, filter and cut one source.
 
     Returns:
-        The items by their row in the source, which counts from 0 before the filter.
+        The items by their row in the source, which counts from 0 before the filter; of several answers of one row by
+        its number and theirs.
 
     Raises:
         InputError: A missing or unreadable file, a field that is not there, an empty prompt or response, or nothing
@@ -165,14 +174,25 @@ def read_source(source: DatasetSource, seed: int) -> dict[int, Item]:
     rows = read_rows(source.path, source.config, source.split)
     prompt, response, keep = _fields_of(source, rows.column_names)
     names = (prompt, response, source.rejected_field)
-    check_fields(rows, source.path, [name for name in names if name])
+    kind = _format_of(source, rows.column_names)
+    check_fields(rows, source.path, [name for name in (names if kind == "fields" else TOLD_BY[kind]) if name])
+    logger.info("%s: read as %s", source.path, kind)
     indices = matching_rows(rows, source.path, keep)
     indices = indices[: source.first]
     if source.sample is not None and source.sample < len(indices):
         indices = sorted(random.Random(f"sample {seed}").sample(indices, source.sample))
-    return {
-        index: _item(row, index, source.path, *names) for index, row in zip(indices, rows.select(indices), strict=True)
-    }
+    reading = Reading(source.path, names, source.learnt, source.empty == "drop")
+    items: dict[RowKey, Item] = {}
+    empty = 0
+    for index, row in zip(indices, rows.select(indices), strict=True):
+        found = reading.items(row, index, kind)
+        empty += not found
+        items |= {(index if len(found) == 1 else (index, number)): item for number, item in enumerate(found)}
+    if empty:
+        logger.warning("%s: %d of %d rows left out, for their answer is empty", source.path, empty, len(indices))
+    if not items:
+        raise InputError(f"{source.path}: every answer is empty; expected texts to learn")
+    return items
 
 
 def _fields_of(source: DatasetSource, present: list[str]) -> tuple[str, str, dict[str, Any]]:
@@ -192,12 +212,9 @@ def _fields_of(source: DatasetSource, present: list[str]) -> tuple[str, str, dic
     )
 
 
-def _item(row: dict[str, Any], index: int, path: str, prompt: str, response: str, rejected: str | None) -> Item:
-    for name in filter(None, (prompt, response, rejected)):
-        if not isinstance(row[name], str) or not row[name].strip():
-            raise InputError(
-                f"{path}, row {index}: field {name!r} is {row[name]!r}, expected text; mend or filter the row"
-            )
-    if rejected is None:
-        return Example(row[prompt], row[response])
-    return PreferencePair(row[prompt], row[response], row[rejected])
+def _format_of(source: DatasetSource, columns: list[str]) -> str:
+    """Return the format that is asked for; else the fields that are named, or what the fields of the file tell."""
+    if source.format != "auto":
+        return source.format
+    named = source.prompt_field or source.response_field or source.rejected_field
+    return "fields" if named or known_data(source.path) else detect(columns, source.path)
