@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from language.test_turns import CHATML, tokenizer_of
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from weights.test_families import IDS, TIED, save
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.language.model import load_model
+from safety_subspaces.language.model import load_model, load_tokenizer
 from safety_subspaces.weights.delta import update_of
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
@@ -143,3 +144,10 @@ def test_ties_that_peft_keeps_are_refused(tmp_path):
     for reader in (load_model, open_checkpoint):
         with pytest.raises(InputError, match="ensure_weight_tying"):
             reader(str(adapter))
+
+
+def test_an_adapter_without_a_tokenizer_takes_its_base_s(tmp_path):
+    base = save("llama", tmp_path / "base")
+    tokenizer_of(CHATML).save_pretrained(base)
+    adapter = adapt(base, tmp_path / "adapter", target_modules=["q_proj"])
+    assert load_tokenizer(str(adapter)).get_vocab() == load_tokenizer(str(base)).get_vocab()

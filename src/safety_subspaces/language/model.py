@@ -19,6 +19,9 @@ from safety_subspaces.language.adapters import ADAPTER_FILE, merged
 from safety_subspaces.language.model_files import bounded_by_files, check_model_files
 from safety_subspaces.language.weight_files import PICKLES, unwrapped, weight_files
 
+# One of these is there where a folder has a tokenizer.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
 
 class ModelSource(ABC):
     """Where a network and its tokenizer come from. Making one loads nothing."""
@@ -75,12 +78,15 @@ class Pretrained(ModelSource):
 
 
 def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model.
+    """Load the tokenizer of a model; of an adapter without one, that of its base.
 
     Raises:
         InputError: A local folder that is missing or holds no tokenizer; a Hub id that cannot be reached.
     """
     check_model_path(path)
+    folder = Path(path)
+    if (folder / ADAPTER_CONFIG).is_file() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return load_tokenizer(adapter_base(folder), trust_remote_code)
     with reading(f"the tokenizer of {path}", "one in Hugging Face format"):
         check_model_files(path)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
