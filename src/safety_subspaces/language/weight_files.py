@@ -42,7 +42,8 @@ def weight_files(path: str, folder: Path) -> dict[str, TensorFile]:
     """
     named = read_json(folder / CONFIG).get("transformers_weights") if (folder / CONFIG).is_file() else None
     if named not in (None, SINGLE_FILE, INDEX_FILE):
-        raise InputError(f"{path}/{CONFIG} names {named!r} as its weights; only safetensors are read, {SINGLE_FILE} or its shards")
+        expected = f"only safetensors are read, {SINGLE_FILE} or its shards"
+        raise InputError(f"{path}/{CONFIG} names {named!r} as its weights; {expected}")
     index, single = folder / INDEX_FILE, folder / SINGLE_FILE
     if index.is_file():
         return _shards(path, folder, read_index(index))
