@@ -72,6 +72,6 @@ def write_checkpoint(folder: Path, like: Checkpoint, read: Callable[[str], torch
     """Write a model folder as CheckpointWriter does, one tensor after another, with new values by canonical name."""
     writer = CheckpointWriter(folder, like, **options)
     writer.create()
-    for name in like.full.names:
+    for name in like.names:
         writer.write(name, read(name))
     writer.finish()

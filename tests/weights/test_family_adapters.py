@@ -1,6 +1,5 @@
 """Adapters upon many families: applied whole or refused, and read as PEFT runs them."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -136,14 +135,17 @@ def test_an_adapter_of_which_a_part_is_missing_or_fits_nothing_is_refused(tmp_pa
         reader(str(foreign))
 
 
-def test_ties_that_peft_keeps_are_refused(tmp_path):
+@pytest.mark.parametrize("options", [{"modules_to_save": ["embed_tokens"]}, {"modules_to_save": ["lm_head"]}])
+def test_ties_that_an_adapter_was_trained_with_are_kept(tmp_path, options):
     base = save("llama_tied", tmp_path / "base")
-    adapter = adapt(base, tmp_path / "adapter", target_modules=["q_proj"])
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps(config | {"ensure_weight_tying": True}))
-    for reader in (load_model, open_checkpoint):
-        with pytest.raises(InputError, match="ensure_weight_tying"):
-            reader(str(adapter))
+    adapter = adapt(base, tmp_path / "adapter", target_modules=["q_proj"], ensure_weight_tying=True, **options)
+    network = load_model(str(adapter)).eval()
+    torch.testing.assert_close(network(IDS).logits, unmerged(base, adapter), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(network.get_output_embeddings().weight, network.get_input_embeddings().weight)
+    checkpoint = open_checkpoint(str(adapter))
+    assert "lm_head.weight" not in checkpoint.names
+    source = checkpoint.read("model.embed_tokens.weight")
+    torch.testing.assert_close(source, network.get_input_embeddings().weight.detach())
 
 
 def test_an_adapter_without_a_tokenizer_takes_its_base_s(tmp_path):

@@ -22,7 +22,8 @@ PREFIX = "base_model.model."
 def merged(base: PreTrainedModel, path: str) -> PreTrainedModel:
     """Return a network with the adapter of a folder merged into its weights.
 
-    Weights that the network ties are untied where the adapter changes one of them: PEFT would change both.
+    Weights that the network ties are untied where the adapter changes one of them: PEFT would change both. An adapter
+    that was trained on both as one (``ensure_weight_tying``) leaves them tied.
 
     Raises:
         InputError: It cannot be read, or not all of it belongs to this network, or the network's own share is missing.
@@ -32,10 +33,9 @@ def merged(base: PreTrainedModel, path: str) -> PreTrainedModel:
     folder = Path(path)
     stored = TensorFile(folder / ADAPTER_FILE).read_all()
     given = {unwrapped(name): tensor for name, tensor in stored.items()}
-    untie(base, tied_by(given, base.all_tied_weights_keys))
     with reading(f"the adapter {path}", "one that PEFT has written, upon its base"):
-        if read_adapter_config(folder).get("ensure_weight_tying"):
-            raise InputError(f"adapter {path} has ensure_weight_tying, which is not read; merge it with PEFT first")
+        if not read_adapter_config(folder).get("ensure_weight_tying"):
+            untie(base, tied_by(given, base.all_tied_weights_keys))
         # On no device until its weights are read: the ranks that it names are not made first.
         adapted = PeftModel.from_pretrained(base, path, low_cpu_mem_usage=True)
         if set(given) != set(stored):

@@ -25,7 +25,7 @@ from safety_subspaces.weights.snapshots import Snapshot
 
 # Adapter options under which the update is not scale * B A added to the weights of the base.
 UNSERVED_ADAPTER_OPTIONS = (
-    "use_dora use_qalora lora_bias ensure_weight_tying layer_replication trainable_token_indices target_parameters "
+    "use_dora use_qalora lora_bias layer_replication trainable_token_indices target_parameters "
     "alora_invocation_tokens velora_config monteclora_config megatron_config"
 ).split()
 # Initialisations that rewrite the base's weights, so that B A alone is not the update.
@@ -106,7 +106,8 @@ class AdapterCheckpoint(UpdateCheckpoint):
         self._file = TensorFile(folder / ADAPTER_FILE)
         self.stored_names = tuple(self._file.shapes)
         # Of a tied pair of which it changes one, both count: they are no longer one.
-        self.names = (*self.names, *sorted(tied_by(map(unwrapped, self.stored_names), self.base.ties)))
+        if not self.config.get("ensure_weight_tying"):
+            self.names = (*self.names, *sorted(tied_by(map(unwrapped, self.stored_names), self.base.ties)))
         self._factors: dict[str, dict[str, str]] = {}  # canonical name of the weight -> factor -> stored name
         self._whole: dict[str, str] = {}
         for stored in self.stored_names:
@@ -153,8 +154,11 @@ class AdapterCheckpoint(UpdateCheckpoint):
 
     def _assign(self, stored: str) -> None:
         """Find the base's tensor that a stored one belongs to."""
-        match = re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(?:\.[^.]+)??(?:\.weight)?", stored)
-        name = self.base.name_of(f"{match[1]}.weight" if match else stored)
+        match, name = self._weight_of(stored)
+        if name in self.base.ties and name not in self.names:
+            name = self.base.ties[name]
+            if name in {self._weight_of(other)[1] for other in self.stored_names}:  # both of a pair that is one
+                return
         if name not in self.names:
             raise InputError(
                 f"adapter {self.path} holds {stored}, but its base {self.base.path} has no {name}; "
@@ -166,6 +170,11 @@ class AdapterCheckpoint(UpdateCheckpoint):
         kept[part] = stored
         if match and match[2]:
             self._factors[name]["embedding"] = "yes"
+
+    def _weight_of(self, stored: str) -> tuple[re.Match[str] | None, str]:
+        """Return the factor that a stored tensor is, if it is one, and the name of its weight."""
+        match = re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(?:\.[^.]+)??(?:\.weight)?", stored)
+        return match, self.base.name_of(f"{match[1]}.weight" if match else stored)
 
     def _check_factors(self, name: str, factors: dict[str, str]) -> None:
         if not {"A", "B"} <= factors.keys():
