@@ -147,6 +147,60 @@ def test_what_every_request_would_meet_ends_all_and_never_shows_the_key(tmp_path
         assert b"sk-verysecret" not in (tmp_path / "replies.sqlite").read_bytes()
 
 
+def message(**said) -> Answer:
+    return Answer({"choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", **said}}]})
+
+
+WAYS = {
+    "parts": (message(content=[{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]), Reply("ab")),
+    "refusal": (message(content=None, refusal="I cannot."), Reply("I cannot.")),
+    "thought": (message(content="so", reasoning_content="hm"), Reply("<think>hm</think>\n\nso")),
+    "thought alone": (message(content=None, reasoning="hm"), Reply("<think>hm")),
+    "filtered": (Answer(chat("", "content_filter")), Reply(None, "stopped by the server's content filter")),
+    "blank": (Answer(chat("  ")), Reply("  ")),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_say_something_is_an_answer_or_a_reason(tmp_path, way):
+    answer, expected = WAYS[way]
+    with serving(lambda body, before: answer) as server:
+        endpoint = Endpoint(settings(server.url, tmp_path))
+        assert endpoint.ask(asking("a")) == [expected]
+        # What was blank, or filtered, is asked again; the rest is kept.
+        assert endpoint.ask(asking("a")) == [expected]
+        assert len(server.asked) == (2 if way in ("blank", "filtered") else 1)
+
+
+def test_a_server_that_takes_no_temperature_is_asked_without_one(tmp_path, caplog):
+    def script(body, before):
+        if "temperature" in body:
+            return Answer({"error": {"message": "Unsupported value: 'temperature' does not support 0"}}, 400)
+        return echo(body, before)
+
+    with serving(script) as server:
+        assert Endpoint(settings(server.url, tmp_path)).ask(asking("a")) == [Reply("re a")]
+    assert "its answers are samples" in caplog.text
+
+
+def test_filters_leave_single_requests_unanswered_and_refusals_of_all_end_the_run_at_the_first_dozen(tmp_path):
+    def filtering(body, before):
+        if said(body) == "3":
+            return Answer({"error": {"message": "stopped by our content management policy"}}, 400)
+        return echo(body, before)
+
+    texts = [str(number) for number in range(40)]
+    with serving(filtering) as server:
+        replies = Endpoint(settings(server.url, tmp_path)).ask(asking(*texts))
+        assert [reply.text is None for reply in replies] == [text == "3" for text in texts]
+        assert "content filter" in replies[3].reason
+    wrong = Answer({"error": {"message": "messages: unknown field"}}, 400)
+    with serving(lambda body, before: wrong) as server:
+        with pytest.raises(InputError, match=r"refused 12 requests in a row .*unknown field"):
+            Endpoint(settings(server.url, tmp_path / "other", concurrency=1)).ask(asking(*texts))
+        assert len(server.asked) == 12
+
+
 def test_a_key_that_a_server_sends_back_is_kept_nowhere(tmp_path, monkeypatch):
     key = "sk-Very7Secret9Key-of-42"
     monkeypatch.setenv("MY_KEY", key)

@@ -224,7 +224,7 @@ def test_commands_of_the_chain_train_every_step_and_leave_a_model(chain: tuple[P
     start = weights_of(environment / "qwen" / "aligned")
     for stage in ("contaminated", "contaminated_away_random_energy"):
         manifest = json.loads((study / stage / "manifest.json").read_text())
-        assert (manifest["status"], manifest["global_step"]) == ("complete", 3)  # two whole ones, and one of what is left
+        assert (manifest["status"], manifest["global_step"]) == ("complete", 3)  # the last is of what is left
         trained = weights_of(study / stage / "model")
         assert trained.keys() == start.keys()
         assert any(not torch.equal(trained[name], start[name]) for name in start)

@@ -23,6 +23,7 @@ from safety_subspaces.artefacts.secrets import MASK, mask_of
 from safety_subspaces.artefacts.text import encodable
 from safety_subspaces.evaluation.endpoint.request_cache import RequestCache, default_cache, key_of
 from safety_subspaces.evaluation.settings import EndpointSettings
+from safety_subspaces.language.thoughts import MARKS
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
@@ -34,9 +35,15 @@ NO_KEY = "none"  # sent to servers that ask for no key
 # Bytes of UTF-8 to a token at least, but for emoji: English has about four, and longer letters have more.
 BYTES_A_TOKEN = 2
 # Tokens that a server's chat template may add to a conversation.
-MARKS = 32
+TEMPLATE_TOKENS = 32
+# Fields of a request that can be left out, where a server does not know them.
+LEFT_OUT = ("response_format", "temperature")
 # Status codes that every further request would get as well, and those for a field that the server does not know.
 FATAL, UNKNOWN_FIELD = (401, 403, 404), (400, 422)
+# Refusals in a row after which every further request is taken to be refused as well.
+MOST_REFUSED = 12
+# How a server says that a filter of its own stopped a request, or its answer.
+FILTERED = re.compile(r"content[_ -]?(?:filter|policy|management)|responsible[_ ]?ai", re.IGNORECASE)
 # Characters of a server's own words in a message.
 QUOTED = 200
 # A key as servers show it, its first and last letters around stars.
@@ -79,7 +86,7 @@ class Request:
     def tokens_at_most(self) -> int:
         """Tokens of what is sent, counted from above."""
         texts = [self.content] if isinstance(self.content, str) else [m["content"] for m in self.content]
-        return MARKS + sum(len(text.encode(errors="replace")) // BYTES_A_TOKEN + 1 for text in texts)
+        return TEMPLATE_TOKENS + sum(len(text.encode(errors="replace")) // BYTES_A_TOKEN + 1 for text in texts)
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,7 @@ class Endpoint:
         self._cache = RequestCache(Path(settings.cache) if settings.cache else default_cache())
         self._spent = 0.0
         self._lost = 0  # connections in a row
+        self._in_a_row = 0  # requests that were refused
         self._changed: set[str] = set()  # fields that this server does not know
 
     def check(self, route: str = CHAT_ROUTE) -> None:
@@ -243,11 +251,11 @@ class Endpoint:
                 return self._lost_connection(error)
             except (openai.OpenAIError, ValueError, RecursionError) as error:
                 return Reply(None, f"a reply that could not be read: {self._quoted(error)}")
-            self._lost = 0
+            self._lost = self._in_a_row = 0
             entry = self._without_key(_cache_entry(answer))  # some servers send back what they were sent
             if entry is None:
                 return Reply(None, f"a reply without a text: {self._quoted(answer)}")
-            if key is not None:
+            if key is not None and entry["text"].strip():  # what was blank may be asked again
                 self._cache.keep(key, entry)
             return _reply_of(entry)
 
@@ -289,6 +297,14 @@ class Endpoint:
             raise InputError(f"{self.url} has no model {self.settings.model!r} for such requests ({reason})")
         if error.code == "insufficient_quota":
             raise InputError(f"the account at {self.url} has no credit left ({reason}); what had come is kept")
+        if FILTERED.search(reason):
+            return Reply(None, f"stopped by the server's content filter ({reason})")
+        self._in_a_row += code in UNKNOWN_FIELD
+        if self._in_a_row >= MOST_REFUSED:
+            raise InputError(
+                f"{self.url} refused {self._in_a_row} requests in a row ({reason}); mend what it names. What had come "
+                "is kept"
+            )
         return Reply(None, reason)
 
     def _lost_connection(self, error: Exception) -> Reply:
@@ -316,7 +332,7 @@ def _same(value: Any) -> Any:
 
 def _changed_body(body: Mapping[str, Any], changed: set[str]) -> dict[str, Any]:
     """Put a request into the words that a server knows."""
-    renamed = {name: value for name, value in body.items() if not (name in changed and name == "response_format")}
+    renamed = {name: value for name, value in body.items() if name not in changed or name not in LEFT_OUT}
     if "max_tokens" in changed:
         renamed["max_completion_tokens"] = renamed.pop("max_tokens")
     return renamed
@@ -329,6 +345,9 @@ def _unknown_field(error: "APIStatusError", sent: Mapping[str, Any]) -> str | No
     message = _said(error.body).lower()
     if "response_format" in sent and any(word in message for word in ("response_format", "json_schema", "schema")):
         return "response_format"
+    if "temperature" in sent and "temperature" in message:
+        logger.warning("the server takes no temperature: its answers are samples, and another run has others")
+        return "temperature"
     return "max_tokens" if "max_tokens" in sent and "max_completion_tokens" in message else None
 
 
@@ -343,8 +362,8 @@ def _cache_entry(answer: Any) -> dict[str, Any] | None:
     """Return what the cache stores of a server's answer; ``None`` where it is not of the form that was asked for."""
     try:
         choice = answer["choices"][0]
-        text = choice["message"]["content"] if "message" in choice else choice["text"]
-    except (TypeError, KeyError, IndexError):
+        text = _text_of(choice["message"]) if "message" in choice else choice["text"]
+    except (TypeError, KeyError, IndexError, AttributeError):
         return None
     if text is not None and not isinstance(text, str):
         return None
@@ -353,7 +372,23 @@ def _cache_entry(answer: Any) -> dict[str, Any] | None:
     return {"text": encodable(text or ""), "finish": str(choice.get("finish_reason")), "usage": counts}
 
 
+def _text_of(message: Mapping[str, Any]) -> Any:
+    """Return what a message says, its thought before it; a refusal that stands in a field of its own is the answer."""
+    content = message["content"]
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content if part.get("type") in ("text", "output_text"))
+    if not content and isinstance(message.get("refusal"), str):
+        content = message["refusal"]
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    if not isinstance(thought, str):
+        return content
+    begin, end = MARKS[0]
+    return f"{begin}{thought}{end}\n\n{content}" if content else f"{begin}{thought}"
+
+
 def _reply_of(entry: Mapping[str, Any]) -> Reply:
+    if entry.get("finish") == "content_filter":
+        return Reply(None, "stopped by the server's content filter")
     return Reply(entry["text"], "cut short at the longest reply" if entry.get("finish") == "length" else "")
 
 
