@@ -229,6 +229,44 @@ def test_first_differing_token_is_named(tmp_path, llama):
         check_compatible(first, second)
 
 
+def test_tokens_matter_where_rows_stand_for_them_and_those_of_one_alone_are_told(tmp_path, llama, caplog):
+    other = save_perturbed(llama, tmp_path / "other", seed=1)
+
+    def write(folder, **vocabulary):
+        (Path(folder) / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": []}))
+        return open_checkpoint(str(folder))
+
+    first = write(llama, a=0, b=1)
+    moved = write(other, a=1, b=0)
+    with pytest.raises(InputError, match="the tokenizers of"):
+        check_compatible(first, moved)
+    check_compatible(first, moved, tensors=["*q_proj*"])
+    added = write(other, a=0, b=1, c=2)
+    check_compatible(first, added)
+    assert "1 tokens are in" in caplog.text
+    assert "'c' (id 2) first" in caplog.text
+    clashing = write(other, a=0, c=1)
+    with pytest.raises(InputError, match="the tokenizers of"):
+        check_compatible(first, clashing)
+
+
+def test_tensors_that_are_not_compared_need_not_agree(tmp_path, llama):
+    other = save_perturbed(llama, tmp_path / "other", seed=1)
+    edit(Path(other), lambda _, value: value[:5], only="embed")
+    with pytest.raises(InputError, match="embed_tokens"):
+        check_compatible(open_checkpoint(llama), open_checkpoint(other))
+    check_compatible(open_checkpoint(llama), open_checkpoint(other), tensors=["*_proj*"])
+
+
+def test_the_same_weights_under_other_names_are_said_to_be_so(tmp_path, llama):
+    other = shutil.copytree(llama, tmp_path / "other")
+    weights = {name.replace("layers", "blocks"): value for name, value in weights_of(llama).items()}
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    (other / "config.json").write_text('{"model_type": "of_our_own"}')
+    with pytest.raises(InputError, match="the same shapes under other names"):
+        check_compatible(open_checkpoint(llama), open_checkpoint(str(other)))
+
+
 # --- writing
 
 

@@ -1,5 +1,7 @@
 """Whether two models can be compared at all: tensor by tensor, and token by token."""
 
+import logging
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -9,18 +11,27 @@ from safety_subspaces.weights.checkpoint import Checkpoint
 from safety_subspaces.weights.names import part_of, type_of
 
 MAX_DIFFERENCES = 5
+# Types of tensors of which a row stands for a token.
+BY_TOKEN = ("embeddings", "head")
+
+logger = logging.getLogger(__name__)
 
 
-def check_compatible(reference: Checkpoint, *others: Checkpoint) -> None:
-    """Check that models can be compared tensor by tensor and token by token.
+def check_compatible(reference: Checkpoint, *others: Checkpoint, tensors: Sequence[str] = ()) -> None:
+    """Check that models can be compared tensor by tensor and token by token, as far as they are compared.
+
+    Args:
+        reference: The model that the others are compared with.
+        *others: They.
+        tensors: Patterns of the tensors that are compared, as :func:`select_tensors`; all by default.
 
     Raises:
         InputError: Names or shapes differ (the first five differences are listed), or two tokenizers give a token
-            different ids (the first is named).
+            different ids (the first is named) where embeddings or heads are compared.
     """
-    vocabulary = reference.vocabulary()
     for other in others:
-        differences = _shape_differences(reference, other)
+        names = select_tensors(tuple(dict.fromkeys((*reference.names, *other.names))), tensors)
+        differences = _shape_differences(reference, other, set(names))
         if differences:
             listed = "; ".join(differences[:MAX_DIFFERENCES])
             more = len(differences) - MAX_DIFFERENCES
@@ -28,14 +39,45 @@ def check_compatible(reference: Checkpoint, *others: Checkpoint) -> None:
                 f"{reference.path} and {other.path} are not of one shape: {listed}"
                 + (f"; and {more} more" if more > 0 else "")
                 + ". Expected models that were fine-tuned from one another"
+                + _other_names(reference, other)
             )
-        others_vocabulary = other.vocabulary()
-        if vocabulary is not None and others_vocabulary is not None and vocabulary != others_vocabulary:
+        if any(type_of(name) in BY_TOKEN for name in names):
+            _check_tokens(reference, other)
+
+
+def _check_tokens(reference: Checkpoint, other: Checkpoint) -> None:
+    """Refuse tokenizers that give a token different ids, or an id different tokens; tokens of one alone are told."""
+    vocabulary, others = reference.vocabulary(), other.vocabulary()
+    if vocabulary is None or others is None or vocabulary == others:
+        return
+    alone = [(vocabulary, others, reference.path), (others, vocabulary, other.path)]
+    moved = any(vocabulary[token] != others[token] for token in vocabulary.keys() & others.keys())
+    for own, its, path in alone:
+        added = {token: index for token, index in own.items() if token not in its}
+        if moved or set(added.values()) & set(its.values()):
             raise InputError(
                 f"the tokenizers of {reference.path} and {other.path} differ: "
-                + _first_token_difference(vocabulary, others_vocabulary)
+                + _first_token_difference(vocabulary, others)
                 + ". Rows of embeddings and head would stand for different tokens"
             )
+        if added:
+            first = min(added, key=lambda token: added[token])
+            logger.warning(
+                "%d tokens are in %s alone, %r (id %d) first: their rows are compared with rows that the other model "
+                "does not use. Leave embeddings and head out by tensors where they matter",
+                len(added), path, first, added[first],
+            )  # fmt: skip
+
+
+def _other_names(reference: Checkpoint, other: Checkpoint) -> str:
+    """Say so where two models have as many weights of each shape, under other names."""
+    shapes = [Counter(model.shape(name) for name in model.names) for model in (reference, other)]
+    if shapes[0] != shapes[1] or set(reference.names) == set(other.names):
+        return ""
+    return (
+        ". Their weights have the same shapes under other names: one may be the other, converted. Load both with "
+        "transformers and save_pretrained them, so that their names agree"
+    )
 
 
 def compared_names(*checkpoints: Checkpoint) -> tuple[str, ...]:
@@ -49,13 +91,16 @@ def compared_names(*checkpoints: Checkpoint) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _shape_differences(reference: Checkpoint, other: Checkpoint) -> list[str]:
+def _shape_differences(reference: Checkpoint, other: Checkpoint, compared: set[str]) -> list[str]:
     differences = []
     for first, second in ((reference, other), (other, reference)):
         known = {*second.names, *second.full.ties}
-        differences += [f"{name} is not in {second.path}" for name in first.names if name not in known]
+        differences += [
+            f"{name} is not in {second.path}" for name in first.names if name not in known and name in compared
+        ]
     for name in compared_names(reference, other):
-        if name in {*other.names, *other.full.ties} and reference.shape(name) != other.shape(name):
+        shared = name in compared and name in {*other.names, *other.full.ties}
+        if shared and reference.shape(name) != other.shape(name):
             differences.append(f"{name} is {reference.shape(name)} and {other.shape(name)}")
     return differences
 

@@ -120,7 +120,7 @@ def overlap(
     stored = frozenset(label for label, path in updates.items() if is_subspace_file(path))
     models = {label: open_checkpoint(path) for label, path in updates.items() if label not in stored}
     ends = {path: open_checkpoint(path) for path in third or ()}
-    check_compatible(origin, *models.values(), *ends.values())
+    check_compatible(origin, *models.values(), *ends.values(), tensors=tensors)
     for path in sorted({updates[label] for label in stored}):
         check_subspace_file(path, origin)
     names = select_tensors(compared_names(origin, *models.values(), *ends.values()), tensors)

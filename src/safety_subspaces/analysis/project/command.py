@@ -135,7 +135,7 @@ def project(
     pool = Workers(workers, devices, num_nodes)
     models = {path: open_checkpoint(path) for path in dict.fromkeys((base, aligned, *tuned.values()))}
     labelled = {label: models[path] for label, path in tuned.items()}
-    check_compatible(models[aligned], models[base], *labelled.values())
+    check_compatible(models[aligned], models[base], *labelled.values(), tensors=tensors)
     check_distinct(models[base], models[aligned], labelled)
     names = select_tensors(compared_names(models[aligned], models[base], *labelled.values()), tensors)
     if basis is not None:

@@ -147,7 +147,7 @@ def subspace(
         raise InputError(f"{out} exists and is not written over; choose another name, or say --overwrite true")
     pool = Workers(workers, devices, num_nodes)
     models = {"base": open_checkpoint(base), "aligned": open_checkpoint(aligned)}
-    check_compatible(models["aligned"], models["base"])
+    check_compatible(models["aligned"], models["base"], tensors=tensors)
     check_distinct(models["base"], models["aligned"], {})
     names = select_tensors(compared_names(models["aligned"], models["base"]), tensors)
     chosen: dict[str, Any] = {
