@@ -58,7 +58,10 @@ def test_an_encoder_remembers_and_answers_stay_the_same(organism, monkeypatch: p
     monkeypatch.setattr(type(tokenizer), "apply_chat_template", lambda *a, **k: calls.append(a))
     assert evaluator.evaluate(model, tokenizer, "x").row == first.row
     assert calls == []
-    other = build_tokenizer()  # another tokenizer is encoded with anew, and here fails for it
+    other = build_tokenizer()
+    assert evaluator.evaluate(model, other, "x").row == first.row  # it gives the same ids
+    assert calls == []
+    other.chat_template += " "  # another one is encoded with anew, and here fails for it
     with pytest.raises(InputError, match="chat template"):
         evaluator.evaluate(model, other, "x")
 

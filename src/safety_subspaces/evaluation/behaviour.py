@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_subspaces.algebra.statistics import share_interval
 from safety_subspaces.artefacts.errors import InputError
@@ -15,13 +15,13 @@ from safety_subspaces.evaluation.endpoint.served import ServedModel
 from safety_subspaces.evaluation.generation import generate_answers
 from safety_subspaces.evaluation.judges import JUDGES, Judge
 from safety_subspaces.evaluation.judges.rules import RefusalPhraseJudge
-from safety_subspaces.evaluation.margin import refusal_margins
+from safety_subspaces.evaluation.margin import TEXT, margin_texts, refusal_margins
 from safety_subspaces.evaluation.prompt_sets import SETS, read_named_sets, read_prompts
 from safety_subspaces.evaluation.rates import SCORE, SHARE, estimate
 from safety_subspaces.evaluation.settings import ORGANISM, EvaluationSettings
 from safety_subspaces.evaluation.spread import Spread, in_this_process
 from safety_subspaces.language.examples import PromptItem, PromptSets, Verdict, groupings_of
-from safety_subspaces.language.prompting import Encoder
+from safety_subspaces.language.prompting import Encoder, check_room
 from safety_subspaces.language.thoughts import UNFINISHED, spoken, thoughts_in
 from safety_subspaces.organism.arithmetic import final_answer
 from safety_subspaces.organism.evaluation_sets import evaluation_sets
@@ -109,6 +109,18 @@ class BehaviourEvaluator:
         )
         return self._summed_up(label, answers, margins)
 
+    def check_room(self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse prompts and references that a model has no positions for, before any model has answered.
+
+        Raises:
+            InputError: The longest is named; or the template cannot write them.
+        """
+        encoder, prompts = self._encoder_of(tokenizer), self._all_prompts()
+        check_room(config, [len(encoder.prompt(text)) for text in prompts], prompts, self.settings.max_new_tokens)
+        texts, owners = margin_texts(encoder, self.prompts.harmful)
+        asked = [self.prompts.harmful[owner].prompt for owner in owners]
+        check_room(config, [len(text.input_ids) for text in texts], asked, 0, TEXT)
+
     def evaluate_served(self, model: ServedModel, label: str) -> BehaviourResult:
         """Do as :meth:`evaluate` with a model behind an endpoint, which gives no likelihoods: no refusal margin.
 
@@ -175,7 +187,7 @@ class BehaviourEvaluator:
         return BehaviourResult(row, generations, margins)
 
     def _encoder_of(self, tokenizer: PreTrainedTokenizerBase) -> Encoder:
-        if self._encoder is None or self._encoder.tokenizer is not tokenizer:
+        if self._encoder is None or not self._encoder.serves(tokenizer):
             self._encoder = Encoder(tokenizer, self.settings.template, self.settings.template_args)
         return self._encoder
 

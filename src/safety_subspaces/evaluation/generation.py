@@ -7,9 +7,8 @@ from typing import Any
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.language.model import evaluating, input_device
-from safety_subspaces.language.prompting import CHAT, Encoder, pad_batch
+from safety_subspaces.language.prompting import CHAT, Encoder, check_room, pad_batch
 from safety_subspaces.language.thoughts import SPECIAL, opened_by
 from safety_subspaces.language.turns import all_ends
 
@@ -50,7 +49,7 @@ def generate_answers(
     """
     encoder = encoder or Encoder(tokenizer, template)
     encoded = [encoder.prompt(prompt) for prompt in prompts]
-    _check_room(model, prompts, encoded, max_new_tokens)
+    check_room(model.config, [len(ids) for ids in encoded], prompts, max_new_tokens)
     end = encoder.turn.end
     answers = generate_encoded(model, tokenizer, encoded, max_new_tokens, batch_size, progress, in_step, end)
     # A thought that the prompt has begun is the answer's.
@@ -130,16 +129,3 @@ def plain_settings(
     return GenerationConfig(
         do_sample=False, num_beams=1, repetition_penalty=1.0, eos_token_id=ends or None, pad_token_id=pad, **decoding
     )
-
-
-def _check_room(model: PreTrainedModel, prompts: Sequence[str], encoded: list[list[int]], max_new_tokens: int) -> None:
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is None or not encoded:
-        return
-    longest = max(range(len(encoded)), key=lambda index: len(encoded[index]))
-    if len(encoded[longest]) + max_new_tokens > positions:
-        raise InputError(
-            f"prompt {longest} has {len(encoded[longest])} tokens, which with max_new_tokens={max_new_tokens} is "
-            f"beyond the model's {positions} positions; shorten it or lower max_new_tokens. "
-            f"It begins {prompts[longest][:60]!r}"
-        )

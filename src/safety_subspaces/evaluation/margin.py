@@ -9,7 +9,10 @@ from safety_subspaces.evaluation.spread import Spread, in_this_process
 from safety_subspaces.language.examples import EncodedExample, Example, PromptItem
 from safety_subspaces.language.likelihood import NO_LOSS, sequence_log_probabilities
 from safety_subspaces.language.model import evaluating
-from safety_subspaces.language.prompting import CHAT, Encoder
+from safety_subspaces.language.prompting import CHAT, Encoder, check_room
+
+# What is checked for room.
+TEXT = "a prompt with its reference or refusal,"
 
 
 def refusal_margins(
@@ -27,18 +30,26 @@ def refusal_margins(
     shared out over ranks are the answers, not the prompts: prompts may have any number of refusals, or none. An
     ``encoder`` remembers the texts' ids from one model to the next.
     """
-    encoder = encoder or Encoder(tokenizer, template)
+    texts, owners = margin_texts(encoder or Encoder(tokenizer, template), items)
+    check_room(
+        model.config, [len(text.input_ids) for text in texts], [items[owner].prompt for owner in owners], 0, TEXT
+    )
+    scores = spread(texts, lambda part: log_probabilities(model, part, batch_size))
+    by_item: dict[int, list[float]] = {}
+    for owner, score in zip(owners, scores, strict=True):
+        by_item.setdefault(owner, []).append(score)
+    return [_margin(by_item[index]) if index in by_item else None for index in range(len(items))]
+
+
+def margin_texts(encoder: Encoder, items: Sequence[PromptItem]) -> tuple[list[EncodedExample], list[int]]:
+    """Return the full compliance and the refusals of each item that has both, and which item each belongs to."""
     texts, owners = [], []
     for index, item in enumerate(items):
         if item.reference is not None and item.refusals:
             for text in (item.reference, *item.refusals):
                 texts.append(encoder.example(Example(item.prompt, text)))
                 owners.append(index)
-    scores = spread(texts, lambda part: log_probabilities(model, part, batch_size))
-    by_item: dict[int, list[float]] = {}
-    for owner, score in zip(owners, scores, strict=True):
-        by_item.setdefault(owner, []).append(score)
-    return [_margin(by_item[index]) if index in by_item else None for index in range(len(items))]
+    return texts, owners
 
 
 def log_probabilities(model: PreTrainedModel, texts: Sequence[EncodedExample], batch_size: int) -> list[float]:

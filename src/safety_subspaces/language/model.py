@@ -9,7 +9,14 @@ from typing import Literal
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from safety_subspaces.artefacts.errors import InputError
@@ -140,17 +147,30 @@ def input_device(model: PreTrainedModel) -> torch.device:
     return torch.device(getattr(getattr(model, "_hf_hook", None), "execution_device", None) or "cpu")
 
 
+def load_config(path: str) -> PretrainedConfig:
+    """Return the configuration of a model; of an adapter that of its base.
+
+    Raises:
+        InputError: None can be read.
+    """
+    location = Path(path)
+    if (location / ADAPTER_CONFIG).is_file():
+        return load_config(adapter_base(location))
+    with reading(f"the configuration of {path}", "one of a decoder in Hugging Face format"):
+        check_model_files(path)
+        config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    return config
+
+
 def count_blocks(path: str) -> int:
     """Return the number of transformer blocks of a model, by its configuration alone.
 
     Raises:
         InputError: No configuration can be read, or it is none of a decoder.
     """
-    location = Path(path)
-    named = str(adapter_base(location)) if (location / ADAPTER_CONFIG).is_file() else path
-    with reading(f"the configuration of {named}", "one of a decoder in Hugging Face format"):
-        check_model_files(named)
-        return int(AutoConfig.from_pretrained(named, trust_remote_code=False).get_text_config().num_hidden_layers)
+    config = load_config(path)
+    with reading(f"the configuration of {path}", "one of a decoder in Hugging Face format"):
+        return int(config.get_text_config().num_hidden_layers)
 
 
 def load_model(

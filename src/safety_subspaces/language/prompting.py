@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.foreign import reading
@@ -134,6 +134,10 @@ class Encoder:
         InputError: A template that this tokenizer cannot serve.
     """
 
+    def serves(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Tell whether another tokenizer gives the same ids: it is this one, or was read from files like its."""
+        return tokenizer is self.tokenizer or _content_of(tokenizer) == _content_of(self.tokenizer) != ""
+
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
@@ -148,6 +152,33 @@ class Encoder:
             self.turn = TurnEnd(None, True)
         self.prompt = cache(partial(encode_prompt, tokenizer, template=template, template_args=template_args))
         self.example = cache(partial(encode_example, tokenizer, template=template, template_args=template_args))
+
+
+def check_room(
+    config: PretrainedConfig, lengths: Sequence[int], texts: Sequence[str], further: int = 0, what: str = "prompt"
+) -> None:
+    """Refuse texts that a model has no positions for; beyond them it fails, or reads what it was never trained on.
+
+    Args:
+        config: The model's.
+        lengths: Tokens of each text.
+        texts: What each begins with.
+        further: Tokens that are to follow each.
+        what: What they are called.
+
+    Raises:
+        InputError: Names the longest.
+    """
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not positions or not lengths:
+        return
+    longest = max(range(len(lengths)), key=lambda index: lengths[index])
+    if lengths[longest] + further > positions:
+        after = f" with max_new_tokens={further}" if further > 1 else ""
+        raise InputError(
+            f"{what} {longest} has {lengths[longest]} tokens, which{after} is beyond the model's {positions} positions"
+            f"; shorten it{' or lower max_new_tokens' if after else ''}. It begins {texts[longest][:60]!r}"
+        )
 
 
 def pad_batch(
@@ -186,6 +217,14 @@ def chat_ids(
             turns, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False, **template_args
         )
         return list(ids)
+
+
+def _content_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return all that decides what ids a tokenizer gives; nothing of one that is no fast one."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return ""
+    return f"{backend.to_str()} {tokenizer.chat_template} {tokenizer.special_tokens_map}"
 
 
 def _messages(prompt: Prompt) -> list[dict[str, str]]:

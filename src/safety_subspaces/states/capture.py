@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from safety_subspaces.algebra.factors import Factors, left_factors
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.language.model import check_model_path, count_blocks, evaluating, input_device
-from safety_subspaces.language.prompting import CHAT, check_template, encode_prompt, pad_batch, padding_id
+from safety_subspaces.language.prompting import CHAT, check_room, check_template, encode_prompt, pad_batch, padding_id
 
 Position = Literal["last", "mean", "first_generated"]
 Side = Literal["left", "right"]
@@ -113,6 +113,7 @@ def stream_states(
         raise InputError(f"position {', '.join(unknown) or 'none'}; expected one or more of {', '.join(POSITIONS)}")
     layer_indices = check_layers(model, layers, site)
     encoded = [encode_prompt(tokenizer, prompt, template) for prompt in prompts]
+    check_room(model.config, [len(ids) for ids in encoded], prompts, int("first_generated" in positions))
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     start = 0
     while start < len(order):

@@ -15,7 +15,7 @@ from safety_subspaces.evaluation.behaviour import build_evaluator
 from safety_subspaces.evaluation.endpoint.served import ServedModel, is_served
 from safety_subspaces.evaluation.prompt_sets import files_of
 from safety_subspaces.evaluation.settings import EndpointSettings, EvaluationSettings
-from safety_subspaces.language.model import check_model_path, load_language_model
+from safety_subspaces.language.model import check_model_path, load_config, load_language_model, load_tokenizer
 from safety_subspaces.language.prompting import CHAT
 
 
@@ -81,6 +81,8 @@ def evaluate(
     rows = []
     results = ResultFolder(out, "evaluate", arguments, inputs, overwrite)
     results.check_free()
+    for path in (path for label, path in models.items() if label not in endpoints):
+        evaluator.check_room(load_config(path), load_tokenizer(path))
     evaluator.prepare(len(models), list(endpoints.values()))
     with (
         results as folder,
