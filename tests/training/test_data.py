@@ -278,7 +278,8 @@ def test_pairs_are_not_mixed_into_examples(tmp_path: Path) -> None:
 
 def test_bad_sources_are_named(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", ROWS)
-    refuse(lambda: read_source(DatasetSource(path), 0), "'prompt'", "question, reply, safe")
+    refuse(lambda: read_source(DatasetSource(path), 0), "question, reply, safe", "no format", "prompt_field")
+    refuse(lambda: read_source(DatasetSource(path, format="fields"), 0), "'prompt'", "question, reply, safe")
     refuse(lambda: read_source(DatasetSource(path, keep={"safe": "maybe"}, **FIELDS), 0), "none of 5 rows", "keep")
     refuse(lambda: read_source(DatasetSource(str(tmp_path / "no.jsonl")), 0), r"no\.jsonl", "does not exist")
     empty = write_rows(tmp_path / "empty.jsonl", [{"question": "q", "reply": " "}])
