@@ -19,6 +19,7 @@ from safety_subspaces.algebra.factors import Factors, left_factors
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.language.model import check_model_path, count_blocks, evaluating, input_device
 from safety_subspaces.language.prompting import CHAT, check_room, check_template, encode_prompt, pad_batch, padding_id
+from safety_subspaces.states.stream import parts_of
 
 Position = Literal["last", "mean", "first_generated"]
 Side = Literal["left", "right"]
@@ -100,12 +101,12 @@ def stream_states(
         batch_size: Prompts at once.
         template: ``chat``, or a prompt template by its name or import path.
         padding: Side on which shorter prompts are padded.
-        site: ``residual``, or the output of each block's ``attention`` or ``mlp``.
+        site: ``residual``, or what each block adds to it by its ``attention`` or ``mlp``.
         layers: Layers to read, in the order given; by default all.
 
     Raises:
-        InputError: A template that the tokenizer cannot serve, a position or layer that does not exist, or a network
-            whose blocks cannot be found.
+        InputError: A template that the tokenizer cannot serve, a position or layer that does not exist, a network whose
+            blocks cannot be found, or one whose blocks add something else than what two modules return.
     """
     check_template(tokenizer, template)
     unknown = [position for position in positions if position not in POSITIONS]
@@ -197,9 +198,10 @@ class _Capture:
         """Set the positions that the next forward pass is read at."""
         self._mask, self._positions = mask, positions
 
-    def add(self, layer: int, hidden: Float[Tensor, "batch position hidden"]) -> None:
+    def add(self, layer: int, hidden: Float[Tensor, "*batch hidden"]) -> None:
         """Take the states of one layer."""
         mask = self._mask.to(hidden.device)
+        hidden = hidden.reshape(*mask.shape, -1)  # OPT's MLP has one row a token
         for position in self._positions:
             if position == "mean":
                 weights = mask[..., None].float()
@@ -264,10 +266,11 @@ def _forward(
 
 
 @contextmanager
-def _capturing(model: nn.Module, site: Site, layers: Sequence[int]) -> Iterator[_Capture]:
+def _capturing(model: PreTrainedModel, site: Site, layers: Sequence[int]) -> Iterator[_Capture]:
     """Hook the input of the first block and the output of each block, or of its part; hooks come off at the end."""
     capture = _Capture(layers)
     blocks = find_blocks(model)
+    parts = parts_of(model, blocks) if site != "residual" else []
 
     def entering(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
         capture.add(0, positional[0] if positional else named["hidden_states"])
@@ -281,7 +284,7 @@ def _capturing(model: nn.Module, site: Site, layers: Sequence[int]) -> Iterator[
     handles = [blocks[0].register_forward_pre_hook(entering, with_kwargs=True)] if 0 in layers else []
     for layer, block in enumerate(blocks, start=1):
         if layer in layers:
-            module = block if site == "residual" else find_part(block, site)
+            module = block if site == "residual" else getattr(parts[layer - 1], site)
             handles.append(module.register_forward_hook(leaving(layer)))
     try:
         yield capture

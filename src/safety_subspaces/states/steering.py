@@ -15,19 +15,22 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.states.capture import check_layers, find_blocks, find_part
+from safety_subspaces.language.model import evaluating, input_device
+from safety_subspaces.states.capture import check_layers, find_blocks
+from safety_subspaces.states.stream import parts_of
 
 # What writes into the residual stream in the decoders of transformers.
 OUTPUTS = ("o_proj", "c_proj", "out_proj", "dense", "down_proj", "fc2", "dense_4h_to_h", "w2")
-# Norms between the output of attention or MLP and the stream in some blocks: they change the directions that are added.
-POST_NORMS = ("post_feedforward_layernorm", "post_attn_norm", "post_mlp_norm", "post_self_attn_layernorm")
+# Tokens on which weights without directions are compared with hooks, and how near their logits have to come, as a share
+# of the largest; in half precision less near.
+PROBED, SAME_LOGITS, SAME_COARSE = 8, 1e-4, 0.1
 
 
 @runtime_checkable
 class Intervention(Protocol):
     """Changes hidden states, whatever their batch and length."""
 
-    def change(self, hidden: Float[Tensor, "batch position hidden"]) -> Float[Tensor, "batch position hidden"]:
+    def change(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
         """Return the changed states, in float32."""
 
 
@@ -43,7 +46,7 @@ class Addition:
     direction: Float[Tensor, " hidden"]
     strength: float
 
-    def change(self, hidden: Float[Tensor, "batch position hidden"]) -> Float[Tensor, "batch position hidden"]:
+    def change(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
         """Add the direction at every position."""
         return hidden + self.strength * self.direction.to(hidden)
 
@@ -58,7 +61,7 @@ class Ablation:
 
     basis: Float[Tensor, "hidden k"]
 
-    def change(self, hidden: Float[Tensor, "batch position hidden"]) -> Float[Tensor, "batch position hidden"]:
+    def change(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
         """Take the directions out at every position."""
         basis = self.basis.to(hidden)
         return hidden - (hidden @ basis) @ basis.T
@@ -78,7 +81,7 @@ class Rotation:
     plane: Float[Tensor, "hidden 2"]
     angle_radians: float
 
-    def change(self, hidden: Float[Tensor, "batch position hidden"]) -> Float[Tensor, "batch position hidden"]:
+    def change(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
         """Rotate at every position."""
         plane, angle = self.plane.to(hidden), torch.tensor(self.angle_radians)
         turn = torch.stack([torch.stack([angle.cos() - 1, -angle.sin()]), torch.stack([angle.sin(), angle.cos() - 1])])
@@ -107,13 +110,13 @@ def ablated(model: PreTrainedModel, basis: Float[Tensor, "hidden k"]) -> Iterato
     """Take directions out of the embedding and out of all that attention and MLP write: no layer's states contain them.
 
     Raises:
-        InputError: A block without the usual parts.
+        InputError: A block that adds to the stream something else than what two of its modules return.
 
     Source: Arditi et al., arXiv 2406.11717, section 2.4.
     """
     ablation = Ablation(basis)
     blocks = find_blocks(model)
-    parts = [find_part(block, site) for block in blocks for site in ("attention", "mlp")]
+    parts = [part for each in parts_of(model, blocks) for part in (each.attention, each.mlp)]
     with _hooked([(blocks[0], True, ablation), *((part, False, ablation) for part in parts)]):
         yield
 
@@ -128,33 +131,47 @@ def ablate_weights(model: PreTrainedModel, basis: Float[Tensor, "hidden k"]) -> 
     the embedding keeps a copy of its own, as it reads the stream and does not write to it.
 
     Raises:
-        InputError: A structure in which this would not be exact: norms behind attention or MLP, or parts whose
-            output projection is not a single linear map.
+        InputError: A structure in which this is not exact: norms behind attention, MLP or embeddings, or parts whose
+            output projection is not a single linear map. The weights are then as they were.
 
     Source: Arditi et al., arXiv 2406.11717, section 2.4 and appendix E.
     """
     blocks = find_blocks(model)
-    writers: list[Any] = []
-    for block in blocks:
-        for name, _ in block.named_children():
-            if name in POST_NORMS:
-                raise InputError(
-                    f"{type(block).__name__} normalises what it writes ({name}): directions cannot be taken out of its "
-                    "weights; use hooks (safety_subspaces.states.steering.ablated)"
-                )
-        writers += [_output_of(find_part(block, site)) for site in ("attention", "mlp")]
+    parts = [part for each in parts_of(model, blocks) for part in (each.attention, each.mlp)]
+    writers = [_output_of(part) for part in parts]
+    ids = torch.arange(1, PROBED + 1, device=input_device(model))[None] % model.get_input_embeddings().weight.shape[0]
+    with evaluating(model), ablated(model, basis):
+        expected = model(input_ids=ids, use_cache=False).logits.float()
     inside = {id(module) for block in blocks for module in block.modules()}
     embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding) and id(m) not in inside]
     _untie(model)
-    for embedding in embeddings:
-        _take_out(embedding.weight, basis, columns=True)
-    for writer in writers:
-        _take_out(writer.weight, basis, columns=isinstance(writer, Conv1D))
-        if writer.bias is not None:
-            _take_out(writer.bias.unsqueeze(0), basis, columns=True)
+    changed = [(embedding.weight, True) for embedding in embeddings]
+    changed += [(writer.weight, isinstance(writer, Conv1D)) for writer in writers]
+    changed += [(writer.bias.unsqueeze(0), True) for writer in writers if writer.bias is not None]
+    before = [weight.clone() for weight, _ in changed]
+    for weight, columns in changed:
+        _take_out(weight, basis, columns)
+    with evaluating(model):
+        found = model(input_ids=ids, use_cache=False).logits.float()
+    coarse = torch.finfo(model.dtype).eps > torch.finfo(torch.float32).eps
+    within = (SAME_COARSE if coarse else SAME_LOGITS) * max(1.0, float(expected.abs().max()))
+    if not float((found - expected).abs().max()) <= within:
+        for (weight, _), value in zip(changed, before, strict=True):
+            weight.copy_(value)
+        raise InputError(
+            f"{type(model).__name__} does something between its embeddings or parts and the stream, such as a norm: "
+            "directions cannot be taken out of its weights; use hooks (safety_subspaces.states.steering.ablated)"
+        )
 
 
 def _output_of(part: nn.Module) -> Any:
+    if isinstance(part, nn.Linear | Conv1D):
+        return part
+    if not list(part.children()):
+        raise InputError(
+            f"what is added to the stream is normalised ({type(part).__name__}): directions cannot be taken out of the "
+            "weights before it; use hooks (safety_subspaces.states.steering.ablated)"
+        )
     maps = [module for name, module in part.named_children() if name in OUTPUTS]
     if len(maps) != 1 or not isinstance(maps[0], nn.Linear | Conv1D):
         raise InputError(
