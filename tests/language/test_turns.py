@@ -9,11 +9,12 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.generation import generate_answers, plain_settings
 from safety_subspaces.language.examples import Example
 from safety_subspaces.language.model import load_language_model
 from safety_subspaces.language.prompting import Encoder, encode_example
-from safety_subspaces.language.turns import TurnEnd, turn_of, warn_of_turns
+from safety_subspaces.language.turns import TurnEnd, all_ends, turn_of, warn_of_turns
 from safety_subspaces.training.export import export_model
 
 CHATML = (
@@ -106,3 +107,22 @@ def test_a_model_whose_settings_name_another_end_stops_at_the_template_s_and_its
     )
     answer = exported.generate(**prompt, max_new_tokens=12)[0, prompt["input_ids"].shape[1] :]
     assert its_tokenizer.decode(answer) == "42<|im_end|>"
+
+
+@pytest.mark.parametrize("ends", [[[5, 6], 7], ["<|im_end|>"], "5", True, -1, 1.5])
+def test_ends_that_are_no_tokens_are_refused_by_name(ends):
+    tokenizer = tokenizer_of(CHATML)
+    settings = transformers.GenerationConfig()
+    settings.eos_token_id = ends
+    with pytest.raises(InputError, match=r"eos_token_id is .*expected a token's number"):
+        all_ends(settings, tokenizer)
+
+
+def test_a_model_whose_ends_are_no_tokens_is_refused_when_it_is_loaded(tmp_path):
+    tokenizer = tokenizer_of(CHATML)
+    saying(tokenizer, "x").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [[1, 2], 3]}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"eos_token_id is \[\[1, 2\], 3\]"):
+        load_language_model(str(tmp_path))

@@ -24,6 +24,7 @@ from safety_subspaces.artefacts.foreign import in_short, reading
 from safety_subspaces.artefacts.provenance import ADAPTER_CONFIG, adapter_base
 from safety_subspaces.language.adapters import ADAPTER_FILE, merged
 from safety_subspaces.language.model_files import bounded_by_files, check_model_files
+from safety_subspaces.language.turns import named_ends
 from safety_subspaces.language.weight_files import PICKLES, unwrapped, weight_files
 
 # One of these is there where a folder has a tokenizer.
@@ -210,6 +211,7 @@ def load_model(
             f"{path} lacks {len(missing)} weights of its architecture, {missing[0]} first, which would be drawn at "
             "random; restore the file or export the model again"
         )
+    named_ends(model.generation_config)
     return model
 
 

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from safety_subspaces.artefacts.foreign import reading
+from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.foreign import QUOTED, reading
 from safety_subspaces.language.examples import CHAT
 from safety_subspaces.language.rendering import bounded_templates
 
@@ -67,11 +68,31 @@ def first_mark(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int | 
     return None
 
 
+def named_ends(settings: GenerationConfig | None) -> list[int]:
+    """Return the ends that a model's own settings name.
+
+    Raises:
+        InputError: They name something else than a token or a list of them.
+    """
+    named: Any = settings.eos_token_id if settings is not None else None
+    ends = [end for end in (named if isinstance(named, list) else [named]) if end is not None]
+    for end in ends:
+        if isinstance(end, bool) or not isinstance(end, int) or end < 0:
+            raise InputError(
+                f"the model's eos_token_id is {repr(named)[:QUOTED]}; expected a token's number or a flat list of "
+                "them: mend generation_config.json, or config.json where there is none"
+            )
+    return ends
+
+
 def all_ends(settings: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase, *further: int | None) -> list[int]:
-    """Return every token at which an answer ends: those of the model's settings, the tokenizer's, and further ones."""
-    named = settings.eos_token_id if settings is not None else None
-    given = named if isinstance(named, list) else [named]
-    return list(dict.fromkeys(int(end) for end in (*given, tokenizer.eos_token_id, *further) if end is not None))
+    """Return every token at which an answer ends: those of the model's settings, the tokenizer's, and further ones.
+
+    Raises:
+        InputError: The model's settings name something else than a token or a list of them.
+    """
+    named = named_ends(settings)
+    return list(dict.fromkeys(int(end) for end in (*named, tokenizer.eos_token_id, *further) if end is not None))
 
 
 def warn_of_turns(tokenizer: PreTrainedTokenizerBase, template: str = CHAT) -> None:
