@@ -204,6 +204,9 @@ def test_differences_of_names_and_shapes_are_listed(tmp_path, llama):
     weights = weights_of(other)
     del weights["model.norm.weight"]
     save_file(weights, Path(other) / "model.safetensors")
+    with pytest.raises(InputError, match=r"lacks 1 weights of its architecture, model\.norm\.weight first"):
+        open_checkpoint(other)
+    (Path(other) / "config.json").unlink()  # of no architecture, any weights are a checkpoint
     with pytest.raises(InputError) as error:
         check_compatible(open_checkpoint(llama), open_checkpoint(other))
     assert "model.norm.weight is not in" in str(error.value)

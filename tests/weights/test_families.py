@@ -1,17 +1,19 @@
 """Weights of many families: what is read is what transformers runs, under its names and the right way round."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from language.test_turns import CHATML, tokenizer_of
 from safetensors.torch import load_file, save_file
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.language.model import load_model
-from safety_subspaces.weights.checkpoint import FullCheckpoint
+from safety_subspaces.training.export import export_model
 from safety_subspaces.weights.compatibility import check_compatible
 from safety_subspaces.weights.delta import update_of
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
@@ -139,14 +141,28 @@ def test_a_bare_model_s_names_and_stored_constants_are_those_of_the_whole(tmp_pa
     torch.testing.assert_close(load_model(str(bare)).eval()(IDS).logits, run(folder))
 
 
-@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "_forward_module."])
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "_forward_module.", "inside"])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_a_model_that_was_saved_with_its_wrapper_is_run_as_it_is_read(tmp_path, family, wrapper):
+def test_a_model_that_was_saved_with_its_wrapper_is_run_as_it_is_read_and_exported_without_it(
+    tmp_path, family, wrapper
+):
     folder = save(family, tmp_path / "m")
+    plain = open_checkpoint(str(shutil.copytree(folder, tmp_path / "plain")))
     expected = run(folder)
-    rewrite(folder, lambda weights: [weights.update({wrapper + name: weights.pop(name)}) for name in list(weights)])
-    torch.testing.assert_close(load_model(str(folder)).eval()(IDS).logits, expected)
-    assert isinstance(open_checkpoint(str(folder)), FullCheckpoint)
+
+    def wrapped(name: str) -> str:
+        inside = re.sub(r"^(model|transformer)\.", r"\1._orig_mod.", name)  # compiled within what holds the head
+        return inside if wrapper == "inside" else wrapper + name
+
+    rewrite(folder, lambda weights: [weights.update({wrapped(name): weights.pop(name)}) for name in list(weights)])
+    network = load_model(str(folder)).eval()
+    torch.testing.assert_close(network(IDS).logits, expected)
+    read = open_checkpoint(str(folder))
+    assert set(read.names) == set(plain.names)
+    assert not read.left_out.keys() - plain.left_out.keys()
+    export_model(network, tokenizer_of(CHATML), tmp_path / "exported")
+    assert set(load_file(tmp_path / "exported" / "model.safetensors")) == set(plain.stored_names)
+    torch.testing.assert_close(run(tmp_path / "exported"), expected)
 
 
 READERS = [pytest.param(load_model, id="run"), pytest.param(open_checkpoint, id="read")]

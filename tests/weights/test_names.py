@@ -14,6 +14,8 @@ NAME = "model.layers.7.self_attn.q_proj.weight"
         f"_forward_module.language_model.{NAME}",
         f"_forward_module.module.language_model.base_model.model.{NAME}",
         f"_orig_mod.{NAME}",
+        "model._orig_mod.layers.7.self_attn._orig_mod.q_proj.weight",
+        "module._orig_mod.language_model.base_model.model._orig_mod.model.layers.7.self_attn.q_proj.base_layer.weight",
         "base_model.model.model.layers.7.self_attn.q_proj.base_layer.weight",
         "language_model.base_model.model.model.layers.7.self_attn.q_proj.modules_to_save.default.weight",
     ],

@@ -11,7 +11,7 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.foreign import reading
 from safety_subspaces.artefacts.provenance import read_adapter_config
 from safety_subspaces.artefacts.tensors import TensorFile
-from safety_subspaces.language.architecture import network_without_weights
+from safety_subspaces.language.architecture import network_without_weights, text_name
 from safety_subspaces.language.weight_files import unwrapped
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -32,7 +32,8 @@ def merged(base: PreTrainedModel, path: str) -> PreTrainedModel:
 
     folder = Path(path)
     stored = TensorFile(folder / ADAPTER_FILE).read_all()
-    given = {unwrapped(name): tensor for name, tensor in stored.items()}
+    names = _names_in(base, stored)
+    given = {names[name]: tensor for name, tensor in stored.items()}
     with reading(f"the adapter {path}", "one that PEFT has written, upon its base"):
         if not read_adapter_config(folder).get("ensure_weight_tying"):
             untie(base, tied_by(given, base.all_tied_weights_keys))
@@ -88,11 +89,25 @@ def check_complete(path: str, names: Iterable[str], base: Path) -> None:
         return
     from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 
+    given = set(_names_in(network, names).values())
     with reading(f"the adapter {path}", "one that PEFT has written, upon its base"):
         adapted = PeftModel(network, PeftConfig.from_pretrained(path), low_cpu_mem_usage=True)
         expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    given = set(map(unwrapped, names))
     _check_taken(path, given, expected, given)
+
+
+def _names_in(network: nn.Module, stored: Iterable[str]) -> dict[str, str]:
+    """Map the tensors of an adapter to what PEFT calls them upon a network: without wrappers.
+
+    Of an adapter that was made upon a multimodal model, and is put upon its text part, without what held that either.
+    """
+    names = {name: unwrapped(name) for name in stored}
+    if any(text_name(name) != name for name, _ in network.named_parameters()):
+        return names
+    return {
+        each: PREFIX + text_name(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else name
+        for each, name in names.items()
+    }
 
 
 def _check_taken(path: str, given: set[str], taken: set[str], network: set[str]) -> None:

@@ -1,10 +1,11 @@
 """What a configuration says of a network's weights: transformers builds the network without any, and is asked.
 
-Nothing is known here of single architectures: their names for weights, which of them are tied, and which are kept the
-other way round are read off the network that would be run.
+Hardly anything is known here of single architectures: their names for weights, which of them are tied, and which are
+kept the other way round are read off the network that would be run. Of a multimodal model that is its text part.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -13,7 +14,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, rename_source_key
 from transformers.pytorch_utils import Conv1D
@@ -23,6 +31,10 @@ from safety_subspaces.artefacts.foreign import reading
 from safety_subspaces.language.model_files import bounded_by_files, check_model_files
 
 CONFIG = "config.json"
+# What multimodal models put before the names of their text part, or into them.
+TEXT_PART = re.compile(r"(?:^|(?<=\.))(?:language_model|text_model)\.")
+# Where fused experts are (experts, in, out) and transformers does not mark them so: Llama 4's `torch.bmm`.
+TRANSPOSED_EXPERTS = ("llama4", "llama4_text")
 # Networks that are kept, each without weights.
 KEPT = 16
 
@@ -34,27 +46,57 @@ class Architecture:
     Args:
         shapes: Shape of every parameter by its name in the network, ties included.
         ties: For each parameter that is another one under a second name, that one.
-        transposed: Weights of linear maps that are kept as ``(in, out)``: of Conv1D layers.
+        transposed: Weights of linear maps that are kept as ``(in, out)``: of Conv1D layers, and fused experts.
+        is_text_part: Whether the model has further parts, which are not read.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     ties: Mapping[str, str]
     transposed: frozenset[str]
+    is_text_part: bool = False
     _prefix: str = ""
     _renamings: tuple[Any, ...] = field(default=(), repr=False)
     _converters: tuple[Any, ...] = field(default=(), repr=False)
 
     def name_of(self, stored: str) -> str:
         """Return what the network calls a tensor of a file, by transformers' own renaming; else the name itself."""
-        name, _ = rename_source_key(stored, list(self._renamings), [], self._prefix, dict(self.shapes))
+        name, _ = self._renamed(stored, ())
         return name if name in self.shapes else stored
 
-    def takes(self, stored: str) -> bool:
-        """Tell whether transformers reads a tensor of this name into the network, as it is or with others."""
-        name, pattern = rename_source_key(
-            stored, list(self._renamings), list(self._converters), self._prefix, dict(self.shapes)
-        )
-        return pattern is not None or name in self.shapes
+    def filled_by(self, stored: str) -> str | None:
+        """Return the parameter that a tensor of this name is read into, as it is or with others; else ``None``."""
+        name, pattern = self._renamed(stored, self._converters)
+        return name if pattern is not None or name in self.shapes else None
+
+    def _renamed(self, stored: str, converters: tuple[Any, ...]) -> tuple[str, str | None]:
+        name = text_name(stored) if self.is_text_part else stored
+        return rename_source_key(name, list(self._renamings), list(converters), self._prefix, dict(self.shapes))
+
+
+def text_name(stored: str) -> str:
+    """Return what the text part of a multimodal model calls a tensor of it; of other parts the name itself."""
+    return TEXT_PART.sub("", stored, count=1)
+
+
+def text_part_of(settings: dict[str, Any]) -> PretrainedConfig | None:
+    """Return the configuration of a multimodal model's text part, where transformers has it as a language model.
+
+    Args:
+        settings: What the model's ``config.json`` says.
+
+    Returns:
+        ``None`` of a model that is text alone, or whose text part is no causal language model by itself.
+    """
+    if str(settings.get("model_type")) not in CONFIG_MAPPING or not isinstance(settings.get("text_config"), dict):
+        return None
+    config = AutoConfig.for_model(**settings)
+    part: Any = getattr(config, "text_config", None)
+    if type(part) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return None
+    if "tie_word_embeddings" in settings and "tie_word_embeddings" not in settings["text_config"]:
+        part.tie_word_embeddings = settings["tie_word_embeddings"]
+    found: PretrainedConfig = part
+    return found
 
 
 def read_architecture(folder: Path) -> Architecture | None:
@@ -74,16 +116,15 @@ def read_architecture(folder: Path) -> Architecture | None:
         return _built(json.dumps(read_json(file), sort_keys=True))
 
 
-def architecture_of(model: PreTrainedModel) -> Architecture:
+def architecture_of(model: PreTrainedModel, is_text_part: bool = False) -> Architecture:
     """Return what a network says of its weights."""
-    names = {id(module): name for name, module in model.named_modules()}
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters(remove_duplicate=False)}
-    turned = (f"{names[id(module)]}.weight" for module in model.modules() if isinstance(module, Conv1D))
     transforms = get_model_conversion_mapping(model)
     return Architecture(
         shapes,
         dict(model.all_tied_weights_keys),
-        frozenset(turned),
+        frozenset(transposed_weights(model) | _transposed_experts(model)),
+        is_text_part,
         model.base_model_prefix,
         tuple(each for each in transforms if not isinstance(each, WeightConverter)),
         tuple(each for each in transforms if isinstance(each, WeightConverter)),
@@ -91,8 +132,20 @@ def architecture_of(model: PreTrainedModel) -> Architecture:
 
 
 def transposed_weights(network: nn.Module) -> set[str]:
-    """Return the parameters of a network, by name, that are kept as ``(in, out)``."""
+    """Return the weights of linear maps of a network, by name, that are kept as ``(in, out)``."""
     return {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, Conv1D)}
+
+
+def _transposed_experts(network: PreTrainedModel) -> set[str]:
+    """Return the weights of fused experts, by name, each of which is kept as ``(experts, in, out)``."""
+    always = network.config.model_type in TRANSPOSED_EXPERTS
+    return {
+        f"{name}.{weight}"
+        for name, module in network.named_modules()
+        if name.endswith(".experts") and (always or getattr(module, "is_transposed", False))
+        for weight, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3
+    }
 
 
 def network_without_weights(folder: Path) -> PreTrainedModel | None:
@@ -106,17 +159,21 @@ def network_without_weights(folder: Path) -> PreTrainedModel | None:
 
 
 def _network(settings: dict[str, Any]) -> PreTrainedModel | None:
-    if str(settings.get("model_type")) not in _known_types():
-        return None
+    config = text_part_of(settings)
+    if config is None:
+        if str(settings.get("model_type")) not in _known_types():
+            return None
+        config = AutoConfig.for_model(**settings)
     with torch.device("meta"):
-        network: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
+        network: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     return network
 
 
 @lru_cache(maxsize=KEPT)
 def _built(config: str) -> Architecture | None:
-    network = _network(json.loads(config))
-    return None if network is None else architecture_of(network)
+    settings = json.loads(config)
+    network = _network(settings)
+    return None if network is None else architecture_of(network, text_part_of(settings) is not None)
 
 
 @lru_cache(maxsize=1)

@@ -1,5 +1,6 @@
 """Loading causal language models by Hub id or folder: a full model, or a PEFT adapter upon the base that it names."""
 
+import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -23,10 +24,12 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.foreign import in_short, reading
 from safety_subspaces.artefacts.provenance import ADAPTER_CONFIG, adapter_base
 from safety_subspaces.language.adapters import ADAPTER_FILE, merged
+from safety_subspaces.language.architecture import text_name, text_part_of
 from safety_subspaces.language.model_files import bounded_by_files, check_model_files
 from safety_subspaces.language.turns import named_ends
 from safety_subspaces.language.weight_files import PICKLES, unwrapped, weight_files
 
+logger = logging.getLogger(__name__)
 # One of these is there where a folder has a tokenizer.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -195,6 +198,8 @@ def load_model(
     expected = "a causal language model in Hugging Face format"
     with reading(f"the model {path}", expected), bounded_by_files(Path(path)):
         check_model_files(path)
+        config = _text_part(path)
+        renamed = _renamed(path, config is not None)
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
@@ -203,7 +208,8 @@ def load_model(
             attn_implementation=attn_implementation,
             device_map=device_map,
             output_loading_info=True,
-            key_mapping=_wrapped_names(path),
+            key_mapping=renamed,
+            **({} if config is None else {"config": config}),
         )
     missing = sorted(report["missing_keys"])
     if missing:
@@ -212,6 +218,8 @@ def load_model(
             "random; restore the file or export the model again"
         )
     named_ends(model.generation_config)
+    if renamed:  # transformers has no public way to save such a model under the network's own names
+        del model._weight_conversions
     return model
 
 
@@ -229,10 +237,22 @@ def _merged(
     return model
 
 
-def _wrapped_names(path: str) -> dict[str, str] | None:
-    """Return what transformers is to rename of a model that was saved with what wrapped it; ``None`` of others."""
+def _text_part(path: str) -> PretrainedConfig | None:
+    """Return the configuration of a multimodal model's text part, which is what runs; ``None`` of other models."""
+    settings, _ = PretrainedConfig.get_config_dict(path)
+    config = text_part_of(settings)
+    if config is not None:
+        logger.info("%s is a model of more than texts; its text part is read (%s)", path, config.model_type)
+    return config
+
+
+def _renamed(path: str, is_text_part: bool) -> dict[str, str] | None:
+    """Return what transformers is to rename: what wrapped a model that was saved, and what holds a text part."""
     stored = weight_files(path, Path(path)) if Path(path).is_dir() else {}
     renamed = {rf"^{re.escape(name)}$": unwrapped(name) for name in stored if unwrapped(name) != name}
+    if is_text_part:
+        renamed |= {rf"^{re.escape(name)}$": text_name(unwrapped(name)) for name in stored}
+        renamed |= {} if stored else {r"^(?:model\.)?(?:language_model|text_model)\.": ""}
     return renamed or None
 
 

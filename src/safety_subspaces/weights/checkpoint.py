@@ -23,15 +23,15 @@ from safety_subspaces.language.architecture import read_architecture
 from safety_subspaces.language.weight_files import weight_files
 from safety_subspaces.weights.names import canonical_name
 
-# Architectures whose fused experts (experts, in, out) multiply from the right; those of all others are (experts, out,
-# in): `is_transposed` of transformers' experts implementations, and Llama 4's `torch.bmm`.
-TRANSPOSED_EXPERTS = {"gpt_oss", "openai_privacy_filter", "aria", "aria_text", "llama4", "llama4_text"}
 # The types that weights have, as the files name them; tensors of other types are not weights.
 WEIGHT_TYPES = ["F64", "F32", "F16", "BF16"]
 # Rows of two tensors that are compared at a time.
 ROWS = 2**12
 # Experts of one layer, each of which is a weight by itself; the largest models have some hundred.
 MAX_EXPERTS = 2**14
+# Why a tensor of a file is not among the weights.
+NO_WEIGHT = "no weight of this architecture: transformers does not read it"
+NO_TEXT = "no weight of the model's text part, which alone is read"
 # Files that a model folder needs beside its weights: configuration, tokenizer, chat template.
 COMPANION_SUFFIXES = (".json", ".jinja", ".model", ".txt")
 
@@ -197,17 +197,32 @@ class FullCheckpoint(Checkpoint):
                 self.left_out[stored] = "a constant of the position encoding, no weight"
             elif 0 in file.shapes[stored]:
                 self.left_out[stored] = "it holds no number"
-            elif self.architecture and not self.architecture.takes(canonical_name(stored)):
-                self.left_out[stored] = "no weight of this architecture: transformers does not read it"
+            elif self.architecture and self.architecture.filled_by(canonical_name(stored)) is None:
+                self.left_out[stored] = NO_TEXT if self.architecture.is_text_part else NO_WEIGHT
             elif name in stored_as:
                 raise InputError(f"checkpoint {self.path} holds {name} twice: as {stored_as[name]} and as {stored}")
             else:
                 stored_as[name] = stored
+        self._refuse_holes(stored_as)
         ties = self._resolve_ties(stored_as)
         slots: dict[str, Slot] = {}
         for name, stored in stored_as.items():
             slots |= self._slots_of(name, stored)
         return slots, ties
+
+    def _refuse_holes(self, stored_as: dict[str, str]) -> None:
+        """Refuse a model that lacks weights of its architecture, as the loader does: it would draw them at random."""
+        if self.architecture is None:
+            return
+        filled = {self.architecture.filled_by(canonical_name(stored)) for stored in stored_as.values()}
+        filled |= {copy for copy, source in self.architecture.ties.items() if source in filled}
+        filled |= {source for copy, source in self.architecture.ties.items() if copy in filled}
+        missing = sorted(self.architecture.shapes.keys() - filled)
+        if missing:
+            raise InputError(
+                f"checkpoint {self.path} lacks {len(missing)} weights of its architecture, {missing[0]} first, which "
+                "would be drawn at random; restore the file or export the model again"
+            )
 
     def _resolve_ties(self, stored_as: dict[str, str]) -> dict[str, str]:
         """Take the ties of the network out of what is stored, where they hold; return those by name."""
@@ -231,15 +246,14 @@ class FullCheckpoint(Checkpoint):
 
     def _slots_of(self, name: str, stored: str) -> dict[str, Slot]:
         shape = self.stored_in[stored].shapes[stored]
+        is_transposed = self.architecture is not None and name in self.architecture.transposed
         if len(shape) != 3 or ".experts." not in name:
-            return {name: Slot(stored, None, self.architecture is not None and name in self.architecture.transposed)}
+            return {name: Slot(stored, None, is_transposed)}
         if shape[0] > MAX_EXPERTS:
             raise InputError(
                 f"checkpoint {self.path}: {stored} of shape {shape} is of {shape[0]:,} experts; expected at most "
                 f"{MAX_EXPERTS:,}"
             )
-        inner = self.config.get("text_config") or {}
-        is_transposed = bool({self.config.get("model_type"), inner.get("model_type")} & TRANSPOSED_EXPERTS)
         return {f"{name}[{index}]": Slot(stored, index, is_transposed) for index in range(shape[0])}
 
 

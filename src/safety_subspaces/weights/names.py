@@ -3,16 +3,16 @@
 import re
 from typing import Literal
 
+from safety_subspaces.language.weight_files import unwrapped
+
 TensorType = Literal[
     "q", "k", "v", "o", "gate", "up", "down", "embeddings", "head", "norm", "gate_up", "router", "other"
 ]
 
-# What wrappers put before a name: DeepSpeed and DDP, torch.compile, our LightningModule's attribute, PEFT.
-PREFIXES = re.compile(r"^(?:_forward_module\.|module\.|_orig_mod\.|language_model\.|base_model\.model\.)+")
-# What they put inside one: PEFT around a wrapped layer or a fully trained module, FSDP and checkpointing.
-INFIXES = re.compile(
-    r"(?<=\.)(?:base_layer|original_module|modules_to_save\.[^.]+|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
-)
+# What our LightningModule and PEFT put before a name.
+PREFIXES = re.compile(r"^(?:language_model\.|base_model\.model\.)+")
+# What PEFT puts inside one: around a wrapped layer or a fully trained module.
+INFIXES = re.compile(r"(?<=\.)(?:base_layer|original_module|modules_to_save\.[^.]+)\.")
 BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks?)\.(\d{1,9})\.")
 # Module names of Llama, Qwen, Mistral and Gemma, then those of GPT-2, GPT-NeoX, OPT and the original Llama
 # release.
@@ -34,7 +34,9 @@ NORM = re.compile(r"norm|^ln_(?:\d+|f)$")
 
 def canonical_name(name: str) -> str:
     """Return the name that the bare model's ``named_parameters`` gives a tensor, whatever wraps the model."""
-    return INFIXES.sub("", PREFIXES.sub("", name))
+    while (shorter := INFIXES.sub("", PREFIXES.sub("", unwrapped(name)))) != name:
+        name = shorter
+    return name
 
 
 def layer_of(name: str) -> int:
