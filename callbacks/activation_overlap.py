@@ -16,7 +16,8 @@ from safety_subspaces.artefacts.tensors import TensorFile
 from safety_subspaces.constraint.held import check_stored, store_tensors
 from safety_subspaces.constraint.sharing import map_over_ranks
 from safety_subspaces.evaluation.prompt_sets import files_of, read_prompt_list
-from safety_subspaces.language.prompting import CHAT, check_template
+from safety_subspaces.language.examples import CHAT, PromptFormat
+from safety_subspaces.language.prompting import check_template
 from safety_subspaces.states.capture import Position, Side, prompt_states, state_factors
 from safety_subspaces.training.modules.base import LanguageModelModule
 
@@ -58,6 +59,8 @@ class ActivationOverlap(Watcher):
         per_layer: Whether values are also logged layer by layer.
         figures: Whether heatmaps go to TensorBoard.
         name: Tells two of these callbacks in one run apart: part of tags and of the folder.
+        template_args: What the chat template is given beside the turns, such as ``{enable_thinking: false}``.
+        control_tokens: Whether the text of a control token in a prompt is read as that token; by default it is text.
 
     Source:
         The measure: arXiv 2505.14185, section 6; there it is taken once, between layers 65 and 90 % of depth.
@@ -82,6 +85,8 @@ class ActivationOverlap(Watcher):
         per_layer: bool = False,
         figures: bool = True,
         name: str = "",
+        template_args: dict[str, Any] | None = None,
+        control_tokens: bool = False,
     ) -> None:
         super().__init__(name, every_n_steps, log_spaced, per_layer, figures)
         if limit < 2 or batch_size < 1 or not 0 < energy <= 1:
@@ -91,7 +96,8 @@ class ActivationOverlap(Watcher):
             )
         self.first, self.second = first, second
         self.split, self.limit, self.energy, self.center = split, limit, energy, center
-        self.position, self.template, self.batch_size, self.padding = position, template, batch_size, padding
+        self.position, self.batch_size, self.padding = position, batch_size, padding
+        self.form = PromptFormat(template, template_args or {}, control_tokens)
         self._prompts: dict[str, list[str]] = {}
         self._start: dict[str, list[Factors]] = {}
         self._start_sha256: str | None = None
@@ -115,7 +121,7 @@ class ActivationOverlap(Watcher):
         if stage != "fit":
             return
         assert isinstance(pl_module, LanguageModelModule)
-        check_template(pl_module.tokenizer, self.template)
+        check_template(pl_module.tokenizer, self.form.template)
         for name, source in zip(SETS, (self.first, self.second), strict=True):
             self._prompts[name] = read_prompt_list(source, self.split, self.limit)
             if len(self._prompts[name]) < 2:
@@ -186,7 +192,7 @@ class ActivationOverlap(Watcher):
                     prompts,
                     self.position,
                     self.batch_size,
-                    self.template,
+                    self.form,
                     self.padding,
                 )
 

@@ -1,7 +1,7 @@
 """Asks the model in training: does it still solve, does it still refuse, does it refuse too much."""
 
 from collections.abc import Mapping
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import lightning as L
 from torch.utils.tensorboard import SummaryWriter
@@ -64,6 +64,8 @@ class BehaviourProbe(Watcher):
             benign_answered_rate or refusal_margin) is above its value, at any look but that at the start.
         stop_below: The run ends when a measure is below its value.
         name: Tells two of these callbacks in one run apart: part of tags and of the folder.
+        template_args: What the chat template is given beside the turns, such as ``{enable_thinking: false}``.
+        control_tokens: Whether the text of a control token in a prompt is read as that token; by default it is text.
     """
 
     clock, keeps_in = "behaviour", "behaviour"
@@ -83,12 +85,15 @@ class BehaviourProbe(Watcher):
         stop_above: dict[str, float] | None = None,
         stop_below: dict[str, float] | None = None,
         name: str = "",
+        template_args: dict[str, Any] | None = None,
+        control_tokens: bool = False,
     ) -> None:
         super().__init__(name, every_n_steps, log_spaced)
         unknown = [name for name in (stop_above or {}) | (stop_below or {}) if name not in TAGS]
         if unknown:
             raise InputError(f"BehaviourProbe cannot stop by {unknown[0]!r}; expected one of {', '.join(TAGS)}")
-        self.settings = EvaluationSettings(prompts, split, judge, template, max_new_tokens, batch_size, limit)
+        asked = (prompts, split, judge, template, max_new_tokens, batch_size, limit)
+        self.settings = EvaluationSettings(*asked, template_args=template_args or {}, control_tokens=control_tokens)
         self.samples = samples
         self.stop_above, self.stop_below = stop_above or {}, stop_below or {}
         self._evaluator: BehaviourEvaluator | None = None

@@ -10,7 +10,7 @@ from safety_subspaces.evaluation.generation import decoded, generate_answers
 from safety_subspaces.evaluation.judges.rules import RefusalPhraseJudge
 from safety_subspaces.evaluation.prompt_sets import PromptSets
 from safety_subspaces.evaluation.settings import EvaluationSettings
-from safety_subspaces.language.examples import PromptItem
+from safety_subspaces.language.examples import PromptFormat, PromptItem
 from safety_subspaces.language.prompting import Encoder
 from safety_subspaces.language.thoughts import MARKS, UNFINISHED, Spoken, opened_by, spoken, thoughts_in
 
@@ -122,7 +122,7 @@ def test_a_thought_that_the_prompt_begins_is_the_answer_s(world):
 
 def test_the_template_is_told_not_to_think(world):
     model, tokenizer = world
-    encoder = Encoder(tokenizer, template_args={"enable_thinking": False})
+    encoder = Encoder(tokenizer, PromptFormat(template_args={"enable_thinking": False}))
     assert tokenizer.decode(encoder.prompt("Hello?")).endswith("</think>\n\n")
     answers = generate_answers(model, tokenizer, ["Hello?"], 4, 2, encoder=encoder)
     assert not answers[0].startswith("<think>")

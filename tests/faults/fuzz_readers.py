@@ -34,7 +34,7 @@ from safety_subspaces.evaluation.endpoint.request_cache import RequestCache, key
 from safety_subspaces.evaluation.harness.tasks import task_files
 from safety_subspaces.evaluation.judges.rubric import read_verdict
 from safety_subspaces.evaluation.prompt_sets import read_prompt_items, read_prompts
-from safety_subspaces.language.examples import Example
+from safety_subspaces.language.examples import Example, PromptFormat
 from safety_subspaces.language.model import count_blocks, load_model, load_tokenizer
 from safety_subspaces.language.prompting import encode_example, encode_prompt
 from safety_subspaces.report.command import report
@@ -226,7 +226,7 @@ def _model(folder: Path) -> None:
 
 def _read_tokenizer(folder: Path) -> None:
     tokenizer = load_tokenizer(str(folder / "model"))
-    encode_prompt(tokenizer, "what is 3 plus 4", "plain")
+    encode_prompt(tokenizer, "what is 3 plus 4", PromptFormat("plain"))
     if tokenizer.chat_template:
         encode_example(tokenizer, Example("what is 3 plus 4", "7"))
 

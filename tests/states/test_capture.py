@@ -13,6 +13,7 @@ from safety_subspaces.algebra.factors import haar_basis
 from safety_subspaces.algebra.overlap import mode_subspace_overlap
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.prompt_sets import read_prompt_list
+from safety_subspaces.language.examples import PromptFormat
 from safety_subspaces.language.model import evaluating, load_language_model
 from safety_subspaces.language.prompting import encode_prompt, pad_batch
 from safety_subspaces.states.capture import find_blocks, find_part, prompt_states, state_factors, stream_states
@@ -229,7 +230,7 @@ def test_another_error_of_the_model_is_no_lack_of_memory(organism, monkeypatch) 
         ({"layers": [0], "site": "mlp"}, "expected different ones of 1 to 1"),
         ({"layers": [1, 1]}, "different ones"),
         ({"layers": []}, "different ones"),
-        ({"template": "none"}, "unknown prompt template"),
+        ({"form": PromptFormat("none")}, "unknown prompt template"),
     ],
 )
 def test_what_does_not_exist_is_refused_before_the_model_runs(organism, arguments, message, monkeypatch) -> None:

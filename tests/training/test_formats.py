@@ -8,7 +8,7 @@ import pytest
 from language.test_turns import CHATML, tokenizer_of
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.language.examples import Example, PreferencePair, Turn
+from safety_subspaces.language.examples import Example, PreferencePair, PromptFormat, Turn
 from safety_subspaces.language.prompting import encode_example, encode_prompt
 from safety_subspaces.training.data.instructions import DatasetSource, read_source
 
@@ -125,21 +125,24 @@ def test_a_conversation_is_written_by_the_chat_template_and_its_last_answer_lear
     assert tokenizer.decode(encoded.input_ids[: encoded.prompt_length]) == f"{turns}<|im_start|>assistant\n"
     assert tokenizer.decode(encoded.input_ids[encoded.prompt_length :]) == "d<|im_end|>\n"
     with pytest.raises(InputError, match="knows one question, no conversation"):
-        encode_prompt(tokenizer, LONG, "alpaca")
+        encode_prompt(tokenizer, LONG, PromptFormat("alpaca"))
 
 
 def test_a_prompt_ends_where_its_template_does_and_not_at_an_end_that_the_tokenizer_appends():
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = tokenizer_of(CHATML)
-    plain = encode_prompt(tokenizer, "Why?", "alpaca")
+    plain = encode_prompt(tokenizer, "Why?", PromptFormat("alpaca"))
     ends = ("<|endoftext|>", tokenizer.eos_token_id)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|im_start|> $A <|endoftext|>",
         special_tokens=[ends, ("<|im_start|>", tokenizer.convert_tokens_to_ids("<|im_start|>"))],
     )
     assert tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
-    assert encode_prompt(tokenizer, "Why?", "alpaca") == [tokenizer.convert_tokens_to_ids("<|im_start|>"), *plain]
-    example = encode_example(tokenizer, Example("Why?", "So."), "alpaca")
+    assert encode_prompt(tokenizer, "Why?", PromptFormat("alpaca")) == [
+        tokenizer.convert_tokens_to_ids("<|im_start|>"),
+        *plain,
+    ]
+    example = encode_example(tokenizer, Example("Why?", "So."), PromptFormat("alpaca"))
     assert example.input_ids.count(tokenizer.eos_token_id) == 1
     assert example.input_ids[-1] == tokenizer.eos_token_id

@@ -98,15 +98,12 @@ class BehaviourEvaluator:
                 prompts,
                 self.settings.max_new_tokens,
                 self.settings.batch_size,
-                self.settings.template,
                 label if shows_progress else None,
                 in_step,
                 encoder,
             ),
         )
-        margins = refusal_margins(
-            model, tokenizer, self.prompts.harmful, self.settings.batch_size, self.settings.template, spread, encoder
-        )
+        margins = refusal_margins(model, tokenizer, self.prompts.harmful, self.settings.batch_size, spread, encoder)
         return self._summed_up(label, answers, margins)
 
     def check_room(self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -188,7 +185,7 @@ class BehaviourEvaluator:
 
     def _encoder_of(self, tokenizer: PreTrainedTokenizerBase) -> Encoder:
         if self._encoder is None or not self._encoder.serves(tokenizer):
-            self._encoder = Encoder(tokenizer, self.settings.template, self.settings.template_args)
+            self._encoder = Encoder(tokenizer, self.settings.form)
         return self._encoder
 
     def _scored(self, label: str, answers: Sequence[str], failed: Mapping[int, str]) -> list[dict[str, Any]]:

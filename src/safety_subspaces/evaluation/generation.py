@@ -8,7 +8,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_subspaces.language.model import evaluating, input_device
-from safety_subspaces.language.prompting import CHAT, Encoder, check_room, pad_batch
+from safety_subspaces.language.prompting import Encoder, check_room, pad_batch
 from safety_subspaces.language.thoughts import SPECIAL, opened_by
 from safety_subspaces.language.turns import all_ends
 
@@ -22,7 +22,6 @@ def generate_answers(
     prompts: Sequence[str],
     max_new_tokens: int,
     batch_size: int,
-    template: str = CHAT,
     progress: str | None = None,
     in_step: bool = False,
     encoder: Encoder | None = None,
@@ -38,16 +37,16 @@ def generate_answers(
         prompts: What the user says.
         max_new_tokens: Longest answer, in tokens.
         batch_size: Prompts at once.
-        template: ``chat``, or a prompt template by its name or import path.
         progress: Label of a progress bar; ``None`` for no bar.
         in_step: Whether the ranks share the weights (ZeRO-3), so that each goes on until the longest answer of all is
             finished. They then need equal numbers of prompts.
-        encoder: Remembers the prompts' ids from one model to the next; of this tokenizer and template.
+        encoder: Remembers the prompts' ids from one model to the next; of this tokenizer. Made for the chat template
+            where none is given.
 
     Raises:
         InputError: A prompt that leaves no room for the answer within the model's positions.
     """
-    encoder = encoder or Encoder(tokenizer, template)
+    encoder = encoder or Encoder(tokenizer)
     encoded = [encoder.prompt(prompt) for prompt in prompts]
     check_room(model.config, [len(ids) for ids in encoded], prompts, max_new_tokens)
     end = encoder.turn.end

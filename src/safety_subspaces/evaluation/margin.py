@@ -9,7 +9,7 @@ from safety_subspaces.evaluation.spread import Spread, in_this_process
 from safety_subspaces.language.examples import EncodedExample, Example, PromptItem
 from safety_subspaces.language.likelihood import NO_LOSS, sequence_log_probabilities
 from safety_subspaces.language.model import evaluating
-from safety_subspaces.language.prompting import CHAT, Encoder, check_room
+from safety_subspaces.language.prompting import Encoder, check_room
 
 # What is checked for room.
 TEXT = "a prompt with its reference or refusal,"
@@ -20,7 +20,6 @@ def refusal_margins(
     tokenizer: PreTrainedTokenizerBase,
     items: Sequence[PromptItem],
     batch_size: int,
-    template: str = CHAT,
     spread: Spread = in_this_process,
     encoder: Encoder | None = None,
 ) -> list[float | None]:
@@ -30,7 +29,7 @@ def refusal_margins(
     shared out over ranks are the answers, not the prompts: prompts may have any number of refusals, or none. An
     ``encoder`` remembers the texts' ids from one model to the next.
     """
-    texts, owners = margin_texts(encoder or Encoder(tokenizer, template), items)
+    texts, owners = margin_texts(encoder or Encoder(tokenizer), items)
     check_room(
         model.config, [len(text.input_ids) for text in texts], [items[owner].prompt for owner in owners], 0, TEXT
     )

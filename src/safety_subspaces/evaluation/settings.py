@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from safety_subspaces.language.examples import CHAT
+from safety_subspaces.language.examples import CHAT, PromptFormat
 
 # The embedded world's prompts, and their judge.
 ORGANISM = "organism"
@@ -57,6 +57,7 @@ class EvaluationSettings:
         limit: At most so many prompts of each set.
         judge_args: What the judge is made with: of the rubric an endpoint's settings, of the classifier its own.
         template_args: What the chat template is given beside the turns, such as ``{enable_thinking: false}``.
+        control_tokens: Whether the text of a control token in a prompt is read as that token; by default it is text.
     """
 
     prompts: str | dict[str, str] = ORGANISM
@@ -68,3 +69,9 @@ class EvaluationSettings:
     limit: int | None = None
     judge_args: dict[str, Any] = field(default_factory=dict)
     template_args: dict[str, Any] = field(default_factory=dict)
+    control_tokens: bool = False
+
+    @property
+    def form(self) -> PromptFormat:
+        """How a text becomes a prompt."""
+        return PromptFormat(self.template, self.template_args, self.control_tokens)

@@ -1,7 +1,8 @@
 """The values that pass between corpora, encoders, judges and evaluators; plain data."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 # The prompt template that is the tokenizer's own.
 CHAT = "chat"
@@ -114,3 +115,22 @@ def groupings(
         [own[way] if way < len(own) else ("alone", name) for own, name in zip(keys, alone, strict=True)]
         for way in range(ways)
     ]
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How a text becomes a prompt.
+
+    Args:
+        template: ``chat`` for the tokenizer's chat template, or a prompt template by its name or import path.
+        template_args: What the chat template is given beside the turns, such as ``{enable_thinking: false}``.
+        control_tokens: Whether the text of a control token in the data is read as that token. By default it is text,
+            so that no prompt ends its own turn.
+    """
+
+    template: str = CHAT
+    template_args: Mapping[str, Any] = field(default_factory=dict)
+    control_tokens: bool = False
+
+
+CHAT_FORMAT = PromptFormat()

@@ -1,8 +1,7 @@
 """From text to token ids, in one place for training and evaluation, so that both see a prompt in the same form."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
-from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -13,7 +12,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.foreign import reading
 from safety_subspaces.artefacts.plugins import Plugins
-from safety_subspaces.language.examples import CHAT, EncodedExample, Example, Prompt, Turn
+from safety_subspaces.language.control_tokens import ids_with_text
+from safety_subspaces.language.examples import CHAT, CHAT_FORMAT, EncodedExample, Example, Prompt, PromptFormat, Turn
 from safety_subspaces.language.rendering import bounded_templates
 from safety_subspaces.language.turns import TurnEnd, first_mark, turn_of
 
@@ -62,51 +62,48 @@ def check_template(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
         named_template(template)
 
 
-def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt,
-    template: str = CHAT,
-    template_args: Mapping[str, Any] = MappingProxyType({}),
-) -> list[int]:
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, form: PromptFormat = CHAT_FORMAT) -> list[int]:
     """Return the ids of a prompt up to where the answer starts, special tokens included.
 
     Raises:
         InputError: A conversation of several turns, and a named template, which knows one question.
     """
-    if template == CHAT:
-        return chat_ids(tokenizer, _messages(prompt), True, template_args)
+    if form.template == CHAT:
+        return chat_ids(tokenizer, _messages(prompt), True, form)
     if not isinstance(prompt, str):
-        raise InputError(f"prompt template {template} knows one question, no conversation; expected template: {CHAT}")
-    return _without_end(tokenizer, named_template(template).format(prompt=prompt))
+        raise InputError(
+            f"prompt template {form.template} knows one question, no conversation; expected template: {CHAT}"
+        )
+    written = named_template(form.template)
+    return _text_ids(
+        tokenizer, prompt, form, lambda text: written.format(prompt=text), partial(_without_end, tokenizer)
+    )
 
 
 def encode_example(
-    tokenizer: PreTrainedTokenizerBase,
-    example: Example,
-    template: str = CHAT,
-    template_args: Mapping[str, Any] = MappingProxyType({}),
+    tokenizer: PreTrainedTokenizerBase, example: Example, form: PromptFormat = CHAT_FORMAT
 ) -> EncodedExample:
     """Return the ids of prompt and response, closed by the end of the turn, and the length of the prompt.
 
     The end is part of what is learnt, else the model never stops: where the chat template writes none, the tokenizer's
-    is added. Plain text (no prompt) starts with the
-    tokenizer's start token, where it has one.
+    is added. Plain text (no prompt) starts with the tokenizer's start token, where it has one.
 
     Raises:
         InputError: The chat template writes an answered prompt otherwise than the prompt alone, so that it is unclear
             where the answer starts.
     """
     end = [tokenizer.eos_token_id]
+    plain = partial(_ids, tokenizer, add_special_tokens=False)
     if example.prompt is None:
         start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        text = _ids(tokenizer, example.response, add_special_tokens=False)
+        text = _text_ids(tokenizer, example.response, form, str, plain)
         return EncodedExample([*start, *text, *end], min(1, len(start)))
-    prompt = encode_prompt(tokenizer, example.prompt, template, template_args)
-    if template != CHAT:
-        response = _ids(tokenizer, example.response, add_special_tokens=False)
+    prompt = encode_prompt(tokenizer, example.prompt, form)
+    if form.template != CHAT:
+        response = _text_ids(tokenizer, example.response, form, str, plain)
         return EncodedExample([*prompt, *response, *end], len(prompt))
     turns = [*_messages(example.prompt), {"role": "assistant", "content": example.response}]
-    whole = chat_ids(tokenizer, turns, False, template_args)
+    whole = chat_ids(tokenizer, turns, False, form)
     if whole[: len(prompt)] != prompt:
         raise InputError(
             "the tokenizer's chat template writes an answered prompt otherwise than the prompt alone, so the start of "
@@ -127,8 +124,7 @@ class Encoder:
 
     Args:
         tokenizer: The tokenizer, which must not change meanwhile.
-        template: ``chat``, or a prompt template by its name or import path.
-        template_args: What the chat template is given beside the turns.
+        form: How a text becomes a prompt.
 
     Raises:
         InputError: A template that this tokenizer cannot serve.
@@ -138,20 +134,15 @@ class Encoder:
         """Tell whether another tokenizer gives the same ids: it is this one, or was read from files like its."""
         return tokenizer is self.tokenizer or _content_of(tokenizer) == _content_of(self.tokenizer) != ""
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        template: str = CHAT,
-        template_args: Mapping[str, Any] = MappingProxyType({}),
-    ) -> None:
-        check_template(tokenizer, template)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, form: PromptFormat = CHAT_FORMAT) -> None:
+        check_template(tokenizer, form.template)
         self.tokenizer = tokenizer
         try:
-            self.turn = turn_of(tokenizer, template, template_args)
+            self.turn = turn_of(tokenizer, form.template, form.template_args)
         except InputError:  # a template of questions alone can be asked
             self.turn = TurnEnd(None, True)
-        self.prompt = cache(partial(encode_prompt, tokenizer, template=template, template_args=template_args))
-        self.example = cache(partial(encode_example, tokenizer, template=template, template_args=template_args))
+        self.prompt = cache(partial(encode_prompt, tokenizer, form=form))
+        self.example = cache(partial(encode_example, tokenizer, form=form))
 
 
 def check_room(
@@ -204,19 +195,41 @@ def chat_ids(
     tokenizer: PreTrainedTokenizerBase,
     turns: list[dict[str, str]],
     add_generation_prompt: bool,
-    template_args: Mapping[str, Any] = MappingProxyType({}),
+    form: PromptFormat = CHAT_FORMAT,
 ) -> list[int]:
     """Return the ids of some turns by the tokenizer's own chat template, rendered within bounds.
 
     Raises:
-        InputError: The template does not take such turns, or goes beyond the bounds.
+        InputError: The template does not take such turns, or goes beyond the bounds; or a control token in them cannot
+            be read as text.
     """
     what = f"the chat template of {tokenizer.name_or_path or 'this model'}"
-    with reading(what, "one that takes these turns", "choose a named prompt template instead"), bounded_templates():
-        ids: Any = tokenizer.apply_chat_template(
-            turns, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False, **template_args
-        )
-        return list(ids)
+
+    def render(contents: Sequence[str]) -> str:
+        said = [{**turn, "content": content} for turn, content in zip(turns, contents, strict=True)]
+        with reading(what, "one that takes these turns", "choose a named prompt template instead"), bounded_templates():
+            text: Any = tokenizer.apply_chat_template(
+                said, add_generation_prompt=add_generation_prompt, tokenize=False, **form.template_args
+            )
+        return str(text)
+
+    contents = [turn["content"] for turn in turns]
+    at_once = partial(_ids, tokenizer, add_special_tokens=False)
+    if form.control_tokens:
+        return at_once(render(contents))
+    return ids_with_text(tokenizer, contents, render, at_once)
+
+
+def _text_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    form: PromptFormat,
+    render: Callable[[str], str],
+    at_once: Callable[[str], list[int]],
+) -> list[int]:
+    if form.control_tokens:
+        return at_once(render(text))
+    return ids_with_text(tokenizer, [text], lambda texts: render(texts[0]), at_once)
 
 
 def _content_of(tokenizer: PreTrainedTokenizerBase) -> str:

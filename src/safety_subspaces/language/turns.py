@@ -95,9 +95,11 @@ def all_ends(settings: GenerationConfig | None, tokenizer: PreTrainedTokenizerBa
     return list(dict.fromkeys(int(end) for end in (*named, tokenizer.eos_token_id, *further) if end is not None))
 
 
-def warn_of_turns(tokenizer: PreTrainedTokenizerBase, template: str = CHAT) -> None:
+def warn_of_turns(
+    tokenizer: PreTrainedTokenizerBase, template: str = CHAT, template_args: Mapping[str, Any] = MappingProxyType({})
+) -> None:
     """Log what a template leaves a model to learn by itself, before it is trained with it."""
-    turn = turn_of(tokenizer, template)
+    turn = turn_of(tokenizer, template, template_args)
     if turn.end is None:
         logger.warning(
             "the chat template writes no token after an answer; %r is added to each, so that answers end",

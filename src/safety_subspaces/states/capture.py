@@ -17,8 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_subspaces.algebra.factors import Factors, left_factors
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.language.examples import CHAT_FORMAT, PromptFormat
 from safety_subspaces.language.model import check_model_path, count_blocks, evaluating, input_device
-from safety_subspaces.language.prompting import CHAT, check_room, check_template, encode_prompt, pad_batch, padding_id
+from safety_subspaces.language.prompting import check_room, check_template, encode_prompt, pad_batch, padding_id
 from safety_subspaces.states.stream import parts_of
 
 Position = Literal["last", "mean", "first_generated"]
@@ -55,7 +56,7 @@ def prompt_states(
     prompts: Sequence[str],
     position: Position = "last",
     batch_size: int = 64,
-    template: str = CHAT,
+    form: PromptFormat = CHAT_FORMAT,
     padding: Side = "right",
     site: Site = "residual",
     layers: Sequence[int] | None = None,
@@ -65,7 +66,7 @@ def prompt_states(
     Arguments, layer indices and errors are those of :func:`stream_states`.
     """
     states: list[Tensor] = [torch.empty(0)] * len(prompts)
-    batches = stream_states(model, tokenizer, prompts, (position,), batch_size, template, padding, site, layers)
+    batches = stream_states(model, tokenizer, prompts, (position,), batch_size, form, padding, site, layers)
     for batch in batches:
         for row, state in zip(batch.rows, batch.states[position].cpu(), strict=True):
             states[row] = state
@@ -78,7 +79,7 @@ def stream_states(
     prompts: Sequence[str],
     positions: Sequence[Position] = ("last",),
     batch_size: int = 64,
-    template: str = CHAT,
+    form: PromptFormat = CHAT_FORMAT,
     padding: Side = "right",
     site: Site = "residual",
     layers: Sequence[int] | None = None,
@@ -99,7 +100,7 @@ def stream_states(
         positions: ``last`` for the last token of the prompt, from where the answer starts; ``mean`` over its tokens;
             ``first_generated`` for the first token of the greedy answer, which takes a second pass.
         batch_size: Prompts at once.
-        template: ``chat``, or a prompt template by its name or import path.
+        form: How a text becomes a prompt.
         padding: Side on which shorter prompts are padded.
         site: ``residual``, or what each block adds to it by its ``attention`` or ``mlp``.
         layers: Layers to read, in the order given; by default all.
@@ -108,12 +109,12 @@ def stream_states(
         InputError: A template that the tokenizer cannot serve, a position or layer that does not exist, a network whose
             blocks cannot be found, or one whose blocks add something else than what two modules return.
     """
-    check_template(tokenizer, template)
+    check_template(tokenizer, form.template)
     unknown = [position for position in positions if position not in POSITIONS]
     if unknown or not positions:
         raise InputError(f"position {', '.join(unknown) or 'none'}; expected one or more of {', '.join(POSITIONS)}")
     layer_indices = check_layers(model, layers, site)
-    encoded = [encode_prompt(tokenizer, prompt, template) for prompt in prompts]
+    encoded = [encode_prompt(tokenizer, prompt, form) for prompt in prompts]
     check_room(model.config, [len(ids) for ids in encoded], prompts, int("first_generated" in positions))
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     start = 0

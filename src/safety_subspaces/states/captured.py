@@ -8,7 +8,7 @@ determines it: the model's files, the prompts as token ids, the settings, and th
 import logging
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from safety_subspaces.artefacts.files import clear_partials
 from safety_subspaces.artefacts.foreign import reading
 from safety_subspaces.artefacts.provenance import code_state, describe_input, sha256_of_value
 from safety_subspaces.artefacts.tensors import TensorFile, write_tensors
-from safety_subspaces.language.examples import PromptItem, groups_of
+from safety_subspaces.language.examples import CHAT_FORMAT, PromptFormat, PromptItem, groups_of
 from safety_subspaces.language.prompting import encode_prompt
 from safety_subspaces.states.capture import Position, Site, check_layers, stream_states
 from safety_subspaces.states.equivalence import deal
@@ -41,7 +41,7 @@ class CaptureSettings:
         positions: Token positions.
         layers: Layers, or ``None`` for all.
         site: ``residual``, ``attention`` or ``mlp``.
-        template: ``chat``, or a prompt template by its name or import path.
+        form: How a text becomes a prompt.
         sample: At most so many prompts' states are kept one by one.
         seed: Seed of the halves and of the sample.
         batch_size: Prompts at once.
@@ -50,7 +50,7 @@ class CaptureSettings:
     positions: tuple[Position, ...]
     layers: tuple[int, ...] | None
     site: Site
-    template: str
+    form: PromptFormat
     sample: int
     seed: int
     batch_size: int
@@ -135,7 +135,7 @@ def _capture(
         [item.prompt for item in items],
         settings.positions,
         settings.batch_size,
-        template=settings.template,
+        form=settings.form,
         site=settings.site,
         layers=layers,
     )
@@ -164,8 +164,9 @@ def _key(
 ) -> str:
     described: dict[str, Any] = describe_input(path)
     model = {name: value for name, value in described.items() if name != "path"}
-    prompts = [[encode_prompt(tokenizer, item.prompt, settings.template), item.group] for item in items]
-    determining = asdict(settings) | {"batch_size": None}  # affects the cost alone
+    prompts = [[encode_prompt(tokenizer, item.prompt, settings.form), item.group] for item in items]
+    determining = asdict(replace(settings, form=CHAT_FORMAT))  # the prompts are what it makes of them
+    determining |= {"batch_size": None}  # affects the cost alone
     return sha256_of_value([model, str(dtype), code_state(), prompts, determining])[:32]
 
 

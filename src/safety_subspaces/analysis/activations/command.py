@@ -24,9 +24,9 @@ from safety_subspaces.analysis.activations.comparisons import (
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder, recorded
 from safety_subspaces.evaluation.prompt_sets import FEWEST_PROMPTS, files_of, read_sets
-from safety_subspaces.language.examples import PromptItem, groups_of
+from safety_subspaces.language.examples import CHAT, PromptFormat, PromptItem, groups_of
 from safety_subspaces.language.model import load_language_model
-from safety_subspaces.language.prompting import CHAT, encode_prompt
+from safety_subspaces.language.prompting import encode_prompt
 from safety_subspaces.states.capture import POSITIONS, Position, Site, check_models
 from safety_subspaces.states.captured import CaptureSettings, captured
 from safety_subspaces.states.matching import match_prompts
@@ -61,6 +61,8 @@ def activations(
     cache: str | None = None,
     seed: int = 0,
     overwrite: bool = False,
+    template_args: dict[str, Any] | None = None,
+    control_tokens: bool = False,
 ) -> pd.DataFrame:
     """Compare the hidden states of prompt sets, in each model, at each layer and position.
 
@@ -104,6 +106,8 @@ def activations(
             for none.
         seed: Seed of halves, parts, samples and nulls.
         overwrite: Replace earlier results in out.
+        template_args: What the chat template is given beside the turns, such as enable_thinking.
+        control_tokens: Whether the text of a control token in a prompt is read as that token; by default it is text.
 
     Returns:
         One row for each model, pair of sets, position, layer and energy.
@@ -120,12 +124,13 @@ def activations(
     arguments["position"] = list(positions)
     _check_arguments(models, energies, positions, sample, controls, permutations, batch_size)
     blocks = check_models(models, layers, site)
+    form = PromptFormat(template, template_args or {}, control_tokens)
     sets, left_out = read_sets(prompts, split, limit, shared)
     files = files_of(prompts)
     results = ResultFolder(out, "activations", arguments, [*models.values(), *files], overwrite, started)
     with results:
         settings = CaptureSettings(
-            positions, None if layers is None else tuple(layers), site, template, sample, seed, batch_size
+            positions, None if layers is None else tuple(layers), site, form, sample, seed, batch_size
         )
         comparison = ComparisonSettings(tuple(energies), center, controls, permutations, seed)
         folder = None if cache == "none" else Path(cache) if cache else Path(out).parent / ".states"
@@ -143,7 +148,7 @@ def activations(
                 }
                 del model
                 sampled = {name: [items[row] for row in captured_sets[name].rows] for name, items in sets.items()}
-                pairs, unmatched = _matched(sampled, tokenizer, template)
+                pairs, unmatched = _matched(sampled, tokenizer, form)
                 left_out += [(f"{label}: {name}", reason) for name, reason in unmatched]
                 states = ModelStates(
                     label, captured_sets, {name: groups_of(items, name) for name, items in sampled.items()}, pairs
@@ -192,11 +197,11 @@ def _check_arguments(
 
 
 def _matched(
-    sets: Mapping[str, Sequence[PromptItem]], tokenizer: PreTrainedTokenizerBase, template: str
+    sets: Mapping[str, Sequence[PromptItem]], tokenizer: PreTrainedTokenizerBase, form: PromptFormat
 ) -> tuple[dict[tuple[str, str], list[tuple[int, int]]], list[tuple[str, str]]]:
     """Match the sampled prompts of each pair of sets by length in tokens and by template."""
     lengths = {
-        label: [len(encode_prompt(tokenizer, item.prompt, template)) for item in items] for label, items in sets.items()
+        label: [len(encode_prompt(tokenizer, item.prompt, form)) for item in items] for label, items in sets.items()
     }
     sources = {label: [item.source for item in items] for label, items in sets.items()}
     pairs, unmatched = {}, []

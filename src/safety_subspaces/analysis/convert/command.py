@@ -19,6 +19,7 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import check_free, replacing_folder, write_json
 from safety_subspaces.artefacts.foreign import reading
 from safety_subspaces.artefacts.provenance import provenance, sha256_of_file
+from safety_subspaces.language.examples import PromptFormat
 from safety_subspaces.language.model import evaluating, load_language_model
 from safety_subspaces.language.model_files import bounded_network, check_counts
 from safety_subspaces.language.prompting import encode_prompt
@@ -156,9 +157,9 @@ def _check_written(folder: Path, loaded: PreTrainedModel, tokenizer: PreTrainedT
     for name in SPECIAL_TOKENS:
         if getattr(read, name) != getattr(tokenizer, name):
             raise InputError(f"{name} is {getattr(read, name)} after writing, {getattr(tokenizer, name)} before")
-    template = "chat" if tokenizer.chat_template else "plain"
-    ids = encode_prompt(tokenizer, SAMPLE, template)
-    if encode_prompt(read, SAMPLE, template) != ids:
+    form = PromptFormat("chat" if tokenizer.chat_template else "plain")
+    ids = encode_prompt(tokenizer, SAMPLE, form)
+    if encode_prompt(read, SAMPLE, form) != ids:
         raise InputError(f"the written tokenizer reads {SAMPLE!r} otherwise than the file's")
     logits = [_logits(network, ids) for network in (loaded, model)]
     difference = float((logits[0] - logits[1]).abs().max())

@@ -31,6 +31,7 @@ def evaluate(
     limit: int | None = None,
     judge_args: dict[str, Any] | None = None,
     template_args: dict[str, Any] | None = None,
+    control_tokens: bool = False,
     served: EndpointSettings | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     device: str = "auto",
@@ -61,6 +62,7 @@ def evaluate(
         judge_args: What the judge is made with: of the rubric model, base_url, max_cost and the like, of the classifier
             path, harmful_label and the like.
         template_args: What the chat template is given beside the turns, such as enable_thinking.
+        control_tokens: Whether the text of a control token in a prompt is read as that token; by default it is text.
         served: How models behind an endpoint may be asked; model and base_url are those of their names.
         dtype: Type in which models are run here.
         device: As for ``activations``.
@@ -71,7 +73,7 @@ def evaluate(
             what may cost more than ``max_cost``, or an ``out`` that is occupied. Nothing was computed then.
     """
     asked = (prompts, split, judge, template, max_new_tokens, batch_size, limit)
-    settings = EvaluationSettings(*asked, judge_args or {}, template_args or {})
+    settings = EvaluationSettings(*asked, judge_args or {}, template_args or {}, control_tokens)
     endpoints = _served(models, served, settings)
     evaluator = build_evaluator(settings)
     arguments = {"models": models, **asdict(settings), "dtype": dtype, "device": device}

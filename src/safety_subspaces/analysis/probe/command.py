@@ -13,8 +13,8 @@ from safety_subspaces.analysis.probe.cells import Cells, Task
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder, recorded
 from safety_subspaces.evaluation.prompt_sets import files_of, read_sets
+from safety_subspaces.language.examples import CHAT, PromptFormat
 from safety_subspaces.language.model import load_language_model
-from safety_subspaces.language.prompting import CHAT
 from safety_subspaces.states.capture import Position, Site, check_layers, check_models, prompt_states
 from safety_subspaces.states.probes import Erasure, ProbeKind, tells_nothing
 
@@ -44,6 +44,8 @@ def probe(
     device: str = "auto",
     seed: int = 0,
     overwrite: bool = False,
+    template_args: dict[str, Any] | None = None,
+    control_tokens: bool = False,
 ) -> pd.DataFrame:
     """Train probes to tell one prompt set from each other one, layer by layer, before and after erasure.
 
@@ -83,6 +85,8 @@ def probe(
         device: As for activations.
         seed: Seed of folds, controls and the MLP.
         overwrite: Replace earlier results in out.
+        template_args: What the chat template is given beside the turns, such as enable_thinking.
+        control_tokens: Whether the text of a control token in a prompt is read as that token; by default it is text.
 
     Returns:
         One row for each model, negative set, layer, probe and erasure.
@@ -100,6 +104,7 @@ def probe(
     if split_by not in ("group", "source") or batch_size < 1:
         raise InputError(f"split_by {split_by!r}, batch_size {batch_size}: expected group or source, and at least 1")
     check_models(models, layers, site)
+    form = PromptFormat(template, template_args or {}, control_tokens)
     sets, left_out = read_sets(prompts, split, limit)
     tasks = {
         label: Task.of(sets[positive], items, split_by, folds, seed)
@@ -122,7 +127,7 @@ def probe(
                         [item.prompt for item in items],
                         position,
                         batch_size,
-                        template,
+                        form,
                         site=site,
                         layers=probed_layers,
                     )

@@ -276,7 +276,7 @@ def _solution_nats(
     """Nats a token of each worked solution, given its problem."""
     settings = evaluator.settings
     items = evaluator.prompts.utility
-    encoder = Encoder(tokenizer, settings.template, settings.template_args)
+    encoder = Encoder(tokenizer, settings.form)
     texts = [encoder.example(Example(item.prompt, str(item.reference))) for item in items]
     sums = log_probabilities(model, texts, settings.batch_size)
     nats = [-total / (len(text.input_ids) - text.prompt_length) for total, text in zip(sums, texts, strict=True)]

@@ -101,7 +101,7 @@ def make_directions(
     for label in labels:
         texts = [item.prompt for item in sets[label]]
         states_of_label = prompt_states(
-            model, tokenizer, texts, position, settings.batch_size, settings.template, layers=[layer]
+            model, tokenizer, texts, position, settings.batch_size, settings.form, layers=[layer]
         )
         states.append(torch.stack(states_of_label)[:, 0])
     positive, negative = states
@@ -115,8 +115,7 @@ def make_directions(
             result.append(overlap_vectors(positive, negative, OVERLAP_ENERGY))
         elif kind == "paired":
             lengths = [
-                [len(encode_prompt(tokenizer, item.prompt, settings.template)) for item in sets[label]]
-                for label in labels
+                [len(encode_prompt(tokenizer, item.prompt, settings.form)) for item in sets[label]] for label in labels
             ]
             sources = [[item.source for item in sets[label]] for label in labels]
             pairs = match_prompts(lengths[0], lengths[1], sources[0], sources[1])

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.language.examples import EncodedExample, Example, PreferencePair
-from safety_subspaces.language.prompting import CHAT, check_template, encode_example, padding_id
+from safety_subspaces.language.examples import CHAT, EncodedExample, Example, PreferencePair, PromptFormat
+from safety_subspaces.language.prompting import check_template, encode_example, padding_id
 from safety_subspaces.language.turns import warn_of_turns
 from safety_subspaces.training.data.batches import (
     PREFERENCES,
@@ -46,6 +46,8 @@ class LanguageData(L.LightningDataModule):
         template: ``chat`` for the tokenizer's chat template, or a prompt template by its name or import path.
         seed: Seed of the data and of their order.
         num_workers: Worker processes of the loader; 0 loads in the training process, which is enough for text.
+        template_args: What the chat template is given beside the turns, such as ``{enable_thinking: false}``.
+        control_tokens: Whether the text of a control token in the data is read as that token; by default it is text.
     """
 
     def __init__(
@@ -56,6 +58,8 @@ class LanguageData(L.LightningDataModule):
         template: str = CHAT,
         seed: int = 0,
         num_workers: int = 0,
+        template_args: dict[str, Any] | None = None,
+        control_tokens: bool = False,
     ) -> None:
         super().__init__()
         if batch_size < 1 or max_length < 2:
@@ -63,7 +67,7 @@ class LanguageData(L.LightningDataModule):
         self.batch_size = batch_size
         self.max_length = max_length
         self.overlong = overlong
-        self.template = template
+        self.form = PromptFormat(template, template_args or {}, control_tokens)
         self.seed = seed
         self.num_workers = num_workers
         self.counts: dict[str, int] = {}
@@ -100,9 +104,9 @@ class LanguageData(L.LightningDataModule):
         Raises:
             InputError: Nothing to train on, or sequences beyond ``max_length`` where ``overlong`` is ``error``.
         """
-        check_template(self.tokenizer, self.template)
+        check_template(self.tokenizer, self.form.template)
         if stage == "fit":
-            warn_of_turns(self.tokenizer, self.template)
+            warn_of_turns(self.tokenizer, self.form.template, self.form.template_args)
         for split in {"fit": ("train", "dev"), "validate": ("dev",), "test": ("test",)}.get(stage, ()):
             if split in self._encoded:
                 continue
@@ -221,7 +225,7 @@ class LanguageData(L.LightningDataModule):
             )
 
     def _encode_item(self, item: Item) -> Encoded:
-        return tuple(encode_example(self.tokenizer, part, self.template) for part in self.batch_kind.sequences(item))
+        return tuple(encode_example(self.tokenizer, part, self.form) for part in self.batch_kind.sequences(item))
 
     def _truncate(self, item: Encoded, where: str) -> Encoded:
         longest = max(part.prompt_length for part in item)

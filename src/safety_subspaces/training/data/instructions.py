@@ -94,6 +94,8 @@ class InstructionData(LanguageData):
         template: ``chat``, or a prompt template by its name or import path.
         seed: Seed of samples and order.
         num_workers: Worker processes of the loader.
+        template_args: What the chat template is given beside the turns, such as ``{enable_thinking: false}``.
+        control_tokens: Whether the text of a control token in the data is read as that token; by default it is text.
     """
 
     def __init__(
@@ -108,8 +110,10 @@ class InstructionData(LanguageData):
         template: str = CHAT,
         seed: int = 0,
         num_workers: int = 0,
+        template_args: dict[str, Any] | None = None,
+        control_tokens: bool = False,
     ) -> None:
-        super().__init__(batch_size, max_length, overlong, template, seed, num_workers)
+        super().__init__(batch_size, max_length, overlong, template, seed, num_workers, template_args, control_tokens)
         if contamination is not None and (train.rejected_field or contamination.source.rejected_field):
             raise InputError("contamination mixes examples; a source with a rejected_field holds pairs")
         self.sources = {"train": train, "dev": validation, "test": test}
