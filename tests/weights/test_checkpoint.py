@@ -178,7 +178,7 @@ def test_adapter_without_its_base_is_refused(tmp_path, llama):
         open_checkpoint(adapter)
 
 
-@pytest.mark.parametrize("changes", [{"use_dora": True}, {"peft_type": "IA3"}, {"init_lora_weights": "pissa"}])
+@pytest.mark.parametrize("changes", [{"use_qalora": True}, {"peft_type": "IA3"}, {"init_lora_weights": "pissa"}])
 def test_other_adapters_are_refused_with_the_merge(tmp_path, llama, changes):
     adapter = Path(save_adapter(llama, tmp_path / "adapter"))
     config = json.loads((adapter / "adapter_config.json").read_text())

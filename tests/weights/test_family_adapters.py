@@ -153,3 +153,35 @@ def test_an_adapter_without_a_tokenizer_takes_its_base_s(tmp_path):
     tokenizer_of(CHATML).save_pretrained(base)
     adapter = adapt(base, tmp_path / "adapter", target_modules=["q_proj"])
     assert load_tokenizer(str(adapter)).get_vocab() == load_tokenizer(str(base)).get_vocab()
+
+
+@pytest.mark.parametrize("family", TARGETS)
+def test_rows_that_dora_scales_are_read_as_peft_merges_them(tmp_path, family):
+    base = save(family, tmp_path / "base")
+    adapter = adapt(base, tmp_path / "adapter", target_modules=TARGETS[family], use_dora=True, use_rslora=True)
+    expected = unmerged(base, adapter)
+    network = load_model(str(adapter)).eval()
+    torch.testing.assert_close(network(IDS).logits, expected, rtol=1e-4, atol=1e-4)
+    checkpoint, parameters = open_checkpoint(str(adapter)), dict(network.named_parameters())
+    scaled = [name for name in checkpoint.names if any("magnitude" in stored for stored in checkpoint.stored_of(name))]
+    assert len(scaled) >= 2
+    for name in checkpoint.names:
+        weight = parameters[name].detach()
+        turned = checkpoint.full.slot(name).transposed
+        torch.testing.assert_close(checkpoint.read(name), weight.T if turned else weight, rtol=1e-5, atol=1e-6)
+        difference = checkpoint.read(name) - open_checkpoint(str(base)).read(name)
+        torch.testing.assert_close(update_of(checkpoint, checkpoint.full, name), difference, rtol=0, atol=0)
+        assert (name in scaled) == bool(difference.any())
+
+
+def test_magnitudes_that_fit_no_layer_are_refused(tmp_path):
+    adapter = adapt(save("llama", tmp_path / "base"), tmp_path / "a", target_modules=["q_proj"], use_dora=True)
+    file = adapter / "adapter_model.safetensors"
+    weights = load_file(file)
+    name = next(each for each in weights if "magnitude" in each)
+    save_file(weights | {name: weights[name][:-1]}, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"one magnitude for each output of a linear layer"):
+        open_checkpoint(str(adapter))
+    whole = adapt(tmp_path / "base", tmp_path / "b", target_modules=["embed_tokens"], use_dora=True)
+    with pytest.raises(InputError, match=r"one magnitude for each output of a linear layer"):
+        open_checkpoint(str(whole))

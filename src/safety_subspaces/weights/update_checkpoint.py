@@ -25,9 +25,12 @@ from safety_subspaces.weights.snapshots import Snapshot
 
 # Adapter options under which the update is not scale * B A added to the weights of the base.
 UNSERVED_ADAPTER_OPTIONS = (
-    "use_dora use_qalora lora_bias layer_replication trainable_token_indices target_parameters "
+    "use_qalora lora_bias layer_replication trainable_token_indices target_parameters "
     "alora_invocation_tokens velora_config monteclora_config megatron_config"
 ).split()
+FACTOR = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.[^.]+)??(?:\.weight)?")
+# Of DoRA: the length of each row of the weight.
+MAGNITUDE = re.compile(r"(.+)\.lora_magnitude_vector(?:\.[^.]+)??(?:\.weight)?")
 # Initialisations that rewrite the base's weights, so that B A alone is not the update.
 UNSERVED_INITIALISATIONS = re.compile(r"pissa|olora|corda|loftq|lora_ga", re.IGNORECASE)
 
@@ -83,7 +86,8 @@ class UpdateCheckpoint(Checkpoint):
 class AdapterCheckpoint(UpdateCheckpoint):
     """A PEFT LoRA adapter upon a full checkpoint: ``W = W_base + scale * B A``.
 
-    Tensors that PEFT saved whole (``modules_to_save``, biases) take the base's place.
+    Of DoRA each row of that is then scaled to a magnitude of its own, so that the update is a difference, in no factors
+    (Liu et al., arXiv 2402.09353). Tensors that PEFT saved whole (``modules_to_save``, biases) take the base's place.
 
     Args:
         path: What the user called it.
@@ -109,11 +113,14 @@ class AdapterCheckpoint(UpdateCheckpoint):
         if not self.config.get("ensure_weight_tying"):
             self.names = (*self.names, *sorted(tied_by(map(unwrapped, self.stored_names), self.base.ties)))
         self._factors: dict[str, dict[str, str]] = {}  # canonical name of the weight -> factor -> stored name
+        self._magnitudes: dict[str, str] = {}
         self._whole: dict[str, str] = {}
         for stored in self.stored_names:
             self._assign(stored)
         for name, factors in self._factors.items():
             self._check_factors(name, factors)
+        for name, stored in self._magnitudes.items():
+            self._check_magnitude(name, stored)
         check_complete(str(folder), self.stored_names, self.base.location)
         for name, stored in self._whole.items():
             if self._file.shapes[stored] != self.shape(name):
@@ -123,14 +130,23 @@ class AdapterCheckpoint(UpdateCheckpoint):
                 )
 
     def stored_of(self, name: str) -> tuple[str, ...]:
-        """Return the factors of a weight, and the tensor that stands whole in its place."""
+        """Return the factors of a weight with its magnitudes, and the tensor that stands whole in its place."""
         factors = self._factors.get(name, {})
-        whole = [self._whole[name]] if name in self._whole else []
+        whole = [kept[name] for kept in (self._magnitudes, self._whole) if name in kept]
         return (*(factors[factor] for factor in ("A", "B") if factor in factors), *whole)
 
     def is_whole(self, name: str) -> bool:
-        """Tell whether the adapter holds this tensor whole, in place of the base's."""
-        return name in self._whole
+        """Tell whether the adapter holds this tensor whole, in place of the base's, or scales the rows of the sum."""
+        return name in self._whole or name in self._magnitudes
+
+    def read(self, name: str) -> Float[Tensor, "..."]:
+        """Read one tensor with its update, in float32 or better."""
+        weight = super().read(name)
+        if name not in self._magnitudes:
+            return weight
+        magnitudes = self._file.read(self._magnitudes[name]).double().reshape(-1, 1)
+        rows = weight.double()
+        return (rows * (magnitudes / rows.norm(dim=1, keepdim=True))).to(weight.dtype)
 
     def update(self, name: str) -> FactorUpdate | None:
         """Return ``scale * B A`` in factors; ``None`` where there are none."""
@@ -164,7 +180,11 @@ class AdapterCheckpoint(UpdateCheckpoint):
                 f"adapter {self.path} holds {stored}, but its base {self.base.path} has no {name}; "
                 "base_model_name_or_path in adapter_config.json must name the model that was adapted"
             )
-        kept, part = (self._factors.setdefault(name, {}), match[3]) if match else (self._whole, name)
+        kept, part = (self._whole, name)
+        if MAGNITUDE.fullmatch(stored):
+            kept = self._magnitudes
+        elif match:
+            kept, part = self._factors.setdefault(name, {}), match[3]
         if part in kept:
             raise InputError(f"adapter {self.path} holds {name} twice: in {kept[part]} and in {stored}")
         kept[part] = stored
@@ -173,8 +193,17 @@ class AdapterCheckpoint(UpdateCheckpoint):
 
     def _weight_of(self, stored: str) -> tuple[re.Match[str] | None, str]:
         """Return the factor that a stored tensor is, if it is one, and the name of its weight."""
-        match = re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(?:\.[^.]+)??(?:\.weight)?", stored)
-        return match, self.base.name_of(f"{match[1]}.weight" if match else stored)
+        match = FACTOR.fullmatch(stored)
+        of_layer = match or MAGNITUDE.fullmatch(stored)
+        return match, self.base.name_of(f"{of_layer[1]}.weight" if of_layer else stored)
+
+    def _check_magnitude(self, name: str, stored: str) -> None:
+        shape, weight = self._file.shapes[stored], self.shape(name)
+        if name not in self._factors or self._factors[name].get("embedding") or shape[-1:] != weight[:1]:
+            raise InputError(
+                f"adapter {self.path} holds {stored} of shape {shape} for {name} of shape {weight}; expected one "
+                f"magnitude for each output of a linear layer that has lora_A and lora_B. Else merge it with PEFT"
+            )
 
     def _check_factors(self, name: str, factors: dict[str, str]) -> None:
         if not {"A", "B"} <= factors.keys():
