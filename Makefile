@@ -137,7 +137,7 @@ real_model = $(REAL)/$(1)/model/tokenizer_config.json
 real_result = $(REAL)/analysis/$(call part,$(1),1)/$(call part,$(1),2)/result.json
 
 .PHONY: help install demo stages analyses report study study-analyses alignments alignments-analyses real real-stages \
-	real-analyses watch test test-isa faults lock audit lint format
+	real-analyses watch test test-isa faults models lock audit lint format
 
 help: ## What this Makefile can do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -219,6 +219,9 @@ FAULTS ?=
 
 faults: $(VENV)/.installed-test ## Kill, starve and double every command, and count what comes of it (FAULTS="kills machine")
 	PYTHONPATH=src:.:tests $(PYTHON) -m faults $(FAULTS)
+
+models: $(VENV)/.installed-test ## Try every task with tiny models of thirty architectures, and write docs/models.md
+	PYTHONPATH=src:.:tests $(PYTHON) -m families
 
 lint: $(VENV)/.installed-test ## ruff, mypy, the direction of the layers, and the numbers of the documents
 	$(VENV)/bin/ruff check .

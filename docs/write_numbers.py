@@ -11,6 +11,8 @@ machine, date and commit (``study.json``). ``python docs/write_numbers.py`` fill
     numbers: null_studies | csv       a table that is kept as CSV
     numbers: null_studies | rates     of simulated studies: how often each claim is made where there is nothing
     numbers: null_studies | power     and where there is something
+    numbers: models | outcomes        of architectures: which task is exact
+    numbers: models | refusals        and what is refused, and why
 """
 
 import argparse
@@ -77,12 +79,10 @@ def filled(text: str) -> str:
 def written(mark: str) -> str:
     """Return what stands at a mark."""
     name, kind, *rest = (part.strip() for part in mark.split("|"))
-    if kind in ("csv", "rates", "power"):
+    if kind in READS_ROWS:
         with (TABLES / f"{name}.csv").open(encoding="utf-8", newline="") as stream:
             rows = list(csv.DictReader(stream))
-        if kind == "csv":
-            return as_markdown(list(rows[0]), *(list(row.values()) for row in rows))
-        return rates_of(rows) if kind == "rates" else power_of(rows)
+        return READS_ROWS[kind](rows)
     kept = json.loads((TABLES / f"{name}.json").read_text(encoding="utf-8"))
     if kind == "about":
         about = kept["about"]
@@ -94,7 +94,7 @@ def written(mark: str) -> str:
     if kind == "table":
         table = kept["tables"][rest[0]]
         return as_markdown(table["columns"], *table["rows"]) + (f"\n\n{table['note']}" if table["note"] else "")
-    raise KeyError(f"mark {mark!r}: expected about, table, said, csv, rates or power")
+    raise KeyError(f"mark {mark!r}: expected about, table, said, {', '.join(READS_ROWS)}")
 
 
 def rates_of(rows: list[dict[str, str]]) -> str:
@@ -124,10 +124,45 @@ def power_of(rows: list[dict[str, str]]) -> str:
     return as_markdown(["claim", "where", "found in"], *([*world, "; ".join(said)] for world, said in worlds.items()))
 
 
+def outcomes_of(rows: list[dict[str, str]]) -> str:
+    """Return a row an architecture, with a cell for each task, and what was tried where."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    cells = {(row["architecture"], row["task"]): row["outcome"] for row in rows}
+    names = list(dict.fromkeys(row["architecture"] for row in rows))
+    table = as_markdown(["architecture", *tasks], *([name, *(cells[name, task] for task in tasks)] for name in names))
+    exact = [float(row["said"]) for row in rows if row["outcome"] == "exact"]
+    return (
+        f"{table}\n\n{len(exact)} of {len(rows)} are exact: the largest error is {max(exact):.1e} of the largest "
+        f"number, the median {statistics.median(exact):.1e}. {rows[0]['versions']}; {rows[0]['date']}."
+    )
+
+
+def refusals_of(rows: list[dict[str, str]]) -> str:
+    """Return a line for each task and reason for which it is refused, with the architectures."""
+    lines: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row["outcome"] == "refused":
+            # Without the names of single parameters and modules.
+            said = re.sub(r"^(model\.[\w.]+(, | and )?)+: |\s*\([^)]*\)", "", row["said"])
+            said = re.sub(r"\b[A-Z]\w*[a-z]\w*[A-Z]\w*\b", "a block", said).partition(". ")[0]
+            lines.setdefault((row["task"], re.split(r": a multiple|; use hooks|: directions", said)[0]), []).append(
+                row["architecture"]
+            )
+    return "\n".join(f"- **{task}**: {', '.join(names)}: {said}." for (task, said), names in lines.items())
+
+
 def as_markdown(columns: list[str], *rows: list[str]) -> str:
     """Return a table in Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def csv_of(rows: list[dict[str, str]]) -> str:
+    """Return a table as it is kept."""
+    return as_markdown(list(rows[0]), *(list(row.values()) for row in rows))
+
+
+READS_ROWS = {"csv": csv_of, "rates": rates_of, "power": power_of, "outcomes": outcomes_of, "refusals": refusals_of}
 
 
 def main() -> None:

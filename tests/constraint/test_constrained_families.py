@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from families.tasks import Study
 from peft import LoraConfig, get_peft_model
 from weights.test_families import save
 
@@ -112,3 +113,19 @@ def test_an_adapter_upon_one_of_two_tied_weights_is_not_constrained_in_silence(t
     update = NetworkUpdate(adapted)
     assert "lm_head.weight" in update.names
     assert "model.embed_tokens.weight" not in update.names
+
+
+@pytest.mark.parametrize("family", ["Mixtral", "gpt-oss"])
+def test_experts_in_one_parameter_are_held_by_no_name_and_other_layers_beside_them_are(tmp_path, family):
+    study = Study(family, tmp_path)
+    held = made(Path(study.path("base")), Path(study.path("aligned")), "left", tmp_path)
+    network = transformers.AutoModelForCausalLM.from_pretrained(study.path("aligned"))
+    with pytest.raises(InputError, match=r"mlp\.experts\.down_proj.*experts that this network keeps as one parameter"):
+        find_targets(network, held, holds_the_rest=False)
+    attention = find_targets(network, held, holds_the_rest=False, patterns=["*self_attn.q_proj.weight"])
+    assert [target.name for target in attention] == [f"model.layers.{i}.self_attn.q_proj.weight" for i in (0, 1)]
+    adapted = get_peft_model(network, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    assert [target.name for target in find_targets(adapted, held, holds_the_rest=False)] == [t.name for t in attention]
+    held.bases["model.layers.0.other.weight"] = held.bases[attention[0].name]
+    with pytest.raises(InputError, match=r"1 tensors that the model lacks: model\.layers\.0\.other\.weight"):
+        find_targets(adapted, held, holds_the_rest=False)

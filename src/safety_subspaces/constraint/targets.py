@@ -1,19 +1,20 @@
 """Which trained parameters a subspace applies to: the weight itself, or the LoRA factor that carries its side."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from safety_subspaces.algebra.factors import as_matrix
 from safety_subspaces.algebra.subspace import Side
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.constraint.master import shape_of
-from safety_subspaces.language.architecture import transposed_weights
+from safety_subspaces.language.architecture import architecture_of, transposed_weights
 from safety_subspaces.weights.names import canonical_name, layer_of, type_of
 from safety_subspaces.weights.subspace_file import SubspaceFile
 
@@ -110,10 +111,11 @@ def find_targets(
             of the whole space, or nothing to constrain.
     """
     trained, frozen, shapes = _weights(network)
-    unknown = [name for name in subspace.bases if name not in shapes]
-    if unknown:
-        raise InputError(f"the subspace has {len(unknown)} tensors that the model lacks: {listed(unknown)}")
     narrowed = bool(types or layers or patterns)
+    unknown = [name for name in subspace.bases if name not in shapes]
+    if unknown and narrowed:
+        unknown = [name for name in unknown if _is_chosen(name, types, layers, patterns)]
+    _refuse_unknown(network, unknown, trained, shapes)
     chosen = select_names(shapes, types, layers, patterns)
     if narrowed and (stuck := [name for name in chosen if name in frozen]):
         raise InputError(f"frozen tensors cannot be constrained: {listed(stuck)}; narrow types, layers or patterns")
@@ -133,6 +135,36 @@ def find_targets(
     if not targets:
         raise InputError("no trained tensor has a subspace here; check the file and the model's trainable parameters")
     return targets
+
+
+def _is_chosen(
+    name: str, types: Sequence[str] | None, layers: Sequence[int] | None, patterns: Sequence[str] | None
+) -> bool:
+    return (
+        (not types or type_of(name) in types)
+        and (not layers or layer_of(name) in layers)
+        and (not patterns or any(fnmatchcase(name, pattern) for pattern in patterns))
+    )
+
+
+def _refuse_unknown(
+    network: nn.Module, unknown: Sequence[str], trained: Mapping[str, Any], shapes: Mapping[str, Any]
+) -> None:
+    """Refuse tensors of a subspace that are no parameters; matrices of one parameter only where that is trained."""
+    if not unknown:
+        return
+    bare = next((module for module in network.modules() if isinstance(module, PreTrainedModel)), None)
+    filled = architecture_of(bare).filled_by if bare is not None else (lambda stored: None)
+    whole = {name: canonical_name(filled(name.partition("[")[0]) or name) for name in unknown}
+    lacking = [name for name in unknown if whole[name] not in shapes]
+    if lacking:
+        raise InputError(f"the subspace has {len(lacking)} tensors that the model lacks: {listed(lacking)}")
+    fused = sorted({parameter for parameter in whole.values() if parameter in trained})
+    if fused:
+        raise InputError(
+            f"{listed(fused)}: experts that this network keeps as one parameter; their matrices cannot be held one by "
+            "one. Name what is to be held by types, layers or patterns, or train an adapter on other layers"
+        )
 
 
 def _weights(

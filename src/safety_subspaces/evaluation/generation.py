@@ -1,9 +1,11 @@
 """Greedy answers to many prompts: batched, with a KV cache, the same whatever the batch size."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
+import torch
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,6 +16,15 @@ from safety_subspaces.language.turns import all_ends
 
 # Tokens that the mark of a thought is made of, with a line's end after it.
 MOST_OF_A_MARK = 24
+# Tokens that a network is tried with for whether it masks padding, and how near its logits have to come then, as a
+# share of the largest; of coarser types some roundings.
+TRIED: Final = (3, 5, 7)
+MASKED_WITHIN: Final = 1e-4
+ROUNDINGS: Final = 16
+
+logger = logging.getLogger(__name__)
+# By the kind of network and of its attention.
+_MASKING: dict[tuple[str, str], bool] = {}
 
 
 def generate_answers(
@@ -70,6 +81,8 @@ def generate_encoded(
 ) -> list[str]:
     """Go on greedily with ids; arguments as for :func:`generate_answers`, and a further ``end`` of answers."""
     settings = plain_settings(model, tokenizer, end, max_new_tokens=max_new_tokens)
+    if batch_size > 1 and len(encoded) > 1 and not masks_padding(model, settings, in_step):
+        batch_size = 1
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     answers = [""] * len(encoded)
     batches = range(0, len(order), batch_size)
@@ -89,6 +102,41 @@ def generate_encoded(
             for row, text in zip(rows, texts, strict=True):
                 answers[row] = text
     return answers
+
+
+def masks_padding(model: PreTrainedModel, settings: GenerationConfig, in_step: bool = False) -> bool:
+    """Tell whether a network goes on with a prompt as if no padding stood before it; each kind is tried once.
+
+    Some read every token whatever the mask says, such as RWKV: their prompts have to be answered one by one.
+    """
+    kind = (model.config.model_type, str(getattr(model.config, "_attn_implementation", "")))
+    if kind not in _MASKING:
+        vocabulary, device = model.get_input_embeddings().weight.shape[0], input_device(model)
+        ids = [index % vocabulary for index in TRIED]
+        one = GenerationConfig(
+            do_sample=False, max_new_tokens=1, pad_token_id=settings.pad_token_id, output_logits=True,
+            return_dict_in_generate=True,
+        )  # fmt: skip
+        logits = []
+        with evaluating(model), decoding_by(model, one):
+            for before in (0, len(TRIED)):
+                input_ids, mask = pad_batch([ids], settings.pad_token_id or 0, "left")
+                input_ids = torch.nn.functional.pad(input_ids, (before, 0), value=ids[0])
+                mask = torch.nn.functional.pad(mask, (before, 0), value=0)
+                found: Any = model.generate(
+                    input_ids=input_ids.to(device),
+                    attention_mask=mask.to(device),
+                    generation_config=one,
+                    synced_gpus=in_step,
+                )
+                logits.append(found.logits[0].float())
+        rounding = max(MASKED_WITHIN, ROUNDINGS * torch.finfo(model.dtype).eps)
+        _MASKING[kind] = float((logits[0] - logits[1]).abs().max()) <= rounding * float(logits[0].abs().max())
+        if not _MASKING[kind]:
+            logger.warning(
+                "%s reads padding whatever its mask says: prompts are answered one by one", type(model).__name__
+            )
+    return _MASKING[kind]
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, answers: Sequence[Sequence[int]]) -> list[str]:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D  # GPT-2's linear layers
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.foreign import in_short
 from safety_subspaces.training.modules.frozen_basis import FrozenBasisSettings, add_frozen_basis
 
 # All linear maps of a Llama-shaped block.
@@ -70,4 +71,7 @@ def add_adapter(model: PreTrainedModel, settings: AdapterSettings) -> PeftModel:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return get_peft_model(model, config)
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:
+            raise InputError(f"PEFT puts no such adapter on {type(model).__name__}: {in_short(error)}") from error
