@@ -65,7 +65,7 @@ def test_rows_have_every_name_that_one_of_them_has_and_keep_their_kinds(tmp_path
     ("name", "content"),
     [
         ("a.jsonl", b"\xff\xfe"), ("a.jsonl", b"[" * 100_000), ("a.jsonl", b'{"prompt": "\\ud800"}'), ("a.jsonl", b"3"),
-        ("a.jsonl", b'{"prompt": 1}\n{"prompt": "a"}'), ("a.jsonl", b'{"prompt": ' + b"9" * 30 + b"}"),
+        ("a.jsonl", b'{"prompt": [1]}\n{"prompt": "a"}'), ("a.jsonl", b'{"prompt": ' + b"9" * 30 + b"}"),
         ("a.jsonl", b""),
         ("a.json", b'[{"prompt": "a"}, 3]'), ("a.json", b"{"), ("a.csv", b"\xff"), ("a.csv", b""), ("a.csv", b'a\n"b'),
         ("a.parquet", b"PAR1"), ("a.parquet", b"PAR1" + b"\x00" * 20 + b"\xff\xff\xff\x7fPAR1"), ("a.parquet", b""),

@@ -16,7 +16,7 @@ from safety_subspaces.evaluation.prompt_sets import read_prompt_list
 from safety_subspaces.language.examples import PromptFormat
 from safety_subspaces.language.model import evaluating, load_language_model
 from safety_subspaces.language.prompting import encode_prompt, pad_batch
-from safety_subspaces.states.capture import find_blocks, find_part, prompt_states, state_factors, stream_states
+from safety_subspaces.states.capture import find_blocks, prompt_states, state_factors, stream_states
 from safety_subspaces.training.modules.adapter import LoraSettings, add_adapter
 
 PROMPTS = [*read_prompt_list("organism:harmful", limit=9), *read_prompt_list("organism:utility", limit=8)]
@@ -237,11 +237,6 @@ def test_what_does_not_exist_is_refused_before_the_model_runs(organism, argument
     monkeypatch.setattr("safety_subspaces.states.capture.pad_batch", lambda *_: pytest.fail("the model ran"))
     with pytest.raises(InputError, match=message):
         prompt_states(*organism, PROMPTS[:2], **arguments)
-
-
-def test_a_block_without_the_part_is_refused() -> None:
-    with pytest.raises(InputError, match=r"no part called mlp .* it has 0"):
-        find_part(torch.nn.Sequential(torch.nn.Linear(2, 2)), "mlp")
 
 
 def test_a_model_dispatched_by_accelerate_gives_the_same_states(organism, tmp_path: Path) -> None:

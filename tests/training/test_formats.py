@@ -86,6 +86,59 @@ def test_a_format_that_is_named_is_taken(tmp_path):
     assert read_source(source(tmp_path, row, prompt_field="instruction"), 0)[0] == Example("x", "b")
 
 
+NAMED = {
+    "one field of messages": ({"talk": OPENAI[:3]}, ("talk", "talk", None), Example((SYSTEM, FIRST), "b")),
+    "sharegpt in one field": ({"talk": SHAREGPT}, ("talk", "talk", None), Example((FIRST, REPLY, SECOND), "d")),
+    "a question beside the whole": ({"q": "a", "good": OPENAI[1:3]}, ("q", "good", None), Example("a", "b")),
+    "a question beside an answer": ({"q": "a", "good": OPENAI[2:3]}, ("q", "good", None), Example("a", "b")),
+    "messages beside a text": ({"q": OPENAI[:2], "good": "b"}, ("q", "good", None), Example((SYSTEM, FIRST), "b")),
+    "ultrafeedback": (
+        {"prompt": "a", "good": OPENAI[1:3], "bad": [OPENAI[1], {"role": "assistant", "content": "x"}]},
+        (None, "good", "bad"),
+        PreferencePair("a", "b", "x"),
+    ),
+    "hh-rlhf": (
+        {"good": "\n\nHuman: a\n\nAssistant: b", "bad": "\n\nHuman: a\n\nAssistant: x"},
+        (None, "good", "bad"),
+        PreferencePair("a", "b", "x"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_fields_that_are_named_may_hold_messages(tmp_path, name):
+    row, (prompt, response, rejected), expected = NAMED[name]
+    named = source(tmp_path, row, prompt_field=prompt, response_field=response, rejected_field=rejected)
+    assert read_source(named, 0) == {0: expected}
+
+
+def test_texts_and_numbers_among_one_another_are_text(tmp_path):
+    rows = [{"prompt": "2+2", "response": answer} for answer in ("4", 4, 4.5, "2024-01-01")]
+    assert [item.response for item in read_source(source(tmp_path, *rows), 0).values()] == [
+        "4",
+        "4",
+        "4.5",
+        "2024-01-01",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("für".encode("cp1252"), "save it in UTF-8"), ("a".encode("utf-16"), "save it in UTF-8"),
+     (b"prompt;response\na;b\n", "separate fields by commas"), (b"prompt\tresponse\n", "separate fields by commas")],
+)  # fmt: skip
+def test_what_a_spreadsheet_saves_is_refused_with_what_to_do(tmp_path, content, message):
+    (tmp_path / "rows.csv").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_source(DatasetSource(str(tmp_path / "rows.csv")), 0)
+
+
+def test_endings_in_capitals_are_known(tmp_path):
+    (tmp_path / "ROWS.CSV").write_text("prompt,response,safe\na,4,TRUE\nb,5,no\n")
+    items = read_source(DatasetSource(str(tmp_path / "ROWS.CSV"), keep={"safe": True}), 0)
+    assert items == {0: Example("a", "4")}
+
+
 REFUSED = {
     "tool calls": ({"messages": [*OPENAI[1:3], {"role": "tool", "content": "x"}]}, "has tool calls"),
     "no answer": ({"messages": OPENAI[:2]}, "no answer that follows a question"),

@@ -148,6 +148,38 @@ def test_ties_that_an_adapter_was_trained_with_are_kept(tmp_path, options):
     torch.testing.assert_close(source, network.get_input_embeddings().weight.detach())
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("kept", [True, "auto"])
+def test_an_embedding_that_is_kept_whole_with_its_copies_is_read_once(tmp_path, family, kept):
+    base, embedding = save(family, tmp_path / "base"), {"gpt2": "wte", "llama": "embed_tokens"}[family]
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    options = {"target_modules": TARGETS[family], "modules_to_save": [embedding], "task_type": "CAUSAL_LM"}
+    adapted = get_peft_model(model, LoraConfig(**options))
+    generator = torch.Generator().manual_seed(2)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=kept)
+    expected = adapted.eval()(IDS).logits
+    network = load_model(str(tmp_path / "adapter")).eval()
+    torch.testing.assert_close(network(IDS).logits, expected, rtol=1e-4, atol=1e-4)
+    checkpoint = open_checkpoint(str(tmp_path / "adapter"))
+    name = next(name for name in checkpoint.names if name.endswith(f"{embedding}.weight"))
+    torch.testing.assert_close(checkpoint.read(name), network.get_input_embeddings().weight.detach())
+
+
+@pytest.mark.parametrize("reader", [load_model, open_checkpoint])
+def test_a_resized_vocabulary_is_refused_with_the_way_out(tmp_path, reader):
+    base = save("llama", tmp_path / "base")
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    rows = model.get_input_embeddings().weight.shape[0] + 9
+    model.resize_token_embeddings(rows)
+    options = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"], "task_type": "CAUSAL_LM"}
+    get_peft_model(model, LoraConfig(**options)).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match=rf"was resized.*resize_token_embeddings\({rows}\).*merge_and_unload"):
+        reader(str(tmp_path / "adapter"))
+
+
 def test_an_adapter_without_a_tokenizer_takes_its_base_s(tmp_path):
     base = save("llama", tmp_path / "base")
     tokenizer_of(CHATML).save_pretrained(base)

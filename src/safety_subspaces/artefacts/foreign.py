@@ -49,6 +49,8 @@ def reading(what: object, expected: str, remedy: str = "copy or download it agai
         # A panic of a library in Rust (tokenizers, safetensors) is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
+        if isinstance(error, UnicodeDecodeError):
+            remedy = f"save it in UTF-8, or {remedy}"
         raise InputError(f"{what} cannot be read ({in_short(error)}); expected {expected}: {remedy}") from error
 
 

@@ -1,6 +1,7 @@
 """Putting an adapter upon its base: all of it, or none; nothing that PEFT leaves out is passed over in silence."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +18,8 @@ from safety_subspaces.language.weight_files import unwrapped
 ADAPTER_FILE = "adapter_model.safetensors"
 # What PEFT puts before the names of the network.
 PREFIX = "base_model.model."
+# Of an embedding that is kept whole (``save_embedding_layers``) PEFT saves two more: as it was, and under its own name.
+COPY = re.compile(r"\.(?:original_module|modules_to_save)(?=\.[^.]+$)")
 
 
 def merged(base: PreTrainedModel, path: str) -> PreTrainedModel:
@@ -31,9 +34,13 @@ def merged(base: PreTrainedModel, path: str) -> PreTrainedModel:
     from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict  # a second's import
 
     folder = Path(path)
-    stored = TensorFile(folder / ADAPTER_FILE).read_all()
+    read = TensorFile(folder / ADAPTER_FILE).read_all()
+    stored = {name: read[name] for name in without_copies(read)}
     names = _names_in(base, stored)
     given = {names[name]: tensor for name, tensor in stored.items()}
+    for name, weight in base.state_dict().items():
+        if PREFIX + name in given and given[PREFIX + name].shape != weight.shape:
+            raise InputError(misfit(path, name, given[PREFIX + name].shape, base.name_or_path, weight.shape))
     with reading(f"the adapter {path}", "one that PEFT has written, upon its base"):
         if not read_adapter_config(folder).get("ensure_weight_tying"):
             untie(base, tied_by(given, base.all_tied_weights_keys))
@@ -45,6 +52,12 @@ def merged(base: PreTrainedModel, path: str) -> PreTrainedModel:
         _check_taken(path, set(given), taken, set(adapted.state_dict()))
         network: PreTrainedModel = adapted.merge_and_unload()
     return network
+
+
+def without_copies(stored: Iterable[str]) -> list[str]:
+    """Return the names of an adapter's tensors, without those of copies that stand beside the tensor itself."""
+    names = dict.fromkeys(stored)
+    return [name for name in names if (kept := COPY.sub("", name)) == name or kept not in names]
 
 
 def tied_by(names: Iterable[str], ties: Mapping[str, str]) -> set[str]:
@@ -71,6 +84,26 @@ def untie(network: PreTrainedModel, copies: Iterable[str]) -> None:
         network.all_tied_weights_keys.pop(copy, None)
         for config in (network.config, network.config.get_text_config()):
             config.tie_word_embeddings = False
+
+
+def misfit(path: str, name: str, held: Sequence[int], base: str, expected: Sequence[int]) -> str:
+    """Return the words for a whole tensor of an adapter that does not fit its base, and the way out if there is one.
+
+    Args:
+        path: The adapter's folder.
+        name: Of the tensor.
+        held: Its shape in the adapter.
+        base: What the base is called.
+        expected: Its shape in the base.
+    """
+    words = f"adapter {path} holds {name} of shape {tuple(held)}, its base {base} has {tuple(expected)}"
+    if len(held) != 2 or held[1:] != expected[1:]:
+        return words
+    return (
+        f"{words}: its vocabulary was resized. Merge it first: base.resize_token_embeddings({held[0]}), "
+        f"peft.PeftModel.from_pretrained(base, {path!r}).merge_and_unload().save_pretrained('<merged>'), and give the "
+        "merged folder"
+    )
 
 
 def check_complete(path: str, names: Iterable[str], base: Path) -> None:

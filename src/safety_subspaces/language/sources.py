@@ -37,7 +37,7 @@ def read_rows(path: str, config: str | None = None, split: str = "train") -> "Da
     if named is not None:
         name, known, file = named
         return _read_file(file) if file else _read_known(name, known)
-    if Path(path).suffix in READERS or Path(path).exists():
+    if Path(path).suffix.lower() in READERS or Path(path).exists():
         return _read_file(path)
     try:
         return _read_hub(path, config, split)
@@ -60,7 +60,7 @@ def matching_rows(rows: "Dataset", path: str, keep: dict[str, Any]) -> list[int]
     indices = list(range(len(rows)))
     for name, wanted in keep.items():
         values, column = wanted if isinstance(wanted, list) else [wanted], list(rows[name])
-        keeps = _keeps_text if path.endswith(CSV) else _keeps_value
+        keeps = _keeps_text if path.lower().endswith(CSV) else _keeps_value
         indices = [index for index in indices if keeps(column[index], values)]
     if not indices:
         raise InputError(f"{path}: none of {len(rows)} rows is left after keep={keep}; check its values")
@@ -86,12 +86,13 @@ def _read_file(path: str) -> "Dataset":
     from datasets import Dataset
 
     location = Path(path)
-    if location.suffix not in READERS:
+    suffix = location.suffix.lower()
+    if suffix not in READERS:
         raise InputError(f"{path}: expected a file that ends in {', '.join(READERS)}, or a Hub id")
     if not location.is_file():
         raise InputError(f"data file {path} does not exist; put it there or change the path")
-    with reading(path, f"rows as {location.suffix[1:]}", "mend or replace it"):
-        return Dataset(READERS[location.suffix](location))
+    with reading(path, f"rows as {suffix[1:]}", "mend or replace it"):
+        return Dataset(READERS[suffix](location))
 
 
 def _read_csv(path: Path) -> pa.Table:
@@ -100,6 +101,9 @@ def _read_csv(path: Path) -> pa.Table:
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first fields for names of the rows
         raise ValueError("its rows have more fields than its header; quote text that holds commas")
+    header = str(table.columns[0])
+    if len(table.columns) == 1 and (";" in header or "\t" in header):
+        raise ValueError(f"its header {header[:80]!r} is one field; separate fields by commas")
     return pa.Table.from_pandas(table, preserve_index=False)
 
 
@@ -130,8 +134,13 @@ def _read_json(path: Path) -> pa.Table:
 
 
 def _column(name: str, rows: list[dict[str, Any]]) -> pa.Array:
+    """Return one field of some rows; texts and numbers among one another are text, as "4" beside 5."""
+    values = [row.get(name) for row in rows]
+    kinds = {type(value) for value in values if value is not None}
+    if str in kinds and kinds <= {str, int, float}:
+        values = [value if value is None else str(value) for value in values]
     try:
-        return pa.array([row.get(name) for row in rows])
+        return pa.array(values)
     except (pa.ArrowException, OverflowError, UnicodeError) as error:
         raise ValueError(f"the values of {name[:80]!r} are of several kinds, or of none: {error}") from error
 

@@ -26,11 +26,6 @@ Position = Literal["last", "mean", "first_generated"]
 Side = Literal["left", "right"]
 Site = Literal["residual", "attention", "mlp"]
 POSITIONS: tuple[Position, ...] = ("last", "mean", "first_generated")
-# What the parts of a block are called in the decoders of transformers.
-PARTS = {
-    "attention": ("self_attn", "attn", "attention", "self_attention"),
-    "mlp": ("mlp", "feed_forward", "block_sparse_moe", "ffn"),
-}
 # Words of PyTorch's error where a CPU runs out of memory; for a GPU it has a class of errors.
 NO_ROOM = ("can't allocate memory", "not enough memory")
 logger = logging.getLogger(__name__)
@@ -292,22 +287,6 @@ def _capturing(model: PreTrainedModel, site: Site, layers: Sequence[int]) -> Ite
     finally:
         for handle in handles:
             handle.remove()
-
-
-def find_part(block: nn.Module, site: Literal["attention", "mlp"]) -> nn.Module:
-    """Return the attention or the MLP of a block.
-
-    Raises:
-        InputError: The block has neither of the usual names.
-    """
-    for name in PARTS[site]:
-        part = getattr(block, name, None)
-        if isinstance(part, nn.Module):
-            return part
-    raise InputError(
-        f"{type(block).__name__} has no part called {' or '.join(PARTS[site])}; it has "
-        f"{', '.join(name for name, _ in block.named_children())}"
-    )
 
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:

@@ -18,7 +18,7 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.foreign import reading
 from safety_subspaces.artefacts.provenance import ADAPTER_CONFIG, adapter_base, read_adapter_config
 from safety_subspaces.artefacts.tensors import TensorFile
-from safety_subspaces.language.adapters import ADAPTER_FILE, check_complete, tied_by
+from safety_subspaces.language.adapters import ADAPTER_FILE, check_complete, misfit, tied_by, without_copies
 from safety_subspaces.language.weight_files import unwrapped
 from safety_subspaces.weights.checkpoint import Checkpoint, FullCheckpoint, model_folder
 from safety_subspaces.weights.snapshots import Snapshot
@@ -108,7 +108,7 @@ class AdapterCheckpoint(UpdateCheckpoint):
                 f"peft.PeftModel.from_pretrained(base, {path!r}) and save_pretrained it again"
             )
         self._file = TensorFile(folder / ADAPTER_FILE)
-        self.stored_names = tuple(self._file.shapes)
+        self.stored_names = tuple(without_copies(self._file.shapes))
         # Of a tied pair of which it changes one, both count: they are no longer one.
         if not self.config.get("ensure_weight_tying"):
             self.names = (*self.names, *sorted(tied_by(map(unwrapped, self.stored_names), self.base.ties)))
@@ -121,13 +121,10 @@ class AdapterCheckpoint(UpdateCheckpoint):
             self._check_factors(name, factors)
         for name, stored in self._magnitudes.items():
             self._check_magnitude(name, stored)
-        check_complete(str(folder), self.stored_names, self.base.location)
         for name, stored in self._whole.items():
             if self._file.shapes[stored] != self.shape(name):
-                raise InputError(
-                    f"adapter {path} holds {name} of shape {self._file.shapes[stored]}, "
-                    f"its base {self.base.path} has {self.shape(name)}"
-                )
+                raise InputError(misfit(path, name, self._file.shapes[stored], self.base.path, self.shape(name)))
+        check_complete(str(folder), self.stored_names, self.base.location)
 
     def stored_of(self, name: str) -> tuple[str, ...]:
         """Return the factors of a weight with its magnitudes, and the tensor that stands whole in its place."""

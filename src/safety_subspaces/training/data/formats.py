@@ -148,12 +148,24 @@ def _text(row: Row, name: str, where: str, answer: bool = False) -> str:
 
 
 def _by_fields(reading: Reading, row: Row, where: str) -> Iterator[Item]:
+    """Read fields that were named; where they hold messages, as the format of messages whose fields they are."""
     prompt, response, rejected = reading.fields
-    asked = _text(row, prompt, where)
-    if rejected is None:
-        yield Example(asked, _text(row, response, where, answer=True))
+    if rejected is not None:
+        named = {"prompt": row.get(prompt), "chosen": row[response], "rejected": row[rejected]}
+        yield from _by_preference(reading, named, where)
+    elif prompt == response:  # one field holds the whole conversation
+        yield from _answers(turns_of(row[prompt], where), reading.learnt, where)
+    elif isinstance(row[response], list) and (said := turns_of(row[response], where))[0].role != "assistant":
+        yield from _answers(said, reading.learnt, where)  # the answer's field repeats what was said before it
+    elif isinstance(row[prompt], list) or isinstance(row[response], list):
+        before, after = (_turns(row[name], role, where) for name, role in ((prompt, "user"), (response, "assistant")))
+        yield from _answers((*before, *after), reading.learnt, where)
     else:
-        yield from _pair(asked, _text(row, response, where, True), _text(row, rejected, where, True), where)
+        yield Example(_text(row, prompt, where), _text(row, response, where, answer=True))
+
+
+def _turns(value: Any, role: str, where: str) -> tuple[Turn, ...]:
+    return (Turn(role, value),) if isinstance(value, str) else turns_of(value, where)
 
 
 def _by_messages(reading: Reading, row: Row, where: str) -> Iterator[Item]:

@@ -31,7 +31,8 @@ class DatasetSource:
         rejected_field: Field that holds the rejected response; makes preference pairs.
         format: How rows are written: ``auto`` tells it from their fields; ``messages`` (OpenAI's), ``completion``
             (prompt and completion, as texts or messages), ``alpaca``, ``sharegpt``, ``preference`` (chosen and
-            rejected, as texts or messages), or ``fields``, those named above. Naming a field means ``fields``.
+            rejected, as texts or messages), or ``fields``, those named above, which may hold messages too. Naming a
+            field means ``fields``.
         learnt: Of a conversation, the ``last`` answer, or ``all`` of them, each after what was said before it.
         empty: What comes of rows with an empty answer: ``error``, or ``drop``.
         keep: Only rows whose field has this value, or one of these values, for example ``{is_safe: false}``.
@@ -179,7 +180,10 @@ def read_source(source: DatasetSource, seed: int) -> dict[RowKey, Item]:
     prompt, response, keep = _fields_of(source, rows.column_names)
     names = (prompt, response, source.rejected_field)
     kind = _format_of(source, rows.column_names)
-    check_fields(rows, source.path, [name for name in (names if kind == "fields" else TOLD_BY[kind]) if name])
+    needed = [name for name in (names if kind == "fields" else TOLD_BY[kind]) if name]
+    if source.rejected_field and source.prompt_field is None and prompt not in rows.column_names:
+        needed.remove(prompt)  # dialogues hold it
+    check_fields(rows, source.path, needed)
     logger.info("%s: read as %s", source.path, kind)
     indices = matching_rows(rows, source.path, keep)
     indices = indices[: source.first]
