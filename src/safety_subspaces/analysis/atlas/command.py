@@ -24,6 +24,7 @@ from safety_subspaces.weights.compatibility import (
     select_tensors,
 )
 from safety_subspaces.weights.delta import warn_of_foreign_bases
+from safety_subspaces.weights.lineage import check_lineage
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
 PLACEHOLDER = "{seed}"
@@ -46,6 +47,7 @@ def atlas(
     bootstrap: int = 1000,
     seed: int = 0,
     tensors: Sequence[str] = (),
+    any_lineage: bool = False,
     overwrite: bool = False,
     workers: int | None = None,
     devices: int = 1,
@@ -82,6 +84,7 @@ def atlas(
         bootstrap: Resamples of each interval.
         seed: Seed of the bootstrap.
         tensors: Patterns, types or layers of the tensors to take; all by default.
+        any_lineage: Go on, with a warning, where base and aligned look swapped, or a fine-tune trained from the base.
         overwrite: Replace earlier results in out.
         workers: Processes of one thread each; by default one a core, or none beside this one for small models.
         devices: Ranks on each node that share the tensors (GPUs, where there are any).
@@ -108,6 +111,16 @@ def atlas(
     opened = {path: open_checkpoint(path) for one in models for path in one.paths}
     origin = _check_models(models, opened)
     names = select_tensors(compared_names(origin, *opened.values()), tensors)
+    found = {
+        one.seed: check_lineage(
+            opened[one.base],
+            opened[one.aligned],
+            {label: opened[path] for label, path in one.tuned.items()},
+            names,
+            any_lineage,
+        )
+        for one in models
+    }
     results = ResultFolder(out, "atlas", arguments, list(opened), overwrite, started)
     results.check_free()
     task = AtlasTensor(models, tuple(sides), choices)
@@ -131,6 +144,7 @@ def atlas(
                 "matrices": len(matrices),
                 "choices": len(table),
                 "conclusions": conclusions,
+                "lineage": {seed: each.summary() for seed, each in found.items()},
                 "audit": summarise_audit([{**row, "update": f"{row['seed']}, {row['update']}"} for row in audit]),
             }
             results.write_table(table)

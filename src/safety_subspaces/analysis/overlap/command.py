@@ -27,6 +27,7 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder, recorded
 from safety_subspaces.weights.compatibility import check_compatible, compared_names, coverage, select_tensors
 from safety_subspaces.weights.delta import warn_of_foreign_bases
+from safety_subspaces.weights.lineage import check_related
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
 COLUMNS = (
@@ -125,6 +126,7 @@ def overlap(
         check_subspace_file(path, origin)
     names = select_tensors(compared_names(origin, *models.values(), *ends.values()), tensors)
     warn_of_foreign_bases(origin, models)
+    implausible = check_related(origin, models, names, "the reference")
     if third is not None:
         warn_of_foreign_bases(ends[third[0]], {"covariance": ends[third[1]]})
     inputs = list(dict.fromkeys([reference, *updates.values(), *ends]))
@@ -148,6 +150,7 @@ def overlap(
                 "tensors": len(names),
                 "matrices": len(matrices),
                 "pairs": summarise_pairs(pairs),
+                "implausible": implausible,
                 "audit": summarise_audit(audit),
             }
             results.write_table(table)

@@ -46,6 +46,7 @@ from safety_subspaces.weights.compatibility import (
     select_tensors,
 )
 from safety_subspaces.weights.delta import warn_of_foreign_bases
+from safety_subspaces.weights.lineage import check_lineage
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
 # The fractions of arXiv 2505.14185, and two between: judged harm jumps where these keep .4 to .6
@@ -69,6 +70,7 @@ def project(
     tensors: Sequence[str] = (),
     evaluate: EvaluationSettings | None = None,
     write: bool = False,
+    any_lineage: bool = False,
     overwrite: bool = False,
     workers: int | None = None,
     devices: int = 1,
@@ -113,6 +115,7 @@ def project(
         tensors: Patterns, types or layers of the tensors to take; all by default.
         evaluate: Measure every projected model's behaviour, in memory, by these settings.
         write: Save every projected model under out/models, a whole model each.
+        any_lineage: Go on, with a warning, where base and aligned look swapped, or a fine-tune trained from the base.
         overwrite: Replace earlier results in out.
         workers: Processes of one thread each; by default one a core, or none beside this one for small models.
         devices: Ranks on each node that share the tensors (GPUs, where there are any).
@@ -124,7 +127,7 @@ def project(
 
     Raises:
         InputError: Before anything is computed: an argument out of range, a folder that cannot be read, models of
-            different shapes or vocabularies. Later: weights that are NaN or infinite.
+            different shapes or vocabularies, or that look swapped. Later: weights that are NaN or infinite.
 
     Source: arXiv 2505.14185.
     """
@@ -147,6 +150,7 @@ def project(
         from safety_subspaces.evaluation.prompt_sets import files_of
     evaluator = build_evaluator(evaluate) if evaluate else None
     warn_of_foreign_bases(models[aligned], labelled)
+    found = check_lineage(models[base], models[aligned], labelled, names, any_lineage)
     projections = list_projections(subspaces, fractions, draws, controls)
     inputs = [base, aligned, *tuned.values(), *([basis] if basis else [])]
     inputs += files_of(evaluate.prompts) if evaluate else []
@@ -204,6 +208,7 @@ def project(
                 table = pd.concat([table, pd.DataFrame(measured, index=table.index)], axis=1)
             audit = pd.DataFrame([row for record in records.values() for row in record["audit"]])
             results.summary = _summarise(sweep, max(fractions), results.left_out)
+            results.summary["lineage"] = found.summary()
             results.summary["audit"] = summarise_audit([dict(row) for _, row in audit.iterrows()])
             results.write_table(table)
             if energy_draws:

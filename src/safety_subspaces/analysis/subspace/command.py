@@ -35,6 +35,7 @@ from safety_subspaces.weights.compatibility import (
     select_tensors,
 )
 from safety_subspaces.weights.delta import open_update
+from safety_subspaces.weights.lineage import check_related
 from safety_subspaces.weights.subspace_file import BASIS, SPECTRUM, SubspaceFile, read_subspace, write_subspace
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
@@ -150,6 +151,7 @@ def subspace(
     check_compatible(models["aligned"], models["base"], tensors=tensors)
     check_distinct(models["base"], models["aligned"], {})
     names = select_tensors(compared_names(models["aligned"], models["base"]), tensors)
+    implausible = check_related(models["base"], {"aligned": models["aligned"]}, names, "the base")
     chosen: dict[str, Any] = {
         "rank": vars(rank),
         "side": side,
@@ -175,6 +177,7 @@ def subspace(
             "inputs": [describe_input(base), describe_input(aligned)],
             **chosen,
             "audit": audit,
+            "implausible": implausible,
             "left_out": [*coverage(models, names), *zero],
         }
         files = {str(name): TensorFile(task.path(str(name))) for name in table.loc[table["rank"] > 0, "tensor"]}
