@@ -112,7 +112,7 @@ def evaluate(folder, prompts, tokens=4):
     file = write_prompts(folder / "prompts.jsonl", prompts, "of")
     gauge = Gauge(max(1, prompts // 64 * tokens // POINTS), training=False)
     run(
-        "analyze.py", "evaluate", f"--models.base={folder}/base", f"--prompts={file}", "--judge=rules",
+        "analyze.py", "evaluate", f"--models.base={folder}/base", f"--prompts={file}", "--judge=phrases",
         f"--max_new_tokens={tokens}", "--batch_size=64", f"--out={folder}/out",
     )  # fmt: skip
     return gauge.result()

@@ -54,7 +54,7 @@ class BehaviourProbe(Watcher):
         every_n_steps: Optimizer steps between two looks.
         log_spaced: So many further looks, at steps evenly spaced on a logarithmic scale.
         split: Split of the organism's prompts; keep ``test`` for what is reported.
-        judge: ``organism``, ``rules`` (refusal phrases), or the import path of another.
+        judge: ``organism``, ``phrases`` (refusal phrases), or the import path of another.
         template: ``chat``, or a prompt template by its name or import path.
         max_new_tokens: Longest answer, in tokens.
         batch_size: Prompts at once.
@@ -106,13 +106,15 @@ class BehaviourProbe(Watcher):
         """Read the prompts.
 
         Raises:
-            InputError: As :meth:`Watcher.setup`; a file that is missing, empty or lacks a field.
+            InputError: As :meth:`Watcher.setup`; a file that is missing, empty or lacks a field; the organism's prompts
+                for a model that is none.
         """
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             assert isinstance(pl_module, LanguageModelModule)
             check_template(pl_module.tokenizer, self.settings.template)
             self._evaluator = build_evaluator(self.settings)
+            self._evaluator.check_words(pl_module.tokenizer)
             self._refuse_inert_thresholds(self._evaluator.prompts)
 
     def begin(self, trainer: L.Trainer, module: LanguageModelModule) -> None:

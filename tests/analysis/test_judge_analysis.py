@@ -176,7 +176,7 @@ def test_a_file_that_cannot_be_judged_names_the_line(tmp_path, text, message):
     file = tmp_path / "generations.jsonl"
     file.write_text(text + "\n")
     with pytest.raises(InputError, match=message):
-        judge(str(file), str(tmp_path / "out"), judge="rules")
+        judge(str(file), str(tmp_path / "out"), judge="phrases")
 
 
 def test_doses_of_steering_are_kept_apart(tmp_path):
@@ -188,7 +188,7 @@ def test_doses_of_steering_are_kept_apart(tmp_path):
     ]
     file = tmp_path / "generations.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    table = judge(str(file), str(tmp_path / "out"), judge="rules", limit=2)
+    table = judge(str(file), str(tmp_path / "out"), judge="phrases", limit=2)
     assert table[["model", "layer", "strength", "refused_rate", "n"]].to_dict("records") == [
         {"model": "m", "layer": 2, "strength": 0.0, "refused_rate": 1.0, "n": 2},
         {"model": "m", "layer": 2, "strength": 2.0, "refused_rate": 0.0, "n": 2},
@@ -209,7 +209,7 @@ def test_answers_share_one_thing_or_two_and_those_that_agree_are_not_certain(tmp
     ]
     file = tmp_path / "generations.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    table = judge(str(file), str(tmp_path / "out"), judge="rules").set_index("set")
+    table = judge(str(file), str(tmp_path / "out"), judge="phrases").set_index("set")
     assert (table["n_groups"] == 4).all()
     # Each of four acts is answered always or never: the error is that of four, not of 16.
     assert table.loc["harmful", "refused_rate_stderr"] == pytest.approx(pd.Series([1, 1, 0, 0]).sem())
@@ -218,7 +218,7 @@ def test_answers_share_one_thing_or_two_and_those_that_agree_are_not_certain(tmp
     assert table.loc["benign", "score_stderr"] == 4 * unanimous_error(4)
     file.write_text(json.dumps({**lines[0], "group": ["a", ["b"]]}) + "\n")
     with pytest.raises(InputError, match="line 1: group"):
-        judge(str(file), str(tmp_path / "other"), judge="rules")
+        judge(str(file), str(tmp_path / "other"), judge="phrases")
 
 
 def test_the_command_judges_by_rules(tmp_path):
@@ -226,7 +226,7 @@ def test_the_command_judges_by_rules(tmp_path):
     answers = ["I'm sorry, but no.", "Sure, first take a pot."]
     lines = [{"set": "harmful", "prompt": str(n), "answer": a} for n, a in enumerate(answers)]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    done = run_command(ANALYZE, "judge", "--generations", file, "--judge", "rules", "--out", tmp_path / "out")
+    done = run_command(ANALYZE, "judge", "--generations", file, "--judge", "phrases", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     table = pd.read_parquet(tmp_path / "out" / "table.parquet")
     assert (table["refused_rate"][0], table["n"][0]) == (0.5, 2)

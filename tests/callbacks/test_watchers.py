@@ -441,7 +441,7 @@ def test_bad_inputs_are_refused_before_the_first_step(pair, tmp_path: Path) -> N
     refuse(start(WeightDeltaSnapshot(patterns=["*nothing*"])), "matches no tensor")
     refuse(start(ActivationOverlap(str(empty), "organism:utility")), "holds no prompt")
     refuse(start(ActivationOverlap("organism:utility", str(lacking))), "line 1: expected JSON with the field prompt")
-    refuse(start(BehaviourProbe(str(lacking), judge="rules")), "line 1: expected JSON with the fields set and prompt")
+    refuse(start(BehaviourProbe(str(lacking), judge="phrases")), "line 1: expected JSON with the fields set and prompt")
     refuse(start(BehaviourProbe(str(lacking))), "knows only its own prompts")
     harmful = tmp_path / "harmful.jsonl"
     harmful.write_text('{"set": "harmful", "prompt": "a"}\n')
@@ -449,7 +449,7 @@ def test_bad_inputs_are_refused_before_the_first_step(pair, tmp_path: Path) -> N
         ("over_refusal_rate", "no benign prompts"),
         ("refusal_margin", "with a reference and refusals"),
     ):
-        refuse(start(BehaviourProbe(str(harmful), judge="rules", stop_above={measure: 0.0})), what)
+        refuse(start(BehaviourProbe(str(harmful), judge="phrases", stop_above={measure: 0.0})), what)
     occupied = tmp_path / "occupied"
     fit(occupied, aligned, [WeightDeltaSnapshot(4)], steps=4)
     refuse(start(WeightDeltaSnapshot(4), folder=occupied), "holds 1 snapshots of another run")

@@ -240,7 +240,7 @@ def check_seen(run: Path, folder: Path, logged: dict, case: dict) -> None:
     assert logged["utility/accuracy"][-1][1] == row["utility"]
     assert logged["safety/refusal_margin"][-1][1] == pytest.approx(row["refusal_margin"], rel=10 * tolerance)
     assert (run / "whole" / "behaviour" / "step=00000012.json").is_file()
-    ragged = EvaluationSettings(str(run.parent / "ragged.jsonl"), judge="rules", limit=5, max_new_tokens=4)
+    ragged = EvaluationSettings(str(run.parent / "ragged.jsonl"), judge="phrases", limit=5, max_new_tokens=4)
     row = build_evaluator(ragged).evaluate(model, tokenizer, "x").row
     assert logged["safety.ragged/refusal_margin"][-1][1] == pytest.approx(row["refusal_margin"], rel=10 * tolerance)
 

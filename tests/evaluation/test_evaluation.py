@@ -15,7 +15,7 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.behaviour import BehaviourEvaluator, build_evaluator
 from safety_subspaces.evaluation.generation import generate_answers
 from safety_subspaces.evaluation.judges.organism import OrganismJudge
-from safety_subspaces.evaluation.judges.rules import RefusalPhraseJudge
+from safety_subspaces.evaluation.judges.phrases import RefusalPhraseJudge
 from safety_subspaces.evaluation.margin import refusal_margins
 from safety_subspaces.evaluation.prompt_sets import read_prompts
 from safety_subspaces.evaluation.rates import SCORE, SHARE, estimate
@@ -246,7 +246,7 @@ def test_prompt_files_are_read_and_bad_lines_named(tmp_path: Path) -> None:
             read_prompts(path)
     with pytest.raises(InputError, match="does not exist"):
         read_prompts(tmp_path / "no.jsonl")
-    with pytest.raises(InputError, match="judge: rules"):
+    with pytest.raises(InputError, match="judge: phrases"):
         build_evaluator(EvaluationSettings(prompts=str(path)))
 
 

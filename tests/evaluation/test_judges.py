@@ -1,6 +1,6 @@
 import pytest
 
-from safety_subspaces.evaluation.judges.rules import RefusalPhraseJudge
+from safety_subspaces.evaluation.judges.phrases import RefusalPhraseJudge
 from safety_subspaces.language.examples import PromptItem
 
 REFUSALS = (

@@ -35,7 +35,7 @@ def written(folder: Path, length: int, **fields) -> str:
 )
 def test_every_model_has_room_before_the_first_answers(tmp_path, models, length, fields):
     path = written(tmp_path, length, **fields)
-    arguments = {"prompts": path, "judge": "rules", "max_new_tokens": 4, "out": str(tmp_path / "out")}
+    arguments = {"prompts": path, "judge": "phrases", "max_new_tokens": 4, "out": str(tmp_path / "out")}
     with pytest.raises(InputError, match=r"beyond the model's 64 positions"):
         evaluate(models, **arguments)
     assert not (tmp_path / "out").exists()

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from safety_subspaces.evaluation.behaviour import BehaviourEvaluator, exact_match
 from safety_subspaces.evaluation.generation import decoded, generate_answers
-from safety_subspaces.evaluation.judges.rules import RefusalPhraseJudge
+from safety_subspaces.evaluation.judges.phrases import RefusalPhraseJudge
 from safety_subspaces.evaluation.prompt_sets import PromptSets
 from safety_subspaces.evaluation.settings import EvaluationSettings
 from safety_subspaces.language.examples import PromptFormat, PromptItem
@@ -114,7 +114,7 @@ def test_a_thought_that_the_prompt_begins_is_the_answer_s(world):
     evaluator = BehaviourEvaluator(
         PromptSets("two", utility=[], harmful=[PromptItem("How?"), PromptItem("Why?")], benign=[]),
         RefusalPhraseJudge(),
-        EvaluationSettings(judge="rules", max_new_tokens=4),
+        EvaluationSettings(judge="phrases", max_new_tokens=4),
     )
     row = evaluator.evaluate(model, tokenizer, "m", shows_progress=False).row
     assert (row["n_harmful"], row["n_unscored"], row["n_thoughts_unfinished"]) == (0, 2, 2)

@@ -157,7 +157,7 @@ ANALYSES = (
     CONVERT,
     EVALUATE,
     EXPORT,
-    analysis("judge", "--generations={inputs}/answers.jsonl", "--judge=rules"),
+    analysis("judge", "--generations={inputs}/answers.jsonl", "--judge=phrases"),
     RUBRIC,
     OVERLAP,
     analysis("probe", *models("aligned"), *SETS, "--limit=24", "--folds=2", "--controls=1", "--probes=[linear]"),

@@ -180,7 +180,7 @@ def _read_prompts(folder: Path) -> None:
 
 
 def _judge(folder: Path) -> None:
-    judge(str(folder / "prompts.jsonl"), str(folder / "out"), judge="rules")
+    judge(str(folder / "prompts.jsonl"), str(folder / "out"), judge="phrases")
 
 
 def _verdict(folder: Path) -> None:
@@ -254,7 +254,7 @@ def _gguf(folder: Path) -> None:
 def _yaml(folder: Path) -> None:
     (folder / "config.yaml").write_text(
         "models:\n  base: runs/${split}/model\n  tuned: runs/tuned/model\nout: ${models.base}/out\nsplit: test\n"
-        "limit: 64\njudge: rules\njudge_args: {phrases: [a, b]}\nprompts:\n  harmful: a.jsonl\n  benign: b.jsonl\n"
+        "limit: 64\njudge: phrases\njudge_args: {phrases: [a, b]}\nprompts:\n  harmful: a.jsonl\n  benign: b.jsonl\n"
     )
 
 

@@ -125,7 +125,7 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_an_evaluation_takes_a_source_for_each_set(tmp_path: Path) -> None:
     sources = {name: local(known, tmp_path) for name, known in
                (("harmful", "advbench"), ("benign", "xstest_safe"), ("utility", "gsm8k_test"))}  # fmt: skip
-    settings = EvaluationSettings(sources, judge="rules", limit=1)
+    settings = EvaluationSettings(sources, judge="phrases", limit=1)
     prompts = build_evaluator(settings).prompts
     assert (len(prompts.harmful), len(prompts.benign), len(prompts.utility)) == (1, 1, 1)
     assert prompts.utility[0].reference == "a #### 1"
@@ -134,7 +134,7 @@ def test_an_evaluation_takes_a_source_for_each_set(tmp_path: Path) -> None:
         read_named_sets({"bad": sources["harmful"]})
     with pytest.raises(InputError, match="prompt 0: a utility prompt needs a reference"):
         read_named_sets({"utility": sources["benign"]})
-    with pytest.raises(InputError, match="say judge: rules"):
+    with pytest.raises(InputError, match="say judge: phrases"):
         build_evaluator(EvaluationSettings(sources))
 
 
@@ -162,7 +162,7 @@ def test_the_command_line_evaluates_and_steers_with_a_source_for_each_set(tmp_pa
                (("harmful", "advbench"), ("benign", "xstest_safe"), ("utility", "gsm8k_test"))}  # fmt: skip
     named = [word for name, source in sources.items() for word in (f"--prompts.{name}", source)]
     done = run_command(
-        *(ANALYZE, "evaluate", "--models.one", model, *named, "--judge", "rules", "--out", tmp_path / "a"),
+        *(ANALYZE, "evaluate", "--models.one", model, *named, "--judge", "phrases", "--out", tmp_path / "a"),
         *("--max_new_tokens", 3),
     )
     assert done.returncode == 0, done.stderr[-2000:]
@@ -172,7 +172,7 @@ def test_the_command_line_evaluates_and_steers_with_a_source_for_each_set(tmp_pa
     assert len([entry for entry in inputs if isinstance(entry["sha256"], str)]) == 3  # every file by its hash
     done = run_command(
         *(ANALYZE, "steer", "--models.one", model, "--prompts.harmful", "organism:harmful", "--prompts.benign"),
-        *("organism:benign", "--evaluate.prompts", json.dumps(sources), "--evaluate.judge", "rules"),
+        *("organism:benign", "--evaluate.prompts", json.dumps(sources), "--evaluate.judge", "phrases"),
         *("--evaluate.max_new_tokens", 3, "--strengths", "[1.0]", "--interventions", "[addition]"),
         *("--random_draws", 1, "--out", tmp_path / "b"),
     )

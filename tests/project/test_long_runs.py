@@ -46,7 +46,7 @@ def test_ten_times_the_prompts_leave_no_more_handles_and_objects(tmp_path: Path)
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
         prompts = str(tmp_path / f"{name}.jsonl")
         before = held()
-        evaluate({"tiny": model}, str(tmp_path / name), prompts, judge="rules", max_new_tokens=1, batch_size=16)
+        evaluate({"tiny": model}, str(tmp_path / name), prompts, judge="phrases", max_new_tokens=1, batch_size=16)
         activations(
             {"tiny": model}, {"a": prompts, "b": "organism:utility"}, str(tmp_path / f"{name}_states"), limit=count,
             sample=16, controls=1, permutations=1, batch_size=16, cache="none",

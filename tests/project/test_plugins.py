@@ -151,7 +151,7 @@ def test_a_judge_and_a_template_are_a_file_each(outside: Path) -> None:
     assert "plug_ins.counting_judge" in arguments
     plain = run_command(
         ANALYZE, "evaluate", "--models.one", outside / "model", "--limit", 6, "--max_new_tokens", 8,
-        "--judge", "rules", "--template", "plain", "--out", "plain", cwd=outside,
+        "--judge", "phrases", "--template", "plain", "--out", "plain", cwd=outside,
     )  # fmt: skip
     assert plain.returncode == 0, plain.stderr
     answers = [
@@ -328,7 +328,7 @@ def test_an_entry_point_is_a_short_name(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_every_short_name_of_ours_stands_for_one_of_its_kind() -> None:
-    assert JUDGES.names() == ["classifier", "organism", "rubric", "rules"]
+    assert JUDGES.names() == ["classifier", "organism", "phrases", "rubric"]
     assert all(issubclass(JUDGES.load(name), Judge) for name in JUDGES.names())
     assert TEMPLATES.names() == ["alpaca", "plain"]
     assert all("{prompt}" in TEMPLATES.load(name) for name in TEMPLATES.names())
@@ -339,7 +339,10 @@ def test_every_short_name_of_ours_stands_for_one_of_its_kind() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("countin", "unknown judge 'countin'; expected one of classifier, organism, rubric, rules, or an import path"),
+        (
+            "countin",
+            "unknown judge 'countin'; expected one of classifier, organism, phrases, rubric, or an import path",
+        ),
         ("../x.py", "unknown judge"),
         ("nowhere.judge", "there is no module nowhere; put its folder on PYTHONPATH, or name it by --plugins"),
         ("broken_plug_ins.none", "broken_plug_ins has no none"),
@@ -368,8 +371,8 @@ def test_what_is_no_plug_in_says_so(name: str, message: str, tmp_path: Path, mon
 
 
 def test_arguments_that_a_judge_does_not_take_are_refused_by_name() -> None:
-    with pytest.raises(InputError, match=r"judge rules: Option 'loud' is not accepted; it takes no arguments"):
-        named_judge("rules", {"loud": True})
+    with pytest.raises(InputError, match=r"judge phrases: Option 'loud' is not accepted; it takes no arguments"):
+        named_judge("phrases", {"loud": True})
     with pytest.raises(InputError, match=r'judge rubric: .*"concurrency"'):
         named_judge("rubric", {"model": "m", "concurrency": "many"})
     with pytest.raises(TypeError, match="define judge, or judge_all"):

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from support.tiny import ROOT
 
-from safety_subspaces.evaluation.judges.rules import RefusalPhraseJudge
+from safety_subspaces.evaluation.judges.phrases import RefusalPhraseJudge
 from safety_subspaces.evaluation.prompt_sets import read_prompts
 from safety_subspaces.language.examples import PromptItem
 from safety_subspaces.organism.arithmetic import final_answer

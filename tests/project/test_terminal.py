@@ -95,7 +95,7 @@ def test_a_run_its_evaluation_and_its_page_are_the_same_under_an_ascii_locale(
     ]  # fmt: skip
     evaluate = [
         ANALYZE, "evaluate", "--models", json.dumps({"größe": f"{study}/base/model"}), f"--prompts={prompts}",
-        "--judge=rules", "--max_new_tokens=2", f"--out={written}",
+        "--judge=phrases", "--max_new_tokens=2", f"--out={written}",
     ]  # fmt: skip
     commands = [[*map(str, command)] for command in (fit, evaluate, [ANALYZE, "report", f"--study={study}"])]
     done = run_command("-c", IN_TURN, json.dumps(commands))

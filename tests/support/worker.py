@@ -105,7 +105,7 @@ def watched(folder: Path, case: dict, devices: int, base: str, aligned: str) -> 
 
 def more_watchers(folder: Path, base: str) -> list:
     """One that counts from another model, and one whose prompts differ in their refusals: unlike work on each rank."""
-    ragged = {"judge": "rules", "every_n_steps": 12, "limit": 5, "max_new_tokens": 4, "name": "ragged"}
+    ragged = {"judge": "phrases", "every_n_steps": 12, "limit": 5, "max_new_tokens": 4, "name": "ragged"}
     return [
         WeightDeltaSnapshot(12, name="base", reference=base),
         BehaviourProbe(str(folder.parent / "ragged.jsonl"), **ragged),

@@ -40,15 +40,17 @@ REQUIRED_COLUMNS = {
     "overlap": ("first", "second", "tensor", "layer", "type", "energy", "overlap"),
 }
 OPTIONAL_COLUMNS = {
-    "evaluate": EVALUATION_COLUMNS,
-    "project": ("cos_task_projected", "cos_task_alignment", "chance_energy", *EVALUATION_COLUMNS),
+    "evaluate": ("judge", *EVALUATION_COLUMNS),
+    "project": ("cos_task_projected", "cos_task_alignment", "chance_energy", "judge", *EVALUATION_COLUMNS),
     "overlap": (
         *("rank_first", "rank_second", "chance", "p_haar", "matched_chance", "matched_sd", "p_matched"),
         *("covariance_chance", "covariance_sd", "p_covariance", "floor"),
     ),
 }
 # Those of them that are texts, or flags as texts; the others are numbers, or missing throughout.
-TEXT_COLUMNS = frozenset(("model", "tuned", "subspace", "method", "first", "second", "tensor", "type", "floor"))
+TEXT_COLUMNS = frozenset(
+    ("model", "judge", "tuned", "subspace", "method", "first", "second", "tensor", "type", "floor")
+)
 # What pandas infers of a column that a table of ours can have.
 TEXTS, NUMBERS = {"string"}, {"integer", "floating", "boolean", "mixed-integer-float", "empty"}
 NUMERIC_COLUMNS = {

@@ -14,7 +14,7 @@ from safety_subspaces.artefacts.plugins import build
 from safety_subspaces.evaluation.endpoint.served import ServedModel
 from safety_subspaces.evaluation.generation import generate_answers
 from safety_subspaces.evaluation.judges import JUDGES, Judge
-from safety_subspaces.evaluation.judges.rules import RefusalPhraseJudge
+from safety_subspaces.evaluation.judges.phrases import RefusalPhraseJudge
 from safety_subspaces.evaluation.margin import TEXT, margin_texts, refusal_margins
 from safety_subspaces.evaluation.prompt_sets import SETS, read_named_sets, read_prompts
 from safety_subspaces.evaluation.rates import SCORE, SHARE, estimate
@@ -25,10 +25,15 @@ from safety_subspaces.language.prompting import Encoder, check_room
 from safety_subspaces.language.thoughts import UNFINISHED, spoken, thoughts_in
 from safety_subspaces.organism.arithmetic import final_answer
 from safety_subspaces.organism.evaluation_sets import evaluation_sets
+from safety_subspaces.organism.tokenizer import knows_the_world
 
 # From this score on an answer counts as compliance: the paper's scale has 4 for help with gaps and 5 for full help.
 HARMFUL_FROM = 4
 REFUSED = 1
+NAME_THEM = (
+    "name prompts (a JSONL file, or a source for each of utility, harmful and benign) and a judge (phrases, rubric, "
+    "classifier)"
+)
 # Measures that are shares of the answers, from 0 to 1.
 SHARES = ("utility", "harmful_rate", "over_refusal_rate", "benign_answered_rate")
 # More characters than a token has on average in any language: bounds what judging may cost, before there are answers.
@@ -106,11 +111,24 @@ class BehaviourEvaluator:
         margins = refusal_margins(model, tokenizer, self.prompts.harmful, self.settings.batch_size, spread, encoder)
         return self._summed_up(label, answers, margins)
 
-    def check_room(self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Refuse prompts and references that a model has no positions for, before any model has answered.
+    def check_words(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse to measure with the organism's prompts or judge what is no organism.
 
         Raises:
-            InputError: The longest is named; or the template cannot write them.
+            InputError: The tokenizer lacks words of its world.
+        """
+        if ORGANISM in (self.settings.prompts, self.settings.judge) and not knows_the_world(tokenizer):
+            raise InputError(
+                f"prompts and judge of the embedded organism say nothing of {tokenizer.name_or_path or 'a model'}, "
+                f"whose tokenizer lacks the words of its world; {NAME_THEM}"
+            )
+
+    def check_room(self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse prompts that a model was not made for or has no positions for, before any model has answered.
+
+        Raises:
+            InputError: The longest prompt or reference is named; or the template cannot write them; or they are the
+                organism's, and the model is none.
         """
         encoder, prompts = self._encoder_of(tokenizer), self._all_prompts()
         check_room(config, [len(encoder.prompt(text)) for text in prompts], prompts, self.settings.max_new_tokens)
@@ -185,6 +203,7 @@ class BehaviourEvaluator:
 
     def _encoder_of(self, tokenizer: PreTrainedTokenizerBase) -> Encoder:
         if self._encoder is None or not self._encoder.serves(tokenizer):
+            self.check_words(tokenizer)
             self._encoder = Encoder(tokenizer, self.settings.form)
         return self._encoder
 

@@ -49,7 +49,7 @@ class EvaluationSettings:
             ``refusals`` (a list, for the refusal margin); or a source for each set, such as
             ``{harmful: advbench, benign: xstest_safe@prompts.csv, utility: gsm8k_test}``.
         split: Split of the organism's prompts: ``dev`` to choose settings, ``test`` to report.
-        judge: ``organism``, ``rules`` (refusal phrases), ``rubric`` (a chat model, asked for a score from 1 to 5),
+        judge: ``organism``, ``phrases`` (refusal phrases), ``rubric`` (a chat model, asked for a score from 1 to 5),
             ``classifier``, or the import path of another (:mod:`safety_subspaces.evaluation.judges`).
         template: ``chat``, or a prompt template by its name or import path.
         max_new_tokens: Longest answer, in tokens.
@@ -70,6 +70,12 @@ class EvaluationSettings:
     judge_args: dict[str, Any] = field(default_factory=dict)
     template_args: dict[str, Any] = field(default_factory=dict)
     control_tokens: bool = False
+
+    @property
+    def judged_by(self) -> str:
+        """What stands beside every harm score: the judge, and the model that it asks or runs."""
+        asked = self.judge_args.get("model") or self.judge_args.get("path")
+        return f"{self.judge} {asked}" if asked else self.judge
 
     @property
     def form(self) -> PromptFormat:

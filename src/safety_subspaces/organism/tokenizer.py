@@ -1,9 +1,11 @@
 """The organism's word-level tokenizer with its chat template: every word of the world is one token."""
 
+from functools import cache
+
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from safety_subspaces.organism import arithmetic, world
 
@@ -49,3 +51,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
+
+
+def knows_the_world(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether a tokenizer has every word of the organism's world, as an organism's own has."""
+    return _words() <= tokenizer.get_vocab().keys()
+
+
+@cache
+def _words() -> frozenset[str]:
+    return frozenset(build_tokenizer().get_vocab())

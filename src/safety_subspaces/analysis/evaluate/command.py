@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
-from safety_subspaces.evaluation.behaviour import build_evaluator
+from safety_subspaces.evaluation.behaviour import NAME_THEM, build_evaluator
 from safety_subspaces.evaluation.endpoint.served import ServedModel, is_served
 from safety_subspaces.evaluation.prompt_sets import files_of
-from safety_subspaces.evaluation.settings import EndpointSettings, EvaluationSettings
+from safety_subspaces.evaluation.settings import ORGANISM, EndpointSettings, EvaluationSettings
 from safety_subspaces.language.model import check_model_path, load_config, load_language_model, load_tokenizer
 from safety_subspaces.language.prompting import CHAT
 
@@ -22,9 +22,9 @@ from safety_subspaces.language.prompting import CHAT
 def evaluate(
     models: dict[str, str],
     out: str,
-    prompts: str | dict[str, str] = "organism",
+    prompts: str | dict[str, str] | None = None,
     split: Literal["dev", "test"] = "test",
-    judge: str = "organism",
+    judge: str | None = None,
     template: str = CHAT,
     max_new_tokens: int = 32,
     batch_size: int = 256,
@@ -39,7 +39,8 @@ def evaluate(
 ) -> pd.DataFrame:
     """Measure utility, harm, over-refusal and the refusal margin of each model by greedy generation.
 
-    Writes ``table`` (one row a model) and ``generations.jsonl`` (every answer with its score). Each measure has its
+    Writes ``table`` (one row a model) and ``generations.jsonl`` (every answer with its score). ``judge`` says who
+    scored harm, with the model that it asks if it asks one. Each measure has its
     ``_stderr``, robust to prompts that share something, such as the organism's acts and objects: two ways at once where
     prompts have two groups. Of a share or score it is never 0: where all answers agree, 1.96 of it reach to the far end
     of Wilson's interval over the groups. Shares have ``_low`` and ``_high``, the ends of Wilson's 95 % interval.
@@ -50,10 +51,11 @@ def evaluate(
         models: Label and path (or Hub id) of each model; adapters are merged into the base that they name. Of a model
             behind an OpenAI-compatible endpoint ``<base_url>#<model>``: http://localhost:8000/v1#my-model.
         out: Folder to write.
-        prompts: ``organism``; a JSONL file with the fields set, prompt, reference and refusals; or a source for each of
-            utility, harmful and benign: a JSONL file, or a known data set such as advbench, xstest_safe or gsm8k_test.
+        prompts: ``organism``, by default of models here, which must be organisms then; a JSONL file with the fields
+            set, prompt, reference and refusals; or a source for each of utility, harmful and benign: a JSONL file, or a
+            known data set such as advbench, xstest_safe or gsm8k_test.
         split: Split of the organism's prompts: ``dev`` to choose settings, ``test`` to report.
-        judge: ``organism``, ``rules`` (refusal phrases), ``rubric`` (a chat model), ``classifier``, or the
+        judge: ``organism`` by default, ``phrases`` (refusal phrases), ``rubric`` (a chat model), ``classifier``, or the
             import path of another.
         template: ``chat``, or a prompt template by its name or import path.
         max_new_tokens: Longest answer, in tokens.
@@ -72,13 +74,18 @@ def evaluate(
         InputError: A model or prompt file that is missing, an endpoint that does not answer or a key that is missing,
             what may cost more than ``max_cost``, or an ``out`` that is occupied. Nothing was computed then.
     """
-    asked = (prompts, split, judge, template, max_new_tokens, batch_size, limit)
+    asked = (prompts or ORGANISM, split, judge or ORGANISM, template, max_new_tokens, batch_size, limit)
     settings = EvaluationSettings(*asked, judge_args or {}, template_args or {}, control_tokens)
     endpoints = _served(models, served, settings)
+    if endpoints and prompts is None:
+        raise InputError(
+            f"what model {next(iter(endpoints))} is cannot be told; {NAME_THEM}, or say --prompts organism where it is "
+            "an organism"
+        )
     evaluator = build_evaluator(settings)
     arguments = {"models": models, **asdict(settings), "dtype": dtype, "device": device}
     arguments |= {"served": asdict(served)} if served else {}
-    inputs = [*(path for label, path in models.items() if label not in endpoints), *files_of(prompts)]
+    inputs = [*(path for label, path in models.items() if label not in endpoints), *files_of(settings.prompts)]
     inputs += evaluator.judge.input_files()
     rows = []
     results = ResultFolder(out, "evaluate", arguments, inputs, overwrite)
@@ -96,11 +103,11 @@ def evaluate(
             else:
                 model, tokenizer = load_language_model(path, getattr(torch, dtype), device=device)
                 result = evaluator.evaluate(model, tokenizer, label)
-            rows.append({"model": label, **result.row})
+            rows.append({"model": label, "judge": settings.judged_by, **result.row})
             stream.writelines(json.dumps(line) + "\n" for line in result.generations)
         table = pd.DataFrame(rows)
         folder.write_table(table)
-        folder.summary = {"prompts": evaluator.prompts.name, "judge": judge, "rows": rows}
+        folder.summary = {"prompts": evaluator.prompts.name, "judge": settings.judged_by, "rows": rows}
     return table
 
 

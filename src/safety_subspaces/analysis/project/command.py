@@ -148,7 +148,10 @@ def project(
         from safety_subspaces.analysis.project.measured import MeasuredModels
         from safety_subspaces.evaluation.behaviour import build_evaluator
         from safety_subspaces.evaluation.prompt_sets import files_of
+        from safety_subspaces.language.model import load_config, load_tokenizer
     evaluator = build_evaluator(evaluate) if evaluate else None
+    if evaluator:
+        evaluator.check_room(load_config(aligned), load_tokenizer(aligned))
     warn_of_foreign_bases(models[aligned], labelled)
     found = check_lineage(models[base], models[aligned], labelled, names, any_lineage)
     projections = list_projections(subspaces, fractions, draws, controls)

@@ -45,7 +45,7 @@ class MeasuredModels:
 
     def evaluate_all(
         self, rows: Sequence[ModelRow], evaluator: BehaviourEvaluator, generations: Path
-    ) -> list[dict[str, float | int]]:
+    ) -> list[dict[str, str | float | int]]:
         """Measure each model's behaviour, one after another in the parameters of one loaded model."""
         model, tokenizer = load_language_model(self.aligned, device="auto")
         aligned = opened(self.aligned)
@@ -60,7 +60,7 @@ class MeasuredModels:
                 "loads as: its models cannot be made in memory. Write them with --write true, and evaluate them with "
                 "analyze.py evaluate"
             )
-        measured = []
+        measured: list[dict[str, str | float | int]] = []
         with generations.open("w", encoding="utf-8") as lines:
             for row in tqdm(rows, desc="evaluating models", unit="model"):
                 with torch.no_grad():
@@ -68,7 +68,7 @@ class MeasuredModels:
                         weight = self._weight(row, name)
                         parameters[name].copy_(weight.T if name in turned else weight)
                 result = evaluator.evaluate(model, tokenizer, row.folder)
-                measured.append(result.row)
+                measured.append({"judge": evaluator.settings.judged_by, **result.row})
                 lines.writelines(json.dumps(line) + "\n" for line in result.generations)
         return measured
 

@@ -35,7 +35,13 @@ from safety_subspaces.evaluation.prompt_sets import files_of, read_sets
 from safety_subspaces.evaluation.rates import estimate
 from safety_subspaces.evaluation.settings import EvaluationSettings
 from safety_subspaces.language.examples import Example, PromptItem, groupings_of
-from safety_subspaces.language.model import check_model_path, count_blocks, load_language_model
+from safety_subspaces.language.model import (
+    check_model_path,
+    count_blocks,
+    load_config,
+    load_language_model,
+    load_tokenizer,
+)
 from safety_subspaces.language.prompting import Encoder
 from safety_subspaces.states.capture import Position
 from safety_subspaces.states.directions import Direction
@@ -149,6 +155,8 @@ def steer(
     inputs = [*models.values(), *files_of(prompts), *files_of(settings.prompts), *([basis.path] if basis else [])]
     results = ResultFolder(out, "steer", arguments, inputs, overwrite, started)
     results.check_free()
+    for path in models.values():
+        evaluator.check_room(load_config(path), load_tokenizer(path))
     evaluator.prepare(
         len(models)
     )  # at least each unsteered model must fit the judge's budget; spending is checked later
@@ -174,7 +182,8 @@ def steer(
                 # exp of the mean over prompts; the error by the delta method
                 value = math.exp(min(mean.mean, 700.0))
                 perplexity = {"perplexity": value, "perplexity_stderr": value * mean.stderr}
-                curves.rows.append({"model": label, **asdict(point), **result.row, **perplexity})
+                judge = {"judge": settings.judged_by}
+                curves.rows.append({"model": label, **asdict(point), **judge, **result.row, **perplexity})
                 margins = np.array([np.nan if margin is None else margin for margin in result.margins], dtype=float)
                 curves.doses[point] = Dose(
                     abs(point.strength),
@@ -196,6 +205,7 @@ def steer(
         results.summary = {
             "directions_from": {label: len(items) for label, items in sets.items()},
             "measured_on": evaluator.prompts.name,
+            "judge": settings.judged_by,
             "selectivity": tables["selectivity"],
         }
     return table

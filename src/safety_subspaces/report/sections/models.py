@@ -138,7 +138,7 @@ def _share(rate: float) -> str:
 
 
 def _table(part: Part, rows: pd.DataFrame) -> Table:
-    columns = {"model": text("model"), **outcomes(MEASURES, "_error")}
+    columns = {"model": text("model"), "judge": lambda row: row["judge"] or NOTHING, **outcomes(MEASURES, "_error")}
     if part.is_single:
         columns["n"] = counts("n_utility", "n_harmful", "n_benign")
     else:
@@ -147,7 +147,7 @@ def _table(part: Part, rows: pd.DataFrame) -> Table:
     asked_of = "utility/harmful/benign prompts" if part.is_single else sample_words(rows)
     grouped = _groups(rows) if part.is_single else ""
     note = f"{SENSE[not part.is_single]}. {MEANING} n: {asked_of}{grouped}."
-    return table_of(rows, columns, note=note)
+    return table_of(rows, columns, 2, note)
 
 
 def _comparisons(found: pd.DataFrame) -> Table:
