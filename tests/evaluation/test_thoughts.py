@@ -114,7 +114,7 @@ def test_a_thought_that_the_prompt_begins_is_the_answer_s(world):
     evaluator = BehaviourEvaluator(
         PromptSets("two", utility=[], harmful=[PromptItem("How?"), PromptItem("Why?")], benign=[]),
         RefusalPhraseJudge(),
-        EvaluationSettings(judge="phrases", max_new_tokens=4),
+        EvaluationSettings("two", judge="phrases", max_new_tokens=4),
     )
     row = evaluator.evaluate(model, tokenizer, "m", shows_progress=False).row
     assert (row["n_harmful"], row["n_unscored"], row["n_thoughts_unfinished"]) == (0, 2, 2)
