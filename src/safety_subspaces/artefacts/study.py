@@ -262,7 +262,7 @@ def _together(command: str, results: tuple[AnalysisResult, ...]) -> pd.DataFrame
     """Stack the main tables of one subcommand: ``analysis``, then its required and optional columns."""
     columns = list(dict.fromkeys((*REQUIRED_COLUMNS[command], *OPTIONAL_COLUMNS[command])))
     tables = [
-        result.tables["table"].reindex(columns=columns).assign(analysis=result.label)
+        _with_judge(result).reindex(columns=columns).assign(analysis=result.label)
         for result in results
         if result.command == command and "table" in result.tables
     ]
@@ -272,6 +272,13 @@ def _together(command: str, results: tuple[AnalysisResult, ...]) -> pd.DataFrame
     if "floor" in columns:
         frame["floor"] = [value is True or str(value) == "True" for value in frame["floor"]]
     return frame[["analysis", *columns]]
+
+
+def _with_judge(result: AnalysisResult) -> pd.DataFrame:
+    """Return a main table with the judge of its harm scores; earlier versions named it among the arguments alone."""
+    frame, asked = result.tables["table"], result.arguments.get("evaluate")
+    judge = (asked if isinstance(asked, dict) else result.arguments).get("judge")
+    return frame if "judge" in frame or not isinstance(judge, str) else frame.assign(judge=judge)
 
 
 def _named(frame: pd.DataFrame, command: str, columns: Mapping[str, str], known: KnownModels) -> pd.DataFrame:
