@@ -81,7 +81,8 @@ def generate_encoded(
 ) -> list[str]:
     """Go on greedily with ids; arguments as for :func:`generate_answers`, and a further ``end`` of answers."""
     settings = plain_settings(model, tokenizer, end, max_new_tokens=max_new_tokens)
-    if batch_size > 1 and len(encoded) > 1 and not masks_padding(model, settings, in_step):
+    # Ranks that go in step try it together, however many prompts each has.
+    if batch_size > 1 and (in_step or len(encoded) > 1) and not masks_padding(model, settings, in_step):
         batch_size = 1
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     answers = [""] * len(encoded)
@@ -111,7 +112,8 @@ def masks_padding(model: PreTrainedModel, settings: GenerationConfig, in_step: b
     """
     kind = (model.config.model_type, str(getattr(model.config, "_attn_implementation", "")))
     if kind not in _MASKING:
-        vocabulary, device = model.get_input_embeddings().weight.shape[0], input_device(model)
+        # Not the embedding's rows, which lie on other ranks under ZeRO-3.
+        vocabulary, device = model.config.get_text_config().vocab_size, input_device(model)
         ids = [index % vocabulary for index in TRIED]
         one = GenerationConfig(
             do_sample=False, max_new_tokens=1, pad_token_id=settings.pad_token_id, output_logits=True,

@@ -139,7 +139,7 @@ def ablate_weights(model: PreTrainedModel, basis: Float[Tensor, "hidden k"]) -> 
     blocks = find_blocks(model)
     parts = [part for each in parts_of(model, blocks) for part in (each.attention, each.mlp)]
     writers = [_output_of(part) for part in parts]
-    ids = torch.arange(1, PROBED + 1, device=input_device(model))[None] % model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(1, PROBED + 1, device=input_device(model))[None] % model.config.get_text_config().vocab_size
     with evaluating(model), ablated(model, basis):
         expected = model(input_ids=ids, use_cache=False).logits.float()
     inside = {id(module) for block in blocks for module in block.modules()}

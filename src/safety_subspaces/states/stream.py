@@ -64,7 +64,7 @@ def parts_of(model: PreTrainedModel, blocks: list[nn.Module]) -> list[Parts]:
 
 
 def _some_ids(model: PreTrainedModel) -> Tensor:
-    count = model.get_input_embeddings().weight.shape[0]
+    count = model.config.get_text_config().vocab_size  # under ZeRO-3 the embedding lies on other ranks
     return torch.arange(1, LENGTH + 1, device=input_device(model))[None] % count
 
 
