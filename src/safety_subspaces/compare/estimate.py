@@ -106,7 +106,10 @@ def to_text(found: Sequence[Estimate]) -> str:
         f"  {name:<12}about {duration(seconds):>8}, {size(memory):>8}{f' ({without})' if without else ''}"
         for name, seconds, memory, without in rows
     ]
-    title = "What it will take here, measured on the first tensors and prompts (time, memory at its largest):"
+    title = (
+        "What it will take here, measured on the first tensors and prompts (time, memory at its largest; checks, tables "
+        "and the page take seconds beside):"
+    )
     return "\n".join([title, *lines])
 
 
