@@ -107,8 +107,8 @@ def to_text(found: Sequence[Estimate]) -> str:
         for name, seconds, memory, without in rows
     ]
     title = (
-        "What it will take here, measured on the first tensors and prompts (time, memory at its largest; checks, tables "
-        "and the page take seconds beside):"
+        "What it will take here, measured on the first tensors and prompts (time, memory at its largest; checks, "
+        "tables and the page take seconds beside):"
     )
     return "\n".join([title, *lines])
 
