@@ -194,20 +194,20 @@ def trial_tensors(comparison: Comparison) -> tuple[str, str]:
 
 def _of_weights(comparison: Comparison, folder: Path) -> list[Estimate]:
     """Do the tasks of the analyses of weights for one matrix, and say what all tensors take."""
-    aligned = comparison.checkpoints["aligned"]
+    aligned, on_gpu = comparison.checkpoints["aligned"], torch.cuda.is_available()
     costs = {name: factorisation_cost(aligned.shape(name)) for name in comparison.names}
-    processes = Workers(comparison.workers).processes(costs)
     first, name = trial_tensors(comparison)
     arguments = (replace(comparison), folder, first, name)  # without what is open here
-    # One that computes on a GPU does so in this process.
-    usages = _try_tasks(*arguments) if torch.cuda.is_available() else in_worker(_try_tasks, *arguments)
+    # What computes on a GPU does so in this process, tensor after tensor.
+    usages = _try_tasks(*arguments) if on_gpu else in_worker(_try_tasks, *arguments)
+    processes = 1 if on_gpu else Workers(comparison.workers).processes(costs)
     numbers = sorted((_numbers(aligned.shape(each)) for each in costs), reverse=True)
     largest = sum(numbers[:processes]) / _numbers(aligned.shape(name))
-    here = 0 if torch.cuda.is_available() else resident_bytes()
+    here = 0 if on_gpu else resident_bytes()
     return [
         Estimate(
             command,
-            extrapolated(usage.seconds, costs[name], costs, 1 if torch.cuda.is_available() else processes),
+            extrapolated(usage.seconds, costs[name], costs, processes),
             here + usage.memory_bytes * largest,
         )
         for command, usage in usages.items()
