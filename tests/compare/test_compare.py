@@ -96,6 +96,9 @@ def test_one_fine_tune_is_enough_for_the_weights_and_a_page(compared, tmp_path, 
     assert {tuple(pair) for pair in pairs[["first", "second"]].to_numpy()} == {("x", "alignment")}
     draws = pd.read_parquet(out / "analysis" / "project" / "main" / "draws.parquet")
     assert draws.groupby(["subspace", "fraction"])["draw"].nunique().eq(99).all()
+    random = read_study(out).projections.query("subspace == 'random'")
+    assert random.groupby("fraction")["draw"].nunique().eq(99).all()
+    assert "not tested: 0 draws" not in (out / "report" / "index.html").read_text(encoding="utf-8")
     told = said(caplog)
     assert all(any(f"{name:<12}about" in line for line in told) for name in WEIGHTS)
     assert not any("evaluate" in line for line in told)
@@ -139,6 +142,13 @@ def test_a_second_run_keeps_what_is_whole_and_makes_what_is_gone(compared, tmp_p
     compared()
     after = made(tmp_path / "out")
     assert {name for name in after if after[name] != before[name]} == {"analysis/project/main/result.json"}
+
+
+def test_energies_that_were_drawn_beside_sampled_models_are_no_draws_of_the_sweep(models, tmp_path) -> None:
+    given, out = (models["base"], models["aligned"], {"x": models["x"]}), tmp_path / "analysis" / "project" / "main"
+    table = project_command.project(*given, str(out), subspaces=["top", "random"], fractions=[0.5], draws=2)
+    assert len(pd.read_parquet(out / "draws.parquet")) > len(table)
+    assert len(read_study(tmp_path).projections) == len(table)
 
 
 def test_what_another_command_replaced_is_made_anew(compared, models, tmp_path) -> None:

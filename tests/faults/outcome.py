@@ -32,10 +32,11 @@ NOT_COMPARED = {
 DATED_INPUT = "alignment.safetensors"
 TIMES = ("time/", "train/tokens_per_second", "_hparams_/session")
 # When a page and what it shows were made, from which commit, how long it took, at how many tokens a second, in how much
-# memory.
+# memory; and the hash of a subspace file, which says when it was made.
 STAMP = re.compile(
     rb"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?\+00:00, [^<]*"
     rb"|<td class=\"number\">[\d.]+ (s|min|h)</td><td class=\"number\">[\d,.]+</td>|[\d.]+ [MG]iB"
+    rb"|(?<=alignment\.safetensors</bdi> )<code>\w+</code>"
 )
 # What a library keeps of this machine, with the time.
 OF_MACHINE = re.compile(r"\.cache/matplotlib/fontlist-.+")
