@@ -174,6 +174,12 @@ ANALYSES = (
     analysis("trajectory", f"--run={{inputs}}/{RUN}", *PAIR, "--rank.fraction=0.25", "--draws=2"),
     analysis("utility", *models("aligned"), "--limit=2", "--max_new_tokens=2", needs="lm_eval"),
     Case("report", ANALYZE, ["report", "--study={inputs}", "--out={work}/out.html"], "out.html"),
+    Case(
+        "compare",
+        ANALYZE,
+        ["compare", *PAIR, *models("harmful", option="tuned"), "--tensors=[q,v]", "--out={work}/out"],
+        "out/report/index.html",  # of the study's other files each is whole by itself
+    ),
     Case("findings", ANALYZE, ["findings", "--study={inputs}", "--out={work}/out"], "out"),
     over(EVALUATE, "--split=dev"),
     over(EXPORT, "--dtype=bfloat16"),

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,13 @@ def test_every_command_of_the_readme_runs(command: str, study: Path, tmp_path: P
             ROOT / "analyze.py", "export", "--checkpoint", run, "--out", run / "bf16", "--dtype=bfloat16"
         )
         assert "is forbidden in bfloat16" in done.stdout
+    elif arguments[1] == "compare":
+        mine = {"--base": "base", "--aligned": "aligned", "--tuned.mine": "useful"}
+        filled = {option: str(study / name / "model") for option, name in mine.items()}
+        filled |= {"--prompts": "organism", "--out": str(tmp_path / "mine")}
+        words = [filled.get(before, word) for before, word in pairwise(arguments[1:])]
+        done = run_command(ROOT / "analyze.py", "compare", *words, "--limit=2", "--max_new_tokens=4")
+        assert f"report: {tmp_path}/mine/report/index.html" in done.stdout
     elif arguments[1] == "report":
         filled = tmp_path / "study"
         shutil.copytree(study, filled)

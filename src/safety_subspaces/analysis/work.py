@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
@@ -22,7 +22,7 @@ from functools import lru_cache
 from hashlib import sha256
 from multiprocessing import active_children, get_context
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from tqdm import tqdm
@@ -36,6 +36,7 @@ from safety_subspaces.weights.checkpoint import Checkpoint
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
 Record = dict[str, list[dict[str, Any]]]
+Result = TypeVar("Result")
 
 # rows x columns x the smaller of them, over all tensors: less is done in about a second, sooner than processes start.
 WORTH_PROCESSES = 2e10
@@ -215,6 +216,17 @@ def work_through(
     return {name: read_json(unfinished.path(name)) for name in costs}
 
 
+def in_worker(work: Callable[..., Result], *arguments: Any) -> Result:
+    """Do something in a process of its own, as a worker of one thread does a tensor, and return what it returns.
+
+    Raises:
+        LostProcessError: The process was killed; also whatever ``work`` raises.
+    """
+    pool = ProcessPoolExecutor(1, _context(), initializer=_start_worker, initargs=(os.getpid(),))
+    with _ending_workers(pool, 1):
+        return pool.submit(work, *arguments).result()
+
+
 @lru_cache(maxsize=64)
 def opened(path: str) -> Checkpoint:
     """Open a checkpoint; it is cached, so that each process opens it only at first use."""
@@ -241,12 +253,23 @@ def _do_all(
         for name in names:
             yield _do(task, name, unfinished, device)
         return
-    # A fork is ready at once, a new interpreter needs seconds for its imports; but a CUDA context survives no fork.
-    context = get_context("fork" if sys.platform == "linux" and not torch.cuda.is_initialized() else "spawn")
-    pool = ProcessPoolExecutor(min(processes, len(names)), context, initializer=_start_worker, initargs=(os.getpid(),))
-    try:
+    processes = min(processes, len(names))
+    pool = ProcessPoolExecutor(processes, _context(), initializer=_start_worker, initargs=(os.getpid(),))
+    with _ending_workers(pool, processes):
         for future in as_completed([pool.submit(_do, task, name, unfinished, device) for name in names]):
             yield future.result()
+
+
+def _context() -> Any:
+    """A fork is ready at once, a new interpreter needs seconds for its imports; but a CUDA context survives no fork."""
+    return get_context("fork" if sys.platform == "linux" and not torch.cuda.is_initialized() else "spawn")
+
+
+@contextmanager
+def _ending_workers(pool: ProcessPoolExecutor, processes: int) -> Iterator[None]:
+    """End the processes of a pool with the block, however it ends."""
+    try:
+        yield
     except BrokenProcessPool as error:
         raise ending.LostProcessError(
             f"a worker process was killed, as when memory ends ({processes} were at work); say fewer with --workers. "

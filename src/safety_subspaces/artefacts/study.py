@@ -262,7 +262,7 @@ def _together(command: str, results: tuple[AnalysisResult, ...]) -> pd.DataFrame
     """Stack the main tables of one subcommand: ``analysis``, then its required and optional columns."""
     columns = list(dict.fromkeys((*REQUIRED_COLUMNS[command], *OPTIONAL_COLUMNS[command])))
     tables = [
-        _with_judge(result).reindex(columns=columns).assign(analysis=result.label)
+        _with_judge(_with_drawn_energies(result), result).reindex(columns=columns).assign(analysis=result.label)
         for result in results
         if result.command == command and "table" in result.tables
     ]
@@ -274,11 +274,25 @@ def _together(command: str, results: tuple[AnalysisResult, ...]) -> pd.DataFrame
     return frame[["analysis", *columns]]
 
 
-def _with_judge(result: AnalysisResult) -> pd.DataFrame:
+def _with_judge(frame: pd.DataFrame, result: AnalysisResult) -> pd.DataFrame:
     """Return a main table with the judge of its harm scores; earlier versions named it among the arguments alone."""
-    frame, asked = result.tables["table"], result.arguments.get("evaluate")
+    asked = result.arguments.get("evaluate")
     judge = (asked if isinstance(asked, dict) else result.arguments).get("judge")
     return frame if "judge" in frame or not isinstance(judge, str) else frame.assign(judge=judge)
+
+
+def _with_drawn_energies(result: AnalysisResult) -> pd.DataFrame:
+    """Return an analysis's main table; of controls in closed form with a row for each energy that was drawn.
+
+    No model is made of such a draw, and none of a control in closed form: these draws are all that there are.
+    """
+    table, drawn = result.tables["table"], result.tables.get("draws")
+    if result.command != "project" or drawn is None or not {*REQUIRED_COLUMNS["project"]} <= {*drawn.columns}:
+        return table
+    has_draws = table["draw"].notna().groupby(table["subspace"]).transform("any")
+    closed = set(table.loc[~has_draws, "subspace"])
+    rows = drawn[drawn["subspace"].isin(closed)]
+    return table if rows.empty else pd.concat([table, rows.reindex(columns=table.columns)], ignore_index=True)
 
 
 def _named(frame: pd.DataFrame, command: str, columns: Mapping[str, str], known: KnownModels) -> pd.DataFrame:
