@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from support.tiny import save_tiny_model
 
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.algebra.statistics import clustered_error, unanimous_error
-from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.analysis.steer.command import BasisSource, steer
 from safety_subspaces.analysis.steer.selectivity import Dose, selectivity
 from safety_subspaces.analysis.subspace.command import subspace

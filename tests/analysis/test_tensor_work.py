@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.tiny_checkpoints import save_llama, save_perturbed
 
-from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.analysis.atlas.command import atlas
 from safety_subspaces.analysis.overlap.command import overlap
 from safety_subspaces.analysis.project.command import project

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
+from safety_subspaces.algebra.choices import Side
 from safety_subspaces.algebra.factors import check_orthonormal
-from safety_subspaces.algebra.subspace import Side
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.tensors import StoredTensors, TensorFile, stream_tensors
 

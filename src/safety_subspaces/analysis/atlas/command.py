@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from safety_subspaces.algebra.audit import summarise_audit
-from safety_subspaces.algebra.subspace import RankRule, Side
+from safety_subspaces.algebra.choices import RankRule, Side
 from safety_subspaces.analysis.atlas.conclusions import conclude
 from safety_subspaces.analysis.atlas.measures import tensor_table
 from safety_subspaces.analysis.atlas.summary import summarise

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from safety_subspaces.algebra.projection import Controls, Method, of_chance
-from safety_subspaces.algebra.subspace import RankRule, SubspaceKind
+from safety_subspaces.algebra.choices import Controls, Method, RankRule, SubspaceKind
+from safety_subspaces.algebra.projection import of_chance
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import check_labels
 from safety_subspaces.evaluation.settings import EvaluationSettings

@@ -9,8 +9,8 @@ import pandas as pd
 import torch
 
 from safety_subspaces.algebra.audit import summarise_audit
-from safety_subspaces.algebra.projection import Controls, Method, Projection, list_projections, of_chance
-from safety_subspaces.algebra.subspace import SubspaceKind
+from safety_subspaces.algebra.choices import Controls, Method, SubspaceKind
+from safety_subspaces.algebra.projection import Projection, list_projections, of_chance
 from safety_subspaces.analysis.project.checks import check_arguments, check_basis, check_models
 from safety_subspaces.analysis.project.tables import (
     Sweep,

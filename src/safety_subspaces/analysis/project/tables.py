@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 
-from safety_subspaces.algebra.projection import Method, Projection
-from safety_subspaces.algebra.subspace import SubspaceKind
+from safety_subspaces.algebra.choices import Method, SubspaceKind
+from safety_subspaces.algebra.projection import Projection
 from safety_subspaces.analysis.work import Record
 from safety_subspaces.weights.names import layer_of, type_of
 

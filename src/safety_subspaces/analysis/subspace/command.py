@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from safety_subspaces.algebra.audit import summarise_audit
+from safety_subspaces.algebra.choices import RankRule, Side
 from safety_subspaces.algebra.factors import Factors, drawn_factors, haar_basis
-from safety_subspaces.algebra.subspace import RankRule, Side, random_order, seeded_generator
+from safety_subspaces.algebra.subspace import choose_rank, random_order, seeded_generator
 from safety_subspaces.algebra.update import Update
 from safety_subspaces.analysis.work import (
     Record,
@@ -69,7 +70,7 @@ class SubspaceTensor:
         update = open_update(*pair, name).to(device).on_side(self.side)
         rows, columns = update.matrix_shape
         factors = update.factors()
-        choice = self.rank.choose(factors, columns)
+        choice = choose_rank(self.rank, factors, columns)
         noise = sum(stored_rounding(checkpoint, name) for checkpoint in pair)
         audit = audit_row(name, factors.singular_values, noise, (rows, columns), ranks=[choice.rank])
         row = {"tensor": name, "rank": choice.rank, "rank_wanted": choice.wanted, "energy": float("nan")}

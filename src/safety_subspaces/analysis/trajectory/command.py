@@ -8,10 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.algebra.eigen import rank_of_energy
 from safety_subspaces.algebra.factors import left_factors
 from safety_subspaces.algebra.path import ChangePoints, find_change_points
-from safety_subspaces.algebra.subspace import RankRule, top_basis
+from safety_subspaces.algebra.subspace import top_basis
 from safety_subspaces.analysis.trajectory.figure import draw_trajectory
 from safety_subspaces.analysis.trajectory.inputs import (
     Alignment,
