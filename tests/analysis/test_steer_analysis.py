@@ -10,7 +10,8 @@ from support.tiny import save_tiny_model
 
 from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.algebra.statistics import clustered_error, unanimous_error
-from safety_subspaces.analysis.steer.command import BasisSource, steer
+from safety_subspaces.analysis.steer.choices import BasisSource
+from safety_subspaces.analysis.steer.command import steer
 from safety_subspaces.analysis.steer.selectivity import Dose, selectivity
 from safety_subspaces.analysis.subspace.command import subspace
 from safety_subspaces.artefacts.errors import InputError

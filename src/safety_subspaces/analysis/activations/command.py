@@ -27,8 +27,9 @@ from safety_subspaces.evaluation.prompt_sets import FEWEST_PROMPTS, files_of, re
 from safety_subspaces.language.examples import CHAT, PromptFormat, PromptItem, groups_of
 from safety_subspaces.language.model import load_language_model
 from safety_subspaces.language.prompting import encode_prompt
-from safety_subspaces.states.capture import POSITIONS, Position, Site, check_models
+from safety_subspaces.states.capture import check_models
 from safety_subspaces.states.captured import CaptureSettings, captured
+from safety_subspaces.states.choices import POSITIONS, Position, Site
 from safety_subspaces.states.matching import match_prompts
 
 COLUMNS = (

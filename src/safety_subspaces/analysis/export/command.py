@@ -16,7 +16,8 @@ from safety_subspaces.artefacts.provenance import sha256_of_value
 from safety_subspaces.artefacts.trust import SUITE
 from safety_subspaces.constraint.held import LEAKAGE_FILE
 from safety_subspaces.training.checkpoints import flaw_of
-from safety_subspaces.training.export import ExportType, export_model
+from safety_subspaces.training.choices import ExportType
+from safety_subspaces.training.export import export_model
 from safety_subspaces.training.modules.base import LanguageModelModule
 from safety_subspaces.training.resume_state import read_sharded_weights, read_state, restricted_pickles
 from safety_subspaces.training.run_folder import latest_checkpoint

@@ -14,10 +14,9 @@ from safety_subspaces.algebra.statistics import Groupings, fewest_groups
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.rates import SHARE, Estimate, estimate
 from safety_subspaces.language.examples import PromptItem, groupings_of, groups_of
+from safety_subspaces.states.choices import Erasure, ProbeKind
 from safety_subspaces.states.probes import (
-    Erasure,
     Predictions,
-    ProbeKind,
     area_under_curve,
     auc_with_error,
     control_labels,

@@ -15,8 +15,9 @@ from safety_subspaces.artefacts.results import ResultFolder, recorded
 from safety_subspaces.evaluation.prompt_sets import files_of, read_sets
 from safety_subspaces.language.examples import CHAT, PromptFormat
 from safety_subspaces.language.model import load_language_model
-from safety_subspaces.states.capture import Position, Site, check_layers, check_models, prompt_states
-from safety_subspaces.states.probes import Erasure, ProbeKind, tells_nothing
+from safety_subspaces.states.capture import check_layers, check_models, prompt_states
+from safety_subspaces.states.choices import Erasure, Position, ProbeKind, Site
+from safety_subspaces.states.probes import tells_nothing
 
 logger = logging.getLogger(__name__)
 SAME_STATES = "all prompts have the same state here, but for rounding"

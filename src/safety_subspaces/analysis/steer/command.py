@@ -16,16 +16,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from safety_subspaces.analysis.steer.plan import (
-    BasisSource,
-    DirectionKind,
-    InterventionKind,
-    Point,
-    list_points,
-    make_directions,
-    planned,
-    read_basis,
-)
+from safety_subspaces.analysis.steer.choices import BasisSource, DirectionKind, InterventionKind
+from safety_subspaces.analysis.steer.plan import Point, list_points, make_directions, planned, read_basis
 from safety_subspaces.analysis.steer.selectivity import Cost, Dose, scores_of, selectivity
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder, check_labels, recorded
@@ -37,7 +29,7 @@ from safety_subspaces.evaluation.settings import EvaluationSettings
 from safety_subspaces.language.examples import Example, PromptItem, groupings_of
 from safety_subspaces.language.model import check_model_path, count_blocks, load_language_model
 from safety_subspaces.language.prompting import Encoder
-from safety_subspaces.states.capture import Position
+from safety_subspaces.states.choices import Position
 from safety_subspaces.states.directions import Direction
 from safety_subspaces.states.steering import Ablation, Intervention, ablate_weights, ablated, steered
 
