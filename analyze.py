@@ -12,7 +12,6 @@ from safety_subspaces import command_line
 if __name__ == "__main__":
     command_line.begin()  # before the imports, which take seconds
 
-import pandas as pd
 from jsonargparse import ArgumentParser, Namespace, auto_cli
 
 from safety_subspaces.artefacts.trust import check_trust, without_plugin_folders
@@ -45,7 +44,6 @@ def main() -> None:
     if len(sys.argv) == 1:
         sys.argv.append("--help")
         print(TRY, end="\n\n")
-    # A report takes a second to start, what loads models several: only what is asked for is imported.
     asked, *options = without_plugin_folders(sys.argv[1:])
     names = command_line.ANALYSES.names() if asked.startswith("-") else [asked]
     commands = {name.rpartition(".")[2]: command_line.ANALYSES.load(name) for name in names}
@@ -54,7 +52,8 @@ def main() -> None:
     result = auto_cli(
         commands, args=arguments, parser_class=AnalyzeParser, parser_mode=command_line.PARSER_MODE, as_positional=False
     )
-    if isinstance(result, pd.DataFrame):
+    pandas = sys.modules.get("pandas")  # a result is a table only where it was imported
+    if pandas and isinstance(result, pandas.DataFrame):
         rows = result.head(ROWS_SHOWN)
         print(rows.to_string(index=False, float_format="%.4g", line_width=160, max_colwidth=CELL_CHARACTERS))
         if len(result) > ROWS_SHOWN:

@@ -15,8 +15,7 @@ from support.tiny_checkpoints import edit, save_adapter, save_llama, save_pertur
 
 from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.analysis.overlap import tensors as overlap_tensors
-from safety_subspaces.analysis.overlap.command import overlap
-from safety_subspaces.analysis.overlap.tensors import CovarianceUpdate
+from safety_subspaces.analysis.overlap.command import CovarianceUpdate, overlap
 from safety_subspaces.analysis.subspace.command import subspace
 from safety_subspaces.artefacts.errors import InputError
 

@@ -98,9 +98,7 @@ def test_one_basis_of_a_subspace_file_is_steered_along_and_ablated_weights_are_w
     ],
 )
 def test_bad_input_is_refused_before_a_model_runs(model, tmp_path, monkeypatch, changed, message) -> None:
-    monkeypatch.setattr(
-        "safety_subspaces.analysis.steer.command.load_language_model", lambda *_, **__: pytest.fail("loaded")
-    )
+    monkeypatch.setattr("safety_subspaces.language.model.load_language_model", lambda *_, **__: pytest.fail("loaded"))
     arguments = {"models": {"one": model}, "prompts": SETS, "out": str(tmp_path / "out"), **QUICK, **changed}
     with pytest.raises(InputError, match=message):
         steer(**arguments)

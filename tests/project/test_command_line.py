@@ -4,7 +4,21 @@ import json
 from pathlib import Path
 
 import pytest
-from support.tiny import ANALYZE, TRAIN, run_command
+from support.tiny import ANALYZE, ROOT, TRAIN, run_command
+
+from safety_subspaces.command_line import ANALYSES
+
+# What a help text need not wait for.
+HEAVY = ("torch", "transformers", "pandas", "scipy", "sklearn", "lightning", "deepspeed")
+HELP = """
+import runpy, sys
+sys.path.insert(0, ".")
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as ended:
+    print("imported:", *(name for name in {heavy} if name in sys.modules))
+    raise
+"""
 
 BOMB = "k0: &k0 [x, x]\n" + "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 9)}]\n" for n in range(1, 12))
 WRONG = {
@@ -29,3 +43,14 @@ def test_a_wrong_configuration_ends_with_one_message(tmp_path: Path, command: tu
     assert done.returncode == 2, done.stderr[-2000:]
     assert "error: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["", *ANALYSES.names()])
+def test_a_help_text_of_an_analysis_waits_for_no_library(name: str) -> None:
+    program = (
+        f"import sys; sys.argv = {[str(ANALYZE), *([name] if name else []), '--help']}\n{HELP.format(heavy=HEAVY)}"
+    )
+    done = run_command("-c", program, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: analyze.py")
+    assert done.stdout.endswith("imported:\n")

@@ -8,9 +8,8 @@ from contextlib import ExitStack
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import yaml
 
 from safety_subspaces.artefacts.errors import InputError
@@ -27,6 +26,9 @@ from safety_subspaces.artefacts.files import (
 from safety_subspaces.artefacts.provenance import check_unchanged, describe_all, peak_memory_bytes, provenance
 from safety_subspaces.artefacts.secrets import without_secrets
 from safety_subspaces.artefacts.text import as_cell, encodable, map_texts, shown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Parameters that say where a result goes and what works on it; what it is does not depend on them.
 NOT_RECORDED = ("out", "overwrite", "workers", "devices", "num_nodes")
@@ -126,7 +128,7 @@ class ResultFolder:
             )
         check_free(self.out, self._overwrite)
 
-    def write_table(self, frame: pd.DataFrame, name: str = "table") -> None:
+    def write_table(self, frame: "pd.DataFrame", name: str = "table") -> None:
         """Write a table as ``<name>.parquet``, and as ``<name>.csv`` with no text that a spreadsheet would run."""
         frame = map_texts(frame, encodable)
         frame.to_parquet(self.folder / f"{name}.parquet", index=False)

@@ -1,22 +1,15 @@
 """``analyze.py evaluate``: the behaviour of any number of models on the same prompts."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
-import torch
-from tqdm import tqdm
-
-from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder
-from safety_subspaces.evaluation.behaviour import build_evaluator
-from safety_subspaces.evaluation.endpoint.served import ServedModel, is_served
-from safety_subspaces.evaluation.prompt_sets import files_of
 from safety_subspaces.evaluation.settings import EndpointSettings, EvaluationSettings
-from safety_subspaces.language.model import check_model_path, load_config, load_language_model, load_tokenizer
-from safety_subspaces.language.prompting import CHAT
+from safety_subspaces.language.examples import CHAT
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def evaluate(
@@ -36,7 +29,7 @@ def evaluate(
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     device: str = "auto",
     overwrite: bool = False,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Measure utility, harm, over-refusal and the refusal margin of each model by greedy generation.
 
     Writes ``table`` (one row a model) and ``generations.jsonl`` (every answer with its score). Each measure has its
@@ -72,9 +65,18 @@ def evaluate(
         InputError: A model or prompt file that is missing, an endpoint that does not answer or a key that is missing,
             what may cost more than ``max_cost``, or an ``out`` that is occupied. Nothing was computed then.
     """
+    import pandas as pd
+    import torch
+    from tqdm import tqdm
+
+    from safety_subspaces.analysis.evaluate.run import endpoints_of
+    from safety_subspaces.evaluation.behaviour import build_evaluator
+    from safety_subspaces.evaluation.prompt_sets import files_of
+    from safety_subspaces.language.model import load_config, load_language_model, load_tokenizer
+
     asked = (prompts, split, judge, template, max_new_tokens, batch_size, limit)
     settings = EvaluationSettings(*asked, judge_args or {}, template_args or {}, control_tokens)
-    endpoints = _served(models, served, settings)
+    endpoints = endpoints_of(models, served, settings)
     evaluator = build_evaluator(settings)
     arguments = {"models": models, **asdict(settings), "dtype": dtype, "device": device}
     arguments |= {"served": asdict(served)} if served else {}
@@ -102,19 +104,3 @@ def evaluate(
         folder.write_table(table)
         folder.summary = {"prompts": evaluator.prompts.name, "judge": judge, "rows": rows}
     return table
-
-
-def _served(
-    models: Mapping[str, str], served: EndpointSettings | None, settings: EvaluationSettings
-) -> dict[str, ServedModel]:
-    """Check every model's name, and return those behind an endpoint."""
-    if not models:
-        raise InputError("no model given; say --models.<label>=<path>, once or more")
-    endpoints = {}
-    for label, path in models.items():
-        if is_served(path):
-            access = served or EndpointSettings()
-            endpoints[label] = ServedModel(path, access, settings.template, settings.max_new_tokens)
-        else:
-            check_model_path(path)
-    return endpoints
