@@ -14,7 +14,9 @@ if __name__ == "__main__":
 
 from jsonargparse import ArgumentParser, Namespace, auto_cli
 
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.trust import check_trust, without_plugin_folders
+from safety_subspaces.command_line.refusals import refuse
 
 ROWS_SHOWN = 40
 CELL_CHARACTERS = 200
@@ -35,8 +37,10 @@ class AnalyzeParser(ArgumentParser):
         return parsed
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End with a message."""
-        super().error(command_line.explained(message), ex)
+        """End with a few lines; a parser of a class inside this one raises."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        refuse(self, message, ex, sys.argv)
 
 
 def main() -> None:
@@ -46,7 +50,11 @@ def main() -> None:
         print(TRY, end="\n\n")
     asked, *options = without_plugin_folders(sys.argv[1:])
     names = command_line.ANALYSES.names() if asked.startswith("-") else [asked]
-    commands = {name.rpartition(".")[2]: command_line.ANALYSES.load(name) for name in names}
+    try:
+        commands = {name.rpartition(".")[2]: command_line.ANALYSES.load(name) for name in names}
+    except InputError as error:
+        error.add_note("help: python analyze.py --help")
+        raise
     command_line.configure()
     arguments = [asked if asked.startswith("-") else next(iter(commands)), *options]
     result = auto_cli(

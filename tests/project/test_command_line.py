@@ -1,6 +1,7 @@
 """A configuration that is wrong, or made to do harm, ends both entry points with one message, soon."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -53,4 +54,30 @@ def test_a_help_text_of_an_analysis_waits_for_no_library(name: str) -> None:
     done = run_command("-c", program, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: analyze.py")
+    assert done.stdout.endswith("imported:\n")
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])
+def test_a_help_text_of_training_is_that_of_all_that_is_imported(subcommand: str) -> None:
+    """What stands in for the libraries changes nothing but which subclasses are known."""
+    alone = run_command(TRAIN, subcommand, "--help", new_interpreter=True)
+    among_all = run_command(TRAIN, subcommand, "--help")
+    assert alone.returncode == among_all.returncode == 0, alone.stderr
+    assert alone.stderr == ""
+    for name in (
+        "callbacks.SubspaceProjection",
+        "modules.SupervisedFineTuning",
+        "data.OrganismData",
+        "torch.optim.AdamW",
+    ):
+        assert name in alone.stdout
+    texts = [re.sub(r"known subclasses: [^)]*", "", " ".join(done.stdout.split())) for done in (alone, among_all)]
+    assert texts[0] == texts[1]
+
+
+def test_a_help_text_of_training_waits_for_no_library_that_only_a_run_needs() -> None:
+    spared = ("transformers.modeling_utils", "pandas.core", "scipy.stats", "sklearn.base", "deepspeed", "sympy")
+    program = f"import sys; sys.argv = {[str(TRAIN), 'fit', '--help']}\n{HELP.format(heavy=spared)}"
+    done = run_command("-c", program, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("imported:\n")
