@@ -50,6 +50,24 @@ def check_labels(labels: Iterable[str]) -> None:
             raise InputError(f"label {label!r} names a folder and rows of tables; expected letters, digits, - and _")
 
 
+def check_result_free(out: str | Path, command: str, overwrite: bool) -> None:
+    """Check that a folder of results may be made; ``overwrite`` lets an earlier one of that subcommand be replaced.
+
+    Raises:
+        InputError: ``out`` is occupied and ``overwrite`` is false, or holds something else.
+    """
+    clear_leavings(Path(out))
+    if not is_occupied(Path(out)):
+        return
+    earlier = Path(out) / RESULT_FILE
+    if not earlier.is_file() or read_json(earlier).get("analysis") != command:
+        raise InputError(
+            f"{out} holds something else than an earlier result of {command}, which is never replaced; "
+            "choose another folder"
+        )
+    check_free(Path(out), overwrite)
+
+
 class ResultFolder:
     """A context that collects one subcommand's results and publishes them whole, or not at all.
 
@@ -112,21 +130,8 @@ class ResultFolder:
         self.folder = self.out
 
     def check_free(self) -> None:
-        """Check that the folder may be made: ``overwrite`` lets an earlier result of this subcommand be replaced.
-
-        Raises:
-            InputError: ``out`` is occupied and ``overwrite`` is false, or holds something else.
-        """
-        clear_leavings(self.out)
-        if not is_occupied(self.out):
-            return
-        earlier = self.out / RESULT_FILE
-        if not earlier.is_file() or read_json(earlier).get("analysis") != self._command:
-            raise InputError(
-                f"{self.out} holds something else than an earlier result of {self._command}, which is never replaced; "
-                "choose another folder"
-            )
-        check_free(self.out, self._overwrite)
+        """Check that the folder may be made, as :func:`check_result_free`."""
+        check_result_free(self.out, self._command, self._overwrite)
 
     def write_table(self, frame: "pd.DataFrame", name: str = "table") -> None:
         """Write a table as ``<name>.parquet``, and as ``<name>.csv`` with no text that a spreadsheet would run."""

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from safety_subspaces.algebra.factors import Factors, left_factors
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.language.examples import CHAT_FORMAT, PromptFormat
-from safety_subspaces.language.model import check_model_path, count_blocks, evaluating, input_device
+from safety_subspaces.language.model import count_blocks, evaluating, input_device
+from safety_subspaces.language.model_paths import check_model_path
 from safety_subspaces.language.prompting import check_room, check_template, encode_prompt, pad_batch, padding_id
 from safety_subspaces.states.choices import POSITIONS, Position, Site
 from safety_subspaces.states.stream import parts_of

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from safety_subspaces.artefacts.results import ResultFolder, recorded
+from safety_subspaces.artefacts.results import ResultFolder, check_result_free, recorded
 from safety_subspaces.language.examples import CHAT, PromptFormat, groups_of
+from safety_subspaces.language.model_paths import check_there
 from safety_subspaces.states.choices import Position, Site
 
 if TYPE_CHECKING:
@@ -96,6 +97,8 @@ def activations(
     started = time.monotonic()
     positions: tuple[Position, ...] = (position,) if isinstance(position, str) else tuple(position)
     arguments["position"] = list(positions)
+    check_there(*models.values())
+    check_result_free(out, "activations", overwrite)
 
     import pandas as pd
     import torch

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from safety_subspaces.algebra.choices import Side
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.results import ResultFolder, recorded
+from safety_subspaces.artefacts.results import ResultFolder, check_result_free, recorded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,6 +84,7 @@ def atlas(
     arguments = recorded(locals())
     started = time.monotonic()
     _check_bootstrap(sides, bootstrap, seed)
+    check_result_free(out, "atlas", overwrite)
 
     import pandas as pd
 

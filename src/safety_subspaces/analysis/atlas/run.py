@@ -7,10 +7,10 @@ from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.analysis.atlas.tensors import ALIGNMENT, Choice, SeedModels
 from safety_subspaces.analysis.work import Record
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.language.model_paths import check_distinct
 from safety_subspaces.weights.checkpoint import Checkpoint
 from safety_subspaces.weights.compatibility import (
     check_compatible,
-    check_distinct,
     coverage,
 )
 from safety_subspaces.weights.delta import warn_of_foreign_bases
@@ -97,7 +97,7 @@ def check_models(models: Sequence[SeedModels], opened: Mapping[str, Checkpoint])
     check_compatible(origin, *(checkpoint for checkpoint in opened.values() if checkpoint is not origin))
     for one in models:
         labelled = {label: opened[path] for label, path in one.tuned.items()}
-        check_distinct(opened[one.base], opened[one.aligned], labelled)
+        check_distinct(one.base, one.aligned, one.tuned)
         warn_of_foreign_bases(opened[one.aligned], labelled)
     return origin
 

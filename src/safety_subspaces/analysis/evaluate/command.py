@@ -4,9 +4,10 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
-from safety_subspaces.artefacts.results import ResultFolder
+from safety_subspaces.artefacts.results import ResultFolder, check_result_free
 from safety_subspaces.evaluation.settings import EndpointSettings, EvaluationSettings
 from safety_subspaces.language.examples import CHAT
+from safety_subspaces.language.model_paths import check_there
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,6 +66,9 @@ def evaluate(
         InputError: A model or prompt file that is missing, an endpoint that does not answer or a key that is missing,
             what may cost more than ``max_cost``, or an ``out`` that is occupied. Nothing was computed then.
     """
+    check_there(*models.values())
+    check_result_free(out, "evaluate", overwrite)
+
     import pandas as pd
     import torch
     from tqdm import tqdm

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.endpoint.served import ServedModel, is_served
 from safety_subspaces.evaluation.settings import EndpointSettings, EvaluationSettings
-from safety_subspaces.language.model import check_model_path
+from safety_subspaces.language.model_paths import check_model_path
 
 
 def endpoints_of(

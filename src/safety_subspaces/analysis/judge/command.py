@@ -3,7 +3,7 @@
 import json
 from typing import TYPE_CHECKING, Any
 
-from safety_subspaces.artefacts.results import ResultFolder
+from safety_subspaces.artefacts.results import ResultFolder, check_result_free
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +43,8 @@ def judge(
         InputError: A file that is missing or lacks a field, a judge that cannot be reached or might cost more than
             max_cost, an out that is occupied. Nothing was sent then.
     """
+    check_result_free(out, "judge", overwrite)
+
     import pandas as pd
 
     from safety_subspaces.analysis.judge.run import agreements, cells_of, item_of, judge_all, read_answers, row_of

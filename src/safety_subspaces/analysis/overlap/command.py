@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.results import ResultFolder, recorded
+from safety_subspaces.artefacts.results import ResultFolder, check_result_free, recorded
+from safety_subspaces.language.model_paths import check_there
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,6 +104,8 @@ def overlap(
     started = time.monotonic()
     _check_arguments(updates, floors, unrelated, energies, controls)
     third = _covariance_pair(covariance, reference, updates)
+    check_there(reference, *updates.values())
+    check_result_free(out, "overlap", overwrite)
 
     import pandas as pd
 

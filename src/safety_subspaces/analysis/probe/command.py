@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.results import ResultFolder, recorded
+from safety_subspaces.artefacts.results import ResultFolder, check_result_free, recorded
 from safety_subspaces.language.examples import CHAT, PromptFormat
+from safety_subspaces.language.model_paths import check_there
 from safety_subspaces.states.choices import Erasure, Position, ProbeKind, Site
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ def probe(
     _check_arguments(models, prompts, positive, probes, erasures, folds, controls, learning_shares)
     if split_by not in ("group", "source") or batch_size < 1:
         raise InputError(f"split_by {split_by!r}, batch_size {batch_size}: expected group or source, and at least 1")
+    check_there(*models.values())
+    check_result_free(out, "probe", overwrite)
 
     import pandas as pd
     import torch

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from safety_subspaces.algebra.choices import Controls, Method, SubspaceKind
-from safety_subspaces.artefacts.results import ResultFolder, recorded
+from safety_subspaces.artefacts.results import ResultFolder, check_result_free, recorded
 from safety_subspaces.evaluation.settings import EvaluationSettings
+from safety_subspaces.language.model_paths import check_distinct, check_there
+from safety_subspaces.weights.subspace_path import check_subspace_there
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,6 +95,11 @@ def project(
     """
     arguments = recorded(locals())
     started = time.monotonic()
+    check_there(base, aligned, *tuned.values())
+    if basis is not None:
+        check_subspace_there(basis)
+    check_distinct(base, aligned, tuned)
+    check_result_free(out, "project", overwrite)
 
     import pandas as pd
 
@@ -113,7 +120,6 @@ def project(
     from safety_subspaces.analysis.work import Workers, factorisation_cost, unfinished_work, work_through
     from safety_subspaces.weights.compatibility import (
         check_compatible,
-        check_distinct,
         compared_names,
         coverage,
         select_tensors,
@@ -127,7 +133,6 @@ def project(
     models = {path: open_checkpoint(path) for path in dict.fromkeys((base, aligned, *tuned.values()))}
     labelled = {label: models[path] for label, path in tuned.items()}
     check_compatible(models[aligned], models[base], *labelled.values(), tensors=tensors)
-    check_distinct(models[base], models[aligned], labelled)
     names = select_tensors(compared_names(models[aligned], models[base], *labelled.values()), tensors)
     if basis is not None:
         check_basis(basis, models[aligned], names, fractions)

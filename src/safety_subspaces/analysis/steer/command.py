@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safety_subspaces.analysis.steer.choices import BasisSource, DirectionKind, InterventionKind
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.results import ResultFolder, recorded
+from safety_subspaces.artefacts.results import ResultFolder, check_result_free, recorded
 from safety_subspaces.evaluation.settings import EvaluationSettings
 from safety_subspaces.language.examples import groupings_of
+from safety_subspaces.language.model_paths import check_there
 from safety_subspaces.states.choices import Position
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ def steer(
     settings = evaluate or EvaluationSettings()
     arguments["evaluate"] = asdict(settings)
     _check_doses(directions, interventions, strengths, angles_radians, random_draws, (utility_loss, nats_added))
+    check_there(*models.values())
+    check_result_free(out, "steer", overwrite)
 
     import numpy as np
     import pandas as pd

@@ -18,7 +18,8 @@ from safety_subspaces.artefacts.results import check_labels
 from safety_subspaces.evaluation.behaviour import BehaviourEvaluator, BehaviourResult
 from safety_subspaces.evaluation.margin import log_probabilities
 from safety_subspaces.language.examples import Example, PromptItem, groupings_of
-from safety_subspaces.language.model import check_model_path, count_blocks, load_language_model
+from safety_subspaces.language.model import count_blocks, load_language_model
+from safety_subspaces.language.model_paths import check_model_path
 from safety_subspaces.language.prompting import Encoder
 from safety_subspaces.states.directions import Direction
 from safety_subspaces.states.steering import Ablation, Intervention, ablate_weights, ablated, steered

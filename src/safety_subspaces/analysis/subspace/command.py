@@ -8,6 +8,7 @@ from safety_subspaces.algebra.choices import RankRule, Selection, Side
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import clear_leavings
 from safety_subspaces.artefacts.provenance import describe_input, provenance
+from safety_subspaces.language.model_paths import check_distinct, check_there
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +62,8 @@ def subspace(
     clear_leavings(target)
     if target.exists() and not overwrite:
         raise InputError(f"{out} exists and is not written over; choose another name, or say --overwrite true")
+    check_there(base, aligned)
+    check_distinct(base, aligned, {})
 
     import pandas as pd
 
@@ -70,7 +73,6 @@ def subspace(
     from safety_subspaces.artefacts.tensors import StoredTensors, TensorFile
     from safety_subspaces.weights.compatibility import (
         check_compatible,
-        check_distinct,
         compared_names,
         coverage,
         select_tensors,
@@ -81,7 +83,6 @@ def subspace(
     pool = Workers(workers, devices, num_nodes)
     models = {"base": open_checkpoint(base), "aligned": open_checkpoint(aligned)}
     check_compatible(models["aligned"], models["base"], tensors=tensors)
-    check_distinct(models["base"], models["aligned"], {})
     names = select_tensors(compared_names(models["aligned"], models["base"]), tensors)
     chosen: dict[str, Any] = {
         "rank": vars(rank),

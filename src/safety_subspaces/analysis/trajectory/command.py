@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.results import ResultFolder, recorded
+from safety_subspaces.artefacts.results import ResultFolder, check_result_free, recorded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,6 +67,7 @@ def trajectory(
     rank, others = rank or RANK, others or {}
     arguments = recorded(locals())
     _check_arguments(energy, draws)
+    check_result_free(out, "trajectory", overwrite)
 
     from safety_subspaces.analysis.trajectory.figure import draw_trajectory
     from safety_subspaces.analysis.trajectory.inputs import OtherUpdates, open_alignment, open_run

@@ -6,7 +6,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.results import ResultFolder
+from safety_subspaces.artefacts.results import ResultFolder, check_result_free
+from safety_subspaces.language.model_paths import check_there
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,13 +73,16 @@ def utility(
     """
     if not models:
         raise InputError("no model given; say --models.<label>=<path>, once or more")
+    check_there(*models.values())
+    check_result_free(out, "utility", overwrite)
 
     import pandas as pd
     import torch
 
     from safety_subspaces.evaluation.harness.run import build_harness, harness_version
     from safety_subspaces.evaluation.harness.tasks import HarnessSettings, check_installed, task_files
-    from safety_subspaces.language.model import check_model_path, load_language_model, load_tokenizer
+    from safety_subspaces.language.model import load_language_model, load_tokenizer
+    from safety_subspaces.language.model_paths import check_model_path
 
     for path in models.values():
         check_model_path(path)
