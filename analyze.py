@@ -12,10 +12,11 @@ from safety_subspaces import command_line
 if __name__ == "__main__":
     command_line.begin()  # before the imports, which take seconds
 
-import pandas as pd
 from jsonargparse import ArgumentParser, Namespace, auto_cli
 
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.trust import check_trust, without_plugin_folders
+from safety_subspaces.command_line.refusals import refuse
 
 ROWS_SHOWN = 40
 CELL_CHARACTERS = 200
@@ -36,8 +37,10 @@ class AnalyzeParser(ArgumentParser):
         return parsed
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End with a message."""
-        super().error(command_line.explained(message), ex)
+        """End with a few lines; a parser of a class inside this one raises."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        refuse(self, message, ex, sys.argv)
 
 
 def main() -> None:
@@ -45,16 +48,20 @@ def main() -> None:
     if len(sys.argv) == 1:
         sys.argv.append("--help")
         print(TRY, end="\n\n")
-    # A report takes a second to start, what loads models several: only what is asked for is imported.
     asked, *options = without_plugin_folders(sys.argv[1:])
     names = command_line.ANALYSES.names() if asked.startswith("-") else [asked]
-    commands = {name.rpartition(".")[2]: command_line.ANALYSES.load(name) for name in names}
+    try:
+        commands = {name.rpartition(".")[2]: command_line.ANALYSES.load(name) for name in names}
+    except InputError as error:
+        error.add_note("help: python analyze.py --help")
+        raise
     command_line.configure()
     arguments = [asked if asked.startswith("-") else next(iter(commands)), *options]
     result = auto_cli(
         commands, args=arguments, parser_class=AnalyzeParser, parser_mode=command_line.PARSER_MODE, as_positional=False
     )
-    if isinstance(result, pd.DataFrame):
+    pandas = sys.modules.get("pandas")  # a result is a table only where it was imported
+    if pandas and isinstance(result, pandas.DataFrame):
         rows = result.head(ROWS_SHOWN)
         print(rows.to_string(index=False, float_format="%.4g", line_width=160, max_colwidth=CELL_CHARACTERS))
         if len(result) > ROWS_SHOWN:

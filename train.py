@@ -9,9 +9,11 @@ from typing import Any, NoReturn
 sys.path.insert(0, str(Path(__file__).parent / "src"))
 
 from safety_subspaces import command_line
+from safety_subspaces.command_line.stand_ins import spare_help
 
 if __name__ == "__main__":
     command_line.begin()  # before the imports, which take seconds
+    spare_help(sys.argv)
 
 import torch
 import yaml
@@ -21,8 +23,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks import RunBoard, RunGuard, RunRecord
-from safety_subspaces.artefacts.description import Role
+from safety_subspaces.artefacts.description import Role, check_inputs
 from safety_subspaces.artefacts.trust import check_trust, is_said
+from safety_subspaces.command_line.refusals import refuse
+from safety_subspaces.training.machine import check_accelerator
 from safety_subspaces.training.modules.base import LanguageModelModule
 from safety_subspaces.training.resume_state import RUN_PICKLES, read_state, restricted_pickles
 from safety_subspaces.training.run_folder import is_complete, latest_checkpoint, plan_run, trained_checkpoint
@@ -38,8 +42,10 @@ class TrainParser(LightningArgumentParser):
     """A parser that says how a class from elsewhere may be trusted."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End with a message."""
-        super().error(command_line.explained(message), ex)
+        """End with a few lines; a parser of a class inside this one raises."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        refuse(self, message, ex, sys.argv)
 
 
 class TrainCLI(LightningCLI):
@@ -68,6 +74,7 @@ class TrainCLI(LightningCLI):
         """Put the run's files into its folder."""
         check_trust(self.config.as_dict(), sys.argv)
         options = self.config[self.subcommand]
+        check_accelerator(options.trainer.accelerator, options.trainer.devices)
         options.trainer.default_root_dir = options.run_dir
         torch.set_num_threads(options.cpu_threads or torch.get_num_threads())
         if self.subcommand != "fit":  # measures the run's trained weights, and adds nothing to its events
@@ -101,6 +108,7 @@ class TrainCLI(LightningCLI):
             if plan.complete:
                 print(f"{options.run_dir} is already complete with this configuration")
                 sys.exit()
+            check_inputs(parts)
             next(callback for callback in self.trainer.callbacks if isinstance(callback, RunRecord)).begin(plan)
         if options.resume:
             found = latest_checkpoint(Path(options.run_dir)) if plan is None else plan.checkpoint

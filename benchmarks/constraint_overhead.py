@@ -18,7 +18,7 @@ import torch
 from side_by_side import bare_trainer, in_a_process, make_pair, turns
 
 from callbacks import SubspaceProjection
-from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.analysis.subspace.command import subspace
 from safety_subspaces.language.model import Pretrained
 from safety_subspaces.training.data import OrganismData

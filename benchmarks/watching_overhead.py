@@ -20,7 +20,7 @@ from side_by_side import bare_trainer, in_a_process, make_pair, turns
 
 from callbacks import ActivationOverlap, BehaviourProbe, WeightDeltaSnapshot
 from callbacks.watcher import Watcher
-from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.language.model import Pretrained
 from safety_subspaces.training.data import OrganismData
 from safety_subspaces.training.data.organism import CorpusContamination

@@ -18,7 +18,8 @@ from safety_subspaces.constraint.sharing import map_over_ranks
 from safety_subspaces.evaluation.prompt_sets import files_of, read_prompt_list
 from safety_subspaces.language.examples import CHAT, PromptFormat
 from safety_subspaces.language.prompting import check_template
-from safety_subspaces.states.capture import Position, Side, prompt_states, state_factors
+from safety_subspaces.states.capture import Side, prompt_states, state_factors
+from safety_subspaces.states.choices import Position
 from safety_subspaces.training.modules.base import LanguageModelModule
 
 SETS = ("first", "second")

@@ -7,7 +7,8 @@ import lightning as L
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.training.export import ExportType, export_model
+from safety_subspaces.training.choices import ExportType
+from safety_subspaces.training.export import export_model
 from safety_subspaces.training.modules.base import LanguageModelModule
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import lightning as L
 
-from safety_subspaces.algebra.subspace import RankRule, Side
+from safety_subspaces.algebra.choices import RankRule, Side
 from safety_subspaces.analysis.subspace.command import cached_subspace
 from safety_subspaces.artefacts.errors import InputError
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from callbacks.run_subspace import check_source, run_subspace_file
+from safety_subspaces.algebra.choices import RankRule, Side
 from safety_subspaces.algebra.factors import as_matrix
-from safety_subspaces.algebra.subspace import RankRule, Side
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import write_json
 from safety_subspaces.constraint.constrained import ConstrainedWeights, UpdateEnergies

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from callbacks.run_subspace import check_source, run_subspace_file
 from callbacks.watcher import Watcher, board_writers
+from safety_subspaces.algebra.choices import RankRule, Side
 from safety_subspaces.algebra.factors import left_factors
-from safety_subspaces.algebra.subspace import RankRule, Side
 from safety_subspaces.algebra.update import LEFT, DenseUpdate, Update
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import describe_input, provenance

@@ -35,7 +35,7 @@ def keep(name: str, folders: list[str]) -> None:
     """Read studies, and keep what the documents need of them."""
     sys.path.insert(0, str(ROOT / "src"))
     from safety_subspaces.artefacts.provenance import provenance
-    from safety_subspaces.report.command import read_page
+    from safety_subspaces.report.pages.studies import read_page
 
     page = read_page(folders)
     TABLES.mkdir(exist_ok=True)

@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.algebra.factors import left_factors, squared_norm
 from safety_subspaces.algebra.nulls import haar_energy_variance
 from safety_subspaces.algebra.subspace import (
-    RankRule,
+    choose_rank,
     energy_matched_rank,
     haar_triangle,
     is_sampled_without_basis,
@@ -39,28 +40,28 @@ def test_a_rule_is_exactly_one_number_in_range(given):
 @pytest.mark.parametrize(("fraction", "rank"), [(0.01, 1), (0.25, 2), (0.5, 5), (0.05, 1), (0.35, 4), (0.99, 10)])
 def test_fraction_rounds_half_to_even_and_is_at_least_one(fraction, rank):
     # 0.25 * 10 = 2.5 goes down to 2; 0.35 * 10 is 3.5 in floating point and goes up to 4
-    assert RankRule(fraction=fraction).choose(left_factors(gaussian(30, 10)), 10).rank == rank
+    assert choose_rank(RankRule(fraction=fraction), left_factors(gaussian(30, 10)), 10).rank == rank
 
 
 def test_rank_is_capped_at_the_numerical_rank_and_says_so():
     factors = left_factors(gaussian(30, 3) @ gaussian(3, 20))
     for rule in (RankRule(fraction=0.5), RankRule(count=10)):
-        choice = rule.choose(factors, 20)
+        choice = choose_rank(rule, factors, 20)
         assert (choice.rank, choice.wanted, choice.capped) == (3, 10, True)
-    assert not RankRule(energy=1.0).choose(factors, 20).capped
+    assert not choose_rank(RankRule(energy=1.0), factors, 20).capped
 
 
 def test_zero_matrix_has_rank_zero_under_every_rule():
     factors = left_factors(torch.zeros(6, 4))
     for rule in (RankRule(count=1), RankRule(fraction=0.5), RankRule(energy=0.9)):
-        assert rule.choose(factors, 4).rank == 0
+        assert choose_rank(rule, factors, 4).rank == 0
     assert top_basis(factors, 0).shape == (6, 0)
 
 
 @given(st.floats(0.01, 0.98), st.integers(1, 12), st.integers(1, 12))
 def test_rank_grows_with_the_fraction(fraction, rows, columns):
     factors = left_factors(gaussian(rows, columns))
-    here, there = (RankRule(fraction=f).choose(factors, columns).rank for f in (fraction, fraction + 0.01))
+    here, there = (choose_rank(RankRule(fraction=f), factors, columns).rank for f in (fraction, fraction + 0.01))
     assert 1 <= here <= there <= min(rows, columns)
 
 

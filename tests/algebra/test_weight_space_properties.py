@@ -12,11 +12,12 @@ from support import oracle
 from torch.testing import assert_close
 
 from safety_subspaces.algebra import blocks
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.algebra.factors import left_factors, singular_values, tall_factors
 from safety_subspaces.algebra.nulls import haar_energy_variance, random_k_energy_moments
 from safety_subspaces.algebra.overlap import mode_subspace_overlap
 from safety_subspaces.algebra.projection import Projection, TensorProjections, list_projections
-from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.algebra.subspace import choose_rank
 from safety_subspaces.algebra.update import DenseUpdate, FactorUpdate, StreamedUpdate
 
 KINDS = ("top", "random", "random-k", "random-energy")
@@ -245,7 +246,7 @@ def test_more_directions_keep_more_and_all_keep_what_the_column_space_holds(rows
         assert all(first <= second + ENERGY for first, second in pairwise(row))
         assert row[-1] <= DenseUpdate(update).energy() * (1 + ENERGY)
     left = left_vectors(matrix_with(rows, columns, seed))
-    full = RankRule(fraction=0.999).choose(projections.factors, columns).rank
+    full = choose_rank(RankRule(fraction=0.999), projections.factors, columns).rank
     if full == left.shape[1]:
         found = kept["u", Projection("top", 0.999, 0)].energy
         assert found == pytest.approx(

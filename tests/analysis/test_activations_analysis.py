@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from support.tiny import ANALYZE, run_command, save_tiny_model, tiny_source
 from transformers import T5Config
 
-from safety_subspaces.analysis.activations import command as module
-from safety_subspaces.analysis.activations.command import COLUMNS, activations
+from safety_subspaces.analysis.activations.command import activations
+from safety_subspaces.analysis.activations.run import COLUMNS
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.prompt_sets import read_prompt_list
 from safety_subspaces.language.model import load_language_model
@@ -207,7 +207,9 @@ def test_sets_that_share_prompts_are_refused_or_lose_them(models, tmp_path) -> N
 def test_an_occupied_folder_is_refused_before_anything_is_read(models, tmp_path, monkeypatch) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
-    monkeypatch.setattr(module, "load_language_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        "safety_subspaces.language.model.load_language_model", lambda *_, **__: pytest.fail("a model was loaded")
+    )
     with pytest.raises(InputError, match="holds something else"):
         activations(models, SETS, str(tmp_path / "out"), **QUICK)
 

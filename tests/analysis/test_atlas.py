@@ -20,10 +20,11 @@ from safety_subspaces.analysis.atlas.bootstrap import (
     interval,
     resample,
 )
-from safety_subspaces.analysis.atlas.command import atlas, expand_seeds
+from safety_subspaces.analysis.atlas.command import atlas
 from safety_subspaces.analysis.atlas.conclusions import MARGIN, conclude, kinds_of
 from safety_subspaces.analysis.atlas.measures import COLUMNS as TENSOR_COLUMNS
 from safety_subspaces.analysis.atlas.measures import ENERGY_KEPT, OVERLAP, beta_median
+from safety_subspaces.analysis.atlas.run import expand_seeds
 from safety_subspaces.analysis.atlas.summary import read_counts, summarise
 from safety_subspaces.analysis.atlas.tensors import AtlasTensor, Choice, SeedModels
 from safety_subspaces.analysis.overlap.command import overlap

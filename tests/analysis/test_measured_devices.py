@@ -20,7 +20,7 @@ def test_evaluate_and_project_take_a_gpu_where_there_is_one(tmp_path: Path, monk
         asked.append(device)
         return load_language_model(path, *arguments, device=device)
 
-    monkeypatch.setattr(evaluating, "load_language_model", load)
+    monkeypatch.setattr("safety_subspaces.language.model.load_language_model", load)
     monkeypatch.setattr(measuring, "load_language_model", load)
     base, aligned, tuned = (save_tiny_model(tmp_path / str(seed), seed) for seed in range(3))
     evaluating.evaluate({"base": base}, str(tmp_path / "evaluated"), limit=1, max_new_tokens=1)

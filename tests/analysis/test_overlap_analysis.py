@@ -13,10 +13,9 @@ from safetensors.torch import save_file
 from support import oracle
 from support.tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, weights_of
 
-from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.analysis.overlap import tensors as overlap_tensors
-from safety_subspaces.analysis.overlap.command import overlap
-from safety_subspaces.analysis.overlap.tensors import CovarianceUpdate
+from safety_subspaces.analysis.overlap.command import CovarianceUpdate, overlap
 from safety_subspaces.analysis.subspace.command import subspace
 from safety_subspaces.artefacts.errors import InputError
 

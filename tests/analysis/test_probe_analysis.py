@@ -100,9 +100,7 @@ def test_fewer_prompts_than_dimensions_are_said(model, tmp_path: Path, caplog) -
     ],
 )
 def test_bad_input_is_refused_before_a_model_runs(model, tmp_path, monkeypatch, changed, message) -> None:
-    monkeypatch.setattr(
-        "safety_subspaces.analysis.probe.command.load_language_model", lambda *_, **__: pytest.fail("loaded")
-    )
+    monkeypatch.setattr("safety_subspaces.language.model.load_language_model", lambda *_, **__: pytest.fail("loaded"))
     arguments = {"models": {"one": model}, "prompts": SETS, "out": str(tmp_path / "out"), **QUICK, **changed}
     with pytest.raises(InputError, match=message):
         probe(**arguments)

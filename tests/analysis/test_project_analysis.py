@@ -13,7 +13,7 @@ from support.tiny import save_tiny_model
 from support.tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, weights_of, write_checkpoint
 from torch.testing import assert_close
 
-from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.algebra.update import DenseUpdate
 from safety_subspaces.analysis.project.command import project
 from safety_subspaces.analysis.subspace.command import subspace

@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from support.tiny import save_tiny_model
 
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.algebra.statistics import clustered_error, unanimous_error
-from safety_subspaces.algebra.subspace import RankRule
-from safety_subspaces.analysis.steer.command import BasisSource, steer
+from safety_subspaces.analysis.steer.choices import BasisSource
+from safety_subspaces.analysis.steer.command import steer
 from safety_subspaces.analysis.steer.selectivity import Dose, selectivity
 from safety_subspaces.analysis.subspace.command import subspace
 from safety_subspaces.artefacts.errors import InputError
@@ -97,9 +98,7 @@ def test_one_basis_of_a_subspace_file_is_steered_along_and_ablated_weights_are_w
     ],
 )
 def test_bad_input_is_refused_before_a_model_runs(model, tmp_path, monkeypatch, changed, message) -> None:
-    monkeypatch.setattr(
-        "safety_subspaces.analysis.steer.command.load_language_model", lambda *_, **__: pytest.fail("loaded")
-    )
+    monkeypatch.setattr("safety_subspaces.language.model.load_language_model", lambda *_, **__: pytest.fail("loaded"))
     arguments = {"models": {"one": model}, "prompts": SETS, "out": str(tmp_path / "out"), **QUICK, **changed}
     with pytest.raises(InputError, match=message):
         steer(**arguments)

@@ -7,7 +7,7 @@ from support import oracle
 from support.tiny_checkpoints import edit, save_adapter, save_llama, save_perturbed, weights_of
 from torch.testing import assert_close
 
-from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.analysis.subspace.command import subspace
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.weights.subspace_file import read_subspace

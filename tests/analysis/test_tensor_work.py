@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.tiny_checkpoints import save_llama, save_perturbed
 
-from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.analysis.atlas.command import atlas
 from safety_subspaces.analysis.overlap.command import overlap
 from safety_subspaces.analysis.project.command import project
@@ -200,7 +200,7 @@ def test_what_a_batch_job_left_in_the_environment_makes_no_other_rank_of_the_onl
     out, updates = tmp_path / "o", {"a": study["aligned"], "t": study["tuned"]["t"]}
     kept = {"energies": [0.5], "controls": 19}
     with monkeypatch.context() as patched:
-        patched.setattr("safety_subspaces.analysis.overlap.command._table", stop)
+        patched.setattr("safety_subspaces.analysis.overlap.tables.overlap_table", stop)
         with pytest.raises(RuntimeError, match="stopped"):
             overlap(study["base"], updates, str(out), **kept, workers=1)
     assert (tmp_path / ".o.unfinished").is_dir()

@@ -16,8 +16,8 @@ from support.hostile_text import ALL, HALF, LONG
 from support.tiny import ANALYZE, ROOT, run_command
 from support.tiny_checkpoints import edit, save_llama, save_perturbed, weights_of
 
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.algebra.factors import left_factors
-from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.algebra.update import DenseUpdate, FactorUpdate, Update
 from safety_subspaces.analysis.subspace.command import subspace as make_subspace
 from safety_subspaces.analysis.trajectory.command import trajectory

@@ -94,7 +94,7 @@ def test_bad_input_is_refused_before_a_model_is_loaded(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("safety_subspaces.analysis.utility.command.load_language_model", None)
+    monkeypatch.setattr("safety_subspaces.language.model.load_language_model", None)
     with pytest.raises(InputError, match=message):
         utility(**{"models": models, "out": str(tmp_path / "out"), **arguments})
     assert not (tmp_path / "out").exists()
@@ -107,7 +107,7 @@ def test_a_missing_chat_template_or_an_occupied_folder_is_refused_before_a_model
     (bare / "chat_template.jinja").unlink()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
-    monkeypatch.setattr("safety_subspaces.analysis.utility.command.load_language_model", None)
+    monkeypatch.setattr("safety_subspaces.language.model.load_language_model", None)
     with pytest.raises(InputError, match=r"bare has no chat template; say --template none"):
         utility({**models, "bare": str(bare)}, str(tmp_path / "out"))
     with pytest.raises(InputError, match="holds something else"):

@@ -1,7 +1,7 @@
 import pytest
 from support.refusal import refuse
 
-from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.artefacts.results import check_labels, recorded
 
 

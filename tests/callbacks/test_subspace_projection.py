@@ -15,8 +15,8 @@ from support.stopper import StopAt
 from support.tiny import ROOT, TRAIN, run_command, save_tiny_model, tiny_source, trainer
 
 from callbacks import ModelExport, SubspaceProjection
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.algebra.factors import haar_basis
-from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.analysis.subspace.command import subspace as make_subspace
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.constraint.matrix import MatrixConstraint, Piece, hold_all, rounding_floor, schedule_strength

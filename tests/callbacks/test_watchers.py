@@ -22,8 +22,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from callbacks import ActivationOverlap, BehaviourProbe, RunBoard, SubspaceProjection, WeightDeltaSnapshot
 from callbacks.watcher import log_spaced_steps
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.algebra.overlap import mode_subspace_overlap
-from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.behaviour import build_evaluator
 from safety_subspaces.evaluation.prompt_sets import read_prompt_list

@@ -9,7 +9,7 @@ from families.tasks import Study
 from peft import LoraConfig, get_peft_model
 from weights.test_families import save
 
-from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.analysis.subspace.command import subspace
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.constraint.constrained import ConstrainedWeights

@@ -15,8 +15,8 @@ from support.tiny import trainer
 from torch import Tensor, nn
 
 from callbacks import ModelExport, SubspaceProjection
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.algebra.factors import haar_basis
-from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.analysis.overlap.command import overlap
 from safety_subspaces.analysis.project.command import project
 from safety_subspaces.analysis.subspace.command import subspace

@@ -29,9 +29,9 @@ from safety_subspaces.findings.between_alignments import (
     between_alignments,
     compare_alignments,
 )
-from safety_subspaces.findings.command import findings_table
 from safety_subspaces.findings.finding import asked, decide
 from safety_subspaces.findings.organisms import read_organisms
+from safety_subspaces.findings.table import findings_table
 
 CHANGED = replace(SFT, rate=5e-4, selectivity=5.5)
 

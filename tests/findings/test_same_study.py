@@ -17,13 +17,13 @@ from support.synthetic_watched import LOST_BEFORE, watch_stage, write_trajectory
 
 from safety_subspaces.artefacts.study import read_study
 from safety_subspaces.findings.activations import read_activations
-from safety_subspaces.findings.command import findings_table
 from safety_subspaces.findings.finding import as_table
 from safety_subspaces.findings.matching import match_labels
 from safety_subspaces.findings.models import main_fine_tune, together
 from safety_subspaces.findings.organisms import read_organisms
 from safety_subspaces.findings.probes import read_probes
 from safety_subspaces.findings.steering import read_steering
+from safety_subspaces.findings.table import findings_table
 from safety_subspaces.findings.watched import trajectories_of
 
 LABELS = {name: f"m{number}x" for number, name in enumerate((*STAGES, "contaminated_away", "contaminated_onto"))}

@@ -12,7 +12,7 @@ import torch
 import yaml
 from support.tiny import ANALYZE, ROOT, TRAIN, run_command, save_tiny_model, tiny_source
 
-from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.algebra.update import DenseUpdate
 from safety_subspaces.analysis.subspace.command import subspace as make_subspace
 from safety_subspaces.artefacts.provenance import sha256_of_file

@@ -10,7 +10,7 @@ import torch
 from support.tiny import save_tiny_model
 from support.tiny_checkpoints import save_perturbed
 
-from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.algebra.update import DenseUpdate
 from safety_subspaces.analysis.project.command import project
 from safety_subspaces.analysis.subspace.command import subspace

@@ -12,7 +12,7 @@ import pytest
 from support.tiny import ROOT, run_command
 from test_configs import smallest_case, study  # noqa: F401  (a fixture)
 
-from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.analysis.subspace.command import subspace as make_subspace
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

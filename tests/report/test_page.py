@@ -8,7 +8,8 @@ from support.synthetic_alignments import DPO, SFT, write_all
 from support.synthetic_study import ENERGY_EXPLAINS_ALL, HOSTILE, World, write_study
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.report.command import read_page, report
+from safety_subspaces.report.command import report
+from safety_subspaces.report.pages.studies import read_page
 from safety_subspaces.report.parts.page import GENERATOR, SEARCHED_HEAD, is_page
 from safety_subspaces.report.parts.table import Table, duration
 

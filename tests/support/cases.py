@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from callbacks import SubspaceProjection
-from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.language.model import Pretrained
 from safety_subspaces.training.data import OrganismData
 from safety_subspaces.training.modules import LoraSettings, SupervisedFineTuning

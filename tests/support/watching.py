@@ -7,7 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from callbacks import ActivationOverlap, BehaviourProbe, RunBoard, WeightDeltaSnapshot
 from callbacks.watcher import Watcher
-from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.algebra.choices import RankRule
 
 EVERY = 4
 

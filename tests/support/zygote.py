@@ -7,8 +7,10 @@ are those of ``python train.py ...``, and nothing of it comes back here. Request
 
 import atexit
 import gc
+import importlib
 import json
 import os
+import pkgutil
 import random
 import runpy
 import sys
@@ -36,15 +38,14 @@ def main() -> None:
 
 
 def import_all() -> None:
-    """Import what the entry points and their subcommands import."""
+    """Import what the entry points import, and what their subcommands do when they run."""
     sys.path[:0] = [str(ROOT), str(ROOT / "src")]
     import analyze  # noqa: F401
+    import safety_subspaces
     import train  # noqa: F401
-    from safety_subspaces.command_line import ANALYSES
 
-    for name in ANALYSES.names():
-        ANALYSES.load(name)
-    from safety_subspaces.analysis.project import measured  # noqa: F401
+    for module in pkgutil.walk_packages(safety_subspaces.__path__, "safety_subspaces."):  # some are imported when used
+        importlib.import_module(module.name)
 
     # The collector passes over what is frozen: else each pass walks, and in a fork copies, all that was imported.
     gc.collect()

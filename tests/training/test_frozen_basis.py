@@ -17,8 +17,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config
 
 from callbacks import ModelExport, SubspaceProjection
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.algebra.factors import haar_basis
-from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.analysis.subspace.command import subspace as make_subspace
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.language.model import Pretrained, load_language_model, load_model

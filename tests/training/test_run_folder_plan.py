@@ -11,7 +11,7 @@ import yaml
 from support.tiny import ROOT
 
 from callbacks import ActivationOverlap, BehaviourProbe, SubspaceProjection, WeightDeltaSnapshot
-from safety_subspaces.algebra.subspace import RankRule
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.artefacts.description import Reading
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import replacing_folder, write_text

@@ -7,8 +7,8 @@ import torch
 from support import oracle
 
 from safety_subspaces.algebra import blocks as block_sizes
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.algebra.factors import drawn_factors, haar_basis, left_factors, singular_values
-from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.algebra.update import DenseUpdate, FactorUpdate, StreamedUpdate, Update
 from safety_subspaces.weights.measures import (
     Comparison,

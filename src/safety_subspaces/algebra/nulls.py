@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float64
-from scipy import stats
 from torch import Tensor
 
 from safety_subspaces.algebra.factors import Factors
@@ -86,6 +85,8 @@ def beta_p_value(value: float, moments: Moments, low: float = 0.0) -> float:
         return 1.0
     concentration = mean * (1 - mean) / variance - 1
     position = min(max((value - low) / (1 - low), 0.0), 1.0)
+    from scipy import stats  # its import takes a second, which whoever needs no p does not pay
+
     return float(stats.beta.sf(position, mean * concentration, (1 - mean) * concentration))
 
 

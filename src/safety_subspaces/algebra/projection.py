@@ -6,12 +6,12 @@ made again from the same factors and the same seeds only for the models that are
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
+from safety_subspaces.algebra.choices import Controls, Method, RankRule, SubspaceKind
 from safety_subspaces.algebra.factors import Factors, as_matrix, drawn_factors, haar_basis, squared_row_norms
 from safety_subspaces.algebra.nulls import (
     Moments,
@@ -21,8 +21,7 @@ from safety_subspaces.algebra.nulls import (
     random_k_energy_moments,
 )
 from safety_subspaces.algebra.subspace import (
-    RankRule,
-    SubspaceKind,
+    choose_rank,
     energy_matched_rank,
     haar_triangle,
     is_sampled_without_basis,
@@ -34,8 +33,6 @@ from safety_subspaces.algebra.subspace import (
 from safety_subspaces.algebra.update import DenseUpdate, Update
 from safety_subspaces.artefacts.errors import InputError
 
-Method = Literal["onto", "away", "opposite"]
-Controls = Literal["sampled", "closed"]
 # Kinds of subspace without chance: every draw would be the same.
 DRAWN_ONCE: tuple[SubspaceKind, ...] = ("top", "scaled")
 
@@ -128,7 +125,7 @@ class TensorProjections:
 
     def rank(self, fraction: float) -> int:
         """Rank of the alignment subspace at a fraction."""
-        return RankRule(fraction=fraction).choose(self.factors, self.columns).rank
+        return choose_rank(RankRule(fraction=fraction), self.factors, self.columns).rank
 
     def energies_kept(
         self,

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import ndtri
 from torch import Tensor
 
 from safety_subspaces.artefacts.errors import InputError
 
 Groupings = Sequence[Sequence[Hashable]]
 # Standard errors to each side of a normal 95 % interval, as those reach who read a table's errors.
-Z95 = float(stats.norm.ppf(0.975))
+Z95 = float(ndtri(0.975))
 # With fewer groups than this of another answer than the common one an error rests on as few terms: it is then at least
 # that of a sample without any, whose Wilson interval allows for as many, z^2 = 3.84.
 FEW_DISSENTERS = 4

@@ -3,18 +3,15 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.algebra.eigen import rank_of_energy
 from safety_subspaces.algebra.factors import Factors, as_matrix, orthonormal_frame
 from safety_subspaces.artefacts.errors import InputError
-
-Side = Literal["left", "right"]
-SubspaceKind = Literal["top", "random", "random-k", "random-energy", "scaled"]
 
 # With more rows than this many times its columns, a Haar projection is sampled without its basis, which would be up to
 # out x out: every block matrix of the paper's five models lies below (5.8 at most, Qwen-2.5-1.5B's gate_proj), every
@@ -35,45 +32,17 @@ class RankChoice:
         return self.rank < self.wanted
 
 
-@dataclass(frozen=True)
-class RankRule:
-    """How many directions make the subspace: exactly one of the three.
-
-    Args:
-        count: That many.
-        fraction: ``max(1, round_half_even(fraction * min(out, in)))``, strictly between 0 and 1.
-        energy: The fewest whose squared singular values reach this share of the whole, in (0, 1].
-
-    Raises:
-        InputError: None or several were given, or one is out of its range.
-    """
-
-    count: int | None = None
-    fraction: float | None = None
-    energy: float | None = None
-
-    def __post_init__(self) -> None:
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        if len(given) != 1:
-            raise InputError(f"a rank is given by exactly one of count, fraction and energy, got {given or 'none'}")
-        if self.count is not None and self.count < 1:
-            raise InputError(f"the count of directions must be at least 1, got {self.count}")
-        if self.fraction is not None and not 0 < self.fraction < 1:
-            raise InputError(f"a fraction of the rank must be strictly between 0 and 1, got {self.fraction}")
-        if self.energy is not None and not 0 < self.energy <= 1:
-            raise InputError(f"an energy share must be in (0, 1], got {self.energy}")
-
-    def choose(self, factors: Factors, columns: int) -> RankChoice:
-        """Apply the rule to a factorised matrix of ``columns`` columns, capped at its numerical rank."""
-        if self.count is not None:
-            wanted = self.count
-        elif self.fraction is not None:
-            # Python's round takes halves to even, as numpy and the paper's code do.
-            wanted = max(1, round(self.fraction * min(factors.rows, columns)))
-        else:
-            assert self.energy is not None
-            wanted = rank_of_energy(factors.singular_values, self.energy)
-        return RankChoice(min(wanted, factors.numerical_rank), wanted)
+def choose_rank(rule: RankRule, factors: Factors, columns: int) -> RankChoice:
+    """Apply a rule to a factorised matrix of ``columns`` columns, capped at its numerical rank."""
+    if rule.count is not None:
+        wanted = rule.count
+    elif rule.fraction is not None:
+        # Python's round takes halves to even, as numpy and the paper's code do.
+        wanted = max(1, round(rule.fraction * min(factors.rows, columns)))
+    else:
+        assert rule.energy is not None
+        wanted = rank_of_energy(factors.singular_values, rule.energy)
+    return RankChoice(min(wanted, factors.numerical_rank), wanted)
 
 
 def top_basis(factors: Factors, rank: int) -> Float32[Tensor, "out rank"]:

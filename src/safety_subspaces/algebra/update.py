@@ -14,6 +14,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from safety_subspaces.algebra.blocks import Blocks, blocks_of, rows_in_block
+from safety_subspaces.algebra.choices import Side
 from safety_subspaces.algebra.eigen import RANK_TOLERANCE
 from safety_subspaces.algebra.factors import (
     Factors,
@@ -25,7 +26,6 @@ from safety_subspaces.algebra.factors import (
     tall_factors,
 )
 from safety_subspaces.algebra.gram import LEAST_SCALED, scale_of, scaled_gram
-from safety_subspaces.algebra.subspace import Side
 
 # What the factors of an update are called where it is stored.
 LEFT, RIGHT = ".left", ".right"

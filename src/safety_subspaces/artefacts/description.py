@@ -24,6 +24,10 @@ RECORD_FIELDS = {
 OF_MAPS = ("parts", "inputs", "left_out")
 # What a run makes of the model in its study: the start of all, the safe model, or a fine-tune of that.
 Role = Literal["base", "aligned", "tuned"]
+# How what another stage leaves comes about.
+MAKE = "train the stage that makes it (python train.py fit --config ...)"
+MAKE_SUBSPACE = "make it with python analyze.py subspace"
+FILES = (".safetensors", ".json", ".jsonl", ".csv", ".parquet")  # how names of files end that parts read
 
 
 @runtime_checkable
@@ -63,6 +67,26 @@ def describe_inputs(parts: Iterable[object]) -> list[dict[str, Any]]:
     """Return the inputs of all parts that are on this disk, each once, with their hashes."""
     paths = dict.fromkeys(path for part in parts if isinstance(part, Reading) for path in part.inputs())
     return [describe_input(path) for path in paths if Path(path).exists()]
+
+
+def check_inputs(parts: Iterable[object]) -> None:
+    """Refuse inputs that look like files of this disk and are not there, before anything is made or loaded.
+
+    Raises:
+        InputError: Names the first, and the part that reads it.
+    """
+    for part in parts:
+        for path in part.inputs() if isinstance(part, Reading) else ():
+            if is_local(path) and not Path(path).expanduser().exists():
+                name = type(part).__name__
+                make = MAKE_SUBSPACE if path.endswith(".safetensors") else MAKE
+                raise InputError(f"{path}, which {name} reads, does not exist; {make}, or give another path")
+
+
+def is_local(path: str) -> bool:
+    """Tell whether a path is one of this disk, there or not; a name, or two with a slash, may be an id on the Hub."""
+    is_id = "://" in path or (path.count("/") < 2 and Path(path).suffix not in FILES)
+    return path.startswith((".", "/", "~")) or not is_id
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -54,7 +55,8 @@ class Plugins:
         if path is None and ("." not in name or not all(part.isidentifier() for part in name.split("."))):
             known = ", ".join([*self.reserved, *self.names()])
             expected = f"one of {known}, or an import path" if known else "an import path"
-            raise InputError(f"unknown {self.kind} {name!r}; expected {expected}: my_package.my_module")
+            meant = did_you_mean(next(iter(get_close_matches(name, self.names(), 1)), None))
+            raise InputError(f"unknown {self.kind} {name!r}; expected {expected}: my_package.my_module{meant}")
         path = path or name
         check_importable(path, self.kind)
         value = self._imported(path)
@@ -110,6 +112,11 @@ def _defines(module: ModuleType, key: str) -> bool:
     """Whether a name is public and of a module, or of one inside it, and not imported; a text is of where it stands."""
     source = getattr(getattr(module, key), "__module__", module.__name__)
     return not key.startswith("_") and f"{source}.".startswith(f"{module.__name__}.")
+
+
+def did_you_mean(name: str | None) -> str:
+    """Return the end of a message that asks whether a name was meant, or nothing without one."""
+    return f"; did you mean {name}?" if name else ""
 
 
 def build(plugin: type[Any], arguments: Mapping[str, Any], label: str) -> Any:

@@ -8,9 +8,8 @@ from contextlib import ExitStack
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import yaml
 
 from safety_subspaces.artefacts.errors import InputError
@@ -27,6 +26,9 @@ from safety_subspaces.artefacts.files import (
 from safety_subspaces.artefacts.provenance import check_unchanged, describe_all, peak_memory_bytes, provenance
 from safety_subspaces.artefacts.secrets import without_secrets
 from safety_subspaces.artefacts.text import as_cell, encodable, map_texts, shown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Parameters that say where a result goes and what works on it; what it is does not depend on them.
 NOT_RECORDED = ("out", "overwrite", "workers", "devices", "num_nodes")
@@ -46,6 +48,24 @@ def check_labels(labels: Iterable[str]) -> None:
     for label in labels:
         if not label or "/" in label or label.startswith("."):
             raise InputError(f"label {label!r} names a folder and rows of tables; expected letters, digits, - and _")
+
+
+def check_result_free(out: str | Path, command: str, overwrite: bool) -> None:
+    """Check that a folder of results may be made; ``overwrite`` lets an earlier one of that subcommand be replaced.
+
+    Raises:
+        InputError: ``out`` is occupied and ``overwrite`` is false, or holds something else.
+    """
+    clear_leavings(Path(out))
+    if not is_occupied(Path(out)):
+        return
+    earlier = Path(out) / RESULT_FILE
+    if not earlier.is_file() or read_json(earlier).get("analysis") != command:
+        raise InputError(
+            f"{out} holds something else than an earlier result of {command}, which is never replaced; "
+            "choose another folder"
+        )
+    check_free(Path(out), overwrite)
 
 
 class ResultFolder:
@@ -110,23 +130,10 @@ class ResultFolder:
         self.folder = self.out
 
     def check_free(self) -> None:
-        """Check that the folder may be made: ``overwrite`` lets an earlier result of this subcommand be replaced.
+        """Check that the folder may be made, as :func:`check_result_free`."""
+        check_result_free(self.out, self._command, self._overwrite)
 
-        Raises:
-            InputError: ``out`` is occupied and ``overwrite`` is false, or holds something else.
-        """
-        clear_leavings(self.out)
-        if not is_occupied(self.out):
-            return
-        earlier = self.out / RESULT_FILE
-        if not earlier.is_file() or read_json(earlier).get("analysis") != self._command:
-            raise InputError(
-                f"{self.out} holds something else than an earlier result of {self._command}, which is never replaced; "
-                "choose another folder"
-            )
-        check_free(self.out, self._overwrite)
-
-    def write_table(self, frame: pd.DataFrame, name: str = "table") -> None:
+    def write_table(self, frame: "pd.DataFrame", name: str = "table") -> None:
         """Write a table as ``<name>.parquet``, and as ``<name>.csv`` with no text that a spreadsheet would run."""
         frame = map_texts(frame, encodable)
         frame.to_parquet(self.folder / f"{name}.parquet", index=False)

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.algebra.projection import Projection, list_projections, of_chance
-from safety_subspaces.algebra.subspace import RankRule
 from safety_subspaces.analysis.activations.comparisons import (
     ComparisonSettings,
     ModelStates,
@@ -30,7 +30,7 @@ from safety_subspaces.analysis.activations.comparisons import (
 from safety_subspaces.analysis.overlap.tensors import OverlapTensor
 from safety_subspaces.analysis.project.command import FRACTIONS
 from safety_subspaces.analysis.project.tensors import ProjectTensor
-from safety_subspaces.analysis.subspace.command import SubspaceTensor
+from safety_subspaces.analysis.subspace.tensors import SubspaceTensor
 from safety_subspaces.analysis.work import TensorTask, Workers, factorisation_cost, in_worker
 from safety_subspaces.artefacts.tensors import TensorFile
 from safety_subspaces.compare.memory import Usage, measured, resident_bytes

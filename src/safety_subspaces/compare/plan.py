@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from safety_subspaces.algebra.subspace import RankRule, SubspaceKind
+from safety_subspaces.algebra.choices import RankRule, SubspaceKind
 from safety_subspaces.analysis.activations.command import activations
 from safety_subspaces.analysis.evaluate.command import evaluate
 from safety_subspaces.analysis.overlap.command import overlap
@@ -24,12 +24,12 @@ from safety_subspaces.evaluation.judges import Judge
 from safety_subspaces.evaluation.prompt_sets import FEWEST_PROMPTS, files_of, read_sets
 from safety_subspaces.evaluation.settings import ORGANISM, EvaluationSettings
 from safety_subspaces.language.examples import PromptItem
-from safety_subspaces.language.model import check_model_path, load_config, load_tokenizer, named_device
+from safety_subspaces.language.model import load_config, load_tokenizer, named_device
+from safety_subspaces.language.model_paths import check_distinct, check_model_path
 from safety_subspaces.states.capture import check_models
 from safety_subspaces.weights.checkpoint import Checkpoint
 from safety_subspaces.weights.compatibility import (
     check_compatible,
-    check_distinct,
     compared_names,
     select_tensors,
 )
@@ -250,7 +250,7 @@ class Comparison:
         base, aligned = self.checkpoints["base"], self.checkpoints["aligned"]
         tuned = {label: self.checkpoints[label] for label in self.tuned}
         check_compatible(aligned, base, *tuned.values(), tensors=self.tensors)
-        check_distinct(base, aligned, tuned)
+        check_distinct(base.path, aligned.path, {label: checkpoint.path for label, checkpoint in tuned.items()})
         self._check_copies()
         if self.behaviour is not None and self.evaluator is not None:
             self._check_behaviour(self.evaluator)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from safety_subspaces.algebra.choices import Side
 from safety_subspaces.algebra.factors import as_matrix
-from safety_subspaces.algebra.subspace import Side
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.constraint.master import shape_of
 from safety_subspaces.language.architecture import architecture_of, transposed_weights

@@ -187,6 +187,11 @@ def _lines(path: Path) -> list[tuple[str, Any]]:
     """The values of a JSONL file, each with the words that name its place."""
     if not path.is_file():
         raise InputError(f"prompt file {path} does not exist; give a JSONL file, or '{ORGANISM}'")
+    if path.suffix.lower() == ".csv":
+        raise InputError(
+            f"prompt file {path} is a CSV; expected JSONL, an object a line with the fields set and prompt. In Python: "
+            f'pandas.read_csv("{path}").to_json("{path.stem}.jsonl", orient="records", lines=True)'
+        )
     values = []
     try:
         # Not `splitlines`: it would break a line at separators that JSON allows inside a text.

@@ -2,21 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from safety_subspaces.artefacts.results import ResultFolder, recorded
-from safety_subspaces.artefacts.study import Study
-from safety_subspaces.findings.between_alignments import between_alignments
-from safety_subspaces.findings.collect import collect
-from safety_subspaces.findings.finding import as_table, decide
-from safety_subspaces.findings.organisms import Organism, read_organisms
 
-# What stands where a finding is on several alignments.
-SIDE_BY_SIDE = "side by side"
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-def findings(study: list[str] | str, out: str | None = None, topics: Sequence[str] = ()) -> pd.DataFrame:
+def findings(study: list[str] | str, out: str | None = None, topics: Sequence[str] = ()) -> "pd.DataFrame":
     """Write what studies say as ``findings.parquet`` and ``.csv``: estimates, chance levels, verdicts and their rules.
 
     An earlier result is replaced: it is derived from the studies alone. The page of ``report`` says the same.
@@ -38,28 +32,17 @@ def findings(study: list[str] | str, out: str | None = None, topics: Sequence[st
             alignment and seed.
     """
     arguments = recorded(locals())
+
+    from safety_subspaces.findings.finding import as_table
+    from safety_subspaces.findings.organisms import read_organisms
+    from safety_subspaces.findings.table import findings_table, records_of
+
     folders = [study] if isinstance(study, str) else study
     organisms = read_organisms(folders)
     usual = Path(folders[0]) if len(folders) == 1 else Path(folders[0]).parent / "study"
-    inputs = [path for organism in organisms for one in organism.seeds.studies for path in _records(one)]
+    inputs = [path for organism in organisms for one in organism.seeds.studies for path in records_of(one)]
     table = findings_table(organisms, topics)
     with ResultFolder(out or usual / "findings", "findings", arguments, inputs, overwrite=True) as result:
         result.write_table(as_table(table), "findings")
         result.summary = {"findings": len(table), "tests": int(table["p"].notna().sum())}
     return table.drop(columns=["null", "rule", "details", "level", "family"])
-
-
-def findings_table(organisms: Sequence[Organism], topics: Sequence[str] = ()) -> pd.DataFrame:
-    """Return the findings of each alignment, and of several what they show side by side, with ``aligned_by``."""
-    frames = [collect(organism.seeds, topics).assign(aligned_by=organism.name) for organism in organisms]
-    if len(organisms) > 1:
-        frames.append(decide(between_alignments(organisms)).assign(aligned_by=SIDE_BY_SIDE))
-    table = pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
-    return table[["aligned_by", *(name for name in table.columns if name != "aligned_by")]]
-
-
-def _records(study: Study) -> list[str]:
-    """Return the files that say what was trained and analysed."""
-    manifests = [stage.folder / "manifest.json" for stage in study.stages]
-    results = [result.folder / "result.json" for result in study.results]
-    return [str(path) for path in (*manifests, *results) if path.is_file()]

@@ -26,6 +26,7 @@ from safety_subspaces.artefacts.provenance import ADAPTER_CONFIG, adapter_base
 from safety_subspaces.language.adapters import ADAPTER_FILE, merged
 from safety_subspaces.language.architecture import text_name, text_part_of
 from safety_subspaces.language.model_files import bounded_by_files, check_model_files
+from safety_subspaces.language.model_paths import check_model_path
 from safety_subspaces.language.turns import named_ends
 from safety_subspaces.language.weight_files import PICKLES, unwrapped, weight_files
 
@@ -270,28 +271,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def check_model_path(path: str) -> None:
-    """Refuse a path that looks local and is not there, before it is mistaken for a Hub id.
-
-    Raises:
-        InputError: The folder is missing, is a file, or holds no model.
-    """
-    location = Path(path)
-    if location.is_dir():
-        if not any((location / name).is_file() for name in ("config.json", "adapter_config.json")):
-            raise InputError(
-                f"{path} holds neither config.json nor adapter_config.json; "
-                "expected a model folder in Hugging Face format, such as runs/<study>/<stage>/model"
-            )
-    elif location.exists():
-        raise InputError(f"{path} is a file; expected a model folder in Hugging Face format, or a Hub id")
-    elif path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise InputError(
-            f"model folder {path} does not exist; train the stage that makes it "
-            "(python train.py fit --config ...), or give a Hub id such as org/name"
-        )
 
 
 def check_weights(path: str) -> None:

@@ -18,14 +18,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from safety_subspaces.algebra.factors import Factors, left_factors
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.language.examples import CHAT_FORMAT, PromptFormat
-from safety_subspaces.language.model import check_model_path, count_blocks, evaluating, input_device
+from safety_subspaces.language.model import count_blocks, evaluating, input_device
+from safety_subspaces.language.model_paths import check_model_path
 from safety_subspaces.language.prompting import check_room, check_template, encode_prompt, pad_batch, padding_id
+from safety_subspaces.states.choices import POSITIONS, Position, Site
 from safety_subspaces.states.stream import parts_of
 
-Position = Literal["last", "mean", "first_generated"]
 Side = Literal["left", "right"]
-Site = Literal["residual", "attention", "mlp"]
-POSITIONS: tuple[Position, ...] = ("last", "mean", "first_generated")
 # Words of PyTorch's error where a CPU runs out of memory; for a GPU it has a class of errors.
 NO_ROOM = ("can't allocate memory", "not enough memory")
 logger = logging.getLogger(__name__)

@@ -25,7 +25,8 @@ from safety_subspaces.artefacts.provenance import code_state, describe_input, sh
 from safety_subspaces.artefacts.tensors import TensorFile, write_tensors
 from safety_subspaces.language.examples import CHAT_FORMAT, PromptFormat, PromptItem, groups_of
 from safety_subspaces.language.prompting import encode_prompt
-from safety_subspaces.states.capture import Position, Site, check_layers, stream_states
+from safety_subspaces.states.capture import check_layers, stream_states
+from safety_subspaces.states.choices import Position, Site
 from safety_subspaces.states.equivalence import deal
 from safety_subspaces.states.moments import MomentsBuilder, StateMoments
 

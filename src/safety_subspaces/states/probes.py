@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from math import nan, sqrt
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -26,9 +26,8 @@ from safety_subspaces.algebra.statistics import (
     unanimous_error,
 )
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.states.choices import Erasure, ProbeKind
 
-ProbeKind = Literal["linear", "rbf_svm", "mlp"]
-Erasure = Literal["none", "leace", "quadratic"]
 Eraser = Callable[[Tensor, Tensor], Tensor]
 # Coordinates that differ from prompt to prompt by at most so many units in the last place are one number: sums of the
 # same terms in another order, as in batches of other sizes, end within about two.

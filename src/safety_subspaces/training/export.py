@@ -1,7 +1,6 @@
 """Writing a trained network in the format that transformers and PEFT read, from its master weights."""
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 from peft import PeftModel
@@ -13,8 +12,7 @@ from safety_subspaces.artefacts.files import read_json, replacing_folder, write_
 from safety_subspaces.constraint.held import write_leakage
 from safety_subspaces.constraint.master import open_master
 from safety_subspaces.language.turns import all_ends, turn_of
-
-ExportType = Literal["float32", "bfloat16"]
+from safety_subspaces.training.choices import ExportType
 
 
 def export_model(

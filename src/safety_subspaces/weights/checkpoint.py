@@ -20,6 +20,7 @@ from safety_subspaces.artefacts.files import read_json
 from safety_subspaces.artefacts.foreign import reading
 from safety_subspaces.artefacts.tensors import TYPES
 from safety_subspaces.language.architecture import read_architecture
+from safety_subspaces.language.model_paths import check_there
 from safety_subspaces.language.weight_files import weight_files
 from safety_subspaces.weights.names import canonical_name
 
@@ -268,11 +269,7 @@ def model_folder(path: str) -> Path:
         return folder
     if folder.exists():
         raise InputError(f"{path} is a file; expected a model folder in Hugging Face format, or a Hub id")
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise InputError(
-            f"model folder {path} does not exist; train the stage that makes it "
-            "(python train.py fit --config ...), or give a Hub id such as org/name"
-        )
+    check_there(path)
     from huggingface_hub import snapshot_download  # local folders need not pay its import
 
     try:

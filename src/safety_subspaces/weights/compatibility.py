@@ -112,22 +112,6 @@ def _first_token_difference(first: dict[str, int], second: dict[str, int]) -> st
     return f"token {token!r} is {' and '.join(ids)}"
 
 
-def check_distinct(base: Checkpoint, aligned: Checkpoint, tuned: Mapping[str, Checkpoint]) -> None:
-    """Check that no model is given in the place of two.
-
-    Raises:
-        InputError: Base and aligned, or aligned and a fine-tune, are one folder or file.
-    """
-    pairs = [("base", base, "aligned", aligned)]
-    pairs += [("aligned", aligned, f"tuned.{label}", checkpoint) for label, checkpoint in tuned.items()]
-    for first, one, second, other in pairs:
-        if one.location.resolve() == other.location.resolve():
-            raise InputError(
-                f"{first} and {second} are both {other.path}: there is no update between a model and itself; expected "
-                "a model and one that was trained from it"
-            )
-
-
 def select_tensors(names: Sequence[str], patterns: Sequence[str]) -> tuple[str, ...]:
     """Return the names that match any of the patterns, in their order; all of them without a pattern.
 

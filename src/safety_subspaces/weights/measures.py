@@ -7,11 +7,12 @@ from math import fsum, nan, sqrt
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from safety_subspaces.algebra.choices import RankRule, Side
 from safety_subspaces.algebra.eigen import rank_of_energy, spectral_ranks
 from safety_subspaces.algebra.factors import Factors, drawn_factors, squared_norm
 from safety_subspaces.algebra.nulls import overlap_moments
 from safety_subspaces.algebra.overlap import overlap_sums
-from safety_subspaces.algebra.subspace import RankRule, Side, top_basis
+from safety_subspaces.algebra.subspace import choose_rank, top_basis
 from safety_subspaces.algebra.update import DenseUpdate, FactorUpdate, Update
 from safety_subspaces.weights.subspace_file import SubspaceFile
 
@@ -126,7 +127,7 @@ def compress(
     An update whose factors would take more room than itself is kept as it is, and loses nothing.
     """
     rows, columns = update.shape
-    count = rank.choose(factors, columns).rank
+    count = choose_rank(rank, factors, columns).rank
     if count * (rows + columns) >= rows * columns:
         return DenseUpdate(update), 0.0
     basis = top_basis(factors, count).to(update)

@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float32, Float64
 from torch import Tensor
 
+from safety_subspaces.algebra.choices import Side
 from safety_subspaces.algebra.factors import check_orthonormal
-from safety_subspaces.algebra.subspace import Side
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.tensors import StoredTensors, TensorFile, stream_tensors
+from safety_subspaces.weights.subspace_path import check_subspace_there
 
 BASIS, SPECTRUM = ".basis", ".singular_values"
 
@@ -63,8 +64,7 @@ def open_subspace(path: str) -> SubspaceFile:
     Raises:
         InputError: As :func:`read_subspace`.
     """
-    if not Path(path).is_file():
-        raise InputError(f"subspace file {path} does not exist; make it with python analyze.py subspace")
+    check_subspace_there(path)
     file = TensorFile(Path(path), remedy="make it again with python analyze.py subspace")
     if file.header.get("side") not in ("left", "right"):
         raise InputError(f"{path} is no subspace file (it names no side); make one with python analyze.py subspace")

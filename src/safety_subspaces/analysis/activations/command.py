@@ -1,42 +1,17 @@
 """Whether prompt sets share their space of hidden states, at every layer, linearly and not, and with what error."""
 
 import time
-from collections.abc import Mapping, Sequence
-from itertools import combinations
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
-import torch
-from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
+from safety_subspaces.artefacts.results import ResultFolder, check_result_free, recorded
+from safety_subspaces.language.examples import CHAT, PromptFormat, groups_of
+from safety_subspaces.language.model_paths import check_there
+from safety_subspaces.states.choices import Position, Site
 
-from safety_subspaces.analysis.activations.comparisons import (
-    ComparisonSettings,
-    ModelStates,
-    cka_rows,
-    depth_table,
-    dimension_rows,
-    equivalence_rows,
-    overlap_rows,
-    two_sample_rows,
-)
-from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.results import ResultFolder, recorded
-from safety_subspaces.evaluation.prompt_sets import FEWEST_PROMPTS, files_of, read_sets
-from safety_subspaces.language.examples import CHAT, PromptFormat, PromptItem, groups_of
-from safety_subspaces.language.model import load_language_model
-from safety_subspaces.language.prompting import encode_prompt
-from safety_subspaces.states.capture import POSITIONS, Position, Site, check_models
-from safety_subspaces.states.captured import CaptureSettings, captured
-from safety_subspaces.states.matching import match_prompts
-
-COLUMNS = (
-    "model first second position layer energy rank_first rank_second overlap chance p_haar matched_chance "
-    "p_matched floor matched smallest_angle_radians mean_angle_radians largest_angle_radians n_first n_second"
-).split()
-# The share that headlines quote.
-HEADLINE_ENERGY = 0.9
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def activations(
@@ -63,7 +38,7 @@ def activations(
     overwrite: bool = False,
     template_args: dict[str, Any] | None = None,
     control_tokens: bool = False,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Compare the hidden states of prompt sets, in each model, at each layer and position.
 
     The overlap of two sets is the mode subspace overlap of their right singular vectors up to a share of energy: 1
@@ -122,7 +97,30 @@ def activations(
     started = time.monotonic()
     positions: tuple[Position, ...] = (position,) if isinstance(position, str) else tuple(position)
     arguments["position"] = list(positions)
-    _check_arguments(models, energies, positions, sample, controls, permutations, batch_size)
+    check_there(*models.values())
+    check_result_free(out, "activations", overwrite)
+
+    import pandas as pd
+    import torch
+    from tqdm import tqdm
+
+    from safety_subspaces.analysis.activations.comparisons import (
+        ComparisonSettings,
+        ModelStates,
+        cka_rows,
+        depth_table,
+        dimension_rows,
+        equivalence_rows,
+        overlap_rows,
+        two_sample_rows,
+    )
+    from safety_subspaces.analysis.activations.run import COLUMNS, check_arguments, matched, summarise
+    from safety_subspaces.evaluation.prompt_sets import files_of, read_sets
+    from safety_subspaces.language.model import load_language_model
+    from safety_subspaces.states.capture import check_models
+    from safety_subspaces.states.captured import CaptureSettings, captured
+
+    check_arguments(models, energies, positions, sample, controls, permutations, batch_size)
     blocks = check_models(models, layers, site)
     form = PromptFormat(template, template_args or {}, control_tokens)
     sets, left_out = read_sets(prompts, split, limit, shared)
@@ -148,7 +146,7 @@ def activations(
                 }
                 del model
                 sampled = {name: [items[row] for row in captured_sets[name].rows] for name, items in sets.items()}
-                pairs, unmatched = _matched(sampled, tokenizer, form)
+                pairs, unmatched = matched(sampled, tokenizer, form)
                 left_out += [(f"{label}: {name}", reason) for name, reason in unmatched]
                 states = ModelStates(
                     label, captured_sets, {name: groups_of(items, name) for name, items in sampled.items()}, pairs
@@ -162,7 +160,7 @@ def activations(
         table = pd.DataFrame(tables["table"])[COLUMNS]
         for name, reason in left_out:
             results.leave_out(name, reason)
-        results.summary = _summarise(pd.DataFrame(tables["equivalence"]), sets, sampled=sample)
+        results.summary = summarise(pd.DataFrame(tables["equivalence"]), sets, sampled=sample)
         results.write_table(table)
         for name in ("equivalence", "two_sample", "dimension"):
             results.write_table(pd.DataFrame(tables[name]), name)
@@ -172,60 +170,3 @@ def activations(
             depths = [depth_table(table[table["model"] == label], count + 1) for label, count in blocks.items()]
             results.write_table(pd.concat(depths, ignore_index=True), "depth")
     return table
-
-
-def _check_arguments(
-    models: Mapping[str, str],
-    energies: Sequence[float],
-    positions: Sequence[str],
-    sample: int,
-    controls: int,
-    permutations: int,
-    batch_size: int,
-) -> None:
-    if not models:
-        raise InputError("no model given; say --models.<label>=<path>, once or more")
-    if not energies or len(set(energies)) < len(energies) or not all(0 < share <= 1 for share in energies):
-        raise InputError(f"energies {list(energies)}: expected different shares in (0, 1], at least one")
-    if not positions or len(set(positions)) < len(positions) or not set(positions) <= set(POSITIONS):
-        raise InputError(f"position {list(positions)}: expected different ones of {', '.join(POSITIONS)}")
-    if sample < FEWEST_PROMPTS or controls < 0 or permutations < 1 or batch_size < 1:
-        raise InputError(
-            f"sample {sample}, controls {controls}, permutations {permutations}, batch_size {batch_size}: expected at "
-            f"least {FEWEST_PROMPTS}, 0, 1 and 1"
-        )
-
-
-def _matched(
-    sets: Mapping[str, Sequence[PromptItem]], tokenizer: PreTrainedTokenizerBase, form: PromptFormat
-) -> tuple[dict[tuple[str, str], list[tuple[int, int]]], list[tuple[str, str]]]:
-    """Match the sampled prompts of each pair of sets by length in tokens and by template."""
-    lengths = {
-        label: [len(encode_prompt(tokenizer, item.prompt, form)) for item in items] for label, items in sets.items()
-    }
-    sources = {label: [item.source for item in items] for label, items in sets.items()}
-    pairs, unmatched = {}, []
-    for first, second in combinations(sets, 2):
-        matched = match_prompts(lengths[first], lengths[second], sources[first], sources[second])
-        if len(matched) >= FEWEST_PROMPTS:
-            pairs[first, second] = matched
-        else:
-            reason = (
-                f"{len(matched)} pairs of prompts of like length and template; at least {FEWEST_PROMPTS} are needed"
-            )
-            unmatched.append((f"{first} and {second}, matched", reason))
-    return pairs, unmatched
-
-
-def _summarise(equivalence: pd.DataFrame, sets: Mapping[str, Sequence[PromptItem]], sampled: int) -> dict[str, Any]:
-    """Count verdicts over the layers at the share that headlines quote, or the one nearest to it."""
-    shares = equivalence["energy"].unique()
-    share = min(shares, key=lambda value: abs(value - HEADLINE_ENERGY))
-    rows = equivalence[equivalence["energy"] == share]
-    keys = ["model", "first", "second", "position"]
-    verdicts = [
-        {**dict(zip(keys, key, strict=True)), **cell["verdict"].value_counts().to_dict()}
-        for key, cell in rows.groupby(keys, sort=False)
-    ]
-    counts = {label: {"prompts": len(items), "sampled": min(sampled, len(items))} for label, items in sets.items()}
-    return {"prompts": counts, "energy": float(share), "layers_by_verdict": verdicts}

@@ -16,9 +16,9 @@ from safety_subspaces.algebra.overlap import (
     nested_principal_angles,
     summarise_angles,
 )
-from safety_subspaces.states.capture import Position
 from safety_subspaces.states.captured import CapturedSet
 from safety_subspaces.states.chance import StateSpace, matched_states_control
+from safety_subspaces.states.choices import Position
 from safety_subspaces.states.equivalence import StateParts, overlap_equivalence
 from safety_subspaces.states.intrinsic_dimension import mle_dimension, two_nn
 from safety_subspaces.states.similarity import cka_with_error

@@ -1,34 +1,16 @@
 """Whether the paper's conclusions in weight space hold whatever one chooses: the sensitivity atlas."""
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from safety_subspaces.algebra.audit import summarise_audit
-from safety_subspaces.algebra.subspace import RankRule, Side
-from safety_subspaces.analysis.atlas.conclusions import conclude
-from safety_subspaces.analysis.atlas.measures import tensor_table
-from safety_subspaces.analysis.atlas.summary import summarise
-from safety_subspaces.analysis.atlas.tensors import ALIGNMENT, AtlasTensor, Choice, SeedModels
-from safety_subspaces.analysis.work import Record, Workers, factorisation_cost, unfinished_work, work_through
+from safety_subspaces.algebra.choices import Side
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.results import ResultFolder, recorded
-from safety_subspaces.weights.checkpoint import Checkpoint
-from safety_subspaces.weights.compatibility import (
-    check_compatible,
-    check_distinct,
-    compared_names,
-    coverage,
-    select_tensors,
-)
-from safety_subspaces.weights.delta import warn_of_foreign_bases
-from safety_subspaces.weights.lineage import check_lineage
-from safety_subspaces.weights.update_checkpoint import open_checkpoint
+from safety_subspaces.artefacts.results import ResultFolder, check_result_free, recorded
 
-PLACEHOLDER = "{seed}"
-GIVEN = "given"  # what the tables call the seed of paths that are taken as they are
+if TYPE_CHECKING:
+    import pandas as pd
+
 # Two and a half per cent of fewer resamples is less than one of them.
 LEAST_RESAMPLES = 40
 
@@ -52,7 +34,7 @@ def atlas(
     workers: int | None = None,
     devices: int = 1,
     num_nodes: int = 1,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Ask five conclusions of every rank rule, rank, side, aggregation, layer, tensor type and seed.
 
     alignment_above_chance: alignment's leading directions keep more of a fine-tune's energy than random ones (log2 of
@@ -103,13 +85,35 @@ def atlas(
     """
     arguments = recorded(locals())
     started = time.monotonic()
-    _check_labels(tuned, floors)
-    choices = _choices(fractions, energies, counts)
     _check_bootstrap(sides, bootstrap, seed)
+    check_result_free(out, "atlas", overwrite)
+
+    import pandas as pd
+
+    from safety_subspaces.algebra.audit import summarise_audit
+    from safety_subspaces.analysis.atlas.conclusions import conclude
+    from safety_subspaces.analysis.atlas.measures import tensor_table
+    from safety_subspaces.analysis.atlas.run import (
+        check_labels,
+        check_models,
+        check_updates,
+        expand_seeds,
+        left_out,
+        list_choices,
+    )
+    from safety_subspaces.analysis.atlas.summary import summarise
+    from safety_subspaces.analysis.atlas.tensors import AtlasTensor
+    from safety_subspaces.analysis.work import Workers, factorisation_cost, unfinished_work, work_through
+    from safety_subspaces.weights.compatibility import compared_names, select_tensors
+    from safety_subspaces.weights.lineage import check_lineage
+    from safety_subspaces.weights.update_checkpoint import open_checkpoint
+
+    check_labels(tuned, floors)
+    choices = list_choices(fractions, energies, counts)
     pool = Workers(workers, devices, num_nodes)
     models = expand_seeds(base, aligned, tuned, seeds)
     opened = {path: open_checkpoint(path) for one in models for path in one.paths}
-    origin = _check_models(models, opened)
+    origin = check_models(models, opened)
     names = select_tensors(compared_names(origin, *opened.values()), tensors)
     found = {
         one.seed: check_lineage(
@@ -130,13 +134,13 @@ def atlas(
         if records is None:
             return pd.DataFrame()
         audit = [row for record in records.values() for row in record["audit"]]
-        _check_updates(audit, models)
+        check_updates(audit, models)
         matrices = {name for name in names if len(origin.shape(name)) == 2}
         by_tensor = tensor_table(records.values(), [(choice.rule, float(choice.value)) for choice in choices], matrices)
         table = conclude(by_tensor, floors, bootstrap, seed)
         summary, conclusions = summarise(table)
         with results:
-            for entry in _left_out(records, models, opened, names):
+            for entry in left_out(records, models, opened, names):
                 results.leave_out(entry["name"], entry["reason"])
             results.summary = {
                 "seeds": [one.seed for one in models],
@@ -154,66 +158,6 @@ def atlas(
     return summary
 
 
-def expand_seeds(base: str, aligned: str, tuned: Mapping[str, str], seeds: Sequence[int]) -> tuple[SeedModels, ...]:
-    """Return the models of each seed.
-
-    Raises:
-        InputError: A path has a place for a seed and there is none, or has none and there are several; or a seed was
-            given twice.
-    """
-    paths = {"base": base, "aligned": aligned, **{f"tuned.{label}": path for label, path in tuned.items()}}
-    if len(set(seeds)) < len(seeds):
-        raise InputError(f"a seed was given twice: {list(seeds)}")
-    for what, path in paths.items():
-        if PLACEHOLDER in path and not seeds:
-            raise InputError(f"{what} is {path}, and no seeds were given to stand for {PLACEHOLDER}; say --seeds [0,1]")
-        if PLACEHOLDER not in path and len(seeds) > 1:
-            raise InputError(
-                f"{what} is {path}, one model for {len(seeds)} seeds; expected a path with {PLACEHOLDER} in the place "
-                "of the seed"
-            )
-    if not seeds:
-        return (SeedModels(GIVEN, base, aligned, dict(tuned)),)
-    models = []
-    for one in map(str, seeds):
-        fine_tunes = {label: path.replace(PLACEHOLDER, one) for label, path in tuned.items()}
-        models.append(SeedModels(one, base.replace(PLACEHOLDER, one), aligned.replace(PLACEHOLDER, one), fine_tunes))
-    return tuple(models)
-
-
-def _check_labels(tuned: Mapping[str, str], floors: Sequence[Sequence[str]]) -> None:
-    if not tuned:
-        raise InputError("no fine-tune was given; expected at least one label and folder (--tuned.useful FOLDER)")
-    if ALIGNMENT in tuned:
-        raise InputError(f"{ALIGNMENT!r} is what the audit calls the update of the aligned model; take another label")
-    for pair in floors:
-        if len(pair) != 2 or len(set(pair)) != 2:
-            raise InputError(f"a floor is a pair of different labels, got {list(pair)}")
-        for label in pair:
-            if label not in tuned:
-                raise InputError(
-                    f"floor {list(pair)} names {label!r}, which is no fine-tune; expected two of {', '.join(tuned)}"
-                )
-
-
-def _choices(fractions: Sequence[float], energies: Sequence[float], counts: Sequence[int]) -> tuple[Choice, ...]:
-    for values in (fractions, energies, counts):
-        if len(set(values)) < len(values):
-            raise InputError(f"a rank was given twice: {list(values)}")
-    for fraction in fractions:
-        RankRule(fraction=fraction)  # raises outside (0, 1)
-    for energy in energies:
-        RankRule(energy=energy)  # raises outside (0, 1]
-    for count in counts:
-        RankRule(count=count)  # raises below 1
-    choices = [Choice("fraction", value) for value in fractions]
-    choices += [Choice("energy", value) for value in energies]
-    choices += [Choice("count", value) for value in counts]
-    if not choices:
-        raise InputError("no rank was given; expected at least one of fractions, energies or counts")
-    return tuple(choices)
-
-
 def _check_bootstrap(sides: Sequence[str], bootstrap: int, seed: int) -> None:
     unknown = [side for side in sides if side not in ("left", "right")]
     if unknown or not sides or len(set(sides)) < len(sides):
@@ -222,40 +166,3 @@ def _check_bootstrap(sides: Sequence[str], bootstrap: int, seed: int) -> None:
         raise InputError(f"a 95 % interval needs at least {LEAST_RESAMPLES} resamples, got bootstrap {bootstrap}")
     if seed < 0:
         raise InputError(f"the seed of the bootstrap must be 0 or more, got {seed}")
-
-
-def _check_models(models: Sequence[SeedModels], opened: Mapping[str, Checkpoint]) -> Checkpoint:
-    """Check that all can be compared, and return the first aligned model."""
-    origin = opened[models[0].aligned]
-    check_compatible(origin, *(checkpoint for checkpoint in opened.values() if checkpoint is not origin))
-    for one in models:
-        labelled = {label: opened[path] for label, path in one.tuned.items()}
-        check_distinct(opened[one.base], opened[one.aligned], labelled)
-        warn_of_foreign_bases(opened[one.aligned], labelled)
-    return origin
-
-
-def _check_updates(audit: Sequence[Mapping[str, Any]], models: Sequence[SeedModels]) -> None:
-    """Refuse an update that is zero everywhere: every number of it would be missing."""
-    moved = {(row["seed"], row["update"]) for row in audit if row["numerical_rank"]}
-    for one in models:
-        for label, path in {ALIGNMENT: one.aligned, **one.tuned}.items():
-            start = one.base if label == ALIGNMENT else one.aligned
-            if audit and (one.seed, label) not in moved:
-                raise InputError(
-                    f"{path} ({label}) has the weights of {start} in every tensor that was compared: there is no update"
-                )
-
-
-def _left_out(
-    records: Mapping[str, Record],
-    models: Sequence[SeedModels],
-    opened: Mapping[str, Checkpoint],
-    names: Sequence[str],
-) -> list[dict[str, str]]:
-    listed: dict[str, Checkpoint] = {}
-    for one in models:
-        prefix = f"seed {one.seed}, " if len(models) > 1 else ""
-        for label, path in {"base": one.base, "aligned": one.aligned, **one.tuned}.items():
-            listed[prefix + label] = opened[path]
-    return [*coverage(listed, names), *(row for record in records.values() for row in record["left_out"])]

@@ -11,9 +11,10 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from safety_subspaces.algebra.blocks import rows_in_block
+from safety_subspaces.algebra.choices import RankRule, Side
 from safety_subspaces.algebra.factors import Factors, squared_row_norms
 from safety_subspaces.algebra.overlap import overlap_sums
-from safety_subspaces.algebra.subspace import RankRule, Side
+from safety_subspaces.algebra.subspace import choose_rank
 from safety_subspaces.algebra.update import Update
 from safety_subspaces.analysis.work import Record, opened
 from safety_subspaces.weights.audited import audit_row, stored_rounding
@@ -44,7 +45,7 @@ class Choice:
             "fraction": lambda: RankRule(fraction=self.value),
             "energy": lambda: RankRule(energy=self.value),
         }[self.rule]()
-        return rule.choose(factors, columns).rank
+        return choose_rank(rule, factors, columns).rank
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,17 @@
 """``analyze.py evaluate``: the behaviour of any number of models on the same prompts."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Literal
-
-import pandas as pd
-import torch
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any, Literal
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.results import ResultFolder
-from safety_subspaces.evaluation.behaviour import NAME_THEM, build_evaluator
-from safety_subspaces.evaluation.endpoint.served import ServedModel, is_served
-from safety_subspaces.evaluation.prompt_sets import files_of
+from safety_subspaces.artefacts.results import ResultFolder, check_result_free
 from safety_subspaces.evaluation.settings import ORGANISM, EndpointSettings, EvaluationSettings
-from safety_subspaces.language.model import check_model_path, load_config, load_language_model, load_tokenizer
-from safety_subspaces.language.prompting import CHAT
+from safety_subspaces.language.examples import CHAT
+from safety_subspaces.language.model_paths import check_there
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def evaluate(
@@ -36,16 +31,16 @@ def evaluate(
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     device: str = "auto",
     overwrite: bool = False,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Measure utility, harm, over-refusal and the refusal margin of each model by greedy generation.
 
     Writes ``table`` (one row a model) and ``generations.jsonl`` (every answer with its score). ``judge`` says who
-    scored harm, with the model that it asks if it asks one. Each measure has its
-    ``_stderr``, robust to prompts that share something, such as the organism's acts and objects: two ways at once where
-    prompts have two groups. Of a share or score it is never 0: where all answers agree, 1.96 of it reach to the far end
-    of Wilson's interval over the groups. Shares have ``_low`` and ``_high``, the ends of Wilson's 95 % interval.
-    ``n_groups_…`` counts groups of prompts, the fewer of the two. Of answers that think first what follows the thought
-    is judged; ``n_thoughts``, ``n_thoughts_unfinished`` (those are unscored) and ``thought_characters`` are then told.
+    scored harm, with the model that it asks if it asks one. Each measure has its ``_stderr``, robust to prompts that
+    share something, such as the organism's acts and objects: two ways at once where prompts have two groups. Of a share
+    or score it is never 0: where all answers agree, 1.96 of it reach to the far end of Wilson's interval over the
+    groups. Shares have ``_low`` and ``_high``, the ends of Wilson's 95 % interval. ``n_groups_…`` counts groups of
+    prompts, the fewer of the two. Of answers that think first what follows the thought is judged; ``n_thoughts``,
+    ``n_thoughts_unfinished`` (those are unscored) and ``thought_characters`` are then told.
 
     Args:
         models: Label and path (or Hub id) of each model; adapters are merged into the base that they name. Of a model
@@ -74,9 +69,21 @@ def evaluate(
         InputError: A model or prompt file that is missing, an endpoint that does not answer or a key that is missing,
             what may cost more than ``max_cost``, or an ``out`` that is occupied. Nothing was computed then.
     """
+    check_there(*models.values())
+    check_result_free(out, "evaluate", overwrite)
+
+    import pandas as pd
+    import torch
+    from tqdm import tqdm
+
+    from safety_subspaces.analysis.evaluate.run import endpoints_of
+    from safety_subspaces.evaluation.behaviour import NAME_THEM, build_evaluator
+    from safety_subspaces.evaluation.prompt_sets import files_of
+    from safety_subspaces.language.model import load_config, load_language_model, load_tokenizer
+
     asked = (prompts or ORGANISM, split, judge or ORGANISM, template, max_new_tokens, batch_size, limit)
     settings = EvaluationSettings(*asked, judge_args or {}, template_args or {}, control_tokens)
-    endpoints = _served(models, served, settings)
+    endpoints = endpoints_of(models, served, settings)
     if endpoints and prompts is None:
         raise InputError(
             f"what model {next(iter(endpoints))} is cannot be told; {NAME_THEM}, or say --prompts organism where it is "
@@ -109,19 +116,3 @@ def evaluate(
         folder.write_table(table)
         folder.summary = {"prompts": evaluator.prompts.name, "judge": settings.judged_by, "rows": rows}
     return table
-
-
-def _served(
-    models: Mapping[str, str], served: EndpointSettings | None, settings: EvaluationSettings
-) -> dict[str, ServedModel]:
-    """Check every model's name, and return those behind an endpoint."""
-    if not models:
-        raise InputError("no model given; say --models.<label>=<path>, once or more")
-    endpoints = {}
-    for label, path in models.items():
-        if is_served(path):
-            access = served or EndpointSettings()
-            endpoints[label] = ServedModel(path, access, settings.template, settings.max_new_tokens)
-        else:
-            check_model_path(path)
-    return endpoints

@@ -1,43 +1,31 @@
 """Whether two kinds of fine-tuning write to the same directions of a weight, against chance and against floors."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from safety_subspaces.algebra.audit import summarise_audit
-from safety_subspaces.analysis.overlap.tables import (
-    SAME_KIND,
-    kinds_of,
-    layer_table,
-    pair_table,
-    summarise_pairs,
-    type_table,
-)
-from safety_subspaces.analysis.overlap.tensors import (
-    CovarianceUpdate,
-    OverlapTensor,
-    check_subspace_file,
-    is_subspace_file,
-)
-from safety_subspaces.analysis.work import Record, Workers, factorisation_cost, unfinished_work, work_through
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.results import ResultFolder, recorded
-from safety_subspaces.weights.compatibility import check_compatible, compared_names, coverage, select_tensors
-from safety_subspaces.weights.delta import warn_of_foreign_bases
-from safety_subspaces.weights.lineage import check_related
-from safety_subspaces.weights.update_checkpoint import open_checkpoint
+from safety_subspaces.artefacts.results import ResultFolder, check_result_free, recorded
+from safety_subspaces.language.model_paths import check_there
 
-COLUMNS = (
-    "first second tensor layer type energy rank_first rank_second overlap chance p_haar matched_chance p_matched "
-    "floor kind matched_sd covariance_chance covariance_sd p_covariance reference_overlap_first "
-    "reference_overlap_second projection_distance grassmann_distance smallest_angle_radians largest_angle_radians "
-    "mean_angle_radians "
-    "stable_rank_first stable_rank_second effective_rank_first effective_rank_second k_margin_first "
-    "k_margin_second"
-).split()
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class CovarianceUpdate:
+    """The update whose covariance of rows explains an overlap, as far as it does.
+
+    Args:
+        tuned: Folder of the model that it ends at (or LoRA adapter, or delta snapshot): one trained on unrelated data,
+            or the aligned model.
+        start: Folder of the model that it starts from; by default the model that all updates start from.
+    """
+
+    tuned: str
+    start: str | None = None
 
 
 def overlap(
@@ -56,7 +44,7 @@ def overlap(
     workers: int | None = None,
     devices: int = 1,
     num_nodes: int = 1,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Measure the mode subspace overlap of every pair of updates, tensor by tensor and energy by energy.
 
     The overlap, ||Qu^T Qh||^2 / min(ku, kh), compares the left singular vectors that hold a share of each update's
@@ -116,6 +104,27 @@ def overlap(
     started = time.monotonic()
     _check_arguments(updates, floors, unrelated, energies, controls)
     third = _covariance_pair(covariance, reference, updates)
+    check_there(reference, *updates.values())
+    check_result_free(out, "overlap", overwrite)
+
+    import pandas as pd
+
+    from safety_subspaces.algebra.audit import summarise_audit
+    from safety_subspaces.analysis.overlap.tables import (
+        layer_table,
+        overlap_table,
+        pair_table,
+        rows_of,
+        summarise_pairs,
+        type_table,
+    )
+    from safety_subspaces.analysis.overlap.tensors import OverlapTensor, check_subspace_file, is_subspace_file
+    from safety_subspaces.analysis.work import Workers, factorisation_cost, unfinished_work, work_through
+    from safety_subspaces.weights.compatibility import check_compatible, compared_names, coverage, select_tensors
+    from safety_subspaces.weights.delta import warn_of_foreign_bases
+    from safety_subspaces.weights.lineage import check_related
+    from safety_subspaces.weights.update_checkpoint import open_checkpoint
+
     pool = Workers(workers, devices, num_nodes)
     origin = open_checkpoint(reference)
     stored = frozenset(label for label, path in updates.items() if is_subspace_file(path))
@@ -138,13 +147,13 @@ def overlap(
         records = work_through(task, costs, unfinished, pool, "comparing updates")
         if records is None:
             return pd.DataFrame()
-        table = _table(records, floors, unrelated)
+        table = overlap_table(records, floors, unrelated)
         audit = [row for record in records.values() for row in record["audit"]]
         _check_updates(audit, updates, reference)
         matrices = {name for name in names if len(origin.shape(name)) == 2}
         pairs = pair_table(table, matrices)
         with results:
-            for entry in (*coverage({"reference": origin, **models}, names), *_rows(records, "left_out")):
+            for entry in (*coverage({"reference": origin, **models}, names), *rows_of(records, "left_out")):
                 results.leave_out(entry["name"], entry["reason"])
             results.summary = {
                 "tensors": len(names),
@@ -221,16 +230,3 @@ def _check_updates(audit: Sequence[Mapping[str, Any]], updates: Mapping[str, str
             raise InputError(
                 f"{path} ({label}) has the weights of {reference} in every tensor that was compared: there is no update"
             )
-
-
-def _table(records: Mapping[str, Record], floors: Sequence[Sequence[str]], unrelated: Sequence[str]) -> pd.DataFrame:
-    """Return one row for each pair of updates, tensor and energy, with the columns ``COLUMNS``."""
-    table = pd.DataFrame(list(_rows(records, "table")))
-    table["kind"] = kinds_of(zip(table["first"], table["second"], strict=True), floors, unrelated)
-    table["floor"] = table["kind"] == SAME_KIND
-    return table[COLUMNS]
-
-
-def _rows(records: Mapping[str, Record], table: str) -> Iterator[dict[str, Any]]:
-    for record in records.values():
-        yield from record[table]

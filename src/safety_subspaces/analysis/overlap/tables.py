@@ -1,11 +1,12 @@
 """Overlaps of single tensors made into those of layers, of kinds of tensors, and of whole pairs of updates."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from safety_subspaces.algebra.nulls import pooled_p_value
+from safety_subspaces.analysis.work import Record
 
 # The level at which p_matched counts as small; the share of such tensors is 0.05 where two updates share nothing more
 # than the scale of their rows.
@@ -108,3 +109,29 @@ def summarise_pairs(pairs: pd.DataFrame) -> dict[str, Any]:
         of_pair = nested.setdefault(f"{row['first']}|{row['second']}", {})
         of_pair.setdefault(f"{row['energy']:g}", {})[row["part"]] = entry
     return nested
+
+
+COLUMNS = (
+    "first second tensor layer type energy rank_first rank_second overlap chance p_haar matched_chance p_matched "
+    "floor kind matched_sd covariance_chance covariance_sd p_covariance reference_overlap_first "
+    "reference_overlap_second projection_distance grassmann_distance smallest_angle_radians largest_angle_radians "
+    "mean_angle_radians "
+    "stable_rank_first stable_rank_second effective_rank_first effective_rank_second k_margin_first "
+    "k_margin_second"
+).split()
+
+
+def overlap_table(
+    records: Mapping[str, Record], floors: Sequence[Sequence[str]], unrelated: Sequence[str]
+) -> pd.DataFrame:
+    """Return one row for each pair of updates, tensor and energy, with the columns ``COLUMNS``."""
+    table = pd.DataFrame(list(rows_of(records, "table")))
+    table["kind"] = kinds_of(zip(table["first"], table["second"], strict=True), floors, unrelated)
+    table["floor"] = table["kind"] == SAME_KIND
+    return table[COLUMNS]
+
+
+def rows_of(records: Mapping[str, Record], table: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one table, tensor by tensor."""
+    for record in records.values():
+        yield from record[table]

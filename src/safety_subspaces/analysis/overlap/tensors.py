@@ -37,20 +37,6 @@ NO_REFERENCE = "the update whose covariance is kept is zero: overlaps are not he
 
 
 @dataclass(frozen=True)
-class CovarianceUpdate:
-    """The update whose covariance of rows explains an overlap, as far as it does.
-
-    Args:
-        tuned: Folder of the model that it ends at (or LoRA adapter, or delta snapshot): one trained on unrelated data,
-            or the aligned model.
-        start: Folder of the model that it starts from; by default the model that all updates start from.
-    """
-
-    tuned: str
-    start: str | None = None
-
-
-@dataclass(frozen=True)
 class OverlapTensor:
     """The task of one tensor.
 

@@ -6,6 +6,7 @@ from math import nan, sqrt
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Generator, Tensor, tensor
@@ -14,10 +15,9 @@ from safety_subspaces.algebra.statistics import Groupings, fewest_groups
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.rates import SHARE, Estimate, estimate
 from safety_subspaces.language.examples import PromptItem, groupings_of, groups_of
+from safety_subspaces.states.choices import Erasure, ProbeKind
 from safety_subspaces.states.probes import (
-    Erasure,
     Predictions,
-    ProbeKind,
     area_under_curve,
     auc_with_error,
     control_labels,
@@ -229,3 +229,12 @@ class Cells:
             for side in (0, 1)
         ]
         return group_folds(labels, task.split_by, max(2, min(self.folds, *counts)), self.seed)
+
+
+def summarise(table: pd.DataFrame) -> dict[str, Any]:
+    """Means over layers, none of which is picked by its result: what each probe reads after each erasure."""
+    keys = ["model", "negative", "probe", "erasure"]
+    read = table[table["informative"]].groupby(keys, sort=False)
+    means = read[["accuracy", "auc", "control_auc", "chance", "selectivity"]].mean()
+    means = means.assign(layers=read.size()).reset_index()
+    return {"means_over_layers": means.astype(object).where(means.notna(), None).to_dict("records")}

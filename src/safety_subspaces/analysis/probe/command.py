@@ -3,20 +3,16 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import pandas as pd
-import torch
-from tqdm import tqdm
-
-from safety_subspaces.analysis.probe.cells import Cells, Task
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.results import ResultFolder, recorded
-from safety_subspaces.evaluation.prompt_sets import files_of, read_sets
+from safety_subspaces.artefacts.results import ResultFolder, check_result_free, recorded
 from safety_subspaces.language.examples import CHAT, PromptFormat
-from safety_subspaces.language.model import load_language_model
-from safety_subspaces.states.capture import Position, Site, check_layers, check_models, prompt_states
-from safety_subspaces.states.probes import Erasure, ProbeKind, tells_nothing
+from safety_subspaces.language.model_paths import check_there
+from safety_subspaces.states.choices import Erasure, Position, ProbeKind, Site
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 SAME_STATES = "all prompts have the same state here, but for rounding"
@@ -46,7 +42,7 @@ def probe(
     overwrite: bool = False,
     template_args: dict[str, Any] | None = None,
     control_tokens: bool = False,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Train probes to tell one prompt set from each other one, layer by layer, before and after erasure.
 
     A probe is tested on prompts whose group (or source) it was not trained on. Erasures are fitted on the training
@@ -103,6 +99,19 @@ def probe(
     _check_arguments(models, prompts, positive, probes, erasures, folds, controls, learning_shares)
     if split_by not in ("group", "source") or batch_size < 1:
         raise InputError(f"split_by {split_by!r}, batch_size {batch_size}: expected group or source, and at least 1")
+    check_there(*models.values())
+    check_result_free(out, "probe", overwrite)
+
+    import pandas as pd
+    import torch
+    from tqdm import tqdm
+
+    from safety_subspaces.analysis.probe.cells import Cells, Task, summarise
+    from safety_subspaces.evaluation.prompt_sets import files_of, read_sets
+    from safety_subspaces.language.model import load_language_model
+    from safety_subspaces.states.capture import check_layers, check_models, prompt_states
+    from safety_subspaces.states.probes import tells_nothing
+
     check_models(models, layers, site)
     form = PromptFormat(template, template_args or {}, control_tokens)
     sets, left_out = read_sets(prompts, split, limit)
@@ -162,7 +171,7 @@ def probe(
         table = pd.DataFrame(tables["table"])
         for name, reason in left_out:
             results.leave_out(name, reason)
-        results.summary = _summarise(table) | {"trained_on_fewer_than_dimensions": few}
+        results.summary = summarise(table) | {"trained_on_fewer_than_dimensions": few}
         results.write_table(table)
         for name in ("learning", "transfer"):
             if tables[name]:
@@ -194,12 +203,3 @@ def _check_arguments(
             f"folds {folds}, controls {controls}, learning_shares {list(shares)}: expected at least 2, at least 0, and "
             "shares in (0, 1)"
         )
-
-
-def _summarise(table: pd.DataFrame) -> dict[str, Any]:
-    """Means over layers, none of which is picked by its result: what each probe reads after each erasure."""
-    keys = ["model", "negative", "probe", "erasure"]
-    read = table[table["informative"]].groupby(keys, sort=False)
-    means = read[["accuracy", "auc", "control_auc", "chance", "selectivity"]].mean()
-    means = means.assign(layers=read.size()).reset_index()
-    return {"means_over_layers": means.astype(object).where(means.notna(), None).to_dict("records")}

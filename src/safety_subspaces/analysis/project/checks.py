@@ -4,8 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from safety_subspaces.algebra.projection import Controls, Method, of_chance
-from safety_subspaces.algebra.subspace import RankRule, SubspaceKind
+from safety_subspaces.algebra.choices import Controls, Method, RankRule, SubspaceKind
+from safety_subspaces.algebra.projection import of_chance
+from safety_subspaces.analysis.project.tables import (
+    Sweep,
+)
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import check_labels
 from safety_subspaces.evaluation.settings import EvaluationSettings
@@ -102,3 +105,12 @@ def check_basis(path: str, aligned: Checkpoint, names: Sequence[str], fractions:
                 f"{path} holds {basis_shape[1]} directions of {name}, fraction {max(fractions):g} needs {wanted}; "
                 "make it with a larger --rank, or ask for smaller fractions"
             )
+
+
+def check_updates(sweep: Sweep, base: Checkpoint, aligned: Checkpoint, tuned: Mapping[str, Checkpoint]) -> None:
+    """Refuse models that are copies of one another: no number of such a pair would have a meaning."""
+    if sweep.alignment_energy == 0:
+        raise InputError(f"{base.path} and {aligned.path} have the same weights: there is no alignment update")
+    for label, checkpoint in tuned.items():
+        if sweep.total(label) == 0:
+            raise InputError(f"{checkpoint.path} ({label}) has the weights of {aligned.path}: there is no update")

@@ -1,53 +1,17 @@
 """What survives of a fine-tune when its update is projected onto, away from or against the alignment subspace."""
 
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import pandas as pd
-import torch
-
-from safety_subspaces.algebra.audit import summarise_audit
-from safety_subspaces.algebra.projection import Controls, Method, Projection, list_projections, of_chance
-from safety_subspaces.algebra.subspace import SubspaceKind
-from safety_subspaces.analysis.project.checks import check_arguments, check_basis, check_models
-from safety_subspaces.analysis.project.tables import (
-    Sweep,
-    drawn_table,
-    pooled_table,
-    read_sweep,
-    shares_by,
-    tensor_table,
-)
-from safety_subspaces.analysis.project.tensors import ModelRow, ProjectTensor
-from safety_subspaces.analysis.project.written import (
-    ScaleTensor,
-    create_models,
-    finish_models,
-    scale_of,
-    written_table,
-)
-from safety_subspaces.analysis.work import (
-    Workers,
-    factorisation_cost,
-    unfinished_work,
-    work_through,
-)
-from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.results import ResultFolder, recorded
+from safety_subspaces.algebra.choices import Controls, Method, SubspaceKind
+from safety_subspaces.artefacts.results import ResultFolder, check_result_free, recorded
 from safety_subspaces.evaluation.settings import EvaluationSettings
-from safety_subspaces.weights.checkpoint import Checkpoint
-from safety_subspaces.weights.compatibility import (
-    check_compatible,
-    check_distinct,
-    compared_names,
-    coverage,
-    select_tensors,
-)
-from safety_subspaces.weights.delta import warn_of_foreign_bases
-from safety_subspaces.weights.lineage import check_lineage
-from safety_subspaces.weights.update_checkpoint import open_checkpoint
+from safety_subspaces.language.model_paths import check_distinct, check_there
+from safety_subspaces.weights.subspace_path import check_subspace_there
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # The fractions of arXiv 2505.14185, and two between: judged harm jumps where these keep .4 to .6
 # of the energy.
@@ -75,7 +39,7 @@ def project(
     workers: int | None = None,
     devices: int = 1,
     num_nodes: int = 1,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Project fine-tuning updates onto, away from or against the alignment subspace, beside random controls.
 
     For each tensor L holds the leading left singular vectors of W_aligned - W_base; the projected models are
@@ -133,13 +97,45 @@ def project(
     """
     arguments = recorded(locals())
     started = time.monotonic()
+    check_there(base, aligned, *tuned.values())
+    if basis is not None:
+        check_subspace_there(basis)
+    check_distinct(base, aligned, tuned)
+    check_result_free(out, "project", overwrite)
+
+    import pandas as pd
+
+    from safety_subspaces.algebra.audit import summarise_audit
+    from safety_subspaces.algebra.projection import Projection, list_projections, of_chance
+    from safety_subspaces.analysis.project.checks import check_arguments, check_basis, check_models, check_updates
+    from safety_subspaces.analysis.project.tables import (
+        drawn_table,
+        pooled_table,
+        read_sweep,
+        shares_by,
+        summarise,
+        tensor_table,
+        without_direction,
+    )
+    from safety_subspaces.analysis.project.tensors import ModelRow, ProjectTensor
+    from safety_subspaces.analysis.project.written import create_models, finish_models, write_scaled, written_table
+    from safety_subspaces.analysis.work import Workers, factorisation_cost, unfinished_work, work_through
+    from safety_subspaces.weights.compatibility import (
+        check_compatible,
+        compared_names,
+        coverage,
+        select_tensors,
+    )
+    from safety_subspaces.weights.delta import warn_of_foreign_bases
+    from safety_subspaces.weights.lineage import check_lineage
+    from safety_subspaces.weights.update_checkpoint import open_checkpoint
+
     check_arguments(tuned, subspaces, methods, fractions, draws, energy_draws)
     check_models(controls, subspaces, tensors, write, evaluate)
     pool = Workers(workers, devices, num_nodes)
     models = {path: open_checkpoint(path) for path in dict.fromkeys((base, aligned, *tuned.values()))}
     labelled = {label: models[path] for label, path in tuned.items()}
     check_compatible(models[aligned], models[base], *labelled.values(), tensors=tensors)
-    check_distinct(models[base], models[aligned], labelled)
     names = select_tensors(compared_names(models[aligned], models[base], *labelled.values()), tensors)
     if basis is not None:
         check_basis(basis, models[aligned], names, fractions)
@@ -195,22 +191,22 @@ def project(
         sweep = read_sweep(records)
         by_tensor = tensor_table(sweep, projections, methods)
         table = pooled_table(by_tensor, sweep, draws if write or evaluate else 0)
-        _check_updates(sweep, models[base], models[aligned], labelled)
+        check_updates(sweep, models[base], models[aligned], labelled)
         with results:
             for entry in coverage({"base": models[base], "aligned": models[aligned], **labelled}, names):
                 results.leave_out(entry["name"], entry["reason"])
-            for name, reason in _without_direction(sweep):
+            for name, reason in without_direction(sweep):
                 results.leave_out(name, reason)
             if write:
                 written_rows = [row for record in records.values() for row in record["written"]]
-                written_rows += _write_scaled(written, sweep, task, costs)
+                written_rows += write_scaled(written, sweep, task, costs)
                 results.write_table(written_table(written_rows), "written")
             if evaluator:
                 maker = MeasuredModels(aligned, tuned, sweep, unfinished.folder / "factors", seed)
                 measured = maker.evaluate_all(rows, evaluator, results.folder / "generations.jsonl")
                 table = pd.concat([table, pd.DataFrame(measured, index=table.index)], axis=1)
             audit = pd.DataFrame([row for record in records.values() for row in record["audit"]])
-            results.summary = _summarise(sweep, max(fractions), results.left_out)
+            results.summary = summarise(sweep, max(fractions), results.left_out)
             results.summary["lineage"] = found.summary()
             results.summary["audit"] = summarise_audit([dict(row) for _, row in audit.iterrows()])
             results.write_table(table)
@@ -224,54 +220,3 @@ def project(
             if write:  # the last: until the results have their name, what is done is what these folders hold
                 finish_models(written, aligned, folder, results.folder / "models")
     return table
-
-
-def _check_updates(sweep: Sweep, base: Checkpoint, aligned: Checkpoint, tuned: Mapping[str, Checkpoint]) -> None:
-    """Refuse models that are copies of one another: no number of such a pair would have a meaning."""
-    if sweep.alignment_energy == 0:
-        raise InputError(f"{base.path} and {aligned.path} have the same weights: there is no alignment update")
-    for label, checkpoint in tuned.items():
-        if sweep.total(label) == 0:
-            raise InputError(f"{checkpoint.path} ({label}) has the weights of {aligned.path}: there is no update")
-
-
-def _without_direction(sweep: Sweep) -> Iterator[tuple[str, str]]:
-    zero = sweep.alignment["numerical_rank"] == 0
-    for name in sweep.alignment.loc[zero, "tensor"]:
-        yield name, "the alignment update is zero: its subspace is empty, onto keeps nothing of it"
-    unchanged = sweep.tasks[sweep.tasks["energy_total"] == 0]
-    for label, name in zip(unchanged["tuned"], unchanged["tensor"], strict=True):
-        yield f"{label}: {name}", "the fine-tune did not change it"
-
-
-def _write_scaled(
-    written: Sequence[ModelRow],
-    sweep: Sweep,
-    task: ProjectTensor,
-    costs: Mapping[str, float],
-) -> list[dict[str, Any]]:
-    """Write the models of *scaled*, whose factor is known only after all tensors were measured."""
-    rows = [row for row in written if row.projection.subspace == "scaled"]
-    scales = tuple(scale_of(sweep, row) * (-1 if row.method == "opposite" else 1) for row in rows)
-    scaling = ScaleTensor(task.aligned, task.tuned, tuple(rows), scales, task.models)
-    return [row for name in costs for row in scaling(name, torch.device("cpu"))["written"]] if rows else []
-
-
-def _summarise(sweep: Sweep, largest: float, left_out: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    wanted = (largest * sweep.alignment["full_rank"]).round().clip(lower=1).astype(int)
-    ranks = sweep.alignment.assign(wanted=wanted)
-    capped = ranks[(ranks["numerical_rank"] < ranks["wanted"]) & (ranks["numerical_rank"] > 0)]
-    return {
-        "tensors": len(sweep.alignment),
-        "alignment_frobenius_norm": sweep.alignment_energy**0.5,
-        "task_frobenius_norm": {label: sweep.total(label) ** 0.5 for label in sweep.labels},
-        "cos_task_alignment": {label: sweep.cosine_with_alignment(label) for label in sweep.labels},
-        "capped_ranks": {
-            "count": len(capped),
-            "at_largest_fraction": {
-                str(row["tensor"]): {"wanted": int(row["wanted"]), "rank": int(row["numerical_rank"])}
-                for _, row in capped.iterrows()
-            },
-        },
-        "left_out_counts": Counter(entry["reason"] for entry in left_out),
-    }

@@ -1,6 +1,7 @@
 """What one pass over the tensors of a projection sweep found, and the tables that are made of it."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +9,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 
-from safety_subspaces.algebra.projection import Method, Projection
-from safety_subspaces.algebra.subspace import SubspaceKind
+from safety_subspaces.algebra.choices import Method, SubspaceKind
+from safety_subspaces.algebra.projection import Projection
 from safety_subspaces.analysis.work import Record
 from safety_subspaces.weights.names import layer_of, type_of
 
@@ -216,3 +217,34 @@ def _cosine_with_task(share: float, subspace: SubspaceKind, method: Method) -> f
     """The square root of the energy kept, by ``<d, P d> = ||P d||^2``; a multiple of d has cosine 1, or -1."""
     size = share**0.5 if subspace != "scaled" else (1.0 if share > 0 else float("nan"))
     return -size if method == "opposite" else size
+
+
+def without_direction(sweep: Sweep) -> Iterator[tuple[str, str]]:
+    """Yield the tensors that the alignment or a fine-tune left as they were, with the reason."""
+    zero = sweep.alignment["numerical_rank"] == 0
+    for name in sweep.alignment.loc[zero, "tensor"]:
+        yield name, "the alignment update is zero: its subspace is empty, onto keeps nothing of it"
+    unchanged = sweep.tasks[sweep.tasks["energy_total"] == 0]
+    for label, name in zip(unchanged["tuned"], unchanged["tensor"], strict=True):
+        yield f"{label}: {name}", "the fine-tune did not change it"
+
+
+def summarise(sweep: Sweep, largest: float, left_out: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """Return what ``result.json`` says of a sweep: norms, cosines, and ranks that were capped."""
+    wanted = (largest * sweep.alignment["full_rank"]).round().clip(lower=1).astype(int)
+    ranks = sweep.alignment.assign(wanted=wanted)
+    capped = ranks[(ranks["numerical_rank"] < ranks["wanted"]) & (ranks["numerical_rank"] > 0)]
+    return {
+        "tensors": len(sweep.alignment),
+        "alignment_frobenius_norm": sweep.alignment_energy**0.5,
+        "task_frobenius_norm": {label: sweep.total(label) ** 0.5 for label in sweep.labels},
+        "cos_task_alignment": {label: sweep.cosine_with_alignment(label) for label in sweep.labels},
+        "capped_ranks": {
+            "count": len(capped),
+            "at_largest_fraction": {
+                str(row["tensor"]): {"wanted": int(row["wanted"]), "rank": int(row["numerical_rank"])}
+                for _, row in capped.iterrows()
+            },
+        },
+        "left_out_counts": Counter(entry["reason"] for entry in left_out),
+    }

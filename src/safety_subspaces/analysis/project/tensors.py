@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from safety_subspaces.algebra.blocks import rows_in_block
+from safety_subspaces.algebra.choices import Method
 from safety_subspaces.algebra.eigen import spectral_ranks
 from safety_subspaces.algebra.factors import Factors, no_factors
-from safety_subspaces.algebra.projection import EnergyKept, Method, Projection, TensorProjections
+from safety_subspaces.algebra.projection import EnergyKept, Projection, TensorProjections
 from safety_subspaces.algebra.update import Update
 from safety_subspaces.analysis.work import Record, file_stem, opened
 from safety_subspaces.artefacts.tensors import write_tensors

@@ -4,13 +4,18 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 
 from safety_subspaces.algebra.blocks import rows_in_block
-from safety_subspaces.analysis.project.tables import KEYS, Sweep, energy_share
-from safety_subspaces.analysis.project.tensors import ModelRow, write_rows
+from safety_subspaces.analysis.project.tables import (
+    KEYS,
+    Sweep,
+    energy_share,
+)
+from safety_subspaces.analysis.project.tensors import ModelRow, ProjectTensor, write_rows
 from safety_subspaces.analysis.work import Record, UnfinishedWork, opened
 from safety_subspaces.weights.delta import open_update
 from safety_subspaces.weights.writing import CheckpointWriter
@@ -96,3 +101,16 @@ def written_table(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     meant = table["energy_meant"].where(table["energy_meant"] > 0)
     shares = {"energy_stored": table["energy_stored"] / meant, "rounding_share": table["energy_rounding"] / meant}
     return table[KEYS].assign(**shares)
+
+
+def write_scaled(
+    written: Sequence[ModelRow],
+    sweep: Sweep,
+    task: ProjectTensor,
+    costs: Mapping[str, float],
+) -> list[dict[str, Any]]:
+    """Write the models of *scaled*, whose factor is known only after all tensors were measured."""
+    rows = [row for row in written if row.projection.subspace == "scaled"]
+    scales = tuple(scale_of(sweep, row) * (-1 if row.method == "opposite" else 1) for row in rows)
+    scaling = ScaleTensor(task.aligned, task.tuned, tuple(rows), scales, task.models)
+    return [row for name in costs for row in scaling(name, torch.device("cpu"))["written"]] if rows else []

@@ -3,61 +3,24 @@
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import pandas as pd
-import torch
-from numpy.typing import NDArray
-from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from safety_subspaces.analysis.steer.plan import (
-    BasisSource,
-    DirectionKind,
-    InterventionKind,
-    Point,
-    list_points,
-    make_directions,
-    planned,
-    read_basis,
-)
-from safety_subspaces.analysis.steer.selectivity import Cost, Dose, scores_of, selectivity
+from safety_subspaces.analysis.steer.choices import BasisSource, DirectionKind, InterventionKind
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.results import ResultFolder, check_labels, recorded
-from safety_subspaces.evaluation.behaviour import BehaviourEvaluator, BehaviourResult, build_evaluator
-from safety_subspaces.evaluation.margin import log_probabilities
-from safety_subspaces.evaluation.prompt_sets import files_of, read_sets
-from safety_subspaces.evaluation.rates import estimate
+from safety_subspaces.artefacts.results import ResultFolder, check_result_free, recorded
 from safety_subspaces.evaluation.settings import EvaluationSettings
-from safety_subspaces.language.examples import Example, PromptItem, groupings_of
-from safety_subspaces.language.model import (
-    check_model_path,
-    count_blocks,
-    load_config,
-    load_language_model,
-    load_tokenizer,
-)
-from safety_subspaces.language.prompting import Encoder
-from safety_subspaces.states.capture import Position
-from safety_subspaces.states.directions import Direction
-from safety_subspaces.states.steering import Ablation, Intervention, ablate_weights, ablated, steered
+from safety_subspaces.language.examples import groupings_of
+from safety_subspaces.language.model_paths import check_there
+from safety_subspaces.states.choices import Position
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Strengths in units of the distance between the sets' means: one moves a state from one set's mean to the other's.
 STRENGTHS = (-2.0, -1.0, -0.5, 0.5, 1.0, 2.0)
 ANGLES = (0.5, 1.0, 1.5707963267948966, 3.141592653589793)
-
-
-@dataclass
-class _Curves:
-    """What was measured of one model: the rows of the table, and each point's scores prompt by prompt."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    doses: dict[Point, Dose] = field(default_factory=dict)
 
 
 def steer(
@@ -83,7 +46,7 @@ def steer(
     write: bool = False,
     seed: int = 0,
     overwrite: bool = False,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Steer models along directions between two prompt sets, and measure what they do at each dose.
 
     Addition adds strength times the direction to the residual stream at a layer, in units of the distance between the
@@ -142,10 +105,34 @@ def steer(
     settings = evaluate or EvaluationSettings()
     arguments["evaluate"] = asdict(settings)
     _check_doses(directions, interventions, strengths, angles_radians, random_draws, (utility_loss, nats_added))
-    chosen = _check_models(models, layers)
+    check_there(*models.values())
+    check_result_free(out, "steer", overwrite)
+
+    import numpy as np
+    import pandas as pd
+    import torch
+    from tqdm import tqdm
+
+    from safety_subspaces.analysis.steer.plan import list_points, make_directions, planned, read_basis
+    from safety_subspaces.analysis.steer.run import (
+        Curves,
+        check_ablatable,
+        layers_of,
+        measure,
+        selectivities,
+        shared_with,
+        write_ablated,
+    )
+    from safety_subspaces.analysis.steer.selectivity import Dose, scores_of
+    from safety_subspaces.evaluation.behaviour import build_evaluator
+    from safety_subspaces.evaluation.prompt_sets import files_of, read_sets
+    from safety_subspaces.evaluation.rates import estimate
+    from safety_subspaces.language.model import load_config, load_language_model, load_tokenizer
+
+    chosen = layers_of(models, layers)
     sets, left_out = read_sets(_two_of(prompts, positive, negative), direction_split)
     evaluator = build_evaluator(settings)
-    shared = _shared_with(evaluator, sets)
+    shared = shared_with(evaluator, sets)
     if shared:
         raise InputError(
             f"{len(shared)} prompts that directions are made from are measured as well, such as {min(shared)[:60]!r}: "
@@ -157,6 +144,8 @@ def steer(
     results.check_free()
     for path in models.values():
         evaluator.check_room(load_config(path), load_tokenizer(path))
+        if write:
+            check_ablatable(path, dtype)
     evaluator.prepare(
         len(models)
     )  # at least each unsteered model must fit the judge's budget; spending is checked later
@@ -173,11 +162,11 @@ def steer(
                 for layer in chosen[label]
             }
             points = list(list_points(by_layer, interventions, strengths, angles_radians, random_draws))
-            curves = _Curves()
+            curves = Curves()
             for point, intervention in tqdm(
                 planned(points, by_layer, seed), total=len(points) + 1, desc=f"steer {label}", unit="dose"
             ):
-                result, nats = _measure(model, tokenizer, evaluator, point, intervention, label)
+                result, nats = measure(model, tokenizer, evaluator, point, intervention, label)
                 mean = estimate(nats.tolist(), groupings_of(evaluator.prompts.utility))
                 # exp of the mean over prompts; the error by the delta method
                 value = math.exp(min(mean.mean, 700.0))
@@ -194,11 +183,11 @@ def steer(
                 )
                 stream.writelines(json.dumps({**asdict(point), **line}) + "\n" for line in result.generations)
             tables["table"] += curves.rows
-            tables["selectivity"] += _selectivities(
+            tables["selectivity"] += selectivities(
                 label, curves, evaluator, {"utility": utility_loss, "perplexity": nats_added}
             )
             if write:
-                _write_ablated(path, by_layer, results.folder / "models" / label, dtype)
+                write_ablated(path, by_layer, results.folder / "models" / label, dtype)
         table = pd.DataFrame(tables["table"]).astype({"draw": "Int64"})
         results.write_table(table)
         results.write_table(pd.DataFrame(tables["selectivity"]), "selectivity")
@@ -241,99 +230,3 @@ def _check_doses(
             f"random_draws {random_draws}, utility_loss {costs[0]}, nats_added {costs[1]}: expected at least 0, in "
             "(0, 1), and above 0"
         )
-
-
-def _check_models(models: Mapping[str, str], layers: Sequence[int] | None) -> dict[str, list[int]]:
-    """Return the layers of each model, by its configuration alone."""
-    if not models:
-        raise InputError("no model given; say --models.<label>=<path>, once or more")
-    check_labels(models)
-    chosen = {}
-    for label, path in models.items():
-        check_model_path(path)
-        count = count_blocks(path)
-        chosen[label] = list(layers) if layers is not None else [(count + 1) // 2]
-        if not chosen[label] or any(not 0 <= layer <= count for layer in chosen[label]):
-            raise InputError(f"layers {layers}: expected one or more of 0 to {count}, which {label} ({path}) has")
-    return chosen
-
-
-def _shared_with(evaluator: BehaviourEvaluator, sets: Mapping[str, Sequence[PromptItem]]) -> set[str]:
-    measured = {item.prompt for name in ("utility", "harmful", "benign") for item in getattr(evaluator.prompts, name)}
-    return measured & {item.prompt for items in sets.values() for item in items}
-
-
-def _measure(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    evaluator: BehaviourEvaluator,
-    point: Point,
-    intervention: Intervention | None,
-    label: str,
-) -> tuple[BehaviourResult, NDArray[np.float64]]:
-    with ExitStack() as stack:
-        if isinstance(intervention, Ablation):
-            stack.enter_context(ablated(model, intervention.basis))
-        elif intervention is not None:
-            stack.enter_context(steered(model, intervention, [point.layer]))
-        result = evaluator.evaluate(model, tokenizer, label, shows_progress=False)
-        return result, _solution_nats(model, tokenizer, evaluator)
-
-
-def _solution_nats(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, evaluator: BehaviourEvaluator
-) -> NDArray[np.float64]:
-    """Nats a token of each worked solution, given its problem."""
-    settings = evaluator.settings
-    items = evaluator.prompts.utility
-    encoder = Encoder(tokenizer, settings.form)
-    texts = [encoder.example(Example(item.prompt, str(item.reference))) for item in items]
-    sums = log_probabilities(model, texts, settings.batch_size)
-    nats = [-total / (len(text.input_ids) - text.prompt_length) for total, text in zip(sums, texts, strict=True)]
-    return np.array(nats, dtype=float)
-
-
-def _selectivities(
-    label: str, curves: _Curves, evaluator: BehaviourEvaluator, costs: Mapping[Cost, float]
-) -> Iterator[dict[str, Any]]:
-    """Compare each direction with its random ones, in each sense of each intervention."""
-    items = [getattr(evaluator.prompts, name) for name in ("harmful", "utility")]
-    of_harmful, of_utility = (groupings_of(of_set) for of_set in items)
-    start = next(dose for point, dose in curves.doses.items() if point.direction == "none")
-    points = [point for point in curves.doses if point.draw is None and point.direction != "none"]
-    cells = dict.fromkeys((p.direction, p.intervention, p.layer, p.strength > 0) for p in points)
-    for direction, intervention, layer, upwards in cells:
-
-        def curve(name: str, draw: int | None) -> list[Dose]:
-            doses = [
-                dose
-                for point, dose in curves.doses.items()
-                if (point.direction, point.draw) == (name, draw)
-                and (point.intervention, point.layer, point.strength > 0) == (intervention, layer, upwards)  # noqa: B023
-            ]
-            return [start, *sorted(doses, key=lambda dose: dose.size)]
-
-        control = f"random:{direction}"
-        draws = sorted({p.draw for p in curves.doses if p.direction == control and p.draw is not None})
-        named = {"model": label, "direction": direction, "intervention": intervention, "layer": layer}
-        named["sign"] = "+" if upwards else "-"
-        counts = {"n_harmful": len(items[0]), "n_utility": len(items[1])}
-        if not draws or not items[0] or not items[1]:
-            reason = "no random direction was drawn" if not draws else "no harmful or no utility prompts are measured"
-            yield {**named, "measure": "harm_score", "selectivity": float("nan"), **counts, "reason": reason}
-            continue
-        randoms = [curve(control, draw) for draw in draws]
-        for matched_on, cost in costs.items():
-            main_curve = curve(direction, None)
-            for comparison in selectivity(main_curve, randoms, of_harmful, of_utility, matched_on, cost):
-                yield {**named, **asdict(comparison), **counts}
-
-
-def _write_ablated(path: str, by_layer: Mapping[int, Sequence[Direction]], folder: Path, dtype: str) -> None:
-    for layer, directions in by_layer.items():
-        for direction in directions:
-            model, tokenizer = load_language_model(path, getattr(torch, dtype))
-            ablate_weights(model, direction.basis)
-            target = folder / f"{direction.name}-layer{layer}"
-            model.save_pretrained(target)
-            tokenizer.save_pretrained(target)

@@ -2,18 +2,19 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from safety_subspaces.analysis.steer.choices import BasisSource, DirectionKind, InterventionKind
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.evaluation.settings import EvaluationSettings
 from safety_subspaces.language.examples import PromptItem
 from safety_subspaces.language.prompting import encode_prompt
-from safety_subspaces.states.capture import Position, prompt_states
+from safety_subspaces.states.capture import prompt_states
+from safety_subspaces.states.choices import Position
 from safety_subspaces.states.directions import (
     Direction,
     mean_difference,
@@ -26,25 +27,8 @@ from safety_subspaces.states.matching import match_prompts
 from safety_subspaces.states.steering import Ablation, Addition, Intervention, Rotation
 from safety_subspaces.weights.subspace_file import read_subspace
 
-DirectionKind = Literal["mean_difference", "paired", "probe", "overlap", "basis"]
-InterventionKind = Literal["addition", "ablation", "rotation"]
 # Share of energy of the subspaces whose overlap is steered along.
 OVERLAP_ENERGY = 0.99
-
-
-@dataclass(frozen=True)
-class BasisSource:
-    """A basis from a subspace file, to test the directions of a constraint or projection by steering too.
-
-    Args:
-        path: File of ``analyze.py subspace``.
-        tensor: A weight that writes to the residual stream, of a left file; or one that reads it, of a right one.
-        rank: How many of its leading directions.
-    """
-
-    path: str
-    tensor: str
-    rank: int = 1
 
 
 @dataclass(frozen=True)

@@ -1,101 +1,17 @@
 """``analyze.py subspace``: the subspace of a pair of checkpoints, for the training callback and the other commands."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-import torch
-from torch import Tensor
-
-from safety_subspaces.algebra.audit import summarise_audit
-from safety_subspaces.algebra.factors import Factors, drawn_factors, haar_basis
-from safety_subspaces.algebra.subspace import RankRule, Side, random_order, seeded_generator
-from safety_subspaces.algebra.update import Update
-from safety_subspaces.analysis.work import (
-    Record,
-    Workers,
-    factorisation_cost,
-    file_stem,
-    opened,
-    unfinished_work,
-    work_through,
-)
+from safety_subspaces.algebra.choices import RankRule, Selection, Side
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import clear_leavings
 from safety_subspaces.artefacts.provenance import describe_input, provenance
-from safety_subspaces.artefacts.tensors import StoredTensors, TensorFile, write_tensors
-from safety_subspaces.weights.audited import audit_row, stored_rounding
-from safety_subspaces.weights.compatibility import (
-    check_compatible,
-    check_distinct,
-    compared_names,
-    coverage,
-    select_tensors,
-)
-from safety_subspaces.weights.delta import open_update
-from safety_subspaces.weights.lineage import check_related
-from safety_subspaces.weights.subspace_file import BASIS, SPECTRUM, SubspaceFile, read_subspace, write_subspace
-from safety_subspaces.weights.update_checkpoint import open_checkpoint
+from safety_subspaces.language.model_paths import check_distinct, check_there
 
-Selection = Literal["top", "random-k", "random"]
-
-
-@dataclass(frozen=True)
-class SubspaceTensor:
-    """The task of one tensor: decompose its update, and leave the basis that is asked for in a file.
-
-    Args:
-        base: Path of the model that the update starts from.
-        aligned: Path of the one that it leads to.
-        rank: How many directions.
-        side: Of output or input space.
-        select: Which directions.
-        seed: Seed of those that are drawn.
-        folder: Where the file goes.
-    """
-
-    base: str
-    aligned: str
-    rank: RankRule
-    side: Side
-    select: Selection
-    seed: int
-    folder: Path
-
-    def __call__(self, name: str, device: torch.device) -> Record:
-        """Return its row of ``table`` (``tensor``, ``rank``, ``rank_wanted``, ``energy``) and of ``audit``."""
-        pair = opened(self.aligned), opened(self.base)
-        update = open_update(*pair, name).to(device).on_side(self.side)
-        rows, columns = update.matrix_shape
-        factors = update.factors()
-        choice = self.rank.choose(factors, columns)
-        noise = sum(stored_rounding(checkpoint, name) for checkpoint in pair)
-        audit = audit_row(name, factors.singular_values, noise, (rows, columns), ranks=[choice.rank])
-        row = {"tensor": name, "rank": choice.rank, "rank_wanted": choice.wanted, "energy": float("nan")}
-        if choice.rank:
-            basis, energy_inside = self._select(name, factors, choice.rank, update)
-            row["energy"] = energy_inside / update.energy()
-            tensors = {BASIS: basis.cpu(), SPECTRUM: factors.singular_values.cpu()}
-            write_tensors(self.path(name), tensors)
-        return {"table": [row], "audit": [audit]}
-
-    def path(self, name: str) -> Path:
-        """Return the file of a tensor's basis."""
-        return self.folder / f"{file_stem(name)}.safetensors"
-
-    def _select(self, name: str, factors: Factors, count: int, update: Update) -> tuple[Tensor, float]:
-        """Return the basis, and the energy of the update inside it."""
-        generator = seeded_generator(self.seed, name, self.select)
-        if self.select == "random":
-            basis = haar_basis(factors.rows, count, generator).to(factors.singular_values.device)
-            return basis, float(update.energies_along(drawn_factors(basis)).sum())
-        squares = factors.singular_values.square()
-        if self.select == "random-k":
-            order = random_order(factors, generator)[:count]
-            return factors.columns(order), float(squares[order].sum())
-        return factors.columns(torch.arange(count)), float(squares[:count].sum())
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def subspace(
@@ -111,7 +27,7 @@ def subspace(
     workers: int | None = None,
     devices: int = 1,
     num_nodes: int = 1,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Decompose ``W_aligned - W_base`` and keep a subspace of each tensor.
 
     A tensor that is not 2-D has the one direction of its whole update. A tensor that did not change has none and is
@@ -146,10 +62,28 @@ def subspace(
     clear_leavings(target)
     if target.exists() and not overwrite:
         raise InputError(f"{out} exists and is not written over; choose another name, or say --overwrite true")
+    check_there(base, aligned)
+    check_distinct(base, aligned, {})
+
+    import pandas as pd
+
+    from safety_subspaces.algebra.audit import summarise_audit
+    from safety_subspaces.analysis.subspace.tensors import SubspaceTensor
+    from safety_subspaces.analysis.work import Workers, factorisation_cost, unfinished_work, work_through
+    from safety_subspaces.artefacts.tensors import StoredTensors, TensorFile
+    from safety_subspaces.weights.compatibility import (
+        check_compatible,
+        compared_names,
+        coverage,
+        select_tensors,
+    )
+    from safety_subspaces.weights.lineage import check_related
+    from safety_subspaces.weights.subspace_file import BASIS, SPECTRUM, SubspaceFile, write_subspace
+    from safety_subspaces.weights.update_checkpoint import open_checkpoint
+
     pool = Workers(workers, devices, num_nodes)
     models = {"base": open_checkpoint(base), "aligned": open_checkpoint(aligned)}
     check_compatible(models["aligned"], models["base"], tensors=tensors)
-    check_distinct(models["base"], models["aligned"], {})
     names = select_tensors(compared_names(models["aligned"], models["base"]), tensors)
     implausible = check_related(models["base"], {"aligned": models["aligned"]}, names, "the base")
     chosen: dict[str, Any] = {
@@ -193,6 +127,8 @@ def cached_subspace(path: Path, base: str, aligned: str, rank: RankRule, side: S
     Raises:
         InputError: As :func:`subspace`.
     """
+    from safety_subspaces.weights.subspace_file import read_subspace
+
     if path.is_file():
         stored = read_subspace(str(path))
         origin = (stored.side, stored.provenance.get("rank"), stored.provenance.get("inputs"))

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from safety_subspaces.algebra.subspace import RankRule, top_basis
+from safety_subspaces.algebra.choices import RankRule
+from safety_subspaces.algebra.subspace import choose_rank, top_basis
 from safety_subspaces.algebra.update import Update
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import sha256_of_file
@@ -69,7 +70,7 @@ class Alignment:
         assert self.pair is not None
         update = open_update(self.pair[1], self.pair[0], name)
         factors = update.factors(formed=True)
-        basis = top_basis(factors, self.rank.choose(factors, update.matrix_shape[1]).rank)
+        basis = top_basis(factors, choose_rank(self.rank, factors, update.matrix_shape[1]).rank)
         return SubspaceFile({name: basis} if basis.shape[1] else {}, {}, "left", {})
 
 

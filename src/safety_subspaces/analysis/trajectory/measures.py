@@ -8,10 +8,11 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.algebra.factors import Factors
 from safety_subspaces.algebra.overlap import principal_angles
 from safety_subspaces.algebra.path import haar_rms_angle, rms_angle
-from safety_subspaces.algebra.subspace import RankChoice, RankRule, top_basis
+from safety_subspaces.algebra.subspace import RankChoice, choose_rank, top_basis
 from safety_subspaces.algebra.update import Update
 from safety_subspaces.analysis.trajectory.inputs import read_update
 from safety_subspaces.weights.measures import Comparison, UpdateMeasures, measure_update, pool_measures
@@ -239,7 +240,7 @@ def _followed(factors: Factors, columns: int, lost: float, rank: RankRule, seen:
     if rank.energy is not None:
         seen.short_of_energy |= rank.energy > 1 - lost
         rank = RankRule(energy=_share_of_snapshot(rank.energy, lost))
-    choice = rank.choose(factors, columns)
+    choice = choose_rank(rank, factors, columns)
     if choice.capped and choice.rank and (seen.capped is None or choice.rank < seen.capped.rank):
         seen.capped = choice
     return top_basis(factors, choice.rank)

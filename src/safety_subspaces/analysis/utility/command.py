@@ -3,16 +3,14 @@
 import json
 import logging
 from dataclasses import asdict
-from typing import Any, Literal
-
-import pandas as pd
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.results import ResultFolder
-from safety_subspaces.evaluation.harness.run import build_harness, harness_version
-from safety_subspaces.evaluation.harness.tasks import HarnessSettings, check_installed, task_files
-from safety_subspaces.language.model import check_model_path, load_language_model, load_tokenizer
+from safety_subspaces.artefacts.results import ResultFolder, check_result_free
+from safety_subspaces.language.model_paths import check_there
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +32,7 @@ def utility(
     device: str = "auto",
     seed: int = 0,
     overwrite: bool = False,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Measure utility by lm-eval, on its tasks or your own. The paper's is gsm8k, num_fewshot 1, flexible-extract.
 
     Writes table (a row for each model, task, metric and filter) and samples.jsonl (every document's prompt, answers and
@@ -75,6 +73,17 @@ def utility(
     """
     if not models:
         raise InputError("no model given; say --models.<label>=<path>, once or more")
+    check_there(*models.values())
+    check_result_free(out, "utility", overwrite)
+
+    import pandas as pd
+    import torch
+
+    from safety_subspaces.evaluation.harness.run import build_harness, harness_version
+    from safety_subspaces.evaluation.harness.tasks import HarnessSettings, check_installed, task_files
+    from safety_subspaces.language.model import load_language_model, load_tokenizer
+    from safety_subspaces.language.model_paths import check_model_path
+
     for path in models.values():
         check_model_path(path)
     check_installed()

@@ -20,14 +20,9 @@ from safety_subspaces.artefacts.foreign import reading
 from safety_subspaces.evaluation.generation import generate_encoded
 from safety_subspaces.evaluation.judges import Judge
 from safety_subspaces.language.examples import CHAT, PromptItem, Verdict
-from safety_subspaces.language.model import (
-    check_model_path,
-    check_weights,
-    load_language_model,
-    load_tokenizer,
-    named_device,
-)
+from safety_subspaces.language.model import check_weights, load_language_model, load_tokenizer, named_device
 from safety_subspaces.language.model_files import bounded_by_files, check_model_files
+from safety_subspaces.language.model_paths import check_model_path
 from safety_subspaces.language.prompting import chat_ids, check_template
 
 HARMFUL, HARMLESS = 5, 1

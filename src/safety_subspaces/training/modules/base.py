@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_wi
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.language.likelihood import NO_LOSS
 from safety_subspaces.language.model import ModelSource
+from safety_subspaces.language.model_paths import check_model_path
 from safety_subspaces.training.data.batches import RESPONSES, Batch, BatchKind
 from safety_subspaces.training.modules.adapter import AdapterSettings, add_adapter
 from safety_subspaces.training.modules.frozen_basis import FrozenBasisSettings, check_factors_are_exact
@@ -85,7 +86,13 @@ class LanguageModelModule(L.LightningModule):
         return network.get_base_model() if isinstance(network, PeftModel) else network
 
     def inputs(self) -> list[str]:
-        """Return what the network is loaded from, and the file of a frozen basis."""
+        """Return what the network is loaded from, and the file of a frozen basis.
+
+        Raises:
+            InputError: There is no such model.
+        """
+        if self.source.path:
+            check_model_path(self.source.path)
         basis = self.adapter.subspace if isinstance(self.adapter, FrozenBasisSettings) else None
         return [path for path in (self.source.path, basis) if path]
 

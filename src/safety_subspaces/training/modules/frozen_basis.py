@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D  # GPT-2's linear layers, stored as (in, out)
 
-from safety_subspaces.algebra.subspace import Side
+from safety_subspaces.algebra.choices import Side
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.constraint.targets import listed, select_names
 from safety_subspaces.weights.names import type_of

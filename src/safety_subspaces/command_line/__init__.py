@@ -3,7 +3,6 @@
 import inspect
 import logging
 import os
-import re
 import signal
 import sys
 import threading
@@ -29,7 +28,7 @@ from safety_subspaces.artefacts.plugins import Plugins
 from safety_subspaces.artefacts.secrets import masked, read_variable
 from safety_subspaces.artefacts.terminal import show_as_text, use_utf8
 from safety_subspaces.artefacts.text import encodable, shown
-from safety_subspaces.artefacts.trust import import_only_trusted, plugin_folders, unknown_module
+from safety_subspaces.artefacts.trust import import_only_trusted, plugin_folders
 
 # Subcommands of analyze.py: each is the function of its name in a package's command.py.
 ANALYSES = Plugins(
@@ -48,11 +47,6 @@ LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "remote pr
 FIRST_RANK = "SAFETY_SUBSPACES_FIRST_RANK"
 # What a configuration may cast a value to.
 COERCED = ("bool", "bytes", "float", "int", "str")
-# What a parser says of a class path that may not be imported.
-DENIED = re.compile(
-    r"Importing '([^'.]+)[^']*' is not allowed, denied by the '[^']+' entry of the import path denylist\. "
-    r"Add the import path to import_path_allowlist in set_parsing_settings to allow it\."
-)
 
 
 def begin() -> None:
@@ -156,11 +150,6 @@ def _coerced(kind: str, value: Any) -> Any:
     if kind not in COERCED:
         raise InputError(f"oc.coerce to {kind!r} in a configuration: expected one of {', '.join(COERCED)}")
     return oc.coerce(kind, value)
-
-
-def explained(message: str) -> str:
-    """Return what a parser says without secrets, and of a class path that it does not import in our own words."""
-    return masked(DENIED.sub(lambda found: unknown_module(found[1]), message))
 
 
 def run(main: Callable[[], Any]) -> None:
