@@ -108,6 +108,7 @@ class TrainCLI(LightningCLI):
             if plan.complete:
                 print(f"{options.run_dir} is already complete with this configuration")
                 sys.exit()
+            self.model.check_source()
             check_inputs(parts)
             next(callback for callback in self.trainer.callbacks if isinstance(callback, RunRecord)).begin(plan)
         if options.resume:

@@ -345,12 +345,12 @@ def test_bad_data_end_with_one_message_and_no_folder(tmp_path: Path, changes: li
 
 
 def test_mismatched_models_end_an_analysis_with_one_message(tmp_path: Path) -> None:
-    base = save_tiny_model(tmp_path / "base")
+    base, aligned = (save_tiny_model(tmp_path / name, seed) for seed, name in enumerate(("base", "aligned")))
     wider = OrganismModel(hidden_size=24, intermediate_size=32, layers=1, heads=2)
     wider.load_model().save_pretrained(tmp_path / "wider")
     wider.load_tokenizer().save_pretrained(tmp_path / "wider")
     failed = run_command(
-        ROOT / "analyze.py", "project", f"--base={base}", f"--aligned={base}", f"--tuned.wider={tmp_path / 'wider'}",
+        ROOT / "analyze.py", "project", f"--base={base}", f"--aligned={aligned}", f"--tuned.wider={tmp_path / 'wider'}",
         f"--out={tmp_path / 'out'}",
     )  # fmt: skip
     assert failed.returncode == 2, failed.stderr[-2000:]

@@ -97,7 +97,7 @@ MISTAKES = {
     ),
     "none to be held to": (
         (*FIT, "--config=gone.yaml"),
-        ("gone.safetensors", "does not exist; make it with python analyze.py subspace"),
+        ("gone.safetensors does not exist", "make it with python analyze.py subspace"),
     ),
     "prompts without a set": (
         (*EVALUATE, "--prompts=no_set.jsonl"),

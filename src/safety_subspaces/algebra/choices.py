@@ -1,5 +1,6 @@
 """What one chooses of an alignment subspace: the words that a command line takes, known without importing PyTorch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,8 @@ Selection = Literal["top", "random-k", "random"]
 SubspaceKind = Literal["top", "random", "random-k", "random-energy", "scaled"]
 Method = Literal["onto", "away", "opposite"]
 Controls = Literal["sampled", "closed"]
+# Kinds of subspace without chance: every draw would be the same.
+DRAWN_ONCE: tuple[SubspaceKind, ...] = ("top", "scaled")
 
 
 @dataclass(frozen=True)
@@ -39,3 +42,8 @@ class RankRule:
             raise InputError(f"a fraction of the rank must be strictly between 0 and 1, got {self.fraction}")
         if self.energy is not None and not 0 < self.energy <= 1:
             raise InputError(f"an energy share must be in (0, 1], got {self.energy}")
+
+
+def of_chance(subspaces: Sequence[SubspaceKind]) -> list[SubspaceKind]:
+    """Return the kinds that are drawn at random."""
+    return [kind for kind in subspaces if kind not in DRAWN_ONCE]

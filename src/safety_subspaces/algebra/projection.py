@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from safety_subspaces.algebra.choices import Controls, Method, RankRule, SubspaceKind
+from safety_subspaces.algebra.choices import DRAWN_ONCE, Controls, Method, RankRule, SubspaceKind
 from safety_subspaces.algebra.factors import Factors, as_matrix, drawn_factors, haar_basis, squared_row_norms
 from safety_subspaces.algebra.nulls import (
     Moments,
@@ -32,9 +32,6 @@ from safety_subspaces.algebra.subspace import (
 )
 from safety_subspaces.algebra.update import DenseUpdate, Update
 from safety_subspaces.artefacts.errors import InputError
-
-# Kinds of subspace without chance: every draw would be the same.
-DRAWN_ONCE: tuple[SubspaceKind, ...] = ("top", "scaled")
 
 
 @dataclass(frozen=True)
@@ -91,11 +88,6 @@ def list_projections(
             for draw in ([0] if subspace in DRAWN_ONCE else numbers)
         )
     )
-
-
-def of_chance(subspaces: Sequence[SubspaceKind]) -> list[SubspaceKind]:
-    """Return the kinds that are drawn at random."""
-    return [kind for kind in subspaces if kind not in DRAWN_ONCE]
 
 
 class TensorProjections:

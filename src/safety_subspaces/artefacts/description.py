@@ -26,7 +26,7 @@ OF_MAPS = ("parts", "inputs", "left_out")
 Role = Literal["base", "aligned", "tuned"]
 # How what another stage leaves comes about.
 MAKE = "train the stage that makes it (python train.py fit --config ...)"
-MAKE_SUBSPACE = "make it with python analyze.py subspace"
+MADE = {".safetensors": "make it with python analyze.py subspace"}
 FILES = (".safetensors", ".json", ".jsonl", ".csv", ".parquet")  # how names of files end that parts read
 
 
@@ -78,9 +78,9 @@ def check_inputs(parts: Iterable[object]) -> None:
     for part in parts:
         for path in part.inputs() if isinstance(part, Reading) else ():
             if is_local(path) and not Path(path).expanduser().exists():
-                name = type(part).__name__
-                make = MAKE_SUBSPACE if path.endswith(".safetensors") else MAKE
-                raise InputError(f"{path}, which {name} reads, does not exist; {make}, or give another path")
+                made = MADE.get(Path(path).suffix, "" if Path(path).suffix in FILES else MAKE)
+                remedy = f"{made}, or give another path" if made else "give another path"
+                raise InputError(f"{path} does not exist, which {type(part).__name__} reads; {remedy}")
 
 
 def is_local(path: str) -> bool:

@@ -8,13 +8,13 @@ from safety_subspaces.artefacts.provenance import ADAPTER_CONFIG, adapter_base
 
 
 def check_there(*paths: str) -> None:
-    """Refuse a path that looks local and is not there, before it is mistaken for a Hub id.
+    """Refuse a path that looks local and is not there, before it is mistaken for a Hub id; the base of an adapter too.
 
     Args:
         *paths: Paths of models, or Hub ids; addresses of endpoints are passed over.
 
     Raises:
-        InputError: The first that is missing; the message says what to do.
+        InputError: The first that is missing, or an adapter whose base is; the message says what to do.
     """
     for path in paths:
         is_id = not path.startswith((".", "/", "~")) and path.count("/") == 1
@@ -23,6 +23,12 @@ def check_there(*paths: str) -> None:
                 f"model folder {path} does not exist; train the stage that makes it "
                 "(python train.py fit --config ...), or give a Hub id such as org/name"
             )
+        if (Path(path) / ADAPTER_CONFIG).is_file():
+            base = adapter_base(Path(path))
+            try:
+                check_there(base)
+            except InputError as error:
+                raise InputError(f"the base of adapter {path} cannot be opened: {error}") from error
 
 
 def check_model_path(path: str) -> None:
@@ -38,12 +44,6 @@ def check_model_path(path: str) -> None:
                 f"{path} holds neither config.json nor adapter_config.json; "
                 "expected a model folder in Hugging Face format, such as runs/<study>/<stage>/model"
             )
-        if (location / ADAPTER_CONFIG).is_file():
-            base = adapter_base(location)
-            try:
-                check_there(base)
-            except InputError as error:
-                raise InputError(f"the base of adapter {path} cannot be opened: {error}") from error
     elif location.exists():
         raise InputError(f"{path} is a file; expected a model folder in Hugging Face format, or a Hub id")
     check_there(path)

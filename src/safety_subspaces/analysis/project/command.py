@@ -4,7 +4,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from safety_subspaces.algebra.choices import Controls, Method, SubspaceKind
+from safety_subspaces.algebra.choices import Controls, Method, SubspaceKind, of_chance
+from safety_subspaces.analysis.project.arguments import check_arguments, check_models
 from safety_subspaces.artefacts.results import ResultFolder, check_result_free, recorded
 from safety_subspaces.evaluation.settings import EvaluationSettings
 from safety_subspaces.language.model_paths import check_distinct, check_there
@@ -97,6 +98,8 @@ def project(
     """
     arguments = recorded(locals())
     started = time.monotonic()
+    check_arguments(tuned, subspaces, methods, fractions, draws, energy_draws)
+    check_models(controls, subspaces, tensors, write, evaluate)
     check_there(base, aligned, *tuned.values())
     if basis is not None:
         check_subspace_there(basis)
@@ -106,8 +109,8 @@ def project(
     import pandas as pd
 
     from safety_subspaces.algebra.audit import summarise_audit
-    from safety_subspaces.algebra.projection import Projection, list_projections, of_chance
-    from safety_subspaces.analysis.project.checks import check_arguments, check_basis, check_models, check_updates
+    from safety_subspaces.algebra.projection import Projection, list_projections
+    from safety_subspaces.analysis.project.checks import check_basis, check_updates
     from safety_subspaces.analysis.project.tables import (
         drawn_table,
         pooled_table,
@@ -130,8 +133,6 @@ def project(
     from safety_subspaces.weights.lineage import check_lineage
     from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
-    check_arguments(tuned, subspaces, methods, fractions, draws, energy_draws)
-    check_models(controls, subspaces, tensors, write, evaluate)
     pool = Workers(workers, devices, num_nodes)
     models = {path: open_checkpoint(path) for path in dict.fromkeys((base, aligned, *tuned.values()))}
     labelled = {label: models[path] for label, path in tuned.items()}

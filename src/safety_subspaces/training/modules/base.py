@@ -86,15 +86,18 @@ class LanguageModelModule(L.LightningModule):
         return network.get_base_model() if isinstance(network, PeftModel) else network
 
     def inputs(self) -> list[str]:
-        """Return what the network is loaded from, and the file of a frozen basis.
+        """Return what the network is loaded from, and the file of a frozen basis."""
+        basis = self.adapter.subspace if isinstance(self.adapter, FrozenBasisSettings) else None
+        return [path for path in (self.source.path, basis) if path]
+
+    def check_source(self) -> None:
+        """Check that what the network is loaded from is there, before a run folder is made for it.
 
         Raises:
-            InputError: There is no such model.
+            InputError: It is not; the message says what to do.
         """
         if self.source.path:
             check_model_path(self.source.path)
-        basis = self.adapter.subspace if isinstance(self.adapter, FrozenBasisSettings) else None
-        return [path for path in (self.source.path, basis) if path]
 
     def describe(self) -> dict[str, Any]:
         """Say what is trained and from where; a subclass adds the short name and the settings of its objective."""
