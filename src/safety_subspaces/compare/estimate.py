@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from safety_subspaces.algebra.choices import RankRule
-from safety_subspaces.algebra.projection import Projection, list_projections, of_chance
+from safety_subspaces.algebra.choices import RankRule, of_chance
+from safety_subspaces.algebra.projection import Projection, list_projections
 from safety_subspaces.analysis.activations.comparisons import (
     ComparisonSettings,
     ModelStates,
