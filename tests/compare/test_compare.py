@@ -17,10 +17,9 @@ from safetensors.torch import load_file
 from support.tiny import ANALYZE, ROOT, run_command, save_tiny_model
 from support.tiny_checkpoints import edit, save_adapter, save_perturbed
 
-from safety_subspaces.analysis.overlap import command as overlap_command
+from safety_subspaces.analysis import work
 from safety_subspaces.analysis.project import command as project_command
 from safety_subspaces.analysis.project.tensors import ProjectTensor
-from safety_subspaces.analysis.subspace import command as subspace_command
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.study import read_study
 from safety_subspaces.compare import record, run
@@ -340,14 +339,13 @@ def test_a_dry_run_says_what_it_will_take_and_writes_nothing(compared, prompts, 
 
 def test_what_is_measured_is_what_the_analyses_do_with_a_tensor(compared, models, tmp_path, monkeypatch) -> None:
     tasks: dict[str, object] = {}
-    for module in (subspace_command, project_command, overlap_command):
-        work = module.work_through
+    work_through = work.work_through
 
-        def spy(task: object, *given: object, work: Callable = work, name: str = module.__name__) -> object:
-            tasks[name.split(".")[-2]] = task
-            return work(task, *given)
+    def spy(task: object, *given: object) -> object:
+        tasks[type(task).__module__.split(".")[-2]] = task
+        return work_through(task, *given)
 
-        monkeypatch.setattr(module, "work_through", spy)
+    monkeypatch.setattr(work, "work_through", spy)
     compared("x", "y", seed=5)
     out = tmp_path / "out"
     comparison = Comparison(models["base"], models["aligned"], {n: models[n] for n in "xy"}, str(out), None, seed=5)
