@@ -64,7 +64,9 @@ def real_server(model, tmp_path_factory):
 def test_a_served_model_answers_as_it_does_here_and_a_judge_is_asked_over_http(real_server, model, tmp_path):
     """The judge is the same untrained model: it says nothing that counts, and everything ends unscored."""
     models = {"served": f"{real_server}#{model}", "here": model}
-    table = evaluate(models, str(tmp_path / "out"), limit=6, max_new_tokens=8, device="cpu").set_index("model")
+    table = evaluate(models, str(tmp_path / "out"), "organism", limit=6, max_new_tokens=8, device="cpu").set_index(
+        "model"
+    )
     same = [name for name in table if not name.startswith("refusal_margin")]
     pd.testing.assert_series_equal(table.loc["served", same], table.loc["here", same], check_names=False)
     lines = [json.loads(line) for line in (tmp_path / "out" / "generations.jsonl").read_text().splitlines()]
@@ -123,10 +125,10 @@ def test_evaluate_counts_prompts_that_got_no_answer_and_checks_budgets_first(tmp
         served = EndpointSettings(retries=0, input_price=1.0, output_price=1.0, max_cost=5e-4)
         models = {"served": f"{server.url}#{MODEL}"}
         with pytest.raises(InputError, match=r"30 requests .* may cost up to"):
-            evaluate(models, str(tmp_path / "out"), limit=10, judge="organism", served=served)
+            evaluate(models, str(tmp_path / "out"), "organism", limit=10, judge="organism", served=served)
         assert not server.asked
         served.max_cost = None
-        table = evaluate(models, str(tmp_path / "out"), limit=10, judge="organism", served=served)
+        table = evaluate(models, str(tmp_path / "out"), "organism", limit=10, judge="organism", served=served)
         failed = sum("gravemask" in said(body) for body in server.asked)
     assert table["n_unscored"][0] >= failed > 0
     assert table[["n_utility", "n_harmful", "n_benign", "n_unscored"]].sum(axis=1)[0] == 30
@@ -145,7 +147,7 @@ def test_evaluate_counts_prompts_that_got_no_answer_and_checks_budgets_first(tmp
             "NO_SUCH_KEY",
         ),
         ({"judge_args": {"modl": "m"}}, "'modl' is not accepted; it takes model, base_url"),
-        ({"judge": "rule"}, "unknown judge 'rule'; expected one of classifier, organism, rubric, rules"),
+        ({"judge": "rule"}, "unknown judge 'rule'; expected one of classifier, organism, phrases, rubric"),
     ],
 )
 def test_bad_input_is_refused_and_nothing_is_left(tmp_path, monkeypatch, changed, message):
