@@ -16,16 +16,17 @@ from benchmarks.nulls import Scenario
 from safety_subspaces.algebra.covariance import covariance_control
 from safety_subspaces.algebra.factors import haar_basis, left_factors, orthonormal_frame
 from safety_subspaces.algebra.nulls import (
-    Moments,
     draw_haar_energies,
-    haar_energy_variance,
     matched_control,
     overlap_p_value,
     pooled_p_value,
 )
 from safety_subspaces.algebra.overlap import mode_subspace_overlap
+from safety_subspaces.algebra.projection import Projection, TensorProjections, list_projections
 from safety_subspaces.algebra.statistics import permutation_p_value
 from safety_subspaces.algebra.update import DenseUpdate
+from safety_subspaces.analysis.project.command import FRACTIONS
+from safety_subspaces.findings.intervals import rank_p_value
 
 CONTROLS = 99  # draws of the matched control: p-values in steps of 1 %
 
@@ -107,12 +108,35 @@ def relabelled_random_subspace(
         update = DenseUpdate(torch.randn(rows, columns, generator=source) * falls)
         kept = update.left_product(haar_basis(rows, rank, source)).double().square().sum()
         energy = update.energy()
-        moments = Moments(rank / rows, haar_energy_variance(rows, rank, update.concentration(energy)))
-        energies += energy * draw_haar_energies(moments, draws, source)
+        energies += energy * draw_haar_energies([rank], rows, update.concentration(energy), draws, source)[0]
         total, top = total + energy, top + float(kept)
     more = permutation_p_value(int((energies >= top).sum()), draws)
     less = permutation_p_value(int((energies <= top).sum()), draws)
     return {"more": more, "less": less, "either": min(1.0, 2 * min(more, less))}
+
+
+def independent_updates(
+    seed: int, draws: int = 99, rows: int = 48, columns: int = 64, tensors: int = 4, shared: int = 0
+) -> dict[str, float]:
+    """Energy of an update in the leading directions of another one that it knows nothing of, as ``project`` has it.
+
+    The mean over the seven fractions that a page compares, of all tensors together, and its rank among energies that
+    are drawn beside the closed form, as ``compare`` has them. ``shared`` directions in both make it a study of power.
+    """
+    source = torch.Generator().manual_seed(seed)
+    chance = list_projections(("random",), FRACTIONS, 0, "closed")
+    leading = [Projection("top", fraction, 0) for fraction in FRACTIONS]
+    top, energies = 0.0, torch.zeros(draws, dtype=torch.float64)
+    for number in range(tensors):
+        falls = torch.arange(1.0, columns + 1) ** (-0.5 * number)
+        updates = [torch.randn(rows, columns, generator=source) * falls for _ in range(2)]
+        share_directions(updates, shared, source)
+        alignment, tuned = map(DenseUpdate, updates)
+        projections = TensorProjections(f"tensor {number}", alignment.factors(), columns, seed)
+        kept = projections.energies_kept({"tuned": tuned}, {"tuned": tuned.energy()}, [*leading, *chance], draws)
+        top += sum(kept["tuned", each].energy for each in leading)
+        energies += torch.tensor([kept["tuned", each].drawn for each in chance], dtype=torch.float64).sum(dim=0)
+    return {"rank of the mean": rank_p_value(top, energies.numpy())}
 
 
 def share_directions(updates: list[torch.Tensor], count: int, source: torch.Generator) -> None:
@@ -157,4 +181,6 @@ SCENARIOS = (
     _scenario(OVERLAP, "32 of 96 directions shared beside the row scales", _matched_alone, nominal=None, shared=32),
     _scenario(ENERGY, "a random subspace called alignment's, 19 draws", _either_end, draws=19),
     _scenario(ENERGY, "a random subspace called alignment's, 99 draws", _either_end, draws=99),
+    _scenario(ENERGY, "independent updates, mean over seven fractions, 99 draws", independent_updates),
+    _scenario(ENERGY, "a quarter of both along 4 shared directions, the same", independent_updates, None, shared=4),
 )

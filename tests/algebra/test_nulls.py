@@ -6,7 +6,6 @@ from scipy import stats
 
 from safety_subspaces.algebra.factors import Factors, drawn_factors, haar_basis, left_factors, squared_norm
 from safety_subspaces.algebra.nulls import (
-    Moments,
     draw_haar_energies,
     draw_random_k_energies,
     haar_energy_variance,
@@ -93,8 +92,7 @@ def test_drawn_energies_of_a_rank_one_update_are_those_of_haar_subspaces(rows, r
     update[0] = 1.0
     source = generator(2)
     haar = torch.stack([haar_basis(rows, rank, source)[0].square().sum() for _ in range(1000)])
-    moments = Moments(rank / rows, haar_energy_variance(rows, rank, DenseUpdate(update).concentration(3.0)))
-    drawn = draw_haar_energies(moments, 1000, generator(3))
+    (drawn,) = draw_haar_energies([rank], rows, DenseUpdate(update).concentration(3.0), 1000, generator(3))
     assert stats.ks_2samp(haar.numpy(), drawn.numpy()).pvalue > 1e-4
 
 
@@ -106,8 +104,7 @@ def test_drawn_energies_have_the_tails_of_haar_subspaces(rank):
     source = generator(1)
     bases = [haar_basis(24, rank, source) for _ in range(1500)]
     kept = torch.stack([update.left_product(basis).square().sum() for basis in bases]) / total
-    moments = Moments(rank / 24, haar_energy_variance(24, rank, update.concentration(total)))
-    drawn = draw_haar_energies(moments, 20_000, generator(2))
+    (drawn,) = draw_haar_energies([rank], 24, update.concentration(total), 20_000, generator(2))
     low, high = drawn.quantile(torch.tensor([0.05, 0.95], dtype=torch.float64))
     # Four deviations of a rate of 0.05 among 1,500 are 2.3 %; the law itself misses by up to 1.5 % at these ranks.
     assert (kept <= low).double().mean().item() == pytest.approx(0.05, abs=0.038)
@@ -115,8 +112,34 @@ def test_drawn_energies_have_the_tails_of_haar_subspaces(rank):
 
 
 def test_energies_that_cannot_vary_are_drawn_all_alike():
-    for mean in (0.0, 0.25, 1.0):
-        assert draw_haar_energies(Moments(mean, 0.0), 3, generator()).tolist() == [mean] * 3
+    flat = draw_haar_energies([0, 2, 8], 8, 1 / 8, 3, generator())
+    assert flat.tolist() == [[mean] * 3 for mean in (0.0, 0.25, 1.0)]
+    assert draw_haar_energies([1, 0], 1, 1.0, 3, generator()).tolist() == [[1.0] * 3, [0.0] * 3]
+    ends = draw_haar_energies([8, 0, 3], 8, 0.5, 3, generator())
+    assert (ends[0] == 1).all()
+    assert (ends[1] == 0).all()
+    assert len(set(ends[2].tolist())) == 3
+
+
+def test_drawn_energies_of_ranks_are_nested_and_vary_together_as_those_of_haar_subspaces():
+    """Means over ranks of independent draws would have a third of the variance here."""
+    ranks, rows, count = [9, 2, 16], 24, 4000
+    update = DenseUpdate(torch.randn(rows, 24, generator=generator()) * torch.arange(1, 25) ** -0.7)
+    total = update.energy()
+    spread = update.concentration(total)
+    drawn = draw_haar_energies(ranks, rows, spread, count, generator(1))
+    assert ((drawn[1] <= drawn[0]) & (drawn[0] <= drawn[2])).all()
+    for place, rank in enumerate(ranks):
+        variance = haar_energy_variance(rows, rank, spread)
+        assert drawn[place].mean().item() == pytest.approx(rank / rows, abs=4 * (variance / count) ** 0.5)
+        assert drawn[place].var().item() == pytest.approx(variance, rel=0.15)
+    expected = haar_energy_variance(rows, 2, spread) * (rows - 9) / (rows - 2)
+    assert torch.cov(drawn)[0, 1].item() == pytest.approx(expected, rel=0.2)
+    # And of subspaces themselves: the mean over ranks.
+    source = generator(2)
+    along = [update.left_product(haar_basis(rows, rows, source)).square().sum(dim=1) for _ in range(1500)]
+    haar = torch.stack([sum(each[:rank].sum() for rank in ranks) for each in along]) / (3 * total)
+    assert drawn.mean(dim=0).var().item() == pytest.approx(haar.var().item(), rel=0.2)
 
 
 def test_drawn_energies_of_random_k_are_sums_of_different_directions():

@@ -21,6 +21,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 import train
 from safety_subspaces import command_line
+from safety_subspaces.algebra.choices import RankRule
+from safety_subspaces.analysis.subspace.command import subspace
 from safety_subspaces.language.model import Pretrained
 from safety_subspaces.weights.subspace_file import read_subspace
 from studies.estimate import (
@@ -123,6 +125,11 @@ class Build:
 def builds(environment: Path) -> dict[str, Build]:
     """Every training config, parsed and built by its header's command; no option is changed."""
     command_line.configure()
+    study = environment / "study"
+    ends = (str(environment / "llama" / name) for name in ("base", "aligned"))
+    subspace(
+        *ends, str(study / "alignment.safetensors"), RankRule(fraction=RANK_FRACTION)
+    )  # what the chain makes first
     built: list[tuple[Any, ...]] = []
     found = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -133,7 +140,8 @@ def builds(environment: Path) -> dict[str, Build]:
         for name in CONFIGS:
             patch.setattr(sys, "argv", ["train.py", "fit", "--config", f"configs/paper/{name}.yaml"])
             train.main()
-            config = yaml.safe_load((environment / "study" / name / "config.yaml").read_text())
+            save_tiny("llama", study / name / "model", 5)  # what others start from or are measured by
+            config = yaml.safe_load((study / name / "config.yaml").read_text())
             found[name] = Build(*built[-1], config)
     return found
 

@@ -9,6 +9,7 @@ against a third update (:mod:`safety_subspaces.algebra.covariance`).
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Float64
@@ -143,8 +144,15 @@ def random_k_energy_moments(energies: Float[Tensor, " rank"], count: int) -> Mom
     return Moments(count / total * values.sum().item(), count * (1 - count / total) * spread)
 
 
-def draw_haar_energies(moments: Moments, draws: int, generator: torch.Generator) -> Float64[Tensor, "{draws}"]:
-    """Draw shares of energy that Haar subspaces keep, from the Beta distribution of their mean and variance.
+def draw_haar_energies(
+    ranks: Sequence[int], rows: int, concentration: float, draws: int, generator: torch.Generator
+) -> Float64[Tensor, "ranks {draws}"]:
+    """Draw shares of energy that nested Haar subspaces keep, from the law that has their means and covariances.
+
+    A draw is one flag of subspaces, each inside the next as the leading directions of an update are, so that a mean
+    over ranks varies as theirs does: what each rank adds is Dirichlet. Each share is then Beta with the exact mean and
+    variance (:func:`haar_energy_variance`), and two shares at ranks j below k have the exact covariance, that of
+    ``j (m - k)`` in the place of ``k (m - k)``.
 
     Without a basis: a draw costs nothing whatever the size of the tensor. The distribution is exact of an update of
     rank 1, ``Beta(k / 2, (m - k) / 2)``, and near for others. Of one tensor alone (16 to 96 rows, spectra from flat to
@@ -152,18 +160,23 @@ def draw_haar_energies(moments: Moments, draws: int, generator: torch.Generator)
     dimensions, by 3 to 8 % of those of one or two, or all but so many; sums over tensors are nearer still.
 
     Args:
-        moments: Mean and variance of the share (:func:`haar_energy_variance`).
+        ranks: Of the subspaces, in any order.
+        rows: m, the dimensions that they lie in.
+        concentration: ``c`` of the update, as for :func:`haar_energy_variance`.
         draws: How many.
         generator: Source of the draws.
     """
-    mean, variance = moments.mean, moments.variance
-    if not 0 < variance < mean * (1 - mean):  # the whole space, no space, or an update that fills all rows alike
-        return torch.full((draws,), mean, dtype=torch.float64)
-    concentration = mean * (1 - mean) / variance - 1
-    shapes = torch.tensor([[mean], [1 - mean]], dtype=torch.float64).expand(2, draws) * concentration
-    # What torch.distributions.Beta calls; the class itself takes no generator.
+    means = torch.tensor(ranks, dtype=torch.float64) / rows
+    spread = haar_energy_variance(rows, 1, concentration) * rows**2 / max(1, rows - 1)
+    if not 0 < spread < 1:  # an update that fills all rows alike, or one dimension: nothing varies
+        return means[:, None].expand(-1, draws).clone()
+    edges = sorted({0, rows, *ranks})
+    added = torch.tensor([high - low for low, high in pairwise(edges)], dtype=torch.float64) / rows
+    shapes = (added * (1 / spread - 1))[:, None].expand(-1, draws)
+    # What torch.distributions.Dirichlet calls; the class itself takes no generator.
     gammas = torch._standard_gamma(shapes.contiguous(), generator=generator)
-    return gammas[0] / gammas.sum(dim=0)
+    kept = torch.cat([torch.zeros(1, draws, dtype=torch.float64), gammas.cumsum(dim=0)]) / gammas.sum(dim=0)
+    return kept[[edges.index(rank) for rank in ranks]]
 
 
 def draw_random_k_energies(

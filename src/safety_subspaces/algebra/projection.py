@@ -148,9 +148,10 @@ class TensorProjections:
                     for (label, p), rank in ranks.items()
                 }
             if draw is None:
-                for (label, p), rank in ranks.items():
-                    along = energies_along[label]
-                    results[label, p] = self._over_draws(label, p, rank, along, totals[label], spreads[label], draws)
+                for label, along in energies_along.items():
+                    asked = [ranks[label, p] for p in group]
+                    kept = self._over_draws(kind, label, asked, along, totals[label], spreads[label], draws)
+                    results |= {(label, p): each for p, each in zip(group, kept, strict=True)}
                 continue
             if kind == "random-energy" and is_sampled_without_basis((self.rows, self.columns)):
                 triangles = triangles or {label: haar_triangle(update.dense()) for label, update in updates.items()}
@@ -288,21 +289,34 @@ class TensorProjections:
         return remembered[0] if remembered else update.coordinates(self.factors)
 
     def _over_draws(
-        self, label: str, p: Projection, rank: int, along: Tensor, total: float, spread: float, draws: int
-    ) -> EnergyKept:
-        """Mean and variance over all draws of the energy that a random kind keeps, and single draws without a basis."""
-        generator = seeded_generator(self.seed, self.name, p.subspace, "energies", label, str(p.fraction))
-        chance = total * rank / self.rows
-        if p.subspace == "random-k":
-            moments = random_k_energy_moments(along, rank)
-            drawn = draw_random_k_energies(along, rank, draws, generator)
-        elif total == 0:
-            moments, drawn = Moments(0.0, 0.0), torch.zeros(draws)
+        self,
+        kind: SubspaceKind,
+        label: str,
+        ranks: Sequence[int],
+        along: Tensor,
+        total: float,
+        spread: float,
+        draws: int,
+    ) -> list[EnergyKept]:
+        """Mean and variance over all draws of the energy that a random kind keeps, and single draws without a basis.
+
+        One draw is nested over the ranks, as the subspaces of one draw of :meth:`_energy_curves` are.
+        """
+        if kind == "random-k":
+            each = [random_k_energy_moments(along, rank) for rank in ranks]
+            drawn = [draw_random_k_energies(along, rank, draws, self._energy_generator(kind, label)) for rank in ranks]
         else:
-            share = Moments(rank / self.rows, haar_energy_variance(self.rows, rank, spread))
-            moments = Moments(total * share.mean, total**2 * share.variance)
-            drawn = total * draw_haar_energies(share, draws, generator)
-        return EnergyKept(rank, moments.mean, chance, moments.variance, tuple(drawn.tolist()))
+            share = [Moments(rank / self.rows, haar_energy_variance(self.rows, rank, spread)) for rank in ranks]
+            each = [Moments(total * of.mean, total**2 * of.variance if total else 0.0) for of in share]
+            flags = draw_haar_energies(ranks, self.rows, spread, draws, self._energy_generator(kind, label))
+            drawn = list(total * flags)
+        return [
+            EnergyKept(rank, moments.mean, total * rank / self.rows, moments.variance, tuple(energies.tolist()))
+            for rank, moments, energies in zip(ranks, each, drawn, strict=True)
+        ]
+
+    def _energy_generator(self, kind: SubspaceKind, label: str) -> torch.Generator:
+        return seeded_generator(self.seed, self.name, kind, "energies", label)
 
     def _generator(self, kind: SubspaceKind, draw: int) -> torch.Generator:
         return seeded_generator(self.seed, self.name, kind, draw)
