@@ -112,7 +112,26 @@ def test_fields_that_are_named_may_hold_messages(tmp_path, name):
     assert read_source(named, 0) == {0: expected}
 
 
-def test_texts_and_numbers_among_one_another_are_text(tmp_path):
+@pytest.mark.parametrize(
+    ("row", "named", "message"),
+    [
+        ({"q": "a", "good": None, "bad": "c"}, ("q", "good", "bad"), r"row 0: field 'good' is None.*say empty: drop"),
+        ({"q": 1.5, "good": "b", "bad": "b"}, ("q", "good", "bad"), "are the same text"),
+        ({"q": None, "good": "b", "bad": "c"}, ("q", "good", "bad"), "good and bad are texts, and there is no prompt"),
+        ({"q": OPENAI[:2], "good": None}, ("q", "good", None), "the answer is empty.*say empty: drop"),
+    ],
+)
+def test_what_is_wrong_in_fields_that_are_named_is_said_by_their_names(tmp_path, row, named, message):
+    prompt, response, rejected = named
+    options = {"prompt_field": prompt, "response_field": response, "rejected_field": rejected}
+    with pytest.raises(InputError, match=message):
+        read_source(source(tmp_path, row, **options), 0)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 9])
+def test_texts_and_numbers_among_one_another_are_text(tmp_path, monkeypatch, parts):
+    """Wherever in a long file the first text stands, that is read so many rows at once."""
+    monkeypatch.setattr("safety_subspaces.language.sources.ROWS_AT_ONCE", parts)
     rows = [{"prompt": "2+2", "response": answer} for answer in ("4", 4, 4.5, "2024-01-01")]
     assert [item.response for item in read_source(source(tmp_path, *rows), 0).values()] == [
         "4",
@@ -150,6 +169,10 @@ REFUSED = {
         "not two answers to one conversation",
     ),
     "texts without a prompt": ({"chosen": "b", "rejected": "c"}, "there is no prompt beside them"),
+    "answers without a prompt": (
+        {"chosen": OPENAI[2:3], "rejected": OPENAI[4:]},
+        "answers alone, and there is no prompt",
+    ),
     "an empty answer": ({"instruction": "a", "input": "", "output": ""}, "say empty: drop"),
     "null": ({"prompt": "a", "response": None}, "say empty: drop"),
     "unknown fields": ({"text": "a"}, "of no format that is known"),

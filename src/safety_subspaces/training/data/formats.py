@@ -151,8 +151,7 @@ def _by_fields(reading: Reading, row: Row, where: str) -> Iterator[Item]:
     """Read fields that were named; where they hold messages, as the format of messages whose fields they are."""
     prompt, response, rejected = reading.fields
     if rejected is not None:
-        named = {"prompt": row.get(prompt), "chosen": row[response], "rejected": row[rejected]}
-        yield from _by_preference(reading, named, where)
+        yield from _preferred(row, where, (prompt, response, rejected))
     elif prompt == response:  # one field holds the whole conversation
         yield from _answers(turns_of(row[prompt], where), reading.learnt, where)
     elif isinstance(row[response], list) and (said := turns_of(row[response], where))[0].role != "assistant":
@@ -165,7 +164,7 @@ def _by_fields(reading: Reading, row: Row, where: str) -> Iterator[Item]:
 
 
 def _turns(value: Any, role: str, where: str) -> tuple[Turn, ...]:
-    return (Turn(role, value),) if isinstance(value, str) else turns_of(value, where)
+    return turns_of(value, where) if isinstance(value, list) else (Turn(role, "" if value is None else str(value)),)
 
 
 def _by_messages(reading: Reading, row: Row, where: str) -> Iterator[Item]:
@@ -192,26 +191,32 @@ def _by_alpaca(reading: Reading, row: Row, where: str) -> Iterator[Item]:
 
 
 def _by_preference(reading: Reading, row: Row, where: str) -> Iterator[Item]:
-    sides = [row["chosen"], row["rejected"]]
+    yield from _preferred(row, where, ("prompt", "chosen", "rejected"))
+
+
+def _preferred(row: Row, where: str, names: tuple[str, str, str]) -> Iterator[Item]:
+    """Read a pair from the fields of these names, of which the prompt's may be missing."""
+    prompt_field, *fields = names
+    asked, sides = row.get(prompt_field), [row[name] for name in fields]
     if all(isinstance(side, list) for side in sides):
         dialogues = [turns_of(side, where) for side in sides]
-    elif row.get("prompt") is None and all(isinstance(side, str) and SPEAKER.match(side) for side in sides):
+    elif asked is None and all(isinstance(side, str) and SPEAKER.match(side) for side in sides):
         dialogues = [_dialogue(side) for side in sides]
-    elif row.get("prompt") is None:
-        raise InputError(f"{where}: chosen and rejected are texts, and there is no prompt beside them")
+    elif asked is None:
+        raise InputError(f"{where}: {' and '.join(fields)} are texts, and there is no prompt beside them")
     else:
-        chosen, rejected = (_text(row, name, where, answer=True) for name in ("chosen", "rejected"))
-        asked = row["prompt"]
-        prompt = _prompt(turns_of(asked, where)) if isinstance(asked, list) else _text(row, "prompt", where)
+        chosen, rejected = (_text(row, name, where, answer=True) for name in fields)
+        prompt = _prompt(turns_of(asked, where)) if isinstance(asked, list) else _text(row, prompt_field, where)
         yield from _pair(prompt, chosen, rejected, where)
         return
     before, answers = [dialogue[:-1] for dialogue in dialogues], [dialogue[-1] for dialogue in dialogues]
     if not any(before):  # answers alone, the prompt beside them
-        asked = row.get("prompt")
-        turns = turns_of(asked, where) if isinstance(asked, list) else (Turn("user", _text(row, "prompt", where)),)
+        if asked is None:
+            raise InputError(f"{where}: {' and '.join(fields)} are answers alone, and there is no prompt beside them")
+        turns = turns_of(asked, where) if isinstance(asked, list) else (Turn("user", _text(row, prompt_field, where)),)
         before = [turns, turns]
     if before[0] != before[1] or {answer.role for answer in answers} != {"assistant"}:
-        raise InputError(f"{where}: chosen and rejected are not two answers to one conversation")
+        raise InputError(f"{where}: {' and '.join(fields)} are not two answers to one conversation")
     chosen, rejected = (_answer(answer.content) for answer in answers)
     yield from _pair(_prompt(before[0]), chosen, rejected, where)
 
