@@ -1,6 +1,6 @@
 """Rows of a local file or of the Hub, as ``datasets`` has them; text of a CSV file stays text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 CSV = ".csv"
+# Types of JSON whose values are text where one of a column is.
+WRITTEN = frozenset((str, int, float))
 # Rows of JSON that are plain objects at once; a table of them takes a fraction.
 ROWS_AT_ONCE = 10_000
 
@@ -116,33 +118,48 @@ def _read_parquet(path: Path) -> pa.Table:
 
 
 def _read_json(path: Path) -> pa.Table:
-    """Read one object a line, or one list of objects. Columns: every name that an object has; absent is null."""
-    with path.open(encoding="utf-8-sig") as stream:
-        if _first_character(stream) == "[":
-            rows = iter([*parse_json(stream.read())])
-        else:
-            rows = (parse_json(line) for line in stream if line.strip())
-        tables = []
-        while part := list(islice(rows, ROWS_AT_ONCE)):
-            if not all(isinstance(row, dict) for row in part):
-                raise ValueError("a row is no object of values by name")
-            names = dict.fromkeys(name for row in part for name in row)
-            tables.append(pa.table({name: _column(name, part) for name in names}))
+    """Read one object a line, or one list of objects. Columns: every name that an object has; absent is null.
+
+    Texts and numbers in one column are text as they are written, such as "4" beside 5.
+    """
+    kinds: dict[str, set[type]] = {}
+    tables = list(_json_tables(path, kinds, frozenset()))
+    mixed = frozenset(name for name, found in kinds.items() if str in found and found <= WRITTEN)
+    if any(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in _types_of(tables, mixed)):
+        tables = list(_json_tables(path, kinds, mixed))  # the first text stands behind a part that was read as numbers
     if not tables:
         raise ValueError("it holds no rows")
     return pa.concat_tables(tables, promote_options="permissive")
 
 
-def _column(name: str, rows: list[dict[str, Any]]) -> pa.Array:
-    """Return one field of some rows; texts and numbers among one another are text, as "4" beside 5."""
+def _json_tables(path: Path, kinds: dict[str, set[type]], mixed: frozenset[str]) -> Iterator[pa.Table]:
+    """Yield the rows of a file in parts, and add to ``kinds`` which types the values of each name have."""
+    with path.open(encoding="utf-8-sig") as stream:
+        if _first_character(stream) == "[":
+            rows = iter([*parse_json(stream.read())])
+        else:
+            rows = (parse_json(line) for line in stream if line.strip())
+        while part := list(islice(rows, ROWS_AT_ONCE)):
+            if not all(isinstance(row, dict) for row in part):
+                raise ValueError("a row is no object of values by name")
+            names = dict.fromkeys(name for row in part for name in row)
+            yield pa.table({name: _column(name, part, kinds.setdefault(name, set()), mixed) for name in names})
+
+
+def _column(name: str, rows: list[dict[str, Any]], kinds: set[type], mixed: frozenset[str]) -> pa.Array:
     values = [row.get(name) for row in rows]
-    kinds = {type(value) for value in values if value is not None}
-    if str in kinds and kinds <= {str, int, float}:
+    found = {type(value) for value in values if value is not None}
+    kinds |= found
+    if name in mixed or (str in found and found <= WRITTEN):
         values = [value if value is None else str(value) for value in values]
     try:
         return pa.array(values)
     except (pa.ArrowException, OverflowError, UnicodeError) as error:
         raise ValueError(f"the values of {name[:80]!r} are of several kinds, or of none: {error}") from error
+
+
+def _types_of(tables: list[pa.Table], names: frozenset[str]) -> list[pa.DataType]:
+    return [table.schema.field(name).type for table in tables for name in names & set(table.column_names)]
 
 
 def _first_character(stream: TextIO) -> str:
