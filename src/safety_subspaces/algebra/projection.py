@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from safety_subspaces.algebra.choices import DRAWN_ONCE, Controls, Method, RankRule, SubspaceKind
+from safety_subspaces.algebra.choices import DRAWN_ONCE, Controls, Method, RankRule, SubspaceKind, of_chance
 from safety_subspaces.algebra.factors import Factors, as_matrix, drawn_factors, haar_basis, squared_row_norms
 from safety_subspaces.algebra.nulls import (
     Moments,
@@ -88,6 +88,23 @@ def list_projections(
             for draw in ([0] if subspace in DRAWN_ONCE else numbers)
         )
     )
+
+
+def with_measured_alone(
+    projections: Sequence[Projection], subspaces: Sequence[SubspaceKind], fractions: Sequence[float], energy_draws: int
+) -> tuple[Projection, ...]:
+    """Add to projections those whose energy alone is measured: *top*, and random kinds in closed form beside draws.
+
+    Args:
+        projections: Those that are asked for.
+        subspaces: Their kinds.
+        fractions: Their fractions.
+        energy_draws: Energies that are drawn of each random kind; 0 needs no closed form.
+    """
+    alone = [Projection("top", fraction, 0) for fraction in fractions]
+    if energy_draws:
+        alone += list_projections(of_chance(subspaces), fractions, 0, "closed")
+    return tuple(dict.fromkeys([*projections, *alone]))
 
 
 class TensorProjections:

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from safety_subspaces.algebra.choices import RankRule, of_chance
-from safety_subspaces.algebra.projection import Projection, list_projections
+from safety_subspaces.algebra.projection import list_projections, with_measured_alone
 from safety_subspaces.analysis.activations.comparisons import (
     ComparisonSettings,
     ModelStates,
@@ -28,7 +27,6 @@ from safety_subspaces.analysis.activations.comparisons import (
     two_sample_rows,
 )
 from safety_subspaces.analysis.overlap.tensors import OverlapTensor
-from safety_subspaces.analysis.project.command import FRACTIONS
 from safety_subspaces.analysis.project.tensors import ProjectTensor
 from safety_subspaces.analysis.subspace.tensors import SubspaceTensor
 from safety_subspaces.analysis.work import TensorTask, Workers, factorisation_cost, in_worker
@@ -36,10 +34,6 @@ from safety_subspaces.artefacts.tensors import TensorFile
 from safety_subspaces.compare.memory import Usage, measured, resident_bytes
 from safety_subspaces.compare.plan import (
     ALIGNMENT,
-    ENERGY_DRAWS,
-    OVERLAP_ENERGIES,
-    SUBSPACE_ENERGY,
-    SUBSPACES,
     Comparison,
 )
 from safety_subspaces.evaluation.behaviour import BehaviourEvaluator
@@ -150,25 +144,34 @@ def tasks_of(comparison: Comparison, folder: Path, subspace_file: str) -> dict[s
         subspace_file: The subspace file that stands for the alignment update.
     """
     base, aligned, tuned, seed = comparison.base, comparison.aligned, dict(comparison.tuned), comparison.seed
-    projections: list[Projection] = list_projections(SUBSPACES, FRACTIONS, 0, "closed")
-    drawn = list_projections(of_chance(SUBSPACES), FRACTIONS, 0, "closed")
-    alone = [Projection("top", fraction, 0) for fraction in FRACTIONS]
+    of = {step.command: step.settings for step in comparison.steps()}
+    swept, compared, made = of["project"], of["overlap"], of["subspace"]
+    kinds, fractions, draws = swept["subspaces"], swept["fractions"], swept["energy_draws"]
+    projections = list_projections(kinds, fractions, swept["draws"], swept["controls"])
     updates = {**tuned, ALIGNMENT: subspace_file}
     return {
-        "subspace": SubspaceTensor(base, aligned, RankRule(energy=SUBSPACE_ENERGY), "left", "top", seed, folder),
+        "subspace": SubspaceTensor(base, aligned, made["rank"], made["side"], made["select"], seed, folder),
         "project": ProjectTensor(
             base=base,
             aligned=aligned,
             tuned=tuned,
             basis=None,
-            projections=tuple(dict.fromkeys([*projections, *alone, *drawn])),
+            projections=with_measured_alone(projections, kinds, fractions, draws),
             seed=seed,
             spilled=None,
             written=(),
             models=folder,
-            energy_draws=ENERGY_DRAWS,
+            energy_draws=draws,
         ),
-        "overlap": OverlapTensor(aligned, updates, frozenset([ALIGNMENT]), OVERLAP_ENERGIES, 199, seed, True),
+        "overlap": OverlapTensor(
+            aligned,
+            updates,
+            frozenset([ALIGNMENT]),
+            tuple(compared["energies"]),
+            compared["controls"],
+            seed,
+            compared["angles"],
+        ),
     }
 
 
@@ -287,7 +290,10 @@ def _of_states(
     """
     behaviour, sets = comparison.behaviour, comparison.state_sets
     assert behaviour is not None
-    settings = CaptureSettings(("last",), None, "residual", behaviour.form, 512, comparison.seed, behaviour.batch_size)
+    (of,) = (step.settings for step in comparison.steps() if step.command == "activations")
+    settings = CaptureSettings(
+        (of["position"],), of["layers"], of["site"], behaviour.form, of["sample"], of["seed"], of["batch_size"]
+    )
     first = {name: items[:TRIAL_PROMPTS] for name, items in sets.items()}
     read: list[CapturedSet] = []
     reading = measured(
@@ -298,7 +304,7 @@ def _of_states(
     prompts, asked = sum(map(len, sets.values())), sum(map(len, first.values()))
     layers, hidden, models = len(read[0].layers), read[0].sample["last"].shape[-1], len(comparison.models)
     states = _drawn_states(comparison, settings, hidden)
-    how = ComparisonSettings((0.5, 0.75, 0.9, 0.95, 0.99), True, 99, 199, comparison.seed)
+    how = ComparisonSettings(of["energies"], of["center"], of["controls"], of["permutations"], of["seed"])
 
     def compare_one() -> None:
         for rows in (overlap_rows(states, how), equivalence_rows(states, how), two_sample_rows(states, how)):

@@ -80,6 +80,13 @@ class Step:
         return self.run.__name__
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """Its arguments, with the subcommand's own defaults for those that it is not given."""
+        bound = inspect.signature(self.run).bind_partial(**self.arguments)
+        bound.apply_defaults()
+        return dict(bound.arguments)
+
+    @property
     def made(self) -> Path:
         """The file that is there when the step is whole."""
         return self.out if self.out.suffix else self.out / RESULT_FILE

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from safety_subspaces.algebra.choices import Controls, Method, SubspaceKind, of_chance
+from safety_subspaces.algebra.choices import Controls, Method, SubspaceKind
 from safety_subspaces.analysis.project.arguments import check_arguments, check_models
 from safety_subspaces.artefacts.results import ResultFolder, check_result_free, recorded
 from safety_subspaces.evaluation.settings import EvaluationSettings
@@ -109,7 +109,7 @@ def project(
     import pandas as pd
 
     from safety_subspaces.algebra.audit import summarise_audit
-    from safety_subspaces.algebra.projection import Projection, list_projections
+    from safety_subspaces.algebra.projection import list_projections, with_measured_alone
     from safety_subspaces.analysis.project.checks import check_basis, check_updates
     from safety_subspaces.analysis.project.tables import (
         drawn_table,
@@ -171,15 +171,12 @@ def project(
         if unfinished.is_first_rank:
             create_models(written, aligned, unfinished, apart=any(name in models[aligned].full.ties for name in names))
         unfinished.wait_for_all()
-        measured_alone = [Projection("top", fraction, 0) for fraction in fractions]
-        if energy_draws:
-            measured_alone += list_projections(of_chance(subspaces), fractions, 0, "closed")
         task = ProjectTensor(
             base=base,
             aligned=aligned,
             tuned=tuned,
             basis=basis,
-            projections=tuple(dict.fromkeys([*projections, *measured_alone])),
+            projections=with_measured_alone(projections, subspaces, fractions, energy_draws),
             seed=seed,
             spilled=unfinished.folder / "factors" if evaluator else None,
             written=tuple(row for row in written if row.projection.subspace != "scaled"),
