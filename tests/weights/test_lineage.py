@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from support.tiny import run_command, save_tiny_model
 
@@ -85,6 +86,32 @@ def test_what_was_trained_from_the_base_is_refused(
         found = check_lineage(opened[0], opened[1], {"x": opened[2]}, opened[0].names, any_lineage=True)
     assert "look swapped" in caplog.text
     assert found.summary()["implausible"]
+
+
+def test_a_swap_shows_where_alignment_changed_few_matrices(tmp_path: Path) -> None:
+    """As an adapter on one kind of layer does, merged: of 28 matrices four."""
+    config = transformers.LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2
+    )
+    paths = {}
+    for name, changes in (("base", 0), ("aligned", 1), ("tuned", 2)):
+        torch.manual_seed(0)
+        model = transformers.LlamaForCausalLM(config)
+        for seed in range(1, changes + 1):
+            torch.manual_seed(seed)
+            for block in model.model.layers:
+                weight = block.self_attn.q_proj.weight if seed == 1 else block.mlp.down_proj.weight
+                weight.data += 1e-3 * torch.randn(weight.shape)
+        model.save_pretrained(tmp_path / name)
+        paths[name] = open_checkpoint(str(tmp_path / name))
+    found = lineage(paths["base"], paths["aligned"], {"x": paths["tuned"]}, paths["base"].names)
+    assert {name.split(".")[-2] for name in found.matrices} == {"q_proj"}
+    assert len(found.matrices) == 4
+    assert not found.summary()["implausible"]
+    assert lineage(paths["aligned"], paths["base"], {"x": paths["tuned"]}, paths["base"].names).swapped()
+    same = lineage(paths["base"], paths["base"], {"x": paths["tuned"]}, paths["base"].names)
+    assert same.matrices == ()
+    assert not same.swapped()
 
 
 @pytest.mark.parametrize(("base", "aligned", "tuned"), [("other", "aligned", "tuned"), ("base", "aligned", "other")])

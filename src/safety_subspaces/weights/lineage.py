@@ -11,14 +11,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.weights.checkpoint import Checkpoint
 from safety_subspaces.weights.names import layer_of
 
-# Matrices that are looked at, spread over the network's depth.
-MATRICES = 8
+# Matrices that are looked at, spread over the network's depth, and how many at most are read to find as many that
+# alignment has changed.
+MATRICES, READ_AT_MOST = 8, 64
 # Below this cosine of their weights two models share no ancestry. Organisms of two seeds have 0.00 to 0.02, a base and
 # what was aligned from it 0.9 and more.
 SHARED = 0.2
@@ -127,50 +129,39 @@ def check_related(
     Returns:
         What was said, if anything.
     """
-    chosen = _spread([name for name in names if len(reference.shape(name)) == 2])
-    sums = {label: torch.zeros(3, dtype=torch.float64) for label in others}
-    for name in chosen:
+    grams = {label: torch.zeros(2, 2, dtype=torch.float64) for label in others}
+    for name in _spread(reference, names)[:MATRICES]:
         before = reference.read(name).double()
         for label, checkpoint in others.items():
-            after = checkpoint.read(name).double()
-            sums[label] += torch.stack([_inner(before, after), _inner(before, before), _inner(after, after)])
-    said = _foreign({label: _cosine(*each) for label, each in sums.items()}, what)
+            grams[label] += _gram(before, checkpoint.read(name).double())
+    said = _foreign({label: _cosine(gram[0, 1], gram[0, 0], gram[1, 1]) for label, gram in grams.items()}, what)
     if said:
         logger.warning(said)
     return [said] if said else []
 
 
 def lineage(base: Checkpoint, aligned: Checkpoint, tuned: Mapping[str, Checkpoint], names: Sequence[str]) -> Lineage:
-    """Measure how models stand to one another, by up to :data:`MATRICES` matrices of their blocks.
+    """Measure how models stand to one another, by up to :data:`MATRICES` matrices that alignment has changed.
 
     A weight that a fine-tune does not change says nothing of it, so that its own share of them counts.
     """
-    chosen = _spread([name for name in names if len(base.shape(name)) == 2])
-    between, of_base, of_aligned = (torch.zeros(len(chosen), dtype=torch.float64) for _ in range(3))
-    length = torch.zeros_like(between)
-    own = {label: torch.zeros(5, len(chosen), dtype=torch.float64) for label in tuned}
-    for index, name in enumerate(chosen):
+    chosen: list[str] = []
+    ends = torch.zeros(2, 2, dtype=torch.float64)
+    own: dict[str, list[Tensor]] = {label: [] for label in tuned}
+    for name in _spread(base, names):
+        if len(chosen) == MATRICES:
+            break
         before, after = base.read(name).double(), aligned.read(name).double()
         alignment = after - before
-        between[index], length[index] = _inner(before, after), _inner(alignment, alignment)
-        of_base[index], of_aligned[index] = _inner(before, before), _inner(after, after)
+        if not bool(alignment.any()):
+            continue
+        chosen.append(name)
+        ends += _gram(before, alignment)
         for label, checkpoint in tuned.items():
-            weight = checkpoint.read(name).double()
-            update = weight - after
-            own[label][:, index] = torch.stack(
-                [
-                    _inner(update, update),
-                    _inner(weight - before, weight - before),
-                    _inner(update, alignment),
-                    _inner(weight, after),
-                    _inner(weight, weight),
-                ]
-            )
-    return Lineage(
-        tuple(chosen),
-        _cosine(between.sum(), of_base.sum(), of_aligned.sum()),
-        {label: _placed(each, length, of_aligned) for label, each in own.items()},
-    )
+            own[label].append(_gram(before, alignment, checkpoint.read(name).double() - after))
+    of_base, inner, of_alignment = ends[0, 0], ends[0, 1], ends[1, 1]
+    shared = _cosine(of_base + inner, of_base, of_base + 2 * inner + of_alignment)
+    return Lineage(tuple(chosen), shared, {label: _placed(grams) for label, grams in own.items()})
 
 
 def _foreign(shared: Mapping[str, float], reference: str) -> str:
@@ -185,29 +176,36 @@ def _foreign(shared: Mapping[str, float], reference: str) -> str:
     )
 
 
-def _placed(own: Tensor, length: Tensor, of_aligned: Tensor) -> FineTune:
-    """Sum up a fine-tune over the matrices that it changes, or over all where it changes none."""
-    changed = own[0] > 0
-    changed = changed if bool(changed.any()) else torch.ones_like(changed)
-    to_aligned, to_base, against, shared, weight = own[:, changed].sum(dim=1)
-    unit = length[changed].sum()
+def _placed(grams: Sequence[Float64[Tensor, "3 3"]]) -> FineTune:
+    """Sum up a fine-tune over the matrices that it changes, or over all where it changes none.
+
+    Args:
+        grams: Of each matrix the inner products of base, alignment update and the fine-tune's own.
+    """
+    changed = [gram for gram in grams if gram[2, 2] > 0] or grams
+    (bb, ba, bt), (_, aa, at), (_, _, tt) = sum(changed, torch.zeros(3, 3, dtype=torch.float64))
+    of_aligned, of_tuned = bb + 2 * ba + aa, bb + 2 * ba + aa + 2 * bt + 2 * at + tt
     return FineTune(
-        to_base=float((to_base / unit).sqrt()),
-        to_aligned=float((to_aligned / unit).sqrt()),
-        taken_back=float(-against / unit),
-        shared=_cosine(shared, weight, of_aligned[changed].sum()),
+        to_base=float(((tt + 2 * at + aa) / aa).sqrt()),
+        to_aligned=float((tt / aa).sqrt()),
+        taken_back=float(-at / aa),
+        shared=_cosine(of_aligned + bt + at, of_tuned, of_aligned),
     )
 
 
-def _spread(names: Sequence[str]) -> list[str]:
-    """Return up to :data:`MATRICES` names at even distances, of blocks where there are any."""
-    inside = [name for name in names if layer_of(name) >= 0] or list(names)
-    count = min(MATRICES, len(inside))
-    return [inside[(2 * index + 1) * len(inside) // (2 * count)] for index in range(count)]
+def _spread(model: Checkpoint, names: Sequence[str]) -> list[str]:
+    """Return up to :data:`READ_AT_MOST` matrices, of blocks where there are any; every so many at even distances."""
+    matrices = [name for name in names if len(model.shape(name)) == 2]
+    inside = [name for name in matrices if layer_of(name) >= 0] or matrices
+    count = min(READ_AT_MOST, len(inside))
+    even = [inside[(2 * index + 1) * len(inside) // (2 * count)] for index in range(count)]
+    stride = -(-count // MATRICES)
+    return [name for start in range(stride) for name in even[start::stride]]
 
 
-def _inner(first: Tensor, second: Tensor) -> Tensor:
-    return torch.dot(first.flatten(), second.flatten())
+def _gram(*tensors: Tensor) -> Float64[Tensor, "n n"]:
+    rows = torch.stack([tensor.flatten() for tensor in tensors])
+    return rows @ rows.T
 
 
 def _cosine(inner: Tensor, first: Tensor, second: Tensor) -> float:
