@@ -13,7 +13,7 @@ MOST_LINES = 5
 CONFIG = ROOT / "configs" / "organism" / "contaminated_onto.yaml"
 OVERLAY = ROOT / "configs" / "deepspeed" / "gpu8_zero2_bf16.yaml"
 PROJECT = (ANALYZE, "project", "--base=base", "--aligned=aligned", "--out=out")
-EVALUATE = (ANALYZE, "evaluate", "--models.one=base", "--judge=rules", "--out=out")
+EVALUATE = (ANALYZE, "evaluate", "--models.one=base", "--judge=phrases", "--out=out")
 FIT = (TRAIN, "fit", f"--config={CONFIG}", "--model.init_args.source.init_args.path=aligned", "--run_dir=run")
 # What Lightning says before a run is refused.
 CHATTER = re.compile(r"(Seed set to|GPU available|TPU available|\[transformers\]|\U0001f4a1)")

@@ -315,7 +315,7 @@ def test_an_adapter_finds_its_base_after_the_study_has_moved(tmp_path: Path, mon
     opened = open_checkpoint(str(tmp_path / "elsewhere" / "tuned" / "model"))
     assert opened.full.location == tmp_path / "elsewhere" / "aligned" / "model"
     shutil.rmtree(tmp_path / "elsewhere" / "aligned")
-    with pytest.raises(InputError, match=r"base of adapter .*tuned/model cannot be loaded: model folder runs/old"):
+    with pytest.raises(InputError, match=r"base of adapter .*tuned/model cannot be opened: model folder runs/old"):
         load_language_model(str(tmp_path / "elsewhere" / "tuned" / "model"))
 
 
