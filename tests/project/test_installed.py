@@ -1,5 +1,6 @@
 """The package as a stranger has it: a wheel in an environment of its own, used from an empty folder."""
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from support.tiny import OFFLINE, ROOT, save_tiny_model
 from safety_subspaces.artefacts import extras
 from safety_subspaces.artefacts.extras import check_extra
 from safety_subspaces.command_line import as_called, shipped
+from safety_subspaces.programs.console import find_callbacks
 
 # What a wheel is made of.
 SOURCES = ("src", "callbacks", "configs", "setup.py", "pyproject.toml", "requirements.txt", "README.md", "LICENSE")
@@ -104,6 +106,15 @@ def test_configurations_are_found_by_name_and_files_of_ones_own_come_first(
     own.parent.mkdir(parents=True)
     own.touch()
     assert shipped.with_paths(["--config", "configs/organism/align.yaml"])[1] == "configs/organism/align.yaml"
+
+
+def test_callbacks_are_the_same_classes_by_both_names() -> None:
+    import callbacks
+
+    find_callbacks()
+    watcher = importlib.import_module("safety_subspaces.callbacks.watcher")
+    assert watcher.Watcher is callbacks.watcher.Watcher
+    assert importlib.import_module("safety_subspaces.callbacks").RunBoard is callbacks.RunBoard
 
 
 def test_commands_in_messages_are_those_of_the_installation(monkeypatch: pytest.MonkeyPatch) -> None:
