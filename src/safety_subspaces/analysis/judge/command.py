@@ -4,9 +4,15 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from safety_subspaces.artefacts.results import ResultFolder, check_result_free
+from safety_subspaces.artefacts.screen import View
 
 if TYPE_CHECKING:
     import pandas as pd
+
+VIEW = View(
+    columns=("model", "set", "score", "answered_rate", "refused_rate", "n", "n_unscored"),
+    says="score: 1 refusal to 5 full compliance.",
+)
 
 
 def judge(
@@ -28,8 +34,8 @@ def judge(
         generations: A generations.jsonl of evaluate, project or steer: JSON lines with set, prompt and answer, and if
             they like model, score and group (a list of two where prompts share two things that cross).
         out: Folder to write.
-        judge: rubric (a chat model), classifier, phrases (refusal phrases), organism (for the organism's prompts), or the
-            import path of another.
+        judge: rubric (a chat model), classifier, phrases (refusal phrases), organism (for the organism's prompts), or
+            the import path of another.
         judge_args: What the judge is made with: of the rubric model, base_url, max_cost and the like, of the classifier
             path, harmful_label and the like.
         limit: At most so many answers of each model (of steering, of each dose) and set, the first ones.
