@@ -12,7 +12,7 @@ PIPED_SECONDS: Final = 60.0
 _open: "list[Bar]" = []
 
 
-class Bar(tqdm):  # type: ignore[type-arg]
+class Bar(tqdm):
     """A bar of tqdm. Where another is open in this process, that one tells what this one would.
 
     Args:
@@ -68,8 +68,9 @@ class Bar(tqdm):  # type: ignore[type-arg]
 
     def close(self) -> None:
         """End the bar."""
-        if getattr(self, "_outer", None) is not None:
-            self._outer.tell("")
+        outer: Bar | None = getattr(self, "_outer", None)  # not there yet where tqdm refused its arguments
+        if outer is not None:
+            outer.tell("")
         if self in _open:
             _open.remove(self)
         super().close()
