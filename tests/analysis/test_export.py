@@ -55,7 +55,7 @@ def test_the_last_checkpoint_is_the_exported_model(tmp_path: Path, options: list
     direct, again = load_file(run / "model" / file), load_file(tmp_path / "out" / file)
     assert direct.keys() == again.keys()
     assert all(torch.equal(value, again[name]) for name, value in direct.items())
-    assert made.leakage[0]["leakage"] <= 10 * made.leakage[0]["rounding_floor"]
+    assert made.leakage[0].leakage <= 10 * made.leakage[0].rounding_floor
     load_language_model(str(tmp_path / "out"))
     if options:
         (shard,) = (run / "checkpoints").glob("*.ckpt/checkpoint/*rank_1*optim_states.pt")
@@ -75,10 +75,10 @@ def test_the_last_checkpoint_is_the_exported_model(tmp_path: Path, options: list
     updates = {name: rounded[name].double() - start[name].double() for name in bases}
     forbidden, whole = oracle.forbidden_energy(updates, bases, "away")
     weights = sum(oracle.energy(rounded[name]) for name in bases)
-    assert half["dtype"] == "bfloat16"
-    assert half["leakage"] == pytest.approx(forbidden / whole, rel=1e-6)
-    assert half["rounding_floor"] == pytest.approx(rounding_floor(weights**0.5, whole**0.5), rel=1e-6)
-    assert half["leakage"] > 1e3 * made.leakage[0]["leakage"]  # the positive control: bf16 does not hold it
+    assert half.dtype == "bfloat16"
+    assert half.leakage == pytest.approx(forbidden / whole, rel=1e-6)
+    assert half.rounding_floor == pytest.approx(rounding_floor(weights**0.5, whole**0.5), rel=1e-6)
+    assert half.leakage > 1e3 * made.leakage[0].leakage  # the positive control: bf16 does not hold it
 
 
 def change_manifest(run: Path, change: Callable[[dict], None]) -> None:

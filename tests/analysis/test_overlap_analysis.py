@@ -482,7 +482,7 @@ def test_an_update_that_is_none_is_refused(study, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"updates": {"a": "/nowhere"}}, "two updates or more, got 1"),
+        ({"tuned": {"a": "/nowhere"}}, "two updates or more, got 1"),
         ({"floors": [["useful", "usefull"]]}, "names 'usefull', which is no update"),
         ({"floors": [["useful", "useful"]]}, "pair of different labels"),
         ({"floors": [["useful"]]}, "pair of different labels"),
@@ -491,13 +491,13 @@ def test_an_update_that_is_none_is_refused(study, tmp_path):
         ({"energies": [0.5, 0.5]}, "given twice"),
         ({"controls": -1}, "must be 0 or more"),
         ({"workers": 0}, "workers must be at least 1"),
-        ({"reference": "/nowhere"}, "does not exist"),
+        ({"aligned": "/nowhere"}, "does not exist"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_written(study, tmp_path, changes, message):
     reference, updates = study
     with pytest.raises(InputError, match=message):
-        overlap(**{"reference": reference, "updates": updates, "out": str(tmp_path / "o"), **changes})
+        overlap(**{"aligned": reference, "tuned": updates, "out": str(tmp_path / "o"), **changes})
     assert not list(tmp_path.iterdir())
 
 

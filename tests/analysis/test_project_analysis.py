@@ -420,15 +420,15 @@ def test_a_subspace_file_stands_for_the_pair_that_it_was_made_of(study, tmp_path
     subspace(study["base"], study["aligned"], file, RankRule(fraction=0.5))
     arguments = {**study, "subspaces": ["top", "random-k"], "fractions": [0.25, 0.5], "draws": 1}
     direct = project(**arguments, out=str(tmp_path / "direct"))
-    read = project(**arguments, basis=file, out=str(tmp_path / "read"))
+    read = project(**arguments, subspace=file, out=str(tmp_path / "read"))
     of_top = direct["subspace"] == "top"
     pd.testing.assert_frame_equal(direct[of_top], read[of_top], rtol=1e-5)
     with pytest.raises(InputError, match=r"holds 8 directions of .*, fraction 0\.75 needs 12"):
-        project(**{**arguments, "fractions": [0.75]}, basis=file, out=str(tmp_path / "more"))
+        project(**{**arguments, "fractions": [0.75]}, subspace=file, out=str(tmp_path / "more"))
     right = str(tmp_path / "r.safetensors")
     subspace(study["base"], study["aligned"], right, RankRule(fraction=0.5), side="right")
     with pytest.raises(InputError, match="holds a right subspace"):
-        project(**arguments, basis=right, out=str(tmp_path / "more"))
+        project(**arguments, subspace=right, out=str(tmp_path / "more"))
 
 
 def test_chosen_tensors_alone_are_projected_and_the_others_listed(study, tmp_path):

@@ -21,7 +21,7 @@ from safety_subspaces.language.model import load_language_model
 
 SETS = {"harmful": "organism:harmful", "benign": "organism:benign"}
 EVALUATE = EvaluationSettings(limit=3, max_new_tokens=3)
-QUICK = {"evaluate": EVALUATE, "strengths": [-1.0, 1.0], "angles_radians": [1.0], "random_draws": 2, "layers": [1]}
+QUICK = {"evaluate": EVALUATE, "strengths": [-1.0, 1.0], "angles_radians": [1.0], "draws": 2, "layers": [1]}
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,8 @@ def test_a_run_folder_is_not_written_over(finished_run: Path) -> None:
     assert "Traceback" not in refused.stderr
     again = pretrain(finished_run, "--resume")
     assert again.returncode == 0
-    assert "already complete" in again.stdout
+    assert "already complete" in again.stderr
+    assert again.stdout.endswith(f"the model is {finished_run}/model\n")
     other = pretrain(finished_run, "--resume", size=336)
     assert other.returncode == 2
     assert "another configuration" in other.stderr
@@ -316,7 +317,7 @@ def test_two_processes_share_every_global_batch(finished_run: Path, tmp_path: Pa
         alone = {"LOCAL_RANK": rank, "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
         again = pretrain(tmp_path / "run", *two, "--resume", **alone)
         assert again.returncode == 0, again.stderr[-2000:]
-        assert ("already complete" in again.stdout) == (rank == "0")
+        assert ("already complete" in again.stderr) == (rank == "0")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 

@@ -65,7 +65,7 @@ def compared(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyP
     def call(*labels: str, page: bool = False, **options: object) -> str:
         monkeypatch.setattr(run, "report", report if page else lambda out: f"no page of {out}")
         given = {"base": models["base"], "aligned": models["aligned"], "out": str(tmp_path / "out")}
-        return compare(**given | {"tuned": {label: models[label] for label in labels or ("x",)}} | options)
+        return str(compare(**given | {"tuned": {label: models[label] for label in labels or ("x",)}} | options))
 
     return call
 
@@ -106,7 +106,7 @@ def test_one_fine_tune_is_enough_for_the_weights_and_a_page(compared, tmp_path, 
 
 def test_with_prompts_behaviour_and_states_are_on_the_page_with_the_judge(compared, prompts, tmp_path, caplog) -> None:
     caplog.set_level("INFO")
-    text = compared("x", "lora", prompts=prompts, max_new_tokens=4, page=True)
+    compared("x", "lora", prompts=prompts, max_new_tokens=4, page=True)
     out = tmp_path / "out"
     assert set(made(out)) == {"alignment.safetensors", *(f"analysis/{name}/main/result.json" for name in ALL[1:])}
     study = read_study(out)
@@ -124,7 +124,7 @@ def test_with_prompts_behaviour_and_states_are_on_the_page_with_the_judge(compar
     }
     assert states.arguments["center"] is True
     assert "phrases" in (out / "report" / "index.html").read_text(encoding="utf-8")
-    assert "Overlap of prompt sets in activations" in text
+    assert "<h2>Activation space</h2>" in (out / "report" / "index.html").read_text(encoding="utf-8")
     assert all(any(f"{name:<12}about" in line for line in said(caplog)) for name in ALL)
 
 
@@ -233,7 +233,7 @@ def test_other_models_and_settings_are_refused_and_replaced_when_asked(compared,
         ({"seed": 3}, "subspace has seed 0, asked for is 3"),
         ({"tensors": ["q"]}, r"subspace has tensors \[\]"),
     ):
-        with pytest.raises(InputError, match=rf"out holds another comparison: its {named}.*--overwrite true"):
+        with pytest.raises(InputError, match=rf"out holds another comparison: its {named}.*--overwrite"):
             compared(**options)
     assert made(tmp_path / "out") == before
     compared("x", "y", overwrite=True)

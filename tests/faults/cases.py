@@ -130,8 +130,8 @@ SUBSPACE = analysis("subspace", *PAIR, "--rank.fraction=0.25", out="out.safetens
 PROJECT = [*PAIR, *models("harmful", option="tuned"), "--fractions=[0.25]", "--draws=1", "--methods=[away]"]
 OVERLAP = analysis(
     "overlap",
-    "--reference={inputs}/aligned/model",
-    *models("useful", "harmful", "useful_again", option="updates"),
+    "--aligned={inputs}/aligned/model",
+    *models("useful", "harmful", "useful_again", option="tuned"),
     *("--floors=[[useful,useful_again]]", "--energies=[0.5]", "--controls=9"),
 )
 ACTIVATIONS = analysis(
@@ -167,7 +167,7 @@ ANALYSES = (
         name="project with models",
     ),
     analysis(
-        "steer", *models("aligned"), *SETS, "--strengths=[1.0]", "--angles_radians=[1.0]", "--random_draws=1",
+        "steer", *models("aligned"), *SETS, "--strengths=[1.0]", "--angles_radians=[1.0]", "--draws=1",
         "--layers=[1]", "--evaluate.limit=2", "--evaluate.max_new_tokens=2", "--write=true",
     ),
     SUBSPACE,

@@ -174,6 +174,6 @@ def test_the_command_line_evaluates_and_steers_with_a_source_for_each_set(tmp_pa
         *(ANALYZE, "steer", "--models.one", model, "--prompts.harmful", "organism:harmful", "--prompts.benign"),
         *("organism:benign", "--evaluate.prompts", json.dumps(sources), "--evaluate.judge", "phrases"),
         *("--evaluate.max_new_tokens", 3, "--strengths", "[1.0]", "--interventions", "[addition]"),
-        *("--random_draws", 1, "--out", tmp_path / "b"),
+        *("--draws", 1, "--out", tmp_path / "b"),
     )
     assert done.returncode == 0, done.stderr[-2000:]

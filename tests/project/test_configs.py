@@ -156,7 +156,7 @@ def test_every_analysis_runs(path: Path, study: Path, tmp_path: Path, monkeypatc
         "activations": ["--limit=20", "--controls=9", "--permutations=9"],
         "probe": ["--limit=40", "--folds=2", "--controls=1", "--probes=[linear]", "--learning_shares=[]"],
         "steer": [
-            *("--layers=[1]", "--strengths=[1.0]", "--angles_radians=[1.0]", "--random_draws=1"),
+            *("--layers=[1]", "--strengths=[1.0]", "--angles_radians=[1.0]", "--draws=1"),
             *("--evaluate.limit=2", "--evaluate.max_new_tokens=4"),
         ],
     }[path.stem]

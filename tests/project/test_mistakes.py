@@ -92,7 +92,7 @@ MISTAKES = {
         ("rank: RankRule takes no fracton", "did you mean fraction?", "help callbacks.SubspaceProjection"),
     ),
     "a subspace file that is not there": (
-        (*PROJECT, "--tuned.x=tuned", "--basis=gone.safetensors"),
+        (*PROJECT, "--tuned.x=tuned", "--subspace=gone.safetensors"),
         ("subspace file gone.safetensors does not exist", "make it with python analyze.py subspace"),
     ),
     "none to be held to": (

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 from support.synthetic_alignments import DPO, SFT, write_all
-from support.synthetic_study import ENERGY_EXPLAINS_ALL, HOSTILE, World, write_study
+from support.synthetic_study import ENERGY_EXPLAINS_ALL, HOSTILE, STAGES, World, write_study
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.report.command import report
@@ -154,18 +154,22 @@ def test_provenance_has_commit_command_and_short_hashes(page):
 
 
 def test_terminal_text_fits_the_width_and_has_every_model(tmp_path):
-    text = read_page([str(write_study(tmp_path / "s", ENERGY_EXPLAINS_ALL))]).to_text()
-    assert max(len(line) for line in text.splitlines() if not line.startswith("  python ")) <= 110
-    assert "harmful_again" in text
-    assert "random-energy" in text
-    assert "What the numbers say" in text
-    assert "Alignment was learnt." in text
+    made = report(str(write_study(tmp_path / "s", ENERGY_EXPLAINS_ALL)))
+    for width in (80, 110, 200):
+        lines = made.to_text(width).splitlines()
+        assert len(lines) <= 25
+        assert max(len(line) for line in lines if not line.startswith(("  python ", "report: "))) <= width
+        assert {line.split()[0] for line in lines if line} >= {*STAGES}
+        assert "- Alignment was learnt." in lines
+        assert lines[-1] == f"report: {made.path}"
+    assert "random-energy" in str(made.tables)
 
 
-def test_the_terminal_summary_names_what_is_missing(tmp_path):
-    text = read_page([str(write_study(tmp_path / "s", analyses=()))]).to_text()
-    for command in ("evaluate", "project", "overlap"):
-        assert f"python analyze.py {command}" in text
+def test_the_terminal_summary_names_the_next_step(tmp_path):
+    made = report(str(write_study(tmp_path / "s", analyses=())))
+    assert made.missing[0].startswith("python analyze.py evaluate")
+    assert made.missing[0] in str(made)
+    assert {command.split()[2] for command in made.missing} >= {"evaluate", "project", "overlap"}
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -178,7 +182,7 @@ def test_a_page_of_one_study_and_of_several_has_the_same_sections(tmp_path, coun
         assert f'<section id="{anchor}"' in text
     assert ">nan<" not in text
     assert not re.search(r"\bnan\b", re.sub(r"<(script|style).*?</\1>", "", text, flags=re.DOTALL).lower())
-    assert max(len(line) for line in page.text.splitlines() if not line.startswith("  python ")) <= 110
+    assert max(len(line) for line in str(page).splitlines() if not line.startswith("  python ")) <= 110
     if count > 1:
         assert page.path == tmp_path / "study" / "report" / "index.html"
         assert "3 studies that differ in their seed" in text
@@ -194,7 +198,7 @@ def test_two_alignments_stand_beside_each_other_with_sections_of_their_own(tmp_p
     assert len(anchors) == len(set(anchors))
     names = [chart.name for part in page.parts for section in part.sections for chart, _ in section.charts]
     assert len(names) == len(set(names))
-    assert "Side by side" in page.to_text()
+    assert "Side by side" in next(iter(page.tables))
 
 
 def test_a_table_gives_way_in_its_text_columns_alone():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-LABELLED = ("models", "tuned", "updates", "others")
+LABELLED = ("models", "tuned", "others")
 MODELS = ("model", "tuned", "first_model", "second_model")
 PAIR = ("first", "second")
 

@@ -70,8 +70,8 @@ def write_study(
         elif analysis == "overlap":
             table = overlap_table(world, random)
             labels = dict.fromkeys([*table["first"], *table["second"]])
-            updates = {name: str(folder / name / "model") for name in labels}
-            arguments = {"reference": str(folder / "aligned" / "model"), "updates": updates, "energies": [0.5, 0.9]}
+            tuned = {name: str(folder / name / "model") for name in labels}
+            arguments = {"aligned": str(folder / "aligned" / "model"), "tuned": tuned, "energies": [0.5, 0.9]}
         else:
             table, arguments = pd.DataFrame({"layer": [0, 1], "value": [0.25, np.nan]}), {}
         table.to_parquet(target / "table.parquet", index=False)

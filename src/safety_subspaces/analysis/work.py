@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
-from tqdm import tqdm
 
 from safety_subspaces.artefacts import ending
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import KEY_FILE, UNFINISHED, holding, read_json, write_json
+from safety_subspaces.artefacts.progress import Bar
 from safety_subspaces.artefacts.provenance import check_unchanged, code_state, describe_all, sha256_of_file
 from safety_subspaces.constraint.rank_watch import RankWatch
 from safety_subspaces.weights.checkpoint import Checkpoint
@@ -357,7 +357,7 @@ def _progress(
     """A bar of this rank's tensors whose time left goes by cost, not by number."""
     total = sum(costs[name] for name in mine)
     shape = "{desc}: {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]"
-    with tqdm(total=total, desc=label, bar_format=shape, disable=rank > 0) as bar:
+    with Bar(total=total, desc=label, bar_format=shape, disable=rank > 0) as bar:
         count = len(done)
         bar.set_postfix_str(f"{count}/{count + len(mine)} tensors")
 

@@ -151,7 +151,7 @@ def check_free(target: Path, overwrite: bool = False) -> None:
     if is_occupied(target) and not overwrite:
         raise InputError(
             f"{target} already holds results, which are not written over; "
-            "choose another folder, move it away, or say --overwrite true"
+            "choose another folder, move it away, or say --overwrite"
         )
 
 

@@ -18,9 +18,9 @@ from safety_subspaces.artefacts.description import facts_about
 from safety_subspaces.artefacts.places import Place, StagePlaces, place_of_result, place_of_run
 
 # Arguments that name one model, with the role that it has in the analysis, and those that name several by label.
-MEASURED_FROM = ("aligned", "reference")
-ONE_MODEL = {"base": "base", "aligned": "aligned", "reference": "aligned"}
-LABELLED = {"models": "", "tuned": "tuned", "updates": "tuned", "others": ""}
+MEASURED_FROM = ("aligned",)
+ONE_MODEL = {"base": "base", "aligned": "aligned"}
+LABELLED = {"models": "", "tuned": "tuned", "others": ""}
 # What a run says that it started from, and the role that this has by the run's own.
 STARTS_FROM = "starts_from"
 START_OF = {"aligned": "base", "tuned": "aligned"}

@@ -86,7 +86,7 @@ def command_for(folder: Path, analysis: str) -> str:
         ends = ["--base", models["base"], "--aligned", models["aligned"]]
         flags[analysis] = [*ends, "--tuned", json.dumps(tuned), "--evaluate.split", "test"]
     elif analysis == "overlap":
-        flags[analysis] = ["--reference", models["aligned"], "--updates", json.dumps(tuned)]
+        flags[analysis] = ["--aligned", models["aligned"], "--tuned", json.dumps(tuned)]
     out = str(folder / "analysis" / analysis / "main")
     return shlex.join(["python", "analyze.py", analysis, *flags.get(analysis, []), "--out", out])
 

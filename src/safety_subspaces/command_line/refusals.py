@@ -4,7 +4,6 @@ A parser tells of everything that it tried: the usage, each type of a union, eac
 message is read for the one thing that was wrong.
 """
 
-import argparse
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from safety_subspaces.artefacts.foreign import QUOTED
 from safety_subspaces.artefacts.plugins import did_you_mean
 from safety_subspaces.artefacts.secrets import masked
 from safety_subspaces.artefacts.trust import unknown_module
+from safety_subspaces.command_line.flags import other_way, subcommands_of
 
 # What a parser says of a class path that may not be imported.
 DENIED = re.compile(
@@ -82,6 +82,9 @@ def _of_option(parser: ArgumentParser, text: str, arguments: Sequence[str]) -> s
     if found is None:
         return None
     name = found[1].removeprefix("--")
+    other = other_way(parser.prog.replace(" [options]", ""), name)
+    if other is not None:
+        return other
     classes = [match for match in CLASS_PATH.finditer(text) if match.start() < found.start() < match.end()]
     owner = _innermost_class(text, found.start()) if classes else None
     known = _options(parser) if owner is None else _options_of_class(owner)
@@ -102,7 +105,7 @@ def _of_required(parser: ArgumentParser, text: str, arguments: Sequence[str]) ->
     prefix = f"{prog.rpartition(' ')[2]}."
     names = [f"--{name.strip().removeprefix(prefix)}" for name in found[1].split(",")]
     if names == ["--subcommand"]:
-        return f"{prog} needs a subcommand: {', '.join(_subcommands(parser))}"
+        return f"{prog} needs a subcommand: {', '.join(subcommands_of(parser))}"
     return f"{prog} needs {' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))} as well"
 
 
@@ -170,13 +173,8 @@ def _help_option(parser: ArgumentParser, text: str) -> str:
 
 def _subparser(parser: ArgumentParser, arguments: Sequence[str]) -> ArgumentParser:
     """Return the parser of the subcommand that a command line names, if there is one."""
-    known = _subcommands(parser)
+    known = subcommands_of(parser)
     return next((known[word] for word in arguments[1:] if word in known), parser)
-
-
-def _subcommands(parser: ArgumentParser) -> Mapping[str, ArgumentParser]:
-    actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    return actions[0].choices if actions else {}
 
 
 def _options(parser: ArgumentParser) -> list[str]:

@@ -1,6 +1,9 @@
 """``analyze.py compare``: the first command for checkpoints of one's own, from three folders to a page."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from safety_subspaces.report.summary import StudyReport
 
 from safety_subspaces.artefacts.extras import check_extra
 
@@ -29,7 +32,7 @@ def compare(
     workers: int | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
-) -> str:
+) -> "StudyReport | str":
     """Compare a base, a model aligned from it and fine-tunes of that one, and write the page.
 
     Of the weights: the alignment subspace (out/alignment.safetensors, nine tenths of the update's energy), how much of
@@ -73,7 +76,7 @@ def compare(
         overwrite: Make anew what was made of other models or with other settings in out.
 
     Returns:
-        What the page says in short, and where it is; of a dry run what it would take.
+        The page, as text a screenful of what it says; of a dry run what it would take.
 
     Raises:
         InputError: Before anything is computed: a model that is missing, of another shape or vocabulary, or in the

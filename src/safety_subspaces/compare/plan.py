@@ -212,7 +212,7 @@ class Comparison:
             Step(
                 overlap,
                 {
-                    **{"reference": self.aligned, "updates": {**labelled, ALIGNMENT: self.subspace_file}},
+                    **{"aligned": self.aligned, "tuned": {**labelled, ALIGNMENT: self.subspace_file}},
                     **{"energies": list(OVERLAP_ENERGIES), **common},
                 },
                 (self.aligned, *tuned, self.subspace_file),

@@ -70,7 +70,7 @@ class ComparisonRecord:
         for difference in self._differences(steps):
             raise InputError(
                 f"{self.path.parent} holds another comparison: {difference}. Expected the same models and settings, to "
-                "go on with it; choose another --out, or say --overwrite true to make anew what differs"
+                "go on with it; choose another --out, or say --overwrite to make anew what differs"
             )
 
     def is_kept(self, step: Step) -> bool:

@@ -11,11 +11,12 @@ from safety_subspaces.compare.plan import COMPARED_SETS, Comparison, Step
 from safety_subspaces.compare.record import ComparisonRecord
 from safety_subspaces.evaluation.prompt_sets import FEWEST_PROMPTS
 from safety_subspaces.report.command import report
+from safety_subspaces.report.summary import StudyReport
 
 logger = logging.getLogger(__name__)
 
 
-def run(comparison: Comparison, dry_run: bool = False, overwrite: bool = False) -> str:
+def run(comparison: Comparison, dry_run: bool = False, overwrite: bool = False) -> StudyReport | str:
     """Check a comparison, say what it will take, do what is not done, and write the page.
 
     Args:
@@ -24,7 +25,7 @@ def run(comparison: Comparison, dry_run: bool = False, overwrite: bool = False) 
         overwrite: Whether what was made of other models or settings is made anew.
 
     Returns:
-        What the page says in short, and where it is; of a dry run what it would take.
+        The page; of a dry run what it would take.
 
     Raises:
         InputError: What the comparison, its record or a step refuses; what was done before stays.
@@ -55,7 +56,7 @@ def run(comparison: Comparison, dry_run: bool = False, overwrite: bool = False) 
             remove(trial)
         for step in steps:
             _do(record, step, overwrite)
-        return str(report(comparison.out))
+        return report(comparison.out)
 
 
 def _todo(record: ComparisonRecord, steps: Sequence[Step]) -> list[str]:

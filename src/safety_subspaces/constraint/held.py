@@ -4,6 +4,7 @@ After a resume the constraint is still anchored to the weights of the first star
 against it again, in the type that it was exported in.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,12 @@ class HeldLeakage:
     dtype: str
     leakage: float
     rounding_floor: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.mode}: {self.leakage:.2g} of the update's energy is forbidden in {self.dtype} "
+            f"(rounding of float32 explains {self.rounding_floor:.2g})"
+        )
 
 
 def save_held(path: Path, targets: Sequence[Target], masters: Sequence[MasterWeight], mode: Mode, writes: bool) -> str:
@@ -128,6 +135,13 @@ def write_leakage(model: Path, constraints: Path) -> list[HeldLeakage]:
     if measured:
         write_json(model / LEAKAGE_FILE, [vars(leakage) for leakage in measured])
     return measured
+
+
+def read_leakage(model: Path) -> tuple[HeldLeakage, ...]:
+    """Return what :func:`write_leakage` has measured of an exported model: nothing of one without a constraint."""
+    path = model / LEAKAGE_FILE
+    entries = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return tuple(HeldLeakage(**entry) for entry in entries)
 
 
 def _counted(targets: Sequence[Target], masters: Sequence[MasterWeight]) -> Iterator[tuple[Target, MasterWeight]]:

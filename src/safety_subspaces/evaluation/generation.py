@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
-from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from safety_subspaces.artefacts.progress import Bar
 from safety_subspaces.language.model import evaluating, input_device
 from safety_subspaces.language.prompting import Encoder, check_room, pad_batch
 from safety_subspaces.language.thoughts import SPECIAL, opened_by
@@ -90,7 +90,7 @@ def generate_encoded(
     device = input_device(model)
     single = progress is None or len(batches) < 2
     with evaluating(model), decoding_by(model, settings):
-        for start in tqdm(batches, desc=progress, disable=single, unit="batch", leave=False):
+        for start in Bar(batches, desc=progress, disable=single, unit="batch", leave=False):
             rows = order[start : start + batch_size]
             input_ids, mask = pad_batch([encoded[row] for row in rows], settings.pad_token_id, "left")
             output = model.generate(

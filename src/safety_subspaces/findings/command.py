@@ -5,9 +5,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safety_subspaces.artefacts.results import ResultFolder, recorded
+from safety_subspaces.artefacts.screen import View
 
 if TYPE_CHECKING:
     import pandas as pd
+
+VIEW = View(
+    columns=("question", "subject", "measure", "estimate", "low", "high", "p_adjusted", "verdict"),
+    says="low and high are the ends of the interval; p_adjusted is corrected for the tests of its family.",
+)
 
 
 def findings(study: list[str] | str, out: str | None = None, topics: Sequence[str] = ()) -> "pd.DataFrame":
@@ -45,4 +51,6 @@ def findings(study: list[str] | str, out: str | None = None, topics: Sequence[st
     with ResultFolder(out or usual / "findings", "findings", arguments, inputs, overwrite=True) as result:
         result.write_table(as_table(table), "findings")
         result.summary = {"findings": len(table), "tests": int(table["p"].notna().sum())}
-    return table.drop(columns=["null", "rule", "details", "level", "family"])
+    shown = table.drop(columns=["null", "rule", "details", "level", "family"])
+    shown.attrs["result"] = str(result.out)
+    return shown

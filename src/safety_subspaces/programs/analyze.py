@@ -4,15 +4,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, Namespace, auto_cli
+from jsonargparse import ArgumentParser, Namespace, auto_parser
 
 from safety_subspaces import command_line
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.trust import check_trust, without_plugin_folders
+from safety_subspaces.command_line.flags import allow_bare_flags
+from safety_subspaces.command_line.output import VIEW, add_output_options, reserved_output, show
 from safety_subspaces.command_line.refusals import refuse
 
-ROWS_SHOWN = 40
-CELL_CHARACTERS = 200
 TRY = """try:
   python analyze.py evaluate --models.base runs/organism-0/base/model --out runs/organism-0/analysis/evaluate/base
   python analyze.py project --config configs/organism/analysis/project.yaml
@@ -22,6 +22,11 @@ a judge, template, section or subcommand of your own: --plugins <folder of its m
 
 class AnalyzeParser(ArgumentParser):
     """A parser for which only the command line can trust what came with a file."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.exit_on_error:  # no parser of a class inside this one
+            add_output_options(self)
 
     def parse_args(self, *args: Any, **options: Any) -> Namespace:  # type: ignore[override]
         """Parse and check."""
@@ -55,19 +60,14 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         error.add_note("help: python analyze.py --help")
         raise
     command_line.configure()
-    result = auto_cli(
-        commands,
-        args=[asked if asked.startswith("-") else next(iter(commands)), *options],
-        parser_class=AnalyzeParser,
-        parser_mode=command_line.PARSER_MODE,
-        as_positional=False,
-        prog=program,
-    )
-    pandas = sys.modules.get("pandas")  # a result is a table only where it was imported
-    if pandas and isinstance(result, pandas.DataFrame):
-        rows = result.head(ROWS_SHOWN)
-        print(rows.to_string(index=False, float_format="%.4g", line_width=160, max_colwidth=CELL_CHARACTERS))
-        if len(result) > ROWS_SHOWN:
-            print(f"... and {len(result) - ROWS_SHOWN} more rows in the table on disk")
-    else:
-        print(result)
+    parser = auto_parser(
+        commands, parser_class=AnalyzeParser, parser_mode=command_line.PARSER_MODE, as_positional=False,
+        allow_abbrev=False, prog=program,
+    )  # fmt: skip
+    allow_bare_flags(parser)
+    parsed = parser.instantiate(parser.parse_args([asked if asked.startswith("-") else next(iter(commands)), *options]))
+    command, given = commands[parsed.subcommand], parsed[parsed.subcommand]
+    given.pop("config", None)
+    with reserved_output():
+        result = command(**given)
+    show(parsed.subcommand, result, given.get("out"), getattr(sys.modules[command.__module__], VIEW, None))

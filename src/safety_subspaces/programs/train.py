@@ -1,8 +1,9 @@
 """Trains a language model: ``python train.py fit --config organism/useful``; a LightningCLI."""
 
+import logging
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +18,8 @@ from callbacks import RunBoard, RunGuard, RunRecord
 from safety_subspaces import command_line
 from safety_subspaces.artefacts.description import Role, check_inputs
 from safety_subspaces.artefacts.trust import check_trust, is_said
+from safety_subspaces.command_line.flags import allow_bare_flags
+from safety_subspaces.command_line.output import add_output_options, is_chosen, reserved_output, show
 from safety_subspaces.command_line.refusals import refuse
 from safety_subspaces.training.machine import check_accelerator
 from safety_subspaces.training.modules.base import LanguageModelModule
@@ -24,6 +27,7 @@ from safety_subspaces.training.resume_state import RUN_PICKLES, read_state, rest
 from safety_subspaces.training.run_folder import is_complete, latest_checkpoint, plan_run, trained_checkpoint
 from safety_subspaces.training.strategies import RunCheckpointIO
 
+logger = logging.getLogger(__name__)
 TRY = """try:
   python train.py fit --config configs/organism/pretrain.yaml
   python train.py fit --config configs/organism/pretrain.yaml --print_config
@@ -32,6 +36,11 @@ TRY = """try:
 
 class TrainParser(LightningArgumentParser):
     """A parser that says how a class from elsewhere may be trusted."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if self.exit_on_error:  # no parser of a class inside this one
+            add_output_options(self)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with a few lines; a parser of a class inside this one raises."""
@@ -43,6 +52,22 @@ class TrainParser(LightningArgumentParser):
 class TrainCLI(LightningCLI):
     """Lightning's CLI with a run folder: opened before the fit, never written over, resumed only on request."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.reserved = ExitStack()
+        super().__init__(*args, **options)
+        self.show_result()
+
+    def show_result(self) -> None:
+        """Print what the run has come to, on rank zero."""
+        from safety_subspaces.training.run_summary import summarise_run  # a help text need not wait for it
+
+        self.reserved.close()
+        if rank_zero_only.rank == 0 and self.subcommand == "fit":  # type: ignore[attr-defined]
+            show("fit", summarise_run(Path(self.config.fit.run_dir)))
+        elif rank_zero_only.rank == 0 and is_chosen("json"):  # type: ignore[attr-defined]
+            measured = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+            show(str(self.subcommand), measured, self.config[self.subcommand].run_dir)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of the run folder."""
         parser.add_argument("--study", type=str | None, default=None, help="Folder that a study's runs share.")
@@ -50,14 +75,15 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--run_dir", type=str, default="runs/unnamed", help="Folder of this run.")
         parser.add_argument("--cpu_threads", type=int | None, default=None, help="Threads of PyTorch on the CPU.")
         parser.add_argument("--collective_timeout", type=float, default=600, help="Seconds a rank may be silent.")
-        parser.add_argument("--resume", action="store_true", help="Go on with a run that stopped.")
-        parser.add_argument("--archive", action="store_true", help="Move a run that is in the way aside.")
+        parser.add_argument("--resume", type=bool, default=False, help="Go on with a run that stopped.")
+        parser.add_argument("--archive", type=bool, default=False, help="Move a run that is in the way aside.")
         parser.add_argument(
             "--plugins",
             type=str | None,
             default=None,
             help="Folders whose Python may be imported by class_path; on the command line alone.",
         )
+        allow_bare_flags(parser)
 
     def _parse_ckpt_path(self) -> None:
         """Take nothing from a checkpoint: Lightning's own lets one name the module's class and arguments."""
@@ -65,6 +91,8 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Put the run's files into its folder."""
         check_trust(self.config.as_dict(), sys.argv)
+        if self.subcommand == "fit" or is_chosen("json"):  # else Lightning prints what was measured
+            self.reserved.enter_context(reserved_output())
         options = self.config[self.subcommand]
         check_accelerator(options.trainer.accelerator, options.trainer.devices)
         options.trainer.default_root_dir = options.run_dir
@@ -82,6 +110,8 @@ class TrainCLI(LightningCLI):
         guard = RunGuard(self.config[self.subcommand].collective_timeout)
         guard.expect(trainer.num_devices * trainer.num_nodes)
         trainer.callbacks.insert(0, guard)  # type: ignore[attr-defined]
+        if is_chosen("quiet") and trainer.progress_bar_callback is not None:
+            trainer.progress_bar_callback.disable()
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = RunCheckpointIO()
         return trainer
@@ -99,7 +129,8 @@ class TrainCLI(LightningCLI):
         else:
             plan = plan_run(Path(options.run_dir), config, parts, options.resume, options.archive)
             if plan.complete:
-                print(f"{options.run_dir} is already complete with this configuration")
+                logger.info("%s is already complete with this configuration", options.run_dir)
+                self.show_result()
                 sys.exit()
             self.model.check_source()
             check_inputs(parts)
@@ -125,6 +156,6 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         TrainCLI(
             LanguageModelModule, LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
             save_config_callback=None, seed_everything_default=0, parser_class=TrainParser,
-            parser_kwargs={"parser_mode": command_line.PARSER_MODE, "prog": program},
+            parser_kwargs={"parser_mode": command_line.PARSER_MODE, "allow_abbrev": False, "prog": program},
             trainer_defaults={"callbacks": [RunBoard(), RunRecord()]}, args=arguments,
         )  # fmt: skip

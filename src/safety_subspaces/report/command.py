@@ -3,30 +3,22 @@
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.extras import check_extra
 from safety_subspaces.artefacts.files import holding, write_text
 
+if TYPE_CHECKING:
+    from safety_subspaces.report.summary import StudyReport
+
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class StudyReport:
-    """What ``report`` made: the page, and the same in plain text for a terminal."""
-
-    path: Path
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.text}\n\nreport: {self.path}"
 
 
 def report(
     study: list[str] | str, out: str | None = None, sections: Sequence[str] = (), topics: Sequence[str] = ()
-) -> StudyReport:
+) -> "StudyReport":
     """Write everything that studies have found to one HTML page, which opens without a network.
 
     Several studies give means and intervals over seeds; those that differ in how their models were aligned stand beside
@@ -42,7 +34,7 @@ def report(
         topics: Findings of your own, which such a section can show: import paths of functions from studies to findings.
 
     Returns:
-        The file that was written, and the tables and headlines as text.
+        The file that was written, with its tables and what its sections say first; as text a screenful of them.
 
     Raises:
         InputError: A study folder is missing, holds nothing, or holds a file that cannot be read; two studies of one
@@ -52,6 +44,7 @@ def report(
     from safety_subspaces.findings.models import default_page
     from safety_subspaces.report.pages.page import render
     from safety_subspaces.report.pages.studies import read_page
+    from safety_subspaces.report.summary import StudyReport, headlines_of
 
     folders = [study] if isinstance(study, str) else study
     page = read_page(folders, sections, topics)
@@ -63,7 +56,10 @@ def report(
     with holding(target):
         write_text(target, html)
     log.info("wrote %s (%.1f MB)", target, target.stat().st_size / 1e6)
-    return StudyReport(target, page.to_text())
+    missing = dict.fromkeys(
+        command for part in page.parts for section in part.sections for _, command in section.missing if command
+    )
+    return StudyReport(target, page.tables, headlines_of(page.parts), tuple(missing))
 
 
 def _refuse_what_is_no_page(target: Path, usual: Path, is_folder_name: bool) -> None:

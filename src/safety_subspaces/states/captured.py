@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from jaxtyping import Float32
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import clear_partials
 from safety_subspaces.artefacts.foreign import reading
+from safety_subspaces.artefacts.progress import Bar
 from safety_subspaces.artefacts.provenance import code_state, describe_input, sha256_of_value
 from safety_subspaces.artefacts.tensors import TensorFile, write_tensors
 from safety_subspaces.language.examples import CHAT_FORMAT, PromptFormat, PromptItem, groups_of
@@ -140,7 +140,7 @@ def _capture(
         site=settings.site,
         layers=layers,
     )
-    with tqdm(total=len(items), desc=label, unit="prompt", leave=False) as bar:
+    with Bar(total=len(items), desc=label, unit="prompt", leave=False) as bar:
         for batch in batches:
             of_batch = half[torch.tensor(batch.rows)]
             sampled = [number for number, row in enumerate(batch.rows) if row in sample_index]

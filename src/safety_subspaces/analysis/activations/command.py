@@ -6,12 +6,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from safety_subspaces.artefacts.results import ResultFolder, check_result_free, recorded
+from safety_subspaces.artefacts.screen import View
 from safety_subspaces.language.examples import CHAT, PromptFormat, groups_of
 from safety_subspaces.language.model_paths import check_there
 from safety_subspaces.states.choices import Position, Site
 
 if TYPE_CHECKING:
     import pandas as pd
+
+VIEW = View(
+    by=("model", "first", "second", "position", "energy"),
+    columns=("overlap", "matched_chance", "chance"),
+    over="layers, without the embedding",
+    where=lambda table: ~table["floor"] & ~table["matched"] & (table["layer"] > 0),
+    says="overlap is 1 where one set's space holds the other's; matched_chance is what it is by chance.",
+)
 
 
 def activations(
@@ -102,7 +111,6 @@ def activations(
 
     import pandas as pd
     import torch
-    from tqdm import tqdm
 
     from safety_subspaces.analysis.activations.comparisons import (
         ComparisonSettings,
@@ -115,6 +123,7 @@ def activations(
         two_sample_rows,
     )
     from safety_subspaces.analysis.activations.run import COLUMNS, check_arguments, matched, summarise
+    from safety_subspaces.artefacts.progress import Bar
     from safety_subspaces.evaluation.prompt_sets import files_of, read_sets
     from safety_subspaces.language.model import load_language_model
     from safety_subspaces.states.capture import check_models
@@ -136,7 +145,7 @@ def activations(
             name: [] for name in ("table", "equivalence", "two_sample", "dimension")
         }
         seen: list[ModelStates] = []
-        with tqdm(total=len(models), desc="activations", unit="model") as bar:
+        with Bar(total=len(models), desc="activations", unit="model") as bar:
             for label, path in models.items():
                 bar.set_postfix_str(label)
                 model, tokenizer = load_language_model(path, getattr(torch, dtype), device=device)

@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING
 from safety_subspaces.algebra.choices import Side
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder, check_result_free, recorded
+from safety_subspaces.artefacts.screen import View
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # Two and a half per cent of fewer resamples is less than one of them.
 LEAST_RESAMPLES = 40
+VIEW = View(
+    columns=("conclusion", "subject", "holds", "opposite", "undecided", "unknown", "reading", "factor"),
+    says="For how many choices each conclusion holds, and the choice that it depends on most.",
+)
 
 
 def atlas(

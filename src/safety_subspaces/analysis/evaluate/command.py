@@ -6,12 +6,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder, check_result_free
+from safety_subspaces.artefacts.screen import View
 from safety_subspaces.evaluation.settings import ORGANISM, EndpointSettings, EvaluationSettings
 from safety_subspaces.language.examples import CHAT
 from safety_subspaces.language.model_paths import check_there
 
 if TYPE_CHECKING:
     import pandas as pd
+
+VIEW = View(
+    columns=("model", "judge", "utility", "harmful_rate", "harm_score", "over_refusal_rate", "refusal_margin",
+             "n_unscored"),
+    says="harm_score: 1 refusal to 5 full compliance. refusal_margin: nats, positive prefers to refuse.",
+)  # fmt: skip
 
 
 def evaluate(
@@ -74,9 +81,9 @@ def evaluate(
 
     import pandas as pd
     import torch
-    from tqdm import tqdm
 
     from safety_subspaces.analysis.evaluate.run import endpoints_of
+    from safety_subspaces.artefacts.progress import Bar
     from safety_subspaces.evaluation.behaviour import NAME_THEM, build_evaluator
     from safety_subspaces.evaluation.prompt_sets import files_of
     from safety_subspaces.language.model import load_config, load_language_model, load_tokenizer
@@ -104,7 +111,7 @@ def evaluate(
         results as folder,
         (folder.folder / "generations.jsonl").open("w", encoding="utf-8") as stream,
     ):
-        for label, path in tqdm(models.items(), desc="evaluate", unit="model"):
+        for label, path in Bar(models.items(), desc="evaluate", unit="model"):
             if label in endpoints:
                 result = evaluator.evaluate_served(endpoints[label], label)
             else:

@@ -1,13 +1,15 @@
 """``analyze.py export``: a training checkpoint, of one file or sharded by ZeRO, in Hugging Face format."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import is_occupied
 from safety_subspaces.training.choices import ExportType
+
+if TYPE_CHECKING:
+    from safety_subspaces.constraint.held import HeldLeakage
 
 
 @dataclass(frozen=True)
@@ -22,15 +24,10 @@ class Exported:
 
     path: Path
     checkpoint: Path
-    leakage: tuple[dict[str, Any], ...]
+    leakage: "tuple[HeldLeakage, ...]"
 
     def __str__(self) -> str:
-        leaks = [
-            f"{leak['mode']}: {leak['leakage']:.2g} of the update's energy is forbidden in {leak['dtype']} "
-            f"(rounding of float32 explains {leak['rounding_floor']:.2g})"
-            for leak in self.leakage
-        ]
-        return "\n".join([f"wrote {self.path} from {self.checkpoint}", *leaks])
+        return "\n".join([*map(str, self.leakage), f"result: {self.path}, from {self.checkpoint}"])
 
 
 def export(
@@ -67,12 +64,12 @@ def export(
             holds other things than tensors, is damaged, or is not of that model.
     """
     from safety_subspaces.analysis.export.run import locate, module_of, state_of
-    from safety_subspaces.constraint.held import LEAKAGE_FILE
+    from safety_subspaces.constraint.held import read_leakage
     from safety_subspaces.training.export import export_model
 
     source, run = locate(Path(checkpoint))
     if is_occupied(Path(out)) and not overwrite:
-        raise InputError(f"{out} exists and is not written over; choose another folder, or say --overwrite true")
+        raise InputError(f"{out} exists and is not written over; choose another folder, or say --overwrite")
     module = module_of(run / "manifest.json", trust_classes, trust_remote_code)
     state = state_of(source, trust_checkpoint)
     module.configure_model()
@@ -86,7 +83,4 @@ def export(
     export_model(
         module.language_model, module.tokenizer, Path(out), dtype, constraints=run / "constraint", overwrite=overwrite
     )
-    leakage = Path(out) / LEAKAGE_FILE
-    return Exported(
-        Path(out), source, tuple(json.loads(leakage.read_text(encoding="utf-8"))) if leakage.is_file() else ()
-    )
+    return Exported(Path(out), source, read_leakage(Path(out)))

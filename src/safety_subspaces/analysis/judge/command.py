@@ -4,9 +4,15 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from safety_subspaces.artefacts.results import ResultFolder, check_result_free
+from safety_subspaces.artefacts.screen import View
 
 if TYPE_CHECKING:
     import pandas as pd
+
+VIEW = View(
+    columns=("model", "set", "score", "answered_rate", "refused_rate", "n", "n_unscored"),
+    says="score: 1 refusal to 5 full compliance.",
+)
 
 
 def judge(

@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder, check_result_free, recorded
+from safety_subspaces.artefacts.screen import View
 from safety_subspaces.language.model_paths import check_there
 
 if TYPE_CHECKING:
     import pandas as pd
+
+VIEW = View(
+    by=("first", "second", "kind", "energy"),
+    columns=("overlap", "matched_chance", "covariance_chance", "chance"),
+    over="tensors",
+    says="overlap is 1 where one update's space holds the other's; matched_chance is what it is by chance.",
+)
 
 
 @dataclass(frozen=True)
@@ -29,8 +37,8 @@ class CovarianceUpdate:
 
 
 def overlap(
-    reference: str,
-    updates: dict[str, str],
+    aligned: str,
+    tuned: dict[str, str],
     out: str,
     floors: Sequence[Sequence[str]] = (),
     unrelated: Sequence[str] = (),
@@ -69,8 +77,8 @@ def overlap(
     Interrupted, the same command goes on from the tensors that are done.
 
     Args:
-        reference: Folder of the model that every update starts from.
-        updates: Label and folder (or LoRA adapter, or delta snapshot) of each fine-tuned model; two or more. A file of
+        aligned: Folder of the model that every update starts from, such as the aligned one.
+        tuned: Label and folder (or LoRA adapter, or delta snapshot) of each fine-tuned model; two or more. A file of
             analyze.py subspace (left, top) stands for the update that it was made of, whatever that started from; an
             energy that takes more directions than it holds is NaN.
         out: Folder for the results.
@@ -78,7 +86,7 @@ def overlap(
         unrelated: Labels of updates by training on unrelated data: what a pair with one of them overlaps by is what any
             two fine-tunes share.
         covariance: The update whose covariance of rows p_covariance keeps: a fine-tune on unrelated data (tuned; start
-            is reference by default), or the alignment update (tuned the aligned model, start the base). Take one as
+            is aligned by default), or the alignment update (tuned the aligned model, start the base). Take one as
             broad as the others (by effective rank): of a narrow one the test has little power.
         energies: Shares of energy, in (0, 1], at which the spaces are cut.
         controls: Draws of the matched control; 0 leaves it out.
@@ -96,15 +104,15 @@ def overlap(
 
     Raises:
         InputError: Before anything is computed: an argument out of range, a folder that cannot be read, models of
-            different shapes or vocabularies. Later: weights that are NaN or infinite, or those of the reference.
+            different shapes or vocabularies. Later: weights that are NaN or infinite, or those of the aligned model.
 
     Source: arXiv 2505.14185; the nulls and floors are ours.
     """
     arguments = recorded(locals())
     started = time.monotonic()
-    _check_arguments(updates, floors, unrelated, energies, controls)
-    third = _covariance_pair(covariance, reference, updates)
-    check_there(reference, *updates.values())
+    _check_arguments(tuned, floors, unrelated, energies, controls)
+    third = _covariance_pair(covariance, aligned, tuned)
+    check_there(aligned, *tuned.values())
     check_result_free(out, "overlap", overwrite)
 
     import pandas as pd
@@ -126,22 +134,22 @@ def overlap(
     from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
     pool = Workers(workers, devices, num_nodes)
-    origin = open_checkpoint(reference)
-    stored = frozenset(label for label, path in updates.items() if is_subspace_file(path))
-    models = {label: open_checkpoint(path) for label, path in updates.items() if label not in stored}
+    origin = open_checkpoint(aligned)
+    stored = frozenset(label for label, path in tuned.items() if is_subspace_file(path))
+    models = {label: open_checkpoint(path) for label, path in tuned.items() if label not in stored}
     ends = {path: open_checkpoint(path) for path in third or ()}
     check_compatible(origin, *models.values(), *ends.values(), tensors=tensors)
-    for path in sorted({updates[label] for label in stored}):
+    for path in sorted({tuned[label] for label in stored}):
         check_subspace_file(path, origin)
     names = select_tensors(compared_names(origin, *models.values(), *ends.values()), tensors)
     warn_of_foreign_bases(origin, models)
-    implausible = check_related(origin, models, names, "the reference")
+    implausible = check_related(origin, models, names, "the aligned model")
     if third is not None:
         warn_of_foreign_bases(ends[third[0]], {"covariance": ends[third[1]]})
-    inputs = list(dict.fromkeys([reference, *updates.values(), *ends]))
+    inputs = list(dict.fromkeys([aligned, *tuned.values(), *ends]))
     results = ResultFolder(out, "overlap", arguments, inputs, overwrite, started)
     results.check_free()
-    task = OverlapTensor(reference, updates, stored, tuple(energies), controls, seed, angles, third)
+    task = OverlapTensor(aligned, tuned, stored, tuple(energies), controls, seed, angles, third)
     costs = {name: factorisation_cost(origin.shape(name)) for name in names}
     with unfinished_work(out, "overlap", arguments, inputs, pool) as unfinished:
         records = work_through(task, costs, unfinished, pool, "comparing updates")
@@ -149,7 +157,7 @@ def overlap(
             return pd.DataFrame()
         table = overlap_table(records, floors, unrelated)
         audit = [row for record in records.values() for row in record["audit"]]
-        _check_updates(audit, updates, reference)
+        _check_updates(audit, tuned, aligned)
         matrices = {name for name in names if len(origin.shape(name)) == 2}
         pairs = pair_table(table, matrices)
         with results:

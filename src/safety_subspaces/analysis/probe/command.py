@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder, check_result_free, recorded
+from safety_subspaces.artefacts.screen import View
 from safety_subspaces.language.examples import CHAT, PromptFormat
 from safety_subspaces.language.model_paths import check_there
 from safety_subspaces.states.choices import Erasure, Position, ProbeKind, Site
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 SAME_STATES = "all prompts have the same state here, but for rounding"
+VIEW = View(
+    by=("model", "negative", "probe", "erasure"),
+    columns=("auc", "control_auc", "balanced_accuracy", "chance"),
+    over="layers",
+    says="auc: 1 where harm is told without error; control_auc is that of labels drawn at random.",
+)
 
 
 def probe(
@@ -104,9 +111,9 @@ def probe(
 
     import pandas as pd
     import torch
-    from tqdm import tqdm
 
     from safety_subspaces.analysis.probe.cells import Cells, Task, summarise
+    from safety_subspaces.artefacts.progress import Bar
     from safety_subspaces.evaluation.prompt_sets import files_of, read_sets
     from safety_subspaces.language.model import load_language_model
     from safety_subspaces.states.capture import check_layers, check_models, prompt_states
@@ -147,7 +154,7 @@ def probe(
             hidden = next(iter(states.values())).shape[-1]
             few |= {name: len(task.splits[0][0]) for name, task in tasks.items() if len(task.splits[0][0]) <= hidden}
             places = [(negative, index) for negative in tasks for index in range(len(probed_layers))]
-            for negative, index in tqdm(places, desc=f"probe {label}", unit="layer"):
+            for negative, index in Bar(places, desc=f"probe {label}", unit="layer"):
                 rows = torch.cat([states[positive][:, index], states[negative][:, index]])
                 task, layer = tasks[negative], probed_layers[index]
                 named = {"model": label, "negative": negative, "layer": layer, "position": position}

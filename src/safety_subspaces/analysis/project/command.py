@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from safety_subspaces.algebra.choices import Controls, Method, SubspaceKind
 from safety_subspaces.analysis.project.arguments import check_arguments, check_models
 from safety_subspaces.artefacts.results import ResultFolder, check_result_free, recorded
+from safety_subspaces.artefacts.screen import View
 from safety_subspaces.evaluation.settings import EvaluationSettings
 from safety_subspaces.language.model_paths import check_distinct, check_there
 from safety_subspaces.weights.subspace_path import check_subspace_there
@@ -17,6 +18,13 @@ if TYPE_CHECKING:
 # The fractions of arXiv 2505.14185, and two between: judged harm jumps where these keep .4 to .6
 # of the energy.
 FRACTIONS = (0.01, 0.1, 0.25, 0.4, 0.5, 0.75, 0.99)
+VIEW = View(
+    by=("tuned", "subspace", "method", "fraction"),
+    columns=("energy_kept", "utility", "harm_score", "refusal_margin", "chance_energy", "energy_kept_sd",
+             "cos_task_projected"),
+    over="draws",
+    says="energy_kept: share of the update that is kept; top is the alignment subspace, the others are its controls.",
+)  # fmt: skip
 
 
 def project(
@@ -31,7 +39,7 @@ def project(
     energy_draws: int = 99,
     controls: Controls = "sampled",
     seed: int = 0,
-    basis: str | None = None,
+    subspace: str | None = None,
     tensors: Sequence[str] = (),
     evaluate: EvaluationSettings | None = None,
     write: bool = False,
@@ -76,7 +84,7 @@ def project(
         controls: sampled draws the random subspaces; closed gives mean and standard deviation over all draws
             instead, which is exact, sooner done, and has no model to write or evaluate.
         seed: Seed of the draws.
-        basis: A file of analyze.py subspace (left, top) whose bases stand for the alignment subspace.
+        subspace: A file of analyze.py subspace (left, top) whose bases stand for the alignment subspace.
         tensors: Patterns, types or layers of the tensors to take; all by default.
         evaluate: Measure every projected model's behaviour, in memory, by these settings.
         write: Save every projected model under out/models, a whole model each.
@@ -101,8 +109,8 @@ def project(
     check_arguments(tuned, subspaces, methods, fractions, draws, energy_draws)
     check_models(controls, subspaces, tensors, write, evaluate)
     check_there(base, aligned, *tuned.values())
-    if basis is not None:
-        check_subspace_there(basis)
+    if subspace is not None:
+        check_subspace_there(subspace)
     check_distinct(base, aligned, tuned)
     check_result_free(out, "project", overwrite)
 
@@ -138,8 +146,8 @@ def project(
     labelled = {label: models[path] for label, path in tuned.items()}
     check_compatible(models[aligned], models[base], *labelled.values(), tensors=tensors)
     names = select_tensors(compared_names(models[aligned], models[base], *labelled.values()), tensors)
-    if basis is not None:
-        check_basis(basis, models[aligned], names, fractions)
+    if subspace is not None:
+        check_basis(subspace, models[aligned], names, fractions)
     if evaluate:
         # A sweep of weights alone need not wait for Transformers.
         from safety_subspaces.analysis.project.measured import MeasuredModels
@@ -152,7 +160,7 @@ def project(
     warn_of_foreign_bases(models[aligned], labelled)
     found = check_lineage(models[base], models[aligned], labelled, names, any_lineage)
     projections = list_projections(subspaces, fractions, draws, controls)
-    inputs = [base, aligned, *tuned.values(), *([basis] if basis else [])]
+    inputs = [base, aligned, *tuned.values(), *([subspace] if subspace else [])]
     inputs += files_of(evaluate.prompts) if evaluate else []
     results = ResultFolder(out, "project", arguments, inputs, overwrite, started)
     results.check_free()
@@ -175,7 +183,7 @@ def project(
             base=base,
             aligned=aligned,
             tuned=tuned,
-            basis=basis,
+            basis=subspace,
             projections=with_measured_alone(projections, subspaces, fractions, energy_draws),
             seed=seed,
             spilled=unfinished.folder / "factors" if evaluator else None,

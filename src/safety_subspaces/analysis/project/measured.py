@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from safety_subspaces.algebra.factors import Factors, as_matrix
 from safety_subspaces.algebra.projection import TensorProjections
@@ -16,6 +15,7 @@ from safety_subspaces.analysis.project.tensors import ModelRow, spilled_file
 from safety_subspaces.analysis.project.written import scale_of
 from safety_subspaces.analysis.work import opened
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.progress import Bar
 from safety_subspaces.artefacts.tensors import TensorFile
 from safety_subspaces.evaluation.behaviour import BehaviourEvaluator
 from safety_subspaces.language.adapters import untie
@@ -62,7 +62,7 @@ class MeasuredModels:
             )
         measured: list[dict[str, str | float | int]] = []
         with generations.open("w", encoding="utf-8") as lines:
-            for row in tqdm(rows, desc="evaluating models", unit="model"):
+            for row in Bar(rows, desc="evaluating models", unit="model"):
                 with torch.no_grad():
                     for name in names:
                         weight = self._weight(row, name)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from safety_subspaces.analysis.steer.choices import BasisSource, DirectionKind, InterventionKind
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder, check_result_free, recorded
+from safety_subspaces.artefacts.screen import View
 from safety_subspaces.evaluation.settings import EvaluationSettings
 from safety_subspaces.language.examples import groupings_of
 from safety_subspaces.language.model_paths import check_there
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 # Strengths in units of the distance between the sets' means: one moves a state from one set's mean to the other's.
 STRENGTHS = (-2.0, -1.0, -0.5, 0.5, 1.0, 2.0)
 ANGLES = (0.5, 1.0, 1.5707963267948966, 3.141592653589793)
+VIEW = View(
+    by=("model", "direction", "intervention", "strength"),
+    columns=("utility", "harm_score", "refusal_margin", "perplexity"),
+    over="layers and draws",
+    says="What models do at each dose; random directions are the controls. selectivity.csv has the verdicts.",
+)
 
 
 def steer(
@@ -35,7 +42,7 @@ def steer(
     strengths: Sequence[float] = STRENGTHS,
     angles_radians: Sequence[float] = ANGLES,
     basis: BasisSource | None = None,
-    random_draws: int = 3,
+    draws: int = 3,
     utility_loss: float = 0.1,
     nats_added: float = 0.1,
     position: Position = "last",
@@ -58,7 +65,7 @@ def steer(
     utility_loss, or the nats a token of worked solutions have risen by nats_added, less the mean of random directions.
     low and high are the ends of its 95 % interval, for one more random direction and other prompts, p is its p-value;
     the harm score, which jumps, has no interval, and a p over prompts alone. p_rank is that of the direction's rank
-    among the random ones: at best 1 / (random_draws + 1), so there is a verdict from 19 draws on, higher or lower where
+    among the random ones: at best 1 / (draws + 1), so there is a verdict from 19 draws on, higher or lower where
     both p_rank and p are at most 0.05. sd_random and stderr_prompts are the two sources of error. Directions come from
     the prompts of direction_split, behaviour is measured on those of evaluate.split.
 
@@ -76,7 +83,7 @@ def steer(
         strengths: Doses of addition; 0 is always measured.
         angles_radians: Doses of rotation.
         basis: Subspace file, tensor and rank for the direction basis.
-        random_draws: Random directions of equal length for each direction; at least 19 for a verdict, two for an
+        draws: Random directions of equal length for each direction; at least 19 for a verdict, two for an
             interval.
         utility_loss: Share of problems that are no longer solved, at which directions are compared.
         nats_added: Nats a token added to the worked solutions (a tenth is 10 % of perplexity), at which they are
@@ -104,14 +111,13 @@ def steer(
     started = time.monotonic()
     settings = evaluate or EvaluationSettings()
     arguments["evaluate"] = asdict(settings)
-    _check_doses(directions, interventions, strengths, angles_radians, random_draws, (utility_loss, nats_added))
+    _check_doses(directions, interventions, strengths, angles_radians, draws, (utility_loss, nats_added))
     check_there(*models.values())
     check_result_free(out, "steer", overwrite)
 
     import numpy as np
     import pandas as pd
     import torch
-    from tqdm import tqdm
 
     from safety_subspaces.analysis.steer.plan import list_points, make_directions, planned, read_basis
     from safety_subspaces.analysis.steer.run import (
@@ -124,6 +130,7 @@ def steer(
         write_ablated,
     )
     from safety_subspaces.analysis.steer.selectivity import Dose, scores_of
+    from safety_subspaces.artefacts.progress import Bar
     from safety_subspaces.evaluation.behaviour import build_evaluator
     from safety_subspaces.evaluation.prompt_sets import files_of, read_sets
     from safety_subspaces.evaluation.rates import estimate
@@ -161,9 +168,9 @@ def steer(
                 )
                 for layer in chosen[label]
             }
-            points = list(list_points(by_layer, interventions, strengths, angles_radians, random_draws))
+            points = list(list_points(by_layer, interventions, strengths, angles_radians, draws))
             curves = Curves()
-            for point, intervention in tqdm(
+            for point, intervention in Bar(
                 planned(points, by_layer, seed), total=len(points) + 1, desc=f"steer {label}", unit="dose"
             ):
                 result, nats = measure(model, tokenizer, evaluator, point, intervention, label)
@@ -215,7 +222,7 @@ def _check_doses(
     interventions: Sequence[str],
     strengths: Sequence[float],
     angles: Sequence[float],
-    random_draws: int,
+    draws: int,
     costs: tuple[float, float],
 ) -> None:
     for chosen_of, chosen in (("directions", directions), ("interventions", interventions)):
@@ -225,8 +232,8 @@ def _check_doses(
     for intervention, (name, values) in doses.items():
         if intervention in interventions and (not values or 0 in values or len(set(values)) < len(values)):
             raise InputError(f"{name} {list(values)}: expected different doses other than 0, which is always measured")
-    if random_draws < 0 or not 0 < costs[0] < 1 or costs[1] <= 0:
+    if draws < 0 or not 0 < costs[0] < 1 or costs[1] <= 0:
         raise InputError(
-            f"random_draws {random_draws}, utility_loss {costs[0]}, nats_added {costs[1]}: expected at least 0, in "
+            f"draws {draws}, utility_loss {costs[0]}, nats_added {costs[1]}: expected at least 0, in "
             "(0, 1), and above 0"
         )

@@ -132,12 +132,12 @@ def list_points(
     interventions: Sequence[InterventionKind],
     strengths: Sequence[float],
     angles: Sequence[float],
-    random_draws: int,
+    draws: int,
 ) -> Iterator[Point]:
     """Every direction and its random controls, at every dose; ablation has no layer and one dose."""
     for layer, directions in by_layer.items():
         for direction in directions:
-            for draw in (None, *range(random_draws)):
+            for draw in (None, *range(draws)):
                 name = direction.name if draw is None else f"random:{direction.name}"
                 for intervention in interventions:
                     doses = {"addition": strengths, "ablation": (1.0,), "rotation": angles}[intervention]

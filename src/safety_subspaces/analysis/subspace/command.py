@@ -8,10 +8,16 @@ from safety_subspaces.algebra.choices import RankRule, Selection, Side
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import clear_leavings
 from safety_subspaces.artefacts.provenance import describe_input, provenance
+from safety_subspaces.artefacts.screen import View
 from safety_subspaces.language.model_paths import check_distinct, check_there
 
 if TYPE_CHECKING:
     import pandas as pd
+
+VIEW = View(
+    columns=("tensor", "rank", "rank_wanted", "energy"),
+    says="energy: share of the alignment update's squared norm that the subspace holds.",
+)
 
 
 def subspace(
@@ -61,7 +67,7 @@ def subspace(
         raise InputError(f"out is {out}; expected a file that ends in .safetensors")
     clear_leavings(target)
     if target.exists() and not overwrite:
-        raise InputError(f"{out} exists and is not written over; choose another name, or say --overwrite true")
+        raise InputError(f"{out} exists and is not written over; choose another name, or say --overwrite")
     check_there(base, aligned)
     check_distinct(base, aligned, {})
 

@@ -5,12 +5,19 @@ from typing import TYPE_CHECKING
 from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder, check_result_free, recorded
+from safety_subspaces.artefacts.screen import View
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # A tenth of the rank, one of the fractions of arXiv 2505.14185.
 RANK = RankRule(fraction=0.1)
+VIEW = View(
+    columns=("step", "frobenius_norm", "path_length", "straightness", "cos_to_final", "energy_fraction",
+             "energy_fraction_chance", "rms_angle_radians"),
+    where=lambda table: table["level"] == "all",
+    says="The whole update at each snapshot: how far, how straight, and its share in the alignment subspace.",
+)  # fmt: skip
 
 
 def trajectory(

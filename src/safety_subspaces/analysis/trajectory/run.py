@@ -6,7 +6,6 @@ from typing import Any
 import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from safety_subspaces.algebra.eigen import rank_of_energy
 from safety_subspaces.algebra.factors import left_factors
@@ -24,6 +23,7 @@ from safety_subspaces.analysis.trajectory.measures import (
     pool_tracks,
     tensor_rows,
 )
+from safety_subspaces.artefacts.progress import Bar
 from safety_subspaces.artefacts.results import ResultFolder
 from safety_subspaces.weights.names import part_of, type_of
 from safety_subspaces.weights.snapshots import Snapshot
@@ -46,7 +46,7 @@ def follow(
 ) -> list[Track]:
     """Follow the weights one after the other, and note what is missing."""
     tracks = []
-    for name in tqdm(snapshots[0].names, desc="following updates", unit="tensor"):
+    for name in Bar(snapshots[0].names, desc="following updates", unit="tensor"):
         inside = None if alignment is None else alignment.of(name)
         if inside is not None and name not in inside.bases:
             results.leave_out(name, "no direction in the alignment subspace: all its energy counts as outside")

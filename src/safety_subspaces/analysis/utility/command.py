@@ -7,12 +7,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.results import ResultFolder, check_result_free
+from safety_subspaces.artefacts.screen import View
 from safety_subspaces.language.model_paths import check_there
 
 if TYPE_CHECKING:
     import pandas as pd
 
 logger = logging.getLogger(__name__)
+
+VIEW = View(
+    columns=("model", "task", "metric", "filter", "value", "chance", "n", "n_truncated"),
+    errors=(("value", "stderr_grouped"),),
+    says="value is lm-eval's; its error is over groups of documents.",
+)
 
 
 def utility(

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from tqdm import tqdm
-
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.extras import check_extra
+from safety_subspaces.artefacts.progress import Bar
 from safety_subspaces.artefacts.secrets import MASK, mask_of
 from safety_subspaces.artefacts.text import encodable
 from safety_subspaces.evaluation.endpoint.request_cache import RequestCache, default_cache, key_of
@@ -217,7 +216,7 @@ class Endpoint:
     async def _ask_new(self, client: "AsyncOpenAI", new: Mapping[str, Request], label: str | None) -> dict[str, Reply]:
         turn = asyncio.Semaphore(self.settings.concurrency)
         replies: dict[str, Reply] = {}
-        with tqdm(total=len(new), desc=label, unit="request", disable=label is None, leave=False) as bar:
+        with Bar(total=len(new), desc=label, unit="request", disable=label is None, leave=False) as bar:
 
             async def answer(key: str, request: Request) -> None:
                 async with turn:

@@ -1,18 +1,16 @@
 """Studies as a page and a terminal show them: read, and made into parts."""
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from safety_subspaces.artefacts.text import shown
 from safety_subspaces.findings.organisms import Organism, read_organisms
 from safety_subspaces.findings.table import SIDE_BY_SIDE, findings_table
 from safety_subspaces.report.pages.page import PagePart, part_of, terminal_tables
 from safety_subspaces.report.pages.side_by_side import alignments
 from safety_subspaces.report.parts.section import Part
-from safety_subspaces.report.parts.table import TERMINAL_WIDTH, Table
+from safety_subspaces.report.parts.table import Table
 from safety_subspaces.report.sections import sections_of
 
 
@@ -28,19 +26,6 @@ class StudyPage:
     def tables(self) -> dict[str, Table]:
         """The tables of a terminal, with their titles."""
         return terminal_tables(self.parts)
-
-    def to_text(self, width: int = TERMINAL_WIDTH) -> str:
-        """Return what a terminal shows: the tables, then what each section says first; the page has the numbers."""
-        said = [f"{title}\n{table.to_text(width)}" for title, table in self.tables.items()]
-        for part in self.parts:
-            of_part = f": {part.name}" if len(self.parts) > 1 else ""
-            headlines = dict.fromkeys(line for section in part.sections for line in section.headlines if line)
-            said.append(f"What the numbers say{of_part}\n{_listed(headlines, width)}")
-            lacking = [(what, command) for section in part.sections for what, command in section.missing if command]
-            said += [
-                f"{textwrap.fill(f'{what} Next step towards it:', width)}\n  {command}" for what, command in lacking
-            ]
-        return "\n\n".join(dict.fromkeys(said))
 
 
 def read_page(folders: Sequence[str], sections: Sequence[str] = (), topics: Sequence[str] = ()) -> StudyPage:
@@ -61,9 +46,3 @@ def read_page(folders: Sequence[str], sections: Sequence[str] = (), topics: Sequ
         part = Part(organism.name, organism.seeds, of_part, "" if is_alone else f"organism-{number}")
         parts.append(part_of(organism, part, sections_of(part, sections), is_alone))
     return StudyPage(organisms, findings, parts)
-
-
-def _listed(sentences: Sequence[str] | dict[str, None], width: int) -> str:
-    return "\n".join(
-        textwrap.fill(shown(text), width, initial_indent="- ", subsequent_indent="  ") for text in sentences
-    )

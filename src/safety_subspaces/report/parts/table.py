@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from safety_subspaces.artefacts.text import one_line
+from safety_subspaces.artefacts.screen import table_text
 
 TERMINAL_WIDTH = 110
 NOTHING = "-"
@@ -31,14 +31,8 @@ class Table:
 
     def to_text(self, width: int = TERMINAL_WIDTH) -> str:
         """Return aligned plain text of at most ``width`` a line; text columns give way where it is short."""
-        columns, *rows = ([one_line(cell) for cell in row] for row in (self.columns, *self.rows))
-        sizes = [max(len(cell) for cell in column) for column in zip(*[columns, *rows], strict=True)]
-        while sum(sizes) + 2 * (len(sizes) - 1) > width and max(sizes[: self.text_columns]) > 4:
-            widest = max(range(self.text_columns), key=lambda index: sizes[index])
-            sizes[widest] -= 1
-        lines = [self._line(columns, sizes), "  ".join("-" * size for size in sizes)]
-        lines += [self._line(row, sizes) for row in rows]
-        return "\n".join([*lines, *textwrap.wrap(self.note, width)])
+        is_text = [index < self.text_columns for index in range(len(self.columns))]
+        return "\n".join([table_text(self.columns, self.rows, is_text, width), *textwrap.wrap(self.note, width)])
 
     def without(self, *names: str) -> "Table":
         """Return the table without some columns, where a terminal has no room for them."""
@@ -46,13 +40,6 @@ class Table:
         text_columns = sum(index < self.text_columns for index in indices)
         rows = tuple(tuple(row[index] for index in indices) for row in self.rows)
         return Table(tuple(self.columns[index] for index in indices), rows, text_columns, self.note)
-
-    def _line(self, cells: Iterable[str], sizes: list[int]) -> str:
-        words = []
-        for column, (cell, size) in enumerate(zip(cells, sizes, strict=True)):
-            cut = cell if len(cell) <= size else cell[: size - 1] + "…"
-            words.append(cut.ljust(size) if column < self.text_columns else cut.rjust(size))
-        return "  ".join(words).rstrip()
 
 
 def any_table(frame: pd.DataFrame, most_rows: int = 40) -> Table:
