@@ -83,9 +83,7 @@ def export(
         raise InputError(
             f"{source} is no checkpoint of the model that {run / 'manifest.json'} names: {error}"
         ) from error
-    export_model(
-        module.language_model, module.tokenizer, Path(out), dtype, constraints=run / "constraint", overwrite=overwrite
-    )
+    export_model(module.language_model, module.tokenizer, Path(out), dtype, run, overwrite=overwrite)
     leakage = Path(out) / LEAKAGE_FILE
     return Exported(
         Path(out), source, tuple(json.loads(leakage.read_text(encoding="utf-8"))) if leakage.is_file() else ()
