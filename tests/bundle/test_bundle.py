@@ -22,8 +22,8 @@ HOME = "/home/alice"
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A study of somebody with a home folder and a key, with weights beside what is said of them."""
-    folder = write_study(tmp_path_factory.mktemp("runs") / "organism-0", analyses=("evaluate",))
+    """A study in somebody's home folder, with a key, and with weights beside what is said of them."""
+    folder = write_study(tmp_path_factory.mktemp("home") / "organism-0", analyses=("evaluate",))
     (folder / "base" / "model" / "model.safetensors").write_bytes(b"weights")
     (folder / "useful" / "checkpoints").mkdir()
     (folder / "useful" / "checkpoints" / "last.ckpt").write_bytes(b"pickle")
@@ -35,7 +35,9 @@ def study(tmp_path_factory):
     pd.DataFrame({"path": [f"{HOME}/data"], "label": [HOSTILE]}).to_parquet(result / "extra.parquet", index=False)
     (result / "notes.json").symlink_to("/etc/hostname")
     (result / "linked.csv").symlink_to(result / "table.csv")
-    return folder
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("HOME", str(folder.parent))
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,7 @@ def made(study, tmp_path_factory):
     return out / "x.zip", said, out / "unpacked" / "organism-0"
 
 
-def test_it_holds_what_the_study_says_and_no_weights_secrets_homes_or_answers(made):
+def test_it_holds_what_the_study_says_and_no_weights_secrets_homes_or_answers(study, made):
     archive, said, root = made
     names = set(zipfile.ZipFile(archive).namelist())
     inside = "organism-0/studies/organism-0"
@@ -58,7 +60,7 @@ def test_it_holds_what_the_study_says_and_no_weights_secrets_homes_or_answers(ma
     } <= names  # fmt: skip
     assert not [name for name in names if name.endswith((".safetensors", ".ckpt", ".jsonl")) or "events.out" in name]
     texts = "".join(path.read_text() for path in root.rglob("*") if path.suffix != ".parquet" and path.is_file())
-    for secret in (SECRET, "wordless", HOME, "a harmful answer"):
+    for secret in (SECRET, "wordless", HOME, str(study.parent), "a harmful answer"):
         assert secret not in texts, secret
     table = pd.read_parquet(root / "studies/organism-0/analysis/evaluate/main/extra.parquet")
     assert table.to_dict("records") == [{"path": "~/data", "label": HOSTILE}]

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from safety_subspaces.artefacts.errors import InputError
+
 
 def bundle(
     study: list[str] | str | None = None,
@@ -38,26 +40,25 @@ def bundle(
         InputError: A folder is no study; something is in the way of out; a file cannot be read; no bundle, or a
             mismatch in one.
     """
-    # The help is there at once: what follows imports pandas and what draws the page.
-    from safety_subspaces.artefacts.errors import InputError
-    from safety_subspaces.bundle.contents import Plugged
-
     folders = [Path(folder) for folder in ([study] if isinstance(study, str) else study or [])]
+    if verify is not None and (out is not None or answers or overwrite):
+        raise InputError("--verify checks a bundle and writes nothing: leave out --out, --answers and --overwrite")
+    if verify is None and not folders:
+        raise InputError("name the study by --study runs/organism-0, or a bundle to check by --verify FILE.zip")
+
+    # The help and these refusals are there at once: what follows imports pandas and what draws the page.
+    from safety_subspaces.bundle.contents import Plugged
+    from safety_subspaces.bundle.pack import check_target, pack
+    from safety_subspaces.bundle.verify import verify as check
+
     plugged = Plugged(tuple(sections), tuple(topics))
     if verify is not None:
-        from safety_subspaces.bundle.verify import verify as check
-
-        if out is not None or answers or overwrite:
-            raise InputError("--verify checks a bundle and writes nothing: leave out --out, --answers and --overwrite")
         found = check(Path(verify), folders, plugged)
         if not found.is_sound:
             raise InputError(str(found))
         return str(found)
-    if not folders:
-        raise InputError("name the study by --study runs/organism-0, or a bundle to check by --verify FILE.zip")
-    from safety_subspaces.bundle.pack import check_target, pack
-
-    usual = Path(f"{folders[0]}.zip") if len(folders) == 1 else folders[0].parent / "study.zip"
+    first = folders[0] if folders[0].name not in ("", "..") else folders[0].resolve()
+    usual = first.parent / (f"{first.name}.zip" if len(folders) == 1 else "study.zip")
     target = usual if out is None else Path(out)
     check_target(target, overwrite)
     return pack(folders, target, plugged, answers)

@@ -52,7 +52,7 @@ def derive(root: Path, names: Sequence[str], made: str, plugged: Plugged) -> Der
     """Make the findings and the page of the studies in an unpacked bundle.
 
     They are read from within the bundle, by paths that begin there: so the page names no place of this disk, and none
-    of the paths in the records leads to a model that happens to lie here.
+    of the paths in the records leads to a model that happens to lie here. The working directory is another meanwhile.
 
     Args:
         root: The bundle.
