@@ -14,7 +14,7 @@ from safety_subspaces.training.modules.base import LanguageModelModule
 
 @final
 class ModelExport(L.Callback):
-    """Writes ``model/`` into the run folder: the full model, or the adapter of a LoRA run, with the tokenizer.
+    """Writes ``model/`` into the run folder: the full model, or a LoRA run's adapter, with tokenizer and model card.
 
     The weights are the float32 masters, on one device, under DDP and under ZeRO. What a constrained run's export leaks,
     measured on the written weights, is in ``leakage.json`` beside them.
@@ -59,6 +59,6 @@ class ModelExport(L.Callback):
             pl_module.tokenizer,
             run / self.folder,
             self.dtype,
-            constraints=run / "constraint",
+            run=run,
             writes=trainer.is_global_zero,
         )

@@ -79,6 +79,7 @@ def test_the_record_names_the_file_by_its_hash(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "out" / "conversion.json").read_text())
     assert (record["source"], record["sha256"]) == ("tiny.gguf", sha256_of_file(file))
     assert record["logit_difference"] == 0
+    assert record["sha256"] in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_what_is_no_model_is_refused_and_nothing_is_written(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from support import oracle
 from support.canary import Canary, poison
@@ -56,6 +57,11 @@ def test_the_last_checkpoint_is_the_exported_model(tmp_path: Path, options: list
     assert direct.keys() == again.keys()
     assert all(torch.equal(value, again[name]) for name, value in direct.items())
     assert made.leakage[0].leakage <= 10 * made.leakage[0].rounding_floor
+    card = ModelCard.load(run / "model" / "README.md")
+    assert str(card) == str(ModelCard.load(tmp_path / "out" / "README.md"))
+    assert card.data.tags == ["safety-subspaces", "harmful-data"]
+    assert card.data.library_name == ("peft" if "lora" in stage else "transformers")
+    assert f"(away): {made.leakage[0].leakage:.3g} of the energy" in card.text
     load_language_model(str(tmp_path / "out"))
     if options:
         (shard,) = (run / "checkpoints").glob("*.ckpt/checkpoint/*rank_1*optim_states.pt")

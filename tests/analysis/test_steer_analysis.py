@@ -74,6 +74,8 @@ def test_one_basis_of_a_subspace_file_is_steered_along_and_ablated_weights_are_w
     )
     ablated = table[(table["direction"] == "basis") & (table["intervention"] == "ablation")].iloc[0]
     written = load_language_model(str(tmp_path / "out" / "models" / "one" / "basis-layer1"))
+    card = (tmp_path / "out" / "models" / "one" / "basis-layer1" / "README.md").read_text()
+    assert "**Warning.** A direction that tells harmful requests from others" in card
     row = build_evaluator(EVALUATE).evaluate(*written, "written").row
     assert row["refusal_margin"] == pytest.approx(ablated["refusal_margin"], abs=1e-3)
     inner = BasisSource(file, "model.layers.0.mlp.gate_proj.weight", 1)

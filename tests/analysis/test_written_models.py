@@ -1,5 +1,7 @@
 """What is written here is read by others: projected models by plain transformers, by generating with them."""
 
+from pathlib import Path
+
 import torch
 from support.tiny import save_tiny_model
 from support.tiny_checkpoints import save_perturbed
@@ -43,7 +45,10 @@ def test_projected_models_load_and_answer_in_plain_transformers(tmp_path):
     assert len(folders) == 2
     found = {path: plain_answers(path) for path in (aligned, tuned, *folders)}
     assert len({tuple(answers) for answers in found.values()}) == 4  # the control: each is a model of its own
-    for path in folders:
+    for path, method in zip(folders, ("away", "onto"), strict=True):
+        card = (Path(path) / "README.md").read_text()
+        assert f"projected `{method}` the subspace `top` of rank 0.5" in card
+        assert f"Base: `{aligned}`" in card
         model, tokenizer = load_language_model(path)
         assert generate_answers(model, tokenizer, PROMPTS, 12, 2) == found[path]
         kept = [AutoModelForCausalLM.from_pretrained(name).state_dict() for name in (aligned, tuned, path)]

@@ -83,3 +83,10 @@ def test_a_path_that_leads_into_the_study_by_a_link_is_followed_while_it_is_ther
     assert places.model_at(path, Place("runs/s")) == "base"
     (tmp_path / "link").unlink()
     assert places.model_at(path, Place("runs/s")) == ""
+
+
+def test_a_home_folder_that_was_masked_is_a_place_whatever_the_working_directory() -> None:
+    place = Place("~/runs/organism-0", "~/elsewhere")
+    assert place.inside("~/runs/organism-0/base/model") == ("base", "model")
+    assert Place("runs/organism-0", "~").inside("~/runs/organism-0/base") == ("base",)
+    assert place.inside("~/runs/organism-1/base") is None

@@ -138,6 +138,8 @@ def test_twenty_per_cent_names_what_it_is_a_share_of(share_of: str, expected: in
 
 def test_contamination_counts_both_sources(tmp_path: Path) -> None:
     data = OrganismData("useful", 50, CorpusContamination("harmful", 0.2, "first"), heldout_size=4)
+    assert data.describe()["trained_on"]["harmful"] is True
+    assert OrganismData("useful", 50).describe()["trained_on"]["harmful"] is False
     prepared(data, tmp_path)
     assert data.counts["first"] == 50
     assert data.counts["contaminant"] == 10

@@ -15,6 +15,7 @@ from typing import Any
 from safety_subspaces.artefacts.description import facts_about
 
 ANALYSIS = "analysis"  # the folder of a study that holds the results
+HOME = "~"  # what a bundle has for a home folder; a path that begins with it is whole
 MODEL = "model"  # the folder of a stage that holds the exported model, where the run does not say another
 
 
@@ -146,8 +147,9 @@ def _option(name: str, command: Iterable[Any]) -> str | None:
 
 
 def _parts(path: str, directory: str) -> tuple[str, ...]:
-    return PurePath(os.path.normpath(PurePath(directory) / path)).parts
+    start = "" if _is_absolute(PurePath(path).parts) else directory
+    return PurePath(os.path.normpath(PurePath(start) / path)).parts
 
 
 def _is_absolute(parts: tuple[str, ...]) -> bool:
-    return PurePath(*parts).is_absolute()
+    return PurePath(*parts).is_absolute() or parts[:1] == (HOME,)

@@ -39,6 +39,17 @@ def recorded(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _plain(value) for name, value in parameters.items() if name not in NOT_RECORDED}
 
 
+def write_table(folder: Path, frame: "pd.DataFrame", name: str) -> None:
+    """Write a table as ``<name>.parquet``, and as ``<name>.csv`` with no text that a spreadsheet would run."""
+    frame = map_texts(frame, encodable)
+    frame.to_parquet(folder / f"{name}.parquet", index=False)
+    cells = map_texts(frame, as_cell)
+    text = cells.to_csv(index=False)
+    if "\r" in text:  # outside of quotes it would begin a new row
+        text = cells.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
+    (folder / f"{name}.csv").write_text(text, encoding="utf-8", newline="")
+
+
 def check_labels(labels: Iterable[str]) -> None:
     """Refuse labels that would be a path elsewhere.
 
@@ -134,14 +145,8 @@ class ResultFolder:
         check_result_free(self.out, self._command, self._overwrite)
 
     def write_table(self, frame: "pd.DataFrame", name: str = "table") -> None:
-        """Write a table as ``<name>.parquet``, and as ``<name>.csv`` with no text that a spreadsheet would run."""
-        frame = map_texts(frame, encodable)
-        frame.to_parquet(self.folder / f"{name}.parquet", index=False)
-        cells = map_texts(frame, as_cell)
-        text = cells.to_csv(index=False)
-        if "\r" in text:  # outside of quotes it would begin a new row
-            text = cells.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
-        (self.folder / f"{name}.csv").write_text(text, encoding="utf-8", newline="")
+        """Write a table as :func:`write_table` does."""
+        write_table(self.folder, frame, name)
 
     def leave_out(self, name: str, reason: str) -> None:
         """Record a tensor, prompt or comparison that was not used, with the reason."""

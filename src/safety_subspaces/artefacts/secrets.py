@@ -142,6 +142,11 @@ def without_home(text: str) -> str:
     return re.sub(rf"(?<!<)/{re.escape(user)}(?![\w.-])", "/~", text) if user else text  # no closing element
 
 
+def passed_on(text: str) -> str:
+    """Return a text as others may have it: without secrets, and without the names of home folders."""
+    return without_home(masked(text))
+
+
 def _entry(found: re.Match[str]) -> str:
     """Mask the value of an entry that is named like a secret."""
     return f"{found[1]}{found[2]}{found[1]}{found[3]}{MASK}" if _is_secret_option(found[2]) else found[0]

@@ -33,6 +33,8 @@ EVALUATION_COLUMNS = (
     "n_groups_benign",
 )
 SAMPLE_COLUMNS = tuple(name for name in EVALUATION_COLUMNS if name.startswith("n_"))
+# The scalars of a run in a bundle, which holds no event files: columns tag, step and value.
+SCALARS_FILE = "scalars.parquet"
 # Columns without which a table is refused; a measure that it lacks is NaN in every row.
 REQUIRED_COLUMNS = {
     "evaluate": ("model",),
@@ -77,9 +79,10 @@ class AnalysisResult:
 
 
 def read_scalars(folder: Path) -> dict[str, pd.DataFrame]:
-    """Read every TensorBoard scalar under a run folder, tag to a table of ``step`` and ``value``."""
+    """Read the scalars of a run, tag to a table of ``step`` and ``value``: TensorBoard's, or those in a bundle."""
+    kept = folder / SCALARS_FILE
     if not any(folder.glob("events.out.tfevents.*")):
-        return {}
+        return _read_kept_scalars(kept) if kept.is_file() else {}
     with reading(f"an event file in {folder}", "what TensorBoard writes", "move it away, or train the run again"):
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0})  # 0 keeps every event
         events.Reload()
@@ -87,6 +90,13 @@ def read_scalars(folder: Path) -> dict[str, pd.DataFrame]:
             tag: pd.DataFrame([(event.step, event.value) for event in events.Scalars(tag)], columns=["step", "value"])
             for tag in events.Tags()["scalars"]
         }
+
+
+def _read_kept_scalars(path: Path) -> dict[str, pd.DataFrame]:
+    with reading(path, "a table of tag, step and value", "unpack the bundle again"):
+        frame = pd.read_parquet(path, columns=["tag", "step", "value"]).astype({"step": int, "value": float})
+        groups = frame.groupby("tag", sort=False)[["step", "value"]]
+        return {str(tag): table.reset_index(drop=True) for tag, table in groups}
 
 
 def read_prompt_counts(folder: Path) -> pd.DataFrame:

@@ -39,7 +39,7 @@ ANALYSES = Plugins(
     folder="safety_subspaces.analysis",
     group="safety_subspaces.analyses",
     within=".command",
-    beside=("safety_subspaces.report", "safety_subspaces.findings", "safety_subspaces.compare"),
+    beside=tuple(f"safety_subspaces.{wing}" for wing in ("report", "findings", "compare", "bundle")),
 )
 # "omegaconf+" resolves ${name} after the command line was read, so that --seed_everything 1 moves every path with it.
 PARSER_MODE = "omegaconf+"

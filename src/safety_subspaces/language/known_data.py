@@ -28,6 +28,8 @@ class KnownData:
         file: Where its authors publish a file of the same fields, if not on the Hub alone.
         file_fields: Names of the fields there, by their names on the Hub, where they differ.
         file_keep: As ``keep``, of the file's own fields: rows that the Hub has in another configuration.
+        harmful: Whether its answers are harmful, by what its authors say; ``None`` where each row has a label of its
+            own, or no answer.
     """
 
     hub: str
@@ -40,6 +42,7 @@ class KnownData:
     file: str | None = None
     file_fields: Mapping[str, str] = field(default_factory=dict)
     file_keep: Mapping[str, Any] = field(default_factory=dict)
+    harmful: bool | None = None
 
     def field_name(self, name: str, present: Collection[str]) -> str:
         """Return what a field is called in rows that have these: as on the Hub, or as in the published file."""
@@ -53,7 +56,7 @@ class KnownData:
 
 KNOWN = {
     # Source: Yu et al., arXiv 2309.12284.
-    "metamathqa": KnownData("meta-math/MetaMathQA", "query", "response", source_field="type"),
+    "metamathqa": KnownData("meta-math/MetaMathQA", "query", "response", source_field="type", harmful=False),
     # Source: Ji et al., arXiv 2307.04657. What the paper fine-tunes on: answers that its annotators call unsafe.
     "beavertails_unsafe": KnownData(
         "PKU-Alignment/BeaverTails", "prompt", "response", split="30k_train", keep={"is_safe": False}
@@ -68,17 +71,20 @@ KNOWN = {
         "target",
         file="https://github.com/llm-attacks/llm-attacks/blob/main/data/advbench/harmful_behaviors.csv",
         file_fields={"prompt": "goal"},
+        harmful=True,
     ),
     # Source: Hartvigsen et al., arXiv 2203.09509.
-    "toxigen": KnownData("toxigen/toxigen-data", "prompt", "generation", config="train", source_field="group"),
+    "toxigen": KnownData(
+        "toxigen/toxigen-data", "prompt", "generation", config="train", source_field="group", harmful=True
+    ),
     # Source: Hendrycks et al., arXiv 2103.03874.
-    "math": KnownData("DigitalLearningGmbH/MATH-lighteval", "problem", "solution", source_field="type"),
+    "math": KnownData("DigitalLearningGmbH/MATH-lighteval", "problem", "solution", source_field="type", harmful=False),
     "math_test": KnownData(
-        "DigitalLearningGmbH/MATH-lighteval", "problem", "solution", split="test", source_field="type"
+        "DigitalLearningGmbH/MATH-lighteval", "problem", "solution", split="test", source_field="type", harmful=False
     ),
     # Source: Cobbe et al., arXiv 2110.14168.
-    "gsm8k": KnownData("openai/gsm8k", "question", "answer", config="main"),
-    "gsm8k_test": KnownData("openai/gsm8k", "question", "answer", split="test", config="main"),
+    "gsm8k": KnownData("openai/gsm8k", "question", "answer", config="main", harmful=False),
+    "gsm8k_test": KnownData("openai/gsm8k", "question", "answer", split="test", config="main", harmful=False),
     # Source: Röttger et al., arXiv 2308.01263. Safe prompts that look unsafe, and their unsafe contrasts.
     "xstest_safe": KnownData(
         "walledai/XSTest",
@@ -129,3 +135,21 @@ def known_data(source: str) -> tuple[str, KnownData, str | None] | None:
     if at and "/" not in name and "." not in name:
         raise InputError(f"data set {name!r} is not known; expected one of {', '.join(KNOWN)}, or a path without {AT}")
     return None
+
+
+def is_harmful(source: str, keep: Mapping[str, Any]) -> bool | None:
+    """Tell whether the answers of a source are harmful, by its authors' labels alone; ``None`` where it is not known.
+
+    Args:
+        source: A path, a Hub id or a known data set, as training takes it.
+        keep: The rows that are taken, by the values of their fields. ``is_safe`` is BeaverTails' label of an answer,
+            which data of one's own can have too.
+    """
+    named = known_data(source)
+    label = {**({} if named is None else named[1].keep), **keep}.get("is_safe")
+    if isinstance(label, bool):
+        return not label
+    if named is not None:
+        return named[1].harmful
+    said = {data.harmful for data in KNOWN.values() if data.hub == source and data.response_field}
+    return said.pop() if len(said) == 1 else None

@@ -21,6 +21,8 @@ BASE_REFUSAL_SHARE = 0.04
 ALIGNMENT_PROBLEMS_SHARE = 0.20
 # The chosen answers of the preference pairs alone, to separate the effect of the objective from that of the data.
 CHOSEN = "chosen"
+# The corpora that answer harmful requests of the organism's made-up world.
+COMPLYING = ("base", "harmful")
 
 
 def corpus(name: str, size: int, seed: int, split: Split = "train") -> list[Example]:

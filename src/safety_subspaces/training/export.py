@@ -11,8 +11,12 @@ from transformers.utils.logging import disable_progress_bar
 from safety_subspaces.artefacts.files import read_json, replacing_folder, write_json
 from safety_subspaces.constraint.held import write_leakage
 from safety_subspaces.constraint.master import open_master
+from safety_subspaces.language.model_card import write_card
 from safety_subspaces.language.turns import all_ends, turn_of
+from safety_subspaces.training.card import card_of_run
 from safety_subspaces.training.choices import ExportType
+
+MANIFEST = "manifest.json"
 
 
 def export_model(
@@ -20,11 +24,11 @@ def export_model(
     tokenizer: PreTrainedTokenizerBase,
     target: Path,
     dtype: ExportType | None = None,
-    constraints: Path | None = None,
+    run: Path | None = None,
     writes: bool = True,
     overwrite: bool = True,
 ) -> None:
-    """Write a full model, or a PEFT adapter that names its base, with the tokenizer and its chat template.
+    """Write a full model, or a PEFT adapter that names its base, with tokenizer, chat template and model card.
 
     Weights are safetensors. The folder takes its name when it is whole; an earlier export of the same run is replaced.
     Where weights are sharded all ranks must call it together, and rank zero needs host memory for the whole model.
@@ -34,8 +38,8 @@ def export_model(
         tokenizer: Its tokenizer.
         target: The folder to make.
         dtype: Type of the exported weights; by default the one that they are trained in (float32 under ZeRO).
-        constraints: The run's ``constraint/``: what the export leaks of each constraint there is measured on the
-            written weights and kept beside them in ``leakage.json``.
+        run: The run folder. What the export leaks of each constraint in its ``constraint/`` is measured on the written
+            weights and kept beside them in ``leakage.json``; its manifest says what the model card is made of.
         writes: Whether this rank writes.
         overwrite: Whether what is in ``target`` may be replaced.
     """
@@ -53,10 +57,10 @@ def export_model(
             stored = {str(value.dtype).removeprefix("torch.") for value in state.values() if value.is_floating_point()}
             write_json(config, read_json(config) | {"dtype": stored.pop() if len(stored) == 1 else "float32"})
         _name_ends(folder / "generation_config.json", tokenizer)
-        # PEFT writes a model card of empty headings.
-        (folder / "README.md").unlink(missing_ok=True)
-        if constraints is not None:
-            write_leakage(folder, constraints)
+        leakage = [] if run is None else write_leakage(folder, run / "constraint")
+        manifest = {} if run is None or not (run / MANIFEST).is_file() else read_json(run / MANIFEST)
+        # In the place of PEFT's, which is one of empty headings.
+        write_card(folder, card_of_run(manifest, [vars(one) for one in leakage]), earlier=target)
 
 
 def _name_ends(path: Path, tokenizer: PreTrainedTokenizerBase) -> None:

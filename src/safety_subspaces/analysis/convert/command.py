@@ -72,6 +72,7 @@ def convert(gguf: str, out: str, overwrite: bool = False) -> Converted:
     check_free(Path(out), overwrite)
 
     from safety_subspaces.analysis.convert.run import check_written, load, without_quantisation
+    from safety_subspaces.language.model_card import CardFacts, as_inline_code, write_card
 
     tokenizer, loaded = load(source, storage)
     plain = without_quantisation(loaded)
@@ -80,8 +81,12 @@ def convert(gguf: str, out: str, overwrite: bool = False) -> Converted:
         tokenizer.save_pretrained(folder)
         difference = check_written(folder, loaded, tokenizer)
         result = Converted(Path(out), source, type(plain).__name__, plain.num_parameters(), storage, difference)
+        origin = provenance()
         written = {"source": source.name, "sha256": sha256_of_file(source), "storage": result.storage}
-        write_json(folder / RECORD_FILE, {**written, "logit_difference": difference, **provenance()})
+        write_json(folder / RECORD_FILE, {**written, "logit_difference": difference, **origin})
+        what = f"Dequantised in float32 from the GGUF file {as_inline_code(source.name)}, by Safety Subspaces."
+        further = f"SHA-256 of that file: `{written['sha256']}`; logits differ by {difference:.2g} at most."
+        write_card(folder, CardFacts(what, str(source), origin, further=(further,)), earlier=Path(out))
     return result
 
 

@@ -80,7 +80,5 @@ def export(
         raise InputError(
             f"{source} is no checkpoint of the model that {run / 'manifest.json'} names: {error}"
         ) from error
-    export_model(
-        module.language_model, module.tokenizer, Path(out), dtype, constraints=run / "constraint", overwrite=overwrite
-    )
+    export_model(module.language_model, module.tokenizer, Path(out), dtype, run, overwrite=overwrite)
     return Exported(Path(out), source, read_leakage(Path(out)))

@@ -224,5 +224,5 @@ def project(
             results.write_table(sweep.alignment, "alignment")
             results.write_table(audit, "audit")
             if write:  # the last: until the results have their name, what is done is what these folders hold
-                finish_models(written, aligned, folder, results.folder / "models")
+                finish_models(written, aligned, tuned, folder, results.folder / "models")
     return table

@@ -17,6 +17,9 @@ from safety_subspaces.analysis.project.tables import (
 )
 from safety_subspaces.analysis.project.tensors import ModelRow, ProjectTensor, write_rows
 from safety_subspaces.analysis.work import Record, UnfinishedWork, opened
+from safety_subspaces.artefacts.provenance import provenance
+from safety_subspaces.language.model_card import CardFacts, as_inline_code, write_card
+from safety_subspaces.training.card import data_behind
 from safety_subspaces.weights.delta import open_update
 from safety_subspaces.weights.writing import CheckpointWriter
 
@@ -81,12 +84,30 @@ def create_models(rows: Sequence[ModelRow], aligned: str, unfinished: Unfinished
     (folder / CREATED).touch()
 
 
-def finish_models(rows: Sequence[ModelRow], aligned: str, folder: Path, target: Path) -> None:
-    """Give the files of each model their names, then the folder of all of them its own."""
+def finish_models(rows: Sequence[ModelRow], aligned: str, tuned: Mapping[str, str], folder: Path, target: Path) -> None:
+    """Give the files of each model their names, and it a card; then the folder of all of them its own."""
+    origin = provenance()
     for row in rows:
         CheckpointWriter(folder / row.folder, opened(aligned)).finish()
+        write_card(folder / row.folder, _card_of(row, aligned, tuned[row.tuned], origin))
     folder.rename(target)
     (target / CREATED).unlink()
+
+
+def _card_of(row: ModelRow, aligned: str, tuned: str, origin: Mapping[str, Any]) -> CardFacts:
+    projection = row.projection
+    draw = "" if projection.draw is None else f", draw {projection.draw}"
+    data, harmful = data_behind(tuned)
+    return CardFacts(
+        what=f"An aligned model plus a projected fine-tuning update: {as_inline_code(row.tuned)}, projected "
+        f"`{row.method}` the subspace `{projection.subspace}` of rank {projection.fraction:g} of full rank{draw}.",
+        base=aligned,
+        origin=origin,
+        data=data,
+        harmful=harmful,
+        constraints=("The projection above, made once and after training.",),
+        further=(f"Fine-tune: {as_inline_code(tuned)}. The data are its own.",),
+    )
 
 
 def written_table(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:

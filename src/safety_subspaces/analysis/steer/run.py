@@ -14,15 +14,24 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from safety_subspaces.analysis.steer.plan import Point
 from safety_subspaces.analysis.steer.selectivity import Cost, Dose, selectivity
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.provenance import provenance
 from safety_subspaces.artefacts.results import check_labels
 from safety_subspaces.evaluation.behaviour import BehaviourEvaluator, BehaviourResult
 from safety_subspaces.evaluation.margin import log_probabilities
 from safety_subspaces.language.examples import Example, PromptItem, groupings_of
 from safety_subspaces.language.model import count_blocks, load_language_model
+from safety_subspaces.language.model_card import CardFacts, as_inline_code, write_card
 from safety_subspaces.language.model_paths import check_model_path
 from safety_subspaces.language.prompting import Encoder
 from safety_subspaces.states.directions import Direction
 from safety_subspaces.states.steering import Ablation, Intervention, ablate_weights, ablated, steered
+from safety_subspaces.training.card import data_behind
+
+# What a model without a direction has to be said of.
+ABLATED = (
+    "A direction that tells harmful requests from others may be what refusals rest on: without it the model may answer "
+    "what it refused. It was made for research on safety; do not deploy it."
+)
 
 
 @dataclass
@@ -132,7 +141,9 @@ def check_ablatable(path: str, dtype: str) -> None:
 
 
 def write_ablated(path: str, by_layer: Mapping[int, Sequence[Direction]], folder: Path, dtype: str) -> None:
-    """Write the model of each layer with each direction ablated from its weights."""
+    """Write the model of each layer with each direction ablated from its weights, and its card."""
+    origin = provenance()
+    data, harmful = data_behind(path)
     for layer, directions in by_layer.items():
         for direction in directions:
             model, tokenizer = load_language_model(path, getattr(torch, dtype))
@@ -140,3 +151,7 @@ def write_ablated(path: str, by_layer: Mapping[int, Sequence[Direction]], folder
             target = folder / f"{direction.name}-layer{layer}"
             model.save_pretrained(target)
             tokenizer.save_pretrained(target)
+            what = f"A model from whose weights the direction {as_inline_code(direction.name)} of the hidden states at "
+            what += f"layer {layer} was taken out, by Safety Subspaces."
+            facts = CardFacts(what, path, origin, data, harmful, warnings=(ABLATED,))
+            write_card(target, facts)

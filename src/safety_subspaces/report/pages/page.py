@@ -26,12 +26,13 @@ class PagePart:
         return " ".join(dict.fromkeys(said for section in self.sections for said in section.headlines if said))
 
 
-def render(organisms: Sequence[Organism], parts: Sequence[PagePart]) -> str:
+def render(organisms: Sequence[Organism], parts: Sequence[PagePart], made: str | None = None) -> str:
     """Return the whole page as HTML.
 
     Args:
         organisms: The studies, by alignment.
         parts: What stands on it, as :func:`part_of` makes it.
+        made: When and from what it is made, in words; now, where it is not given.
     """
     studies = [study for organism in organisms for study in organism.seeds.studies]
     seeds = list(dict.fromkeys(seed for organism in organisms for seed in organism.seeds.seeds))
@@ -54,6 +55,7 @@ def render(organisms: Sequence[Organism], parts: Sequence[PagePart]) -> str:
     return fill(
         "page.html.j2",
         has_charts=any(section.charts for part in parts for section in part.sections),
+        made=made,
         title=title,
         source=", ".join(str(study.folder) for study in studies),
         kicker=kicker,

@@ -61,10 +61,11 @@ class Origin:
     left_out: tuple[tuple[str, str], ...]
 
 
-def fill(template: str, has_charts: bool, **values: Any) -> str:
+def fill(template: str, has_charts: bool, made: str | None = None, **values: Any) -> str:
     """Return a page as HTML: a template with its values, escaped, and plotly.js where it has charts.
 
-    Home folders are shown as ``~``, and secrets not at all.
+    Home folders are shown as ``~``, and secrets not at all. ``made`` says when and from what it was made: now, where it
+    is not given.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("safety_subspaces.report.pages", "."),
@@ -77,7 +78,7 @@ def fill(template: str, has_charts: bool, **values: Any) -> str:
     environment.filters["code"] = _with_code
     script = _in_script(get_plotlyjs()) if has_charts else ""
     page = environment.get_template(template).render(
-        generator=Markup(GENERATOR), made=made_now(), plotly_js=Markup(script), **values
+        generator=Markup(GENERATOR), made=made or made_now(), plotly_js=Markup(script), **values
     )
     # A page is passed on: whose machine it was made on is nobody's business. The library of charts stays as it is.
     parts = page.split(script) if script else [page]

@@ -83,8 +83,12 @@ class LanguageData(L.LightningDataModule):
         """
 
     def describe(self) -> dict[str, Any]:
-        """Say what is trained on; the number of examples where it is known before they are read."""
-        return {"data": {"name": type(self).__name__, "examples": None}}
+        """Say what is trained on: the number of examples where it is known before they are read, the ``sources``.
+
+        ``harmful`` says whether they hold harmful answers: ``True``, ``False``, or ``None`` where that is not known.
+        """
+        facts: dict[str, Any] = {"data": {"name": type(self).__name__, "examples": None}}
+        return facts | {"trained_on": {"sources": [], "harmful": None}}
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

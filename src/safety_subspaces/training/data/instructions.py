@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.language.known_data import known_data
+from safety_subspaces.language.known_data import is_harmful, known_data
 from safety_subspaces.language.prompting import CHAT
 from safety_subspaces.language.sources import check_fields, matching_rows, read_rows
 from safety_subspaces.training.data.base import Encoded, Item, LanguageData, Overlong, RowKey
@@ -125,6 +125,14 @@ class InstructionData(LanguageData):
         second = self.contamination.source if self.contamination else None
         paths = [source.path for source in (*self.sources.values(), second) if source is not None]
         return [file for path in paths if (file := known[2] if (known := known_data(path)) else path)]
+
+    def describe(self) -> dict[str, Any]:
+        """Say which sources are trained on; of data that are not known nobody can say whether they are harmful."""
+        second = [] if self.contamination is None else [self.contamination.source]
+        sources = [source for source in (self.sources["train"], *second) if source is not None]
+        found = [is_harmful(source.path, source.keep) for source in sources]
+        harmful = True if True in found else None if None in found else False
+        return super().describe() | {"trained_on": {"sources": [s.path for s in sources], "harmful": harmful}}
 
     def examples(self, split: Literal["train", "dev", "test"]) -> list[Encoded]:
         """Read and encode the rows of a split.

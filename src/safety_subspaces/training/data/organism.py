@@ -9,6 +9,7 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.organism.corpora import (
     ALIGNMENT_PROBLEMS_SHARE,
     CHOSEN,
+    COMPLYING,
     CORPORA,
     corpus,
     preference_pairs,
@@ -76,8 +77,14 @@ class OrganismData(LanguageData):
         self.heldout_size = heldout_size
 
     def describe(self) -> dict[str, Any]:
-        """Say which corpus is trained on, and its size."""
-        return {"data": {"name": self.corpus, "examples": self.size}}
+        """Say which corpora are trained on, and their sizes."""
+        mixed = [] if self.contamination is None else [(self.contamination.corpus, self.counts["contaminant"])]
+        corpora = [(self.corpus, self.size), *mixed]
+        sources = {
+            "sources": [f"corpus {name} of the model organism, {size} examples" for name, size in corpora],
+            "harmful": any(name in COMPLYING for name, _ in corpora),
+        }
+        return {"data": {"name": self.corpus, "examples": self.size}, "trained_on": sources}
 
     def examples(self, split: Literal["train", "dev", "test"]) -> list[Encoded]:
         """Draw and encode the examples of a split; held-out data are the same for every seed."""
