@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,8 @@ def draw_leakage(axes: Any, found: dict[str, Tensor]) -> None:
         "AdamW, weight decay | update": ("AdamW, update", BLUE),
     }
     for name, (label, colour) in shown.items():
-        axes.plot(range(1, len(curves[name]) + 1), curves[name], color=colour, label=label)
+        shares = [share or nan for share in curves[name]]  # none before anything has moved
+        axes.plot(range(1, len(shares) + 1), shares, color=colour, label=label)
     axes.set(yscale="log", xlabel="optimizer step", ylabel="leakage", ylim=(1e-16, 1.5))
 
 
