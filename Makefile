@@ -137,7 +137,7 @@ real_model = $(REAL)/$(1)/model/tokenizer_config.json
 real_result = $(REAL)/analysis/$(call part,$(1),1)/$(call part,$(1),2)/result.json
 
 .PHONY: help install demo stages analyses report study study-analyses alignments alignments-analyses real real-stages \
-	real-analyses watch test test-isa test-oldest faults models lock audit lint format
+	real-analyses watch test test-isa test-oldest faults models lock audit docs docs-numbers lint format
 
 help: ## What this Makefile can do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -237,6 +237,13 @@ faults: $(VENV)/.installed-test ## Kill, starve and double every command, and co
 models: $(VENV)/.installed-test ## Try every task with tiny models of thirty architectures, and write docs/models.md
 	PYTHONPATH=src:.:tests $(PYTHON) -m families
 
+docs: $(VENV)-docs/.installed ## Build the documentation site: site/index.html
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict
+
+# With NAME and FROM the numbers of studies are kept first: make docs-numbers NAME=real FROM=runs/real
+docs-numbers: $(VENV)/.installed ## Write the numbers of README and docs out of docs/tables
+	$(PYTHON) docs/write_numbers.py $(if $(NAME),--keep $(NAME) $(FROM))
+
 lint: $(VENV)/.installed-test ## ruff, mypy, the direction of the layers, and the numbers of the documents
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -251,6 +258,13 @@ format: $(VENV)/.installed-test ## Format the code
 
 $(PYTHON):
 	python3 -m venv $(VENV)
+
+# The extra `docs` alone: the site reads the code, and imports none of it.
+$(VENV)-docs/.installed: pyproject.toml
+	python3 -m venv $(VENV)-docs
+	python3 -c 'import tomllib; print(*tomllib.load(open("$<", "rb"))["project"]["optional-dependencies"]["docs"])' \
+		| xargs $(VENV)-docs/bin/pip install --quiet
+	@touch $@
 
 $(VENV)/.installed: requirements.txt | $(PYTHON)
 	$(PYTHON) -m pip install -r requirements.txt $(LOCKED)

@@ -1,8 +1,8 @@
 """Lists the packages that the suite was tested with: ``requirements.lock`` (versions) and ``docs/licences.md``.
 
-``python docs/list_packages.py`` reads what is installed of ``requirements.txt``, of the extras in ``pyproject.toml``,
-and of what these need in turn. Builds for one kind of machine (``torch 2.13.0+cpu``) are listed by their version alone,
-so that the lock holds on machines with a GPU too.
+``python docs/list_packages.py`` reads what is installed of ``requirements.txt``, of the extras in ``pyproject.toml``
+(but for ``docs``, which has an environment of its own), and of what these need in turn. Builds for one kind of machine
+(``torch 2.13.0+cpu``) are listed by their version alone, so that the lock holds on machines with a GPU too.
 """
 
 import re
@@ -33,17 +33,18 @@ plotly.js (MIT), which comes with plotly.
 | package | version | licence |
 | --- | --- | --- |
 """
+# Extras that are installed apart from all others: see their targets in the Makefile.
+APART = ("docs",)
 # A field of the metadata may hold the whole text of a licence: its name stands in the first line.
 LONGEST_NAME = 100
 
 
 def wanted() -> list[Requirement]:
-    """Return what the suite asks for itself: the run-time list and every extra."""
+    """Return what the suite asks for itself: the run-time list and the extras that are installed beside it."""
     lines = [line.split("#")[0].strip() for line in LISTED.read_text(encoding="utf-8").splitlines()]
     extras = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    return [
-        Requirement(line) for line in [*filter(None, lines), *(line for extra in extras.values() for line in extra)]
-    ]
+    beside = [line for name, extra in extras.items() if name not in APART for line in extra]
+    return [Requirement(line) for line in [*filter(None, lines), *beside]]
 
 
 def oldest() -> list[str]:

@@ -22,41 +22,50 @@ import platform
 import re
 import statistics
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 TABLES = ROOT / "docs" / "tables"
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 MARK = re.compile(r"(<!-- numbers: ([^>]*?) -->\n).*?(<!-- end of numbers -->)", re.DOTALL)
 
 
 def keep(name: str, folders: list[str]) -> None:
     """Read studies, and keep what the documents need of them."""
     sys.path.insert(0, str(ROOT / "src"))
-    from safety_subspaces.artefacts.provenance import provenance
     from safety_subspaces.report.pages.studies import read_page
 
     page = read_page(folders)
     TABLES.mkdir(exist_ok=True)
     page.findings.drop(columns=["details", "level"]).to_csv(TABLES / f"{name}.csv", index=False, float_format="%.4g")
-    made = provenance()
     studies = [study for organism in page.organisms for study in organism.seeds.studies]
-    about = {
-        "studies": len(studies),
-        "seeds": sorted({seed for study in studies for seed in study.seeds}),
-        "machine": processor(),
-        "torch": made["versions"].get("torch"),
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": made["git"]["commit"][:12],
-    }
+    seeds = sorted({seed for study in studies for seed in study.seeds})
     tables = {
         title: {"columns": table.columns, "rows": table.rows, "note": table.note}
         for title, table in page.tables.items()
     }
     said = {section.anchor: section.headlines for part in page.parts for section in part.sections}
-    text = json.dumps({"about": about, "tables": tables, "said": said}, indent=1, ensure_ascii=False)
+    kept = {"about": {"studies": len(studies), **about(seeds)}, "tables": tables, "said": said}
+    text = json.dumps(kept, indent=1, ensure_ascii=False)
     (TABLES / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def about(seeds: Sequence[int]) -> dict[str, Any]:
+    """Return what numbers that are made now rest on: the seeds, the machine, versions and the commit."""
+    sys.path.insert(0, str(ROOT / "src"))
+    from safety_subspaces.artefacts.provenance import provenance
+
+    made = provenance()
+    return {
+        "seeds": list(seeds),
+        "machine": processor(),
+        "torch": made["versions"].get("torch"),
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": made["git"]["commit"][:12],
+    }
 
 
 def processor() -> str:
@@ -85,10 +94,9 @@ def written(mark: str) -> str:
         return READS_ROWS[kind](rows)
     kept = json.loads((TABLES / f"{name}.json").read_text(encoding="utf-8"))
     if kind == "about":
-        about = kept["about"]
-        seeds = ", ".join(map(str, about["seeds"]))
-        where = f"{about['machine']}, torch {about['torch']}"
-        return f"Seeds {seeds} ({about['studies']} studies); {where}; {about['date']}, commit {about['commit']}."
+        made = kept["about"]
+        seeds = ", ".join(map(str, made["seeds"])) + (f" ({made['studies']} studies)" if "studies" in made else "")
+        return f"Seeds {seeds}; {made['machine']}, torch {made['torch']}; {made['date']}, commit {made['commit']}."
     if kind == "said":
         return "\n".join(f"- {line}" for line in kept["said"][rest[0]])
     if kind == "table":

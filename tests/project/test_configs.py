@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from support.documents import undescribed
 from support.tiny import ANALYZE, ROOT, TRAIN, run_command, save_tiny_model, tiny_source
 
 from safety_subspaces.algebra.choices import RankRule
@@ -166,6 +167,7 @@ def test_every_analysis_runs(path: Path, study: Path, tmp_path: Path, monkeypatc
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "out" / "table.parquet").is_file()
     assert (tmp_path / "out" / "result.json").is_file()
+    assert undescribed(tmp_path / "out", command) == {}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,197 @@
+"""The documents: their commands parse, their Python runs, their links lead somewhere, and nothing is left out."""
+
+import ast
+import posixpath
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonargparse import ArgumentParser, auto_parser
+from lightning.pytorch import LightningDataModule
+from support.documents import ROOT, SITE, anchors_of, blocks_of, commands_of, links_of, pages
+
+from safety_subspaces import command_line
+from safety_subspaces.artefacts.trust import without_plugin_folders
+from safety_subspaces.command_line import ANALYSES
+from safety_subspaces.findings.finding import COLUMNS
+from safety_subspaces.training.modules.base import LanguageModelModule
+
+sys.path.insert(0, str(ROOT))
+import analyze
+import train
+
+PAGES = pages()
+DOCS = sorted(name for name in PAGES if name.startswith("docs/"))
+# Those of the configurations' headers are tried by test_configs.py.
+WRITTEN_BY_HAND = [name for name in DOCS if (ROOT / name).is_file()]
+COMMANDS = sorted({(name, command) for name in WRITTEN_BY_HAND for command in commands_of(PAGES[name])})
+PYTHON = [(name, code) for name in DOCS for code in blocks_of(PAGES[name], "python")]
+# What is no program of ours; how it is called is another's business.
+FOREIGN = {"pip", "set", "tensorboard", "transformers"}
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)) | {"paper"}
+# A configuration with nothing else is parsed, built and stepped by test_configs.py.
+RUN_AS_THEY_ARE = {"--config", "--run_dir", "--study"}
+# Files that a page has one write, where its commands are run.
+WRITTEN = {"docs/howto/defence.md": "defences/pull.py", "docs/howto/judge.md": "judges/mine.py"}
+
+
+class ParserMadeError(Exception):
+    """Ends the command once its parser is there."""
+
+
+@pytest.fixture(scope="module")
+def train_parser() -> ArgumentParser:
+    """The parser of ``train.py``, made once."""
+
+    class Parsing(train.TrainCLI):
+        def parse_arguments(self, parser, args):
+            raise ParserMadeError(parser)
+
+    command_line.configure()
+    with pytest.raises(ParserMadeError) as made:
+        Parsing(
+            LanguageModelModule, LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
+            save_config_callback=None, parser_class=train.TrainParser,
+            parser_kwargs={"parser_mode": command_line.PARSER_MODE},
+        )  # fmt: skip
+    return made.value.args[0]
+
+
+@cache
+def analysis_parser(name: str) -> ArgumentParser:
+    """The parser of a subcommand of ``analyze.py``, made once."""
+    commands = {name: ANALYSES.load(name)}
+    return auto_parser(
+        commands, parser_class=analyze.AnalyzeParser, parser_mode=command_line.PARSER_MODE, as_positional=False
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the configurations, and with the files that pages have one write."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    for page, file in WRITTEN.items():
+        (folder / file).parent.mkdir()
+        (folder / file).write_text(blocks_of(PAGES[page], "python")[0], encoding="utf-8")
+    (folder / "sections").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_every_command_is_one_that_the_parser_takes(
+    page: str, command: str, place: Path, train_parser: ArgumentParser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = shlex.split(re.sub(r"<[^>]+>", "placeholder", command), comments=True)
+    while re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        name, _, value = words.pop(0).partition("=")
+        monkeypatch.setenv(name, value)
+    program, *arguments = words
+    if program == "make":
+        assert arguments[0] in TARGETS
+        return
+    if program != "python":
+        assert program in FOREIGN
+        return
+    if arguments[0] == "-c":
+        compile(arguments[1], page, "exec")
+        return
+    script, *options = arguments
+    assert (ROOT / script).is_file()
+    monkeypatch.setattr(sys, "argv", arguments)
+    command_line.restrict(arguments)
+    if "--print_config" in options:  # prints, and ends
+        options.remove("--print_config")
+    if script == "train.py" and all(option in RUN_AS_THEY_ARE for option in options[1::2]):
+        assert all((ROOT / file).is_file() for file in options[2::2] if file.endswith(".yaml"))
+    elif script == "train.py":
+        assert train_parser.parse_args(options)
+    elif script == "analyze.py":
+        name, *options = without_plugin_folders(options)
+        parser = analysis_parser(name)
+        assert parser.parse_args([name, *options])
+
+
+@pytest.mark.parametrize(("page", "code"), PYTHON, ids=[page for page, _ in PYTHON])
+def test_every_piece_of_python_imports_what_there_is(page: str, code: str) -> None:
+    imports = [node for node in ast.parse(code).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    exec(compile(ast.Module(imports, []), page, "exec"), {})
+
+
+def test_the_explanation_of_a_leak_leaks_and_its_remedy_does_not(capsys: pytest.CaptureFixture[str]) -> None:
+    leaking, remedy = blocks_of(PAGES["docs/explanation/gradient.md"], "python")
+    names: dict = {}
+    exec(leaking, names)
+    assert 0.05 < float(names["leakage"].detach()) < 0.25  # 8 of 32 directions hold a quarter of random numbers
+    exec(remedy, names)
+    inside = (names["basis"].T @ names["weight"]).square().sum() / names["weight"].square().sum()
+    assert float(inside.detach()) < 1e-12
+    assert "of the update lies where no gradient pointed" in capsys.readouterr().out
+
+
+def test_the_example_holds_projected_updates_alone() -> None:
+    example = runpy.run_path(str(ROOT / "docs" / "examples" / "projected_gradient.py"))
+    example["be_quiet"]()
+    found = example["measure"]((0,), ["Adam"], 6)
+    leaked = {projected: runs[0][-1] for (_, projected), runs in found.items()}
+    assert leaked["nothing"] > leaked["gradient"] > 1e-3
+    assert leaked["update"] < 1e-9
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_every_link_leads_to_a_file_and_an_anchor(page: str) -> None:
+    for target, anchor in links_of(PAGES[page]):
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(page), target)) if target else page
+        assert path in PAGES or (ROOT / path).exists(), f"{page}: {target}"
+        assert not anchor or anchor in anchors_of(PAGES[path]), f"{page}: {target}#{anchor}"
+
+
+def test_every_page_stands_once_in_the_contents_of_the_site() -> None:
+    site = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), yaml.BaseLoader)
+
+    def leaves(nav) -> Iterator[str]:
+        for entry in nav:
+            for value in entry.values() if isinstance(entry, dict) else [entry]:
+                yield from [value] if isinstance(value, str) else leaves(value)
+
+    listed = list(leaves(site["nav"]))
+    there = {name.removeprefix("docs/") for name in DOCS} | set(SITE["NOTES"].values())
+    assert sorted(listed) == sorted(there)
+
+
+def test_every_configuration_subcommand_and_callback_has_its_place() -> None:
+    configurations = PAGES["docs/reference/configurations.md"]
+    for path in (ROOT / "configs").rglob("*.yaml"):
+        assert f"### {path.relative_to(ROOT).as_posix()}\n" in configurations
+    for name in ANALYSES.names():
+        assert f".command.{name}\n" in PAGES["docs/reference/subcommands.md"]
+    for path in (ROOT / "callbacks").glob("[!_]*.py"):
+        assert f"::: callbacks.{path.stem}\n" in PAGES["docs/reference/python/callbacks.md"]
+
+
+def test_every_column_has_a_unit_and_a_meaning() -> None:
+    described = SITE["read_columns"]()
+    tables = [(command, table) for command, tables in described["tables"].items() for table in tables]
+    assert all(SITE["columns_of"](described, command, table) for command, table in tables)
+    assert SITE["undescribed"](described, "findings", "findings", ["aligned_by", *COLUMNS]) == []
+    assert SITE["undescribed"](described, "trajectory", "tensors", ["overlap_a_chance", "other"]) == ["other"]
+    with pytest.raises(KeyError, match="nothing_like_it"):
+        SITE["columns_of"]({**described, "tables": {"x": {"y": {"columns": "nothing_like_it"}}}}, "x", "y")
+
+
+def test_links_between_pages_of_the_site_and_files_beside_it_are_turned() -> None:
+    linked = SITE["linked"]
+    assert linked("[a](../CONTRIBUTING.md#style)", "trust.md") == "[a](project/contributing.md#style)"
+    assert linked("[a](docs/trust.md)", "project/contributing.md") == "[a](../trust.md)"
+    assert linked("[a](../../configs/real/align.yaml)", "howto/data.md").endswith(
+        "reference/configurations.md#configsrealalignyaml)"
+    )
+    assert linked("[a](#here) [b](https://x.y)", "trust.md") == "[a](#here) [b](https://x.y)"
