@@ -269,9 +269,9 @@ def test_copies_of_one_model_are_refused_by_place_and_by_weights(study, tmp_path
 
 
 def test_a_closed_form_is_the_mean_and_deviation_of_many_draws(study, tmp_path):
-    kinds = {"subspaces": ["top", "random", "random-k", "random-energy"], "fractions": [0.25, 0.5], "methods": ["away"]}
+    kinds = {"subspaces": ["top", "random", "random-k", "random-energy"], "fractions": [0.25], "methods": ["away"]}
     closed = project(**study, **kinds, out=str(tmp_path / "c"), controls="closed")
-    drawn = project(**study, **kinds, out=str(tmp_path / "d"), draws=80)
+    drawn = project(**study, **kinds, out=str(tmp_path / "d"), draws=40)
     assert dict(closed.groupby("subspace")["control"].first()) == {
         "top": "exact", **dict.fromkeys(("random", "random-k", "random-energy"), "closed form")
     }  # fmt: skip
@@ -279,9 +279,9 @@ def test_a_closed_form_is_the_mean_and_deviation_of_many_draws(study, tmp_path):
     keys = ["tuned", "subspace", "fraction"]
     cells = drawn[drawn["subspace"] != "top"].groupby(keys)["energy_kept"].agg(["mean", "std"]).reset_index()
     for _, row in closed.merge(cells, on=keys).iterrows():
-        assert row["energy_kept"] == pytest.approx(row["mean"], abs=4 * row["std"] / 80**0.5)
-        # the deviation of 80 draws is good to 8 %
-        assert row["energy_kept_sd"] == pytest.approx(row["std"], rel=0.35)
+        assert row["energy_kept"] == pytest.approx(row["mean"], abs=4 * row["std"] / 40**0.5)
+        # the deviation of 40 draws is good to 11 %
+        assert row["energy_kept_sd"] == pytest.approx(row["std"], rel=0.45)
 
 
 def test_energies_alone_are_drawn_many_times_and_models_few(study, swept):
@@ -405,7 +405,7 @@ def test_large_tensors_stream_to_the_same_numbers(study, tmp_path, monkeypatch):
     whole = project(**arguments, out=str(tmp_path / "whole"), draws=1, write=True)
     for module, constant in (("weights.delta", "STREAM_ABOVE"), ("analysis.project.tensors", "STREAM_ABOVE")):
         monkeypatch.setattr(f"safety_subspaces.{module}.{constant}", 200)
-    monkeypatch.setattr("safety_subspaces.algebra.blocks.BLOCK", 100)
+    monkeypatch.setattr("safety_subspaces.algebra.blocks.BLOCK", 300)
     streamed = project(**arguments, out=str(tmp_path / "streamed"), draws=1, write=True)
     pd.testing.assert_frame_equal(whole, streamed, rtol=1e-5, atol=1e-6)
     for row in whole.itertuples():

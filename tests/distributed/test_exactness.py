@@ -23,11 +23,11 @@ from safety_subspaces.weights.snapshots import open_snapshots
 from safety_subspaces.weights.subspace_file import read_subspace
 
 KINDS = ("ddp", "zero1", "zero2", "zero3")
+# Each pair of a strategy, an optimizer, LoRA or not, and a mode with its side: half of all their products.
 CASES = [
     {"kind": kind, "optimizer": optimizer, "lora": lora, "mode": mode, "side": side}
-    for kind, optimizer, lora, (mode, side) in product(
-        KINDS, ("sgd", "adamw"), (False, True), (("away", "left"), ("onto", "right"))
-    )
+    for number, (kind, optimizer, lora) in enumerate(product(KINDS, ("sgd", "adamw"), (False, True)))
+    for mode, side in ((("away", "left"), ("onto", "right"))[(number.bit_count() + number // 4) % 2],)
 ]
 BF16 = [
     {"kind": kind, "optimizer": "adamw", "lora": lora, "mode": mode, "precision": precision}
@@ -59,8 +59,7 @@ WATCHED = [
     {"watched": True, "kind": kind, "optimizer": "adamw", "lora": lora, "checkpointing": checkpointing, "steps": 12,
      "stop": 11, "from": 8, "precision": precision}
     for kind, lora, checkpointing, precision in (
-        ("ddp", False, False, "32-true"), ("ddp", True, True, "32-true"), ("zero1", False, True, "32-true"),
-        ("zero1", True, False, "32-true"), ("zero2", False, False, "bf16-mixed"), ("zero2", True, True, "32-true"),
+        ("ddp", False, True, "32-true"), ("zero1", True, False, "32-true"), ("zero2", False, False, "bf16-mixed"),
         ("zero3", False, True, "32-true"), ("zero3", True, False, "32-true"),
     )
 ]  # fmt: skip
