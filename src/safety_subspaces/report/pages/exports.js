@@ -5,11 +5,9 @@
   const study = slug(document.querySelector("h1").textContent);
 
   const save = (name, content, type) => {
-    const url = content instanceof Blob || !content.startsWith("data:")
-      ? URL.createObjectURL(content instanceof Blob ? content : new Blob([content], { type })) : content;
-    const link = Object.assign(document.createElement("a"), { href: url, download: `${study}-${name}` });
-    link.click();
-    if (url !== content) setTimeout(() => URL.revokeObjectURL(url), 1000);
+    const url = URL.createObjectURL(content instanceof Blob ? content : new Blob([content], { type }));
+    Object.assign(document.createElement("a"), { href: url, download: `${study}-${name}` }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 1000);
   };
 
   // As safety_subspaces.artefacts.text.as_cell: a spreadsheet must take no text for a formula.

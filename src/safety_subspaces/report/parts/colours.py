@@ -25,7 +25,8 @@ SUBSPACES: Final = {"top": VERMILION, "random-energy": BLUE, "random": SKY, "ran
 # The aligned model is the first; further models than these share a colour and differ in their symbols.
 MODELS: Final = (ORANGE, PURPLE, INDIGO, OLIVE, BROWN)
 SYMBOLS: Final = ("circle", "diamond", "square", "triangle-up", "triangle-down", "pentagon", "star")
-DASHES: Final = ("solid", "dash", "dot", "dashdot")
+# Without the short dashes and dots of chance levels and controls.
+DASHES: Final = ("solid", "longdash", "dashdot", "longdashdot")
 # Scales of a measure that is shown as a colour: from 0 up, and to both sides of 0.
 SEQUENTIAL: Final = "Cividis"
 DIVERGING: Final = ((0.0, "#40004b"), (0.5, "#f7f7f7"), (1.0, "#00441b"))
@@ -58,7 +59,7 @@ class Colours:
     def style(self, model: str) -> dict[str, Any]:
         """Return how a model's curve is drawn."""
         number = self._number(model)
-        return _style(self.of(model), number, "solid" if number < len(MODELS) else "dash")
+        return _style(self.of(model), number, DASHES[number // len(MODELS) % len(DASHES)])
 
     def _number(self, model: str) -> int:
         return self._numbers.setdefault(model, len(self._numbers))

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from safety_subspaces.artefacts.study import Stage
 from safety_subspaces.findings.stages import SMOOTHED_OVER, loss_curve
 from safety_subspaces.report.parts.chart import finished
-from safety_subspaces.report.parts.colours import DASHES, MODELS, Colours
+from safety_subspaces.report.parts.colours import Colours
 from safety_subspaces.report.parts.page import make_chart
 from safety_subspaces.report.parts.section import Part, Section
 
@@ -43,8 +43,9 @@ def training(part: Part) -> Section | None:
 def loss_figure(stages: Sequence[Stage], colours: Colours) -> go.Figure:
     """Draw the loss of every stage against its steps: training as a line, validation as markers."""
     figure = go.Figure()
-    for number, stage in enumerate(stages):
-        colour = colours.of(stage.name)
+    for stage in stages:
+        look = colours.style(stage.name)
+        colour = look["marker"]["color"]
         train, validation = loss_curve(stage, TRAIN, smoothed=True), loss_curve(stage, VALIDATION, smoothed=False)
         hover = "step %{x}: %{y:.4f}"
         if len(train):
@@ -54,7 +55,7 @@ def loss_figure(stages: Sequence[Stage], colours: Colours) -> go.Figure:
                 mode="lines",
                 name=stage.name,
                 legendgroup=stage.name,
-                line={"color": colour, "width": 1.6, "dash": DASHES[number // len(MODELS) % len(DASHES)]},
+                line=look["line"],
                 hovertemplate=f"{hover}<extra>{stage.name}, training</extra>",
             )
         if len(validation):
