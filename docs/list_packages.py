@@ -27,8 +27,8 @@ PAGE = """\
 # Licences
 
 The packages of `requirements.lock` and the licence that each states in its own metadata; `make lock` writes this page.
-The suite itself is under Apache-2.0 (`LICENSE`). It ships none of these packages; pages of the report hold a copy of
-plotly.js (MIT), which comes with plotly.
+The suite itself is under Apache-2.0 (`LICENSE`). It ships none of these packages, and one file of others: plotly.js
+for charts on two axes (MIT, `src/safety_subspaces/report/vendored`), which every page with charts holds.
 
 | package | version | licence |
 | --- | --- | --- |
@@ -86,12 +86,14 @@ def needs_of(package: Distribution, extra: str) -> list[Requirement]:
 
 
 def licence_of(package: Distribution) -> str:
-    """Return the licence that a package states: its expression, else its classifiers, else its field, else nothing."""
+    """Return the licence that a package states: its expression, else its classifiers, else its field, else its file."""
     about = package.metadata
     classified = [
         entry.split(" :: ")[-1] for entry in about.get_all("Classifier") or [] if entry.startswith("License ::")
     ]
     stated = (about.get("License") or "").strip().splitlines()
+    files = [package.read_text(f"licenses/{name}") for name in about.get_all("License-File") or []]
+    stated = stated or [line for text in files if text for line in text.strip().splitlines()[:1]]
     named = stated[0].strip()[:LONGEST_NAME] if stated else "not stated"
     return re.sub(r"[|\s]+", " ", about.get("License-Expression") or ", ".join(classified) or named)
 

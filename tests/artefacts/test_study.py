@@ -229,3 +229,15 @@ def test_overlap_averages_count_tensors_and_undefined_ones(tmp_path):
     norms = overlap_by(overlaps, "type").query("type == 'norm'")
     assert (norms["n"] == 3).all()
     assert (norms["n_undefined"] == 1).all()
+
+
+def test_models_trained_elsewhere_have_the_analysis_or_the_comparison_as_next_step(tmp_path):
+    folder = write_study(tmp_path / "s", analyses=("project",), stages=())
+    command = read_study(folder).missing()["overlap"]
+    assert command.startswith(f"python analyze.py overlap --reference {folder / 'aligned' / 'model'} --updates ")
+    (folder / "compare.json").write_text("{}")
+    command = read_study(folder).missing()["evaluate"]
+    assert command.startswith(f"python analyze.py compare --base {folder / 'base' / 'model'} --aligned ")
+    assert f"--tuned.harmful {folder / 'harmful' / 'model'}" in command
+    assert command.endswith(f"--prompts PROMPTS.jsonl --out {folder}")
+    assert "train.py" not in "".join(read_study(folder).missing().values())

@@ -1,5 +1,7 @@
-"""The report in a real browser: nothing leaves the machine, nothing fails, everything is drawn and fits."""
+"""The report in a real browser: nothing leaves the machine, nothing fails, all is drawn, fits and can be saved."""
 
+import csv
+import io
 from dataclasses import replace
 from itertools import pairwise
 
@@ -16,7 +18,9 @@ from safety_subspaces.report.command import report
 
 # Six panels and a logarithmic axis, and steps that are wide under a heatmap.
 WATCHED = replace(LOST_BEFORE, steps=(0, 3, 40, 600, 12000), overlap=(0.3, 0.4, 0.4, 0.4, 0.4))
-ALL_DRAWN = "[...document.querySelectorAll('.chart')].every(chart => chart.dataset.drawn === 'true')"
+ALL_OPEN = "document.querySelectorAll('details').forEach(each => { each.open = true })"
+NOT_DRAWN = "[...document.querySelectorAll('.chart:not([data-drawn])')]"
+PATIENCE = 300  # tenths of a second
 
 pytestmark = [
     pytest.mark.browser,
@@ -66,20 +70,36 @@ def browser():
         yield browser
 
 
+def until(page, truth):
+    """Wait for an expression to be true; the page's policy forbids what Playwright's own waiting evaluates in it."""
+    for _ in range(PATIENCE):
+        if page.evaluate(truth):
+            return
+        page.wait_for_timeout(100)
+    pytest.fail(f"never true: {truth}")
+
+
 @pytest.fixture
 def opened(browser, page_url):
-    """Open the page at a width; every request and complaint is kept."""
+    """Open the page at a width, and all that it has unless it is folded; every request and complaint is kept."""
     pages = []
 
-    def open_page(width, url=page_url, **options):
+    def open_page(width, url=page_url, folded=False, **options):
         page = browser.new_page(viewport={"width": width, "height": 900}, **options)
         page.requests, page.complaints = [], []
         page.on("request", lambda request: page.requests.append(request.url))
         page.on("console", lambda line: line.type in ("error", "warning") and page.complaints.append(line.text))
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
         page.goto(url)
-        page.wait_for_function(ALL_DRAWN, timeout=60_000)
         pages.append(page)
+        if not folded:
+            page.evaluate(ALL_OPEN)
+            for _ in range(PATIENCE):  # charts are drawn as they come into view
+                left = page.evaluate(f"{NOT_DRAWN}.map((each, at) => at || each.scrollIntoView()).length")
+                if not left:
+                    break
+                page.wait_for_timeout(50)
+            assert not left
         return page
 
     yield open_page
@@ -94,8 +114,9 @@ def test_the_page_is_drawn_fits_and_asks_for_nothing(opened, page_url, width):
     assert page.complaints == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     drawn = page.evaluate("[...document.querySelectorAll('.chart')].map(c => c.querySelectorAll('.trace, .hm').length)")
-    # The constraint, a watched run with two heatmaps, three fine-tunes, an overlap, losses of free and held runs
-    assert len(drawn) == 10
+    # The constraint, a watched run with two heatmaps, three fine-tunes, two against energy and utility and one against
+    # energy alone, an overlap, losses of free and held runs
+    assert len(drawn) == 13
     assert min(drawn) > 0
     assert page.evaluate("window.broken") is None
 
@@ -114,7 +135,7 @@ def test_the_energy_share_switches_the_overlap_chart(opened):
         [...new Set(chart.data.filter(t => t.meta && t.visible === true).map(t => t.meta.energy))])"""
     assert page.evaluate(shown) == [[0.9]]
     page.select_option("#overlap select.choice", "0.5")
-    page.wait_for_function(f"JSON.stringify({shown}) === '[[0.5]]'")
+    until(page, f"JSON.stringify({shown}) === '[[0.5]]'")
     assert page.complaints == []
 
 
@@ -126,9 +147,8 @@ def test_dark_paper_gets_light_ink_in_the_charts(opened):
     assert inks == ["#1b1f24", "#e4e7eb"]
 
 
-def test_folded_answers_open_and_show_escaped_text(opened):
+def test_answers_show_escaped_text(opened):
     page = opened(1280)
-    page.click("#generations summary")
     assert "</script><script>" in page.inner_text("#generations blockquote")
 
 
@@ -141,7 +161,6 @@ def test_a_page_of_hostile_texts_runs_nothing_and_shows_them_as_they_are(opened,
         page.evaluate("document.querySelectorAll('body img, iframe, object, .chart a, .chart tspan[style]').length")
         == 0
     )
-    page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
     text = page.evaluate("document.body.textContent")
     assert shown(ALL) in text
     assert shown(NAME) in text
@@ -171,7 +190,6 @@ PLACES = """name => {
 
 def test_text_from_right_to_left_moves_none_of_its_neighbours(opened, hostile_url):
     page = opened(1280, url=hostile_url)
-    page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
     found = page.evaluate(PLACES, HEBREW)
     assert len(found) > 20
     turned = 0
@@ -200,7 +218,7 @@ def test_the_page_of_two_organisms_is_drawn_fits_and_its_legends_lie_on_nothing(
     assert page.complaints == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     drawn = page.evaluate("[...document.querySelectorAll('.chart')].map(c => c.querySelectorAll('.trace').length)")
-    assert len(drawn) == 2 * (3 + 1)  # of each organism three fine-tunes and an overlap
+    assert len(drawn) == 2 * (6 + 1)  # of each organism two of three fine-tunes, and an overlap
     assert min(drawn) > 0
     for chart in ("organism-0-energy-0", "overlap-organism-1-main"):
         legend, plot = (
@@ -264,3 +282,84 @@ def test_the_sections_on_hidden_states_are_drawn_fit_and_their_legends_lie_on_no
         for legend in legends:
             assert legend["right"] <= width
             assert legend["bottom"] <= min(title["top"] for title in titles) + 1
+
+
+@pytest.mark.parametrize("width", [360, 768, 1440])
+def test_the_page_opens_with_its_answer_and_all_else_is_a_link_away(opened, page_url, width):
+    page = opened(width, folded=True)
+    assert page.evaluate("document.querySelectorAll('details[open].section').length") == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("document.querySelectorAll('.answer').length") == 1
+    tiles = page.evaluate("[...document.querySelectorAll('.tiles li')].map(each => each.innerText)")
+    assert 4 <= len(tiles) <= 6
+    assert all("n = " in tile for tile in tiles)
+    until(page, "document.querySelector('#chart-constraint').dataset.drawn === 'true'")
+    assert page.evaluate("performance.getEntriesByType('paint')[0].startTime") < 1000 * (1 + PATIENCE / 100)
+    page.evaluate("location.hash = '#overlap'")
+    until(page, "document.querySelector('#overlap details.section').open")
+    page.evaluate("location.hash = '#term-overlap'")
+    until(page, "document.querySelector('#glossary details').open")
+    assert page.complaints == []
+
+
+def test_nothing_is_shared_and_no_bar_of_plotly_is_drawn(opened):
+    page = opened(1280)
+    assert page.evaluate("document.querySelectorAll('.modebar-btn, [data-title*=hare]').length") == 0
+
+
+def saved(page, button):
+    with page.expect_download() as download:
+        button.click()
+    return download.value.suggested_filename, download.value.path().read_bytes()
+
+
+def test_charts_and_tables_can_be_saved_with_all_their_digits(opened, page_url):
+    page = opened(1280)
+    figure = page.locator("figure").first.locator(".export button")
+    files = {name.rpartition(".")[2]: content for name, content in (saved(page, figure.nth(at)) for at in range(3))}
+    assert files["svg"].startswith(b"<svg")
+    assert files["png"].startswith(b"\x89PNG")
+    rows = list(csv.DictReader(io.StringIO(files["csv"].decode())))
+    assert {row["y_name"] for row in rows} == {"Harm score", "Refusal margin (nats)"}
+    shown = page.evaluate("document.querySelector('#chart-constraint').calcdata.flat().map(point => point.y)")
+    assert {float(row["y"]) for row in rows} <= {value for value in shown if value is not None}
+    table = page.locator("#models .export").first.locator("button")
+    files = [saved(page, table.nth(at)) for at in range(3)]
+    kept = {name.rpartition(".")[2]: content.decode() for name, content in files}
+    rows = list(csv.DictReader(io.StringIO(kept["csv"])))
+    assert rows[0]["model"] == "base"
+    assert float(rows[0]["utility ±"]) > 0
+    assert kept["tex"].count("\\\\") == len(rows) + 1
+    assert kept["md"].count("\n") == len(rows) + 2
+    assert [url for url in page.requests if url != page_url and not url.startswith(("data:", "blob:"))] == []
+
+
+def test_hostile_names_stay_text_in_what_is_saved(opened, hostile_url):
+    page = opened(1280, url=hostile_url)
+    buttons = page.locator("#models .export").first.locator("button")
+    (_, table), (_, latex), (_, markdown) = (saved(page, buttons.nth(at)) for at in range(3))
+    cells = [cell for row in csv.reader(io.StringIO(table.decode())) for cell in row]
+    assert not [cell for cell in cells if cell[:1] in "=@" and cell]
+    assert b"<script" not in markdown.replace(b"\\<", b"")
+    assert b"\\textbackslash" in latex or b"\\_" in latex
+
+
+def test_paper_has_every_section_and_cuts_nothing(opened):
+    page = opened(1280, folded=True)
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 700, "height": 1000})
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    until(page, f"{NOT_DRAWN}.length === 0")
+    assert page.evaluate("document.querySelectorAll('details:not([open])').length") == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= 700
+    wide = "[...document.querySelectorAll('.main-svg, table')].map(each => each.getBoundingClientRect().right)"
+    assert max(page.evaluate(wide)) <= 701
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate("document.querySelectorAll('details[open].section').length") == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_bars_a_reader_with_a_keyboard_or_a_screen_reader(opened, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is in the extra")
+    found = axe.Axe().run(opened(1280, color_scheme=scheme)).response["violations"]
+    assert [(each["id"], each["impact"]) for each in found if each["impact"] in ("serious", "critical")] == []

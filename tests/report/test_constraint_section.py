@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from support.synthetic_constrained import (
     KINDS,
@@ -22,7 +23,9 @@ from safety_subspaces.artefacts.study import read_study
 from safety_subspaces.findings.finding import decide
 from safety_subspaces.findings.models import Seeds, aligned_levels, runs_over_seeds
 from safety_subspaces.findings.organisms import read_organisms
+from safety_subspaces.findings.topics.constraint import SAFETY
 from safety_subspaces.findings.topics.constraint import constraint as findings_on
+from safety_subspaces.report.parts.colours import Colours
 from safety_subspaces.report.parts.runs_chart import runs_figure
 from safety_subspaces.report.parts.section import Part
 from safety_subspaces.report.sections import SECTIONS
@@ -36,11 +39,11 @@ def section_of(seeds):
 
 
 def figure_of(seeds):
-    return runs_figure(runs_over_seeds(seeds), seeds.runs, aligned_levels(seeds), "±")
+    return runs_figure(runs_over_seeds(seeds), seeds.runs, aligned_levels(seeds), "±", Colours())
 
 
 def said_in(section):
-    parts = [*section.headlines, *section.sentences, *section.notes, *(note for _, note in section.charts)]
+    parts = [*section.headlines, *section.sentences, *section.notes, section.hero[1]]
     return " ".join([*parts, *(table.to_text(200) for table in section.tables.values())])
 
 
@@ -70,8 +73,9 @@ def test_one_code_path_says_it_of_one_study_and_of_several(studies, request):
     assert not section.missing
     assert list(section.tables) == ["Every run", "Beside the runs of the same seed", "Safety, run by run"]
     assert len(section.tables["Every run"].rows) == len(RANKS) * (len(KINDS) + 1)
-    assert [chart.name for chart, _ in section.charts] == ["organism-0-constraint"]
-    for text in (said_in(section), section.charts[0][0].json):
+    assert section.hero[0].name == "organism-0-constraint"
+    assert not section.charts
+    for text in (said_in(section), section.hero[0].json):
         assert not re.search(r"\bnan\b", text, re.IGNORECASE)
     assert "{" not in said_in(section)
     assert all(max(map(len, table.to_text(110).splitlines())) <= 110 for table in section.terminal.values())
@@ -96,15 +100,27 @@ def test_several_seeds_say_the_verdict_with_its_p_and_the_number_of_tests(severa
     section = section_of(several)
     assert (
         "Alignment's subspace is more selective than a random subspace of equal rank (3 seeds, p"
-        in section.headlines[2]
+        in section.headlines[1]
     )
-    assert "of 2 tests" in section.headlines[2]
-    assert "judged harm moved less than a step" in section.headlines[2]
+    assert "of 2 tests" in section.headlines[1]
+    assert "judged harm moved less than a step" in section.headlines[1]
     assert "did not keep safety in 6 of 6 runs, with 92 % of the gain in utility" in section.headlines[0]
     away = next(said for said in section.sentences if "minus held away from a random subspace of equal energy" in said)
     assert "fraction 0.1, 0.25" in away
     assert "Rank by rank, of 4 tests" in away
     assert "2 degrees of freedom" in section.notes[0]
+
+
+def test_kinds_of_run_that_came_out_otherwise_are_named_in_one_sentence(single):
+    found = decide(findings_on(single))
+    away = found[[row["question"] == SAFETY and row["details"]["constraint"] == "away" for _, row in found.iterrows()]]
+    other = away.assign(details=[row | {"fine_tune": "useful"} for row in away["details"]], verdict="kept")
+    section = constraint(Part("SFT", single, pd.concat([found, other], ignore_index=True)))
+    (said,) = [headline for headline in section.headlines if "fine-tuning" in headline]
+    assert said.startswith("Held away from the alignment subspace, fine-tuning on contaminated did not keep safety")
+    assert ", but on useful kept safety in 2 of 2 runs" in said
+    assert "; held inside it, fine-tuning" in said
+    assert section.clause == said[0].lower() + re.sub(r", with \d+ % of the gain in utility", "", said)[1:-1]
 
 
 def test_differences_are_said_beside_the_unconstrained_run_at_each_rank(single):

@@ -3,14 +3,18 @@ import os
 import re
 from html.parser import HTMLParser
 
+import plotly.graph_objects as go
 import pytest
+from markupsafe import Markup, escape
+from plotly.offline import get_plotlyjs_version
 from support.synthetic_alignments import DPO, SFT, write_all
 from support.synthetic_study import ENERGY_EXPLAINS_ALL, HOSTILE, STAGES, World, write_study
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.report.command import report
 from safety_subspaces.report.pages.studies import read_page
-from safety_subspaces.report.parts.page import GENERATOR, SEARCHED_HEAD, is_page
+from safety_subspaces.report.parts.glossary import Glossary
+from safety_subspaces.report.parts.page import GENERATOR, SEARCHED_HEAD, is_page, make_chart
 from safety_subspaces.report.parts.table import Table, duration
 
 
@@ -94,14 +98,36 @@ def test_the_page_asks_no_host_for_anything(page):
     assert "@import" not in page.split("</style>")[0]
 
 
-def test_plotly_is_inlined_once(page):
-    assert len(re.findall(r"plotly\.js v\d", page)) == 1
+def test_the_library_of_charts_is_inlined_once_at_the_version_that_figures_are_made_for(page):
+    assert re.findall(r"plotly\.js \(cartesian - minified\) v([\d.]+)", page) == [get_plotlyjs_version()]
+    assert len(page) < 3_000_000
+
+
+def test_a_chart_that_the_library_cannot_draw_is_refused_by_its_trace():
+    with pytest.raises(InputError, match="chart cube has a trace scatter3d; a page draws bar, box"):
+        make_chart("cube", "", "", go.Figure(go.Scatter3d(x=[0], y=[0], z=[0])).update_layout(height=100))
+
+
+def test_terms_are_linked_once_a_section_and_the_glossary_has_those_alone():
+    glossary, seen = Glossary(), set()
+    html = glossary.linked(escape("Alignment's subspace: overlap & overlap <b> margin-free"), seen)
+    assert html.count('href="#term-overlap"') == 1
+    assert html.count('href="#term-alignment-subspace"') == 1
+    assert "&lt;b&gt;" in html
+    assert "term-refusal-margin" not in html
+    assert [term.name for term in glossary.terms()] == ["alignment subspace", "overlap"]
+    assert 'href="#term-refusal-margin"' in glossary.heading("margin")
+    assert glossary.linked(Markup("<code>overlap</code>"), set()) == "<code>overlap</code>"
+
+
+def test_a_cell_keeps_the_digits_that_it_does_not_show(page):
+    assert re.search(r'data-value="\d\.\d{10,}" data-error="0\.\d{10,}">\d\.\d\d±0\.\d\d<', page)
 
 
 def test_every_section_of_the_navigation_exists(page):
     tags = Elements(page).tags
     anchors = [a["href"][1:] for tag, a in tags if tag == "a" and a.get("href", "").startswith("#")]
-    assert set(anchors) <= {a["id"] for tag, a in tags if tag == "section"}
+    assert set(anchors) <= {a.get("id") for _, a in tags}
     assert {"models", "constraint", "energy", "selectivity", "overlap", "limits", "provenance"} <= set(anchors)
 
 
@@ -126,7 +152,7 @@ def test_a_study_with_one_analysis_gives_a_page_that_names_the_commands_for_the_
 
 def test_a_study_without_stages_or_without_charts_is_still_a_page(tmp_path):
     text = report(str(write_study(tmp_path / "s", analyses=("evaluate",), stages=()))).path.read_text()
-    assert "python train.py fit" in text
+    assert "python train.py fit" not in text  # the models were trained elsewhere
     assert "plotly" not in text.lower().split("</style>")[1]
 
 

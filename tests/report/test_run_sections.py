@@ -11,12 +11,15 @@ from safety_subspaces.findings.collect import collect
 from safety_subspaces.findings.finding import Finding, Words, decide
 from safety_subspaces.findings.models import together
 from safety_subspaces.findings.topics import limits as limits_topic
+from safety_subspaces.report.parts.colours import Colours
 from safety_subspaces.report.parts.section import Part
 from safety_subspaces.report.sections.answers import answers
+from safety_subspaces.report.sections.constraint import constraint
 from safety_subspaces.report.sections.limits import limits
 from safety_subspaces.report.sections.others import others
 from safety_subspaces.report.sections.runs import runs
 from safety_subspaces.report.sections.training import loss_figure, training
+from safety_subspaces.report.sections.watching import watching
 
 
 def part_of(*studies, findings=None):
@@ -43,11 +46,9 @@ def test_every_run_is_a_row_and_several_studies_have_a_column_for_theirs(studies
     assert not one.missing
 
 
-def test_a_study_without_a_run_names_the_first(tmp_path):
-    study = read_study(write_study(tmp_path / "s", analyses=("evaluate",), stages=()))
-    section = runs(part_of(study))
-    assert section.missing[0][1] == "python train.py fit --config configs/organism/pretrain.yaml"
-    assert training(part_of(study)).missing == [("No stage has a loss in its TensorBoard events.", "")]
+def test_analyses_of_models_that_were_trained_elsewhere_name_no_training(tmp_path):
+    part = part_of(read_study(write_study(tmp_path / "s", analyses=("evaluate",), stages=())))
+    assert [section(part) for section in (runs, training, constraint, watching)] == [None] * 4
 
 
 def test_losses_are_drawn_for_one_study_alone(studies):
@@ -61,7 +62,10 @@ def test_a_stage_without_events_is_no_curve(tmp_path):
     for path in (folder / "aligned").glob("events*"):
         path.unlink()
     shutil.rmtree(folder / "base" / "model")
-    assert {trace.name for trace in loss_figure(read_study(folder).stages).data} == {"base", "base, validation"}
+    assert {trace.name for trace in loss_figure(read_study(folder).stages, Colours()).data} == {
+        "base",
+        "base, validation",
+    }
 
 
 def test_the_first_answers_of_each_set_are_quoted_in_their_order(studies):

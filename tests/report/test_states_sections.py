@@ -29,6 +29,7 @@ from safety_subspaces.findings.steering import of_view, read_steering, responses
 from safety_subspaces.findings.topics.activations import activations as activations_topic
 from safety_subspaces.findings.topics.probes import probes as probes_topic
 from safety_subspaces.findings.topics.steering import steering as steering_topic
+from safety_subspaces.report.parts.colours import Colours
 from safety_subspaces.report.parts.section import Part
 from safety_subspaces.report.sections.activations import activations, heatmap_figure, margin_figure
 from safety_subspaces.report.sections.probes import layer_figure, probes
@@ -131,7 +132,7 @@ def test_maps_show_the_numbers_of_the_table_with_chance_in_the_middle(study):
 def test_a_margin_without_a_test_has_no_chart(study):
     read = read_activations([("", study)])
     cells = space_over_seeds(read, read.views[0], by_layer=True).assign(from_margin=np.nan)
-    assert margin_figure(cells, read.views[0], read.views[0].pairs) is None
+    assert margin_figure(cells, read.views[0], read.views[0].pairs, Colours()) is None
 
 
 @pytest.mark.parametrize("which", ["single", "seeds"])

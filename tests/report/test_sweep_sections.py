@@ -14,6 +14,7 @@ from safety_subspaces.findings.swept import sweep_ends, sweep_points
 from safety_subspaces.findings.topics.energy import energy as found_energy
 from safety_subspaces.findings.topics.selectivity import selectivity as found_selectivity
 from safety_subspaces.report.pages.page import part_of, render
+from safety_subspaces.report.parts.colours import Colours
 from safety_subspaces.report.parts.section import Part
 from safety_subspaces.report.parts.sweeps import kept_energy_figure, sweep_caption, sweep_figure
 from safety_subspaces.report.parts.table import TERMINAL_WIDTH
@@ -39,7 +40,12 @@ def without_measures(frame, rows=None):
 
 
 def all_words(section):
-    texts = [*section.headlines, *section.sentences, *section.notes, *(caption for _, caption in section.charts)]
+    texts = [
+        *section.headlines,
+        *section.sentences,
+        *section.notes,
+        *(caption for _, caption in [section.hero or ("", ""), *section.charts]),
+    ]
     return " ".join([*texts, *(f"{table.rows} {table.note}" for table in section.tables.values())])
 
 
@@ -66,7 +72,8 @@ def test_one_study_and_several_seeds_have_the_same_charts_and_tables_with_every_
     on_energy, on_top = sections[seeds]
     titles = ["Kept energy and the outcome", "Energy in the alignment subspace", "Every projection"]
     assert list(on_energy.tables) == titles
-    assert len(on_energy.charts) == 2
+    assert len(on_energy.charts) == 2 * 2 - 1  # against energy and against utility; one of these is the hero
+    assert "against utility" in on_energy.hero[0].title
     rows = {title: len(table.rows) for title, table in on_top.tables.items()}
     assert rows == {"Top-k of alignment beside its controls": 2 * 3 * 3 * 2, "At each fraction": 2 * 2 * 3}
 
@@ -112,14 +119,14 @@ def test_the_terminal_has_the_rows_that_are_judged_and_top_with_its_control_alon
 
 
 @pytest.mark.parametrize(("seeds", "unit"), [(1, "draws"), (3, "seeds")])
-def test_the_chart_has_four_panels_with_the_numbers_and_errors_of_the_points(seeds, unit):
+def test_the_chart_has_three_panels_with_the_numbers_and_errors_of_the_points(seeds, unit):
     world = replace(WORLD, seeds=seeds)
     projections = sweeps_of(world)
     points, ends = sweep_points(projections), sweep_ends(projections, models_of(world))
-    figure = sweep_figure(points, ends, unit)
+    figure = sweep_figure(points, ends, unit, Colours())
     drawn = [trace for trace in figure.data if trace.customdata is not None]
-    assert len(drawn) == 4 * 5 * 2
-    assert sum(len(trace.x) for trace in drawn if trace.yaxis == "y4") == 5 * 2 * len(FRACTIONS)
+    assert len(drawn) == 3 * 5 * 2
+    assert sum(len(trace.x) for trace in drawn if trace.yaxis == "y3") == 5 * 2 * len(FRACTIONS)
     assert {annotation.text for annotation in figure.layout.annotations} == {"aligned", "contaminated"}
     levels = sorted(shape.y0 for shape in figure.layout.shapes if shape.yref.startswith("y2"))
     assert levels == pytest.approx([1.0, 5.0])
@@ -136,7 +143,7 @@ def test_measures_and_models_that_were_not_evaluated_are_not_drawn():
     lost = projections.sample(20, random_state=0).index
     projections = without_measures(projections, lost).assign(refusal_margin=np.nan)
     ends = sweep_ends(projections, models_of(world).head(0))
-    figure = sweep_figure(sweep_points(projections), ends, "draws")
+    figure = sweep_figure(sweep_points(projections), ends, "draws", Colours())
     assert "Refusal margin" not in str([axis.title.text for axis in figure.select_yaxes()])
     assert not figure.layout.shapes
     for trace in figure.data:
@@ -159,7 +166,7 @@ def test_where_nothing_was_evaluated_the_energies_are_drawn_beside_chance_and_th
     studies = as_studies(without_measures(sweeps_of(replace(SMALL, seeds=1))), models_of(replace(SMALL, seeds=1)))
     part = part_for(studies)
     section = energy(part)
-    caption = section.charts[0][1]
+    caption = section.hero[1]
     assert "of random subspaces the mean over draws" in caption
     figure = kept_energy_figure(sweep_points(sweeps_of(replace(SMALL, seeds=1))))
     assert sum(len(t.x) for t in figure.data if t.customdata is not None) == 2 * 4 * 2 * 3

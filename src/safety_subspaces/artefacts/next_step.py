@@ -2,11 +2,12 @@
 
 import json
 import shlex
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safety_subspaces.artefacts.description import facts_about, read_manifest
-from safety_subspaces.artefacts.places import MODEL, StagePlaces, place_of_run
+from safety_subspaces.artefacts.places import COMPARISON_FILE, MODEL, StagePlaces, place_of_run
 
 # The order in which the fine-tunes of configs/organism are shown; one that is not named here follows alphabetically.
 FINE_TUNES = ("useful", "harmful", "contaminated")
@@ -89,6 +90,40 @@ def command_for(folder: Path, analysis: str) -> str:
         flags[analysis] = ["--aligned", models["aligned"], "--tuned", json.dumps(tuned)]
     out = str(folder / "analysis" / analysis / "main")
     return shlex.join(["python", "analyze.py", analysis, *flags.get(analysis, []), "--out", out])
+
+
+def command_for_own(folder: Path, analysis: str, given: Iterable[Mapping[str, Any]]) -> str:
+    """Return the next command towards one analysis of models that this suite did not train.
+
+    Args:
+        folder: The study, without stages.
+        analysis: What is missing.
+        given: The arguments of the analyses that there are.
+
+    Returns:
+        ``compare`` with the same models where it made the study, else the analysis; empty where its models are not
+        known.
+    """
+    ends: dict[str, str] = {}
+    tuned: dict[str, str] = {}
+    for arguments in given:
+        ends |= {role: value for role in ("base", "aligned") if isinstance(value := arguments.get(role), str)}
+        tuned |= {str(label): str(path) for label, path in (arguments.get("tuned") or {}).items()}
+    is_compared = (folder / COMPARISON_FILE).is_file()
+    if len(ends) < 2 or not tuned or (analysis not in ("evaluate", "project", "overlap")):
+        return ""
+    each = [part for label, path in tuned.items() for part in (f"--tuned.{label}", path)]
+    both = ["--base", ends["base"], "--aligned", ends["aligned"]]
+    if is_compared:
+        prompts = ["--prompts", "PROMPTS.jsonl"] if analysis == "evaluate" else []
+        return shlex.join(["python", "analyze.py", "compare", *both, *each, *prompts, "--out", str(folder)])
+    flags = {
+        "evaluate": ["--models", json.dumps(ends | tuned)],
+        "project": [*both, "--tuned", json.dumps(tuned)],
+        "overlap": ["--reference", ends["aligned"], "--updates", json.dumps(tuned)],
+    }
+    out = str(folder / "analysis" / analysis / "main")
+    return shlex.join(["python", "analyze.py", analysis, *flags[analysis], "--out", out])
 
 
 def constraint_command(folder: Path, constrained: list[str]) -> str:

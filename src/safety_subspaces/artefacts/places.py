@@ -16,6 +16,8 @@ from safety_subspaces.artefacts.description import facts_about
 
 ANALYSIS = "analysis"  # the folder of a study that holds the results
 HOME = "~"  # what a bundle has for a home folder; a path that begins with it is whole
+# What `analyze.py compare` was asked for and has done, in a study that it made.
+COMPARISON_FILE = "compare.json"
 MODEL = "model"  # the folder of a stage that holds the exported model, where the run does not say another
 
 

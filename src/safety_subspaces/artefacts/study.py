@@ -16,7 +16,7 @@ import pandas as pd
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.known_models import KnownModels, known_models
-from safety_subspaces.artefacts.next_step import command_for, read_manifests, roles_of
+from safety_subspaces.artefacts.next_step import command_for, command_for_own, read_manifests, roles_of
 from safety_subspaces.artefacts.places import StagePlaces, place_of_result
 from safety_subspaces.artefacts.run_constraint import Constraint, read_constraint
 from safety_subspaces.artefacts.study_files import (
@@ -173,8 +173,14 @@ class Study:
         return places.run_at(result.arguments.get(argument), place_of_result(result.result), folders)
 
     def missing(self) -> dict[str, str]:
-        """Return the subcommands that the page wants and does not find, each with :func:`command_for` it."""
-        return {name: command_for(self.folder, name) for name in REQUIRED_COLUMNS if not self.of(name)}
+        """Return the subcommands that the page wants and does not find, each with the next command towards it."""
+        return {name: self.command_for(name) for name in REQUIRED_COLUMNS if not self.of(name)}
+
+    def command_for(self, analysis: str) -> str:
+        """Return the next command towards an analysis; empty where none is known."""
+        if self.stages:
+            return command_for(self.folder, analysis)
+        return command_for_own(self.folder, analysis, [result.arguments for result in self.results])
 
     def relabelled(self, shown: Mapping[str, str]) -> "Study":
         """Return the same study with other labels: ``shown`` by the present ones; a label that it lacks stays."""

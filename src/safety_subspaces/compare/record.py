@@ -12,13 +12,12 @@ from typing import Any
 
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import holding, is_occupied, read_json, remove, write_json
-from safety_subspaces.artefacts.places import ANALYSIS
+from safety_subspaces.artefacts.places import ANALYSIS, COMPARISON_FILE
 from safety_subspaces.artefacts.provenance import code_state, describe_all, sha256_of_file
 from safety_subspaces.artefacts.results import recorded
 from safety_subspaces.artefacts.secrets import without_secrets
 from safety_subspaces.compare.plan import COMMANDS, LABEL, Step
 
-RECORD_FILE = "compare.json"
 SHOWN_CHARACTERS = 200
 
 
@@ -33,7 +32,7 @@ class ComparisonRecord:
     """
 
     def __init__(self, out: str | Path) -> None:
-        self.path = Path(out) / RECORD_FILE
+        self.path = Path(out) / COMPARISON_FILE
         self._steps: dict[str, dict[str, Any]] = {}
         self.read()
 

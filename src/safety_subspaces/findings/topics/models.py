@@ -29,6 +29,8 @@ from safety_subspaces.findings.thresholds import CHANGED_SHARE, LEARNT_DROP, LOS
 TOPIC: Final = "models"
 # The questions, which are families as well.
 LEARNT, LOST, UTILITY, MARGIN = "alignment learnt", "safety lost", "utility grown", "refusal margin moved"
+# Asked without a test of its own: whether judged harm and refusal margin say opposite things of one model.
+TWO_MEASURES: Final = "judged harm against refusal margin"
 HARM: Final = "harm score (1 to 5)"
 REGAINED: Final = "share of the fall in harm score that was taken back"
 NOT_LOST: Final = "not shown to be lost or kept"
@@ -74,7 +76,9 @@ def between(base: pd.Series | None, aligned: pd.Series | None, tuned: pd.DataFra
         findings += [_lost(row, aligned, base, len(rows)) for row in rows]
     findings += [_moved(UTILITY, row, aligned) for row in rows]
     pairs = [(row, aligned) for row in rows] if base is None else [(aligned, base), *((row, aligned) for row in rows)]
-    return findings + [_moved(MARGIN, *pair) for pair in pairs if not isnan(pair[0]["refusal_margin"])]
+    pairs = [pair for pair in pairs if not isnan(pair[0]["refusal_margin"])]
+    findings += [_moved(MARGIN, *pair) for pair in pairs]
+    return findings + [_two_measures(*pair) for pair in pairs if not isnan(pair[0]["harm_score"])]
 
 
 def over_seeds(each: Sequence[Sequence[Finding]]) -> list[Finding]:
@@ -152,6 +156,33 @@ def _moved(question: str, row: pd.Series, other: pd.Series) -> Finding:
         words=MOVED[question],
         rule=RULE,
         details=_values(row, other, measure, change),
+    )
+
+
+def _two_measures(row: pd.Series, other: pd.Series) -> Finding:
+    """Ask whether judged harm and refusal margin moved the way that one and the same change of safety would move them.
+
+    More harm goes with a lower margin. The finding has no number of its own: it is on the intervals of both.
+    """
+    harm, margin = (difference(measured(row, name), measured(other, name)) for name in ("harm_score", "refusal_margin"))
+    signs = [int(low > 0) - int(high < 0) for low, high in (harm.ends(), margin.ends())]
+    told = "not told" if 0 in signs else "disagree" if signs[0] == signs[1] else "agree"
+    asked = row[f"n_groups_{PROMPTS_OF['harm_score']}"]
+    return Finding(
+        TOPIC,
+        TWO_MEASURES,
+        str(row["model"]),
+        "signs of the changes of harm score and refusal margin",
+        unit="groups of prompts",
+        n=0 if pd.isna(asked) else int(asked),
+        verdict=told,
+        rule="disagree: both 95 % intervals are on the same side of 0; agree: on opposite sides",
+        details={
+            "other_model": str(other["model"]),
+            "harm": harm.estimate,
+            "margin": margin.estimate,
+            "opposed": float(told == "disagree"),
+        },
     )
 
 

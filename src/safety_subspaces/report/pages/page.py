@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from safety_subspaces.findings.organisms import Organism
+from safety_subspaces.report.pages.opening import Opening, opening_of
 from safety_subspaces.report.parts.page import fill, origins, versions_of
 from safety_subspaces.report.parts.section import Part, Section
 from safety_subspaces.report.parts.sentence import many
@@ -20,10 +21,10 @@ class PagePart:
     note: str
     sections: list[Section]
 
-    @property
-    def answer(self) -> str:
-        """The headlines of its sections, in their order, each once."""
-        return " ".join(dict.fromkeys(said for section in self.sections for said in section.headlines if said))
+    def opened(self) -> tuple[Opening, "PagePart"]:
+        """Return its top, and the part with what is not shown there."""
+        opening, sections = opening_of(self.sections)
+        return opening, replace(self, sections=sections)
 
 
 def render(organisms: Sequence[Organism], parts: Sequence[PagePart], made: str | None = None) -> str:
@@ -49,18 +50,15 @@ def render(organisms: Sequence[Organism], parts: Sequence[PagePart], made: str |
         if alone
         else f", {len(studies)} studies that differ in their seed{apart}"
     )
-    several = len(parts) > 1
-    links = [(part.anchor, part.name) for part in parts] if several else []
-    links += [] if several else [section.link for part in parts for section in part.sections]
+    opened = [part.opened() for part in parts]
     return fill(
         "page.html.j2",
-        has_charts=any(section.charts for part in parts for section in part.sections),
+        has_charts=any(section.charts or section.hero for part in parts for section in part.sections),
         made=made,
         title=title,
         source=", ".join(str(study.folder) for study in studies),
         kicker=kicker,
-        parts=parts,
-        links=[*links, ("provenance", "Provenance")],
+        parts=opened,
         studies=[(study, versions_of(study), origins(study)) for study in studies],
     )
 

@@ -65,11 +65,13 @@ def alignments(organisms: Sequence[Organism], findings: pd.DataFrame) -> Section
     gaps = [row for _, row in asked(found, OBJECTIVES, measure=SHARE).iterrows()]
     changes = [row for _, row in asked(found, CHANGES, measure=SHARE).iterrows()]
     table, closed, traits = alignments_table(organisms), _closed(found, changes), _traits(found)
+    headlines = [*map(_between, gaps), *closed, *traits[:1]]
     return Section(
         "alignments",
         TITLE,
         tables={TITLE: table},
-        headlines=[*map(_between, gaps), *closed, *traits[:1]],
+        clause=headlines[0].rstrip(".") if headlines else "",
+        headlines=headlines,
         sentences=[
             *(f"{_between(row)}{_measured(found, row)}" for row in gaps),
             *closed,

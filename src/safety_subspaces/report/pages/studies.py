@@ -9,6 +9,7 @@ from safety_subspaces.findings.organisms import Organism, read_organisms
 from safety_subspaces.findings.table import SIDE_BY_SIDE, findings_table
 from safety_subspaces.report.pages.page import PagePart, part_of, terminal_tables
 from safety_subspaces.report.pages.side_by_side import alignments
+from safety_subspaces.report.parts.colours import colours_of
 from safety_subspaces.report.parts.section import Part
 from safety_subspaces.report.parts.table import Table
 from safety_subspaces.report.sections import sections_of
@@ -37,12 +38,13 @@ def read_page(folders: Sequence[str], sections: Sequence[str] = (), topics: Sequ
     organisms = read_organisms(folders)
     findings = findings_table(organisms, topics)
     is_alone = len(organisms) == 1
-    parts = []
+    parts, colours = [], colours_of(organisms[0].seeds)
     if not is_alone:
         beside = alignments(organisms, findings[findings["aligned_by"] == SIDE_BY_SIDE])
         parts += [] if beside is None else [PagePart("Side by side", "Side by side", "side-by-side", "", [beside])]
     for number, organism in enumerate(organisms):
         of_part = findings[findings["aligned_by"] == organism.name]
-        part = Part(organism.name, organism.seeds, of_part, "" if is_alone else f"organism-{number}")
+        anchor = "" if is_alone else f"organism-{number}"
+        part = Part(organism.name, organism.seeds, of_part, anchor, colours)
         parts.append(part_of(organism, part, sections_of(part, sections), is_alone))
     return StudyPage(organisms, findings, parts)

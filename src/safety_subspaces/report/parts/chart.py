@@ -4,7 +4,7 @@ Colours are Okabe and Ito's, told apart with every common colour blindness; what
 too. The page gives ink and grid, light or dark, when it draws them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,24 +12,20 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from safety_subspaces.artefacts.palette import BLUE, GREEN, GREY, PALETTE, PURPLE, SKY, VERMILION
+from safety_subspaces.artefacts.palette import INK
+from safety_subspaces.report.parts.colours import subspace_colour
 
-SYMBOLS = ("circle", "diamond", "square", "triangle-up", "triangle-down", "pentagon", "star")
 # Pixels of one of several panels under one another, and between two: room for a title and an axis, or a title alone.
 PANEL, BETWEEN, NARROW = 170, 64, 36
 # Pixels from the first panel's top to the legend, over the panel's title, and what margins take of a chart's height.
 LEGEND_ABOVE, MARGINS = 34, 68
-SUBSPACE_COLOURS = {"top": VERMILION, "random-energy": BLUE, "random": SKY, "random-k": GREEN, "scaled": GREY}
 METHOD_SYMBOLS = {"onto": "circle", "away": "diamond-open", "opposite": "x"}
 METHOD_DASHES = {"onto": "solid", "away": "dot", "opposite": "dash"}
 PANELS = {"utility": "Utility", "harm_score": "Harm score", "refusal_margin": "Refusal margin (nats)"}
 PANEL_UNITS = {"utility": "n_utility", "harm_score": "n_harmful", "refusal_margin": "n_harmful"}
-FIXED_RANGES = {"utility": (-0.05, 1.05), "harm_score": (0.75, 5.25)}
-
-
-def subspace_colour(subspace: str) -> str:
-    """Return the colour of a kind of subspace, the same in every chart."""
-    return SUBSPACE_COLOURS.get(subspace, PURPLE)
+# Measures that have ends are drawn from end to end in every chart, with room for the symbols that lie on them.
+SHARE = (-0.05, 1.05)
+FIXED_RANGES = {"utility": SHARE, "harm_score": (0.6, 5.4), "over_refusal_rate": SHARE, "harmful_rate": SHARE}
 
 
 def draw_projection_keys(figure: go.Figure, rows: pd.DataFrame) -> None:
@@ -39,10 +35,10 @@ def draw_projection_keys(figure: go.Figure, rows: pd.DataFrame) -> None:
         style = {"marker": {"color": colour, "size": 9}, "line": {"color": colour}}
         draw_key(figure, subspace, "lines+markers", legendgroup=subspace, **style)
     for method in dict.fromkeys(rows["method"].astype(str)):
-        symbol = {"symbol": METHOD_SYMBOLS.get(method, "square"), "line": {"width": 2, "color": GREY}}
+        symbol = {"symbol": METHOD_SYMBOLS.get(method, "square"), "line": {"width": 2, "color": INK}}
         style = {
-            "marker": {"color": GREY, "size": 9, **symbol},
-            "line": {"color": GREY, "dash": METHOD_DASHES.get(method, "solid")},
+            "marker": {"color": INK, "size": 9, **symbol},
+            "line": {"color": INK, "dash": METHOD_DASHES.get(method, "solid")},
         }
         draw_key(figure, method, "lines+markers", legendgroup=method, **style)
 
@@ -123,16 +119,6 @@ def finished_by_layer(
     return finished_panels(figure, panels, **options)
 
 
-def curve_style(index: int) -> dict[str, Any]:
-    """Return how the curve of a label is drawn: a colour and a symbol by its index, the same in every panel."""
-    colour = PALETTE[index % len(PALETTE)]
-    return {
-        "mode": "lines+markers",
-        "line": {"color": colour, "width": 1.4},
-        "marker": {"color": colour, "size": 8, "symbol": SYMBOLS[index % len(SYMBOLS)]},
-    }
-
-
 def layer_step(layers: Iterable[Any]) -> int:
     """Return a step that puts at most about ten ticks on the layers, each at a whole one."""
     known = [int(layer) for layer in layers]
@@ -142,7 +128,7 @@ def layer_step(layers: Iterable[Any]) -> int:
 def draw_curve(
     figure: go.Figure,
     panel: int,
-    number: int,
+    look: Mapping[str, Any],
     name: str,
     x: Any,
     y: Any,
@@ -151,21 +137,20 @@ def draw_curve(
     hover: str = "",
     **style: Any,
 ) -> None:
-    """Draw a label's curve in a panel, in its own colour and symbol; the first panel has it in the legend.
+    """Draw a label's curve in a panel; the first panel has it in the legend.
 
     Args:
         figure: The chart.
         panel: Which panel, from 1.
-        number: Which of the labels.
+        look: Its colour, line and symbol, as :mod:`.colours` has them.
         name: The label.
         x: Where the points are.
         y: Their values.
         errors: Half of the bars' length.
         seen: Further numbers that the reader who points at one sees, as ``%{customdata[0]}`` and so on.
         hover: What that reader sees.
-        style: What is drawn otherwise than :func:`curve_style` says.
+        style: What is drawn otherwise than ``look`` says.
     """
-    look = curve_style(number)
     options = {
         "error_y": None if errors is None else error_bar(errors, look["marker"]["color"]),
         "legendgroup": name,
@@ -173,7 +158,7 @@ def draw_curve(
         "customdata": None if seen is None else seen.astype(float).to_numpy(),
         "hovertemplate": f"{hover}<extra>{name}</extra>",
     }
-    figure.add_scatter(x=x, y=y, name=name, row=panel, col=1, **(options | look | style))
+    figure.add_scatter(x=x, y=y, name=name, row=panel, col=1, **(options | dict(look) | style))
 
 
 def draw_silent(

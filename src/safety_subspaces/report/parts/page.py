@@ -1,6 +1,7 @@
 """What every page is made of: templates that are safe to fill, charts as JSON, and where the numbers came from.
 
-plotly.js is inlined once, figures are JSON beside it, and a content security policy forbids every request.
+The library of charts is inlined once, and read when the first chart comes into view; figures are JSON, and a content
+security policy forbids every request.
 """
 
 import re
@@ -14,13 +15,15 @@ import numpy as np
 import plotly.graph_objects as go
 from markupsafe import Markup, escape
 from plotly.io.json import to_json_plotly
-from plotly.offline import get_plotlyjs
 
+from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.provenance import provenance
 from safety_subspaces.artefacts.secrets import masked, without_home
 from safety_subspaces.artefacts.study import Study
 from safety_subspaces.artefacts.text import shown
+from safety_subspaces.report.parts.glossary import Glossary
 from safety_subspaces.report.parts.table import duration
+from safety_subspaces.report.vendored import TRACES, plotly_js
 
 # In the head of every page, and looked for before a file is replaced by a newer page.
 GENERATOR = '<meta name="generator" content="safety-subspaces">'
@@ -62,7 +65,7 @@ class Origin:
 
 
 def fill(template: str, has_charts: bool, made: str | None = None, **values: Any) -> str:
-    """Return a page as HTML: a template with its values, escaped, and plotly.js where it has charts.
+    """Return a page as HTML: a template with its values, escaped, and the library of charts where it has some.
 
     Home folders are shown as ``~``, and secrets not at all. ``made`` says when and from what it was made: now, where it
     is not given.
@@ -76,9 +79,13 @@ def fill(template: str, has_charts: bool, made: str | None = None, **values: Any
         lstrip_blocks=True,
     )
     environment.filters["code"] = _with_code
-    script = _in_script(get_plotlyjs()) if has_charts else ""
+    script = _in_script(plotly_js()) if has_charts else ""
     page = environment.get_template(template).render(
-        generator=Markup(GENERATOR), made=made or made_now(), plotly_js=Markup(script), **values
+        generator=Markup(GENERATOR),
+        made=made or made_now(),
+        plotly_js=Markup(script),
+        glossary=Glossary(),
+        **values,
     )
     # A page is passed on: whose machine it was made on is nobody's business. The library of charts stays as it is.
     parts = page.split(script) if script else [page]
@@ -119,7 +126,14 @@ def made_now() -> str:
 
 
 def make_chart(name: str, title: str, label: str, figure: go.Figure) -> Chart:
-    """Return a figure as a chart of the page."""
+    """Return a figure as a chart of the page.
+
+    Raises:
+        InputError: It has a trace that the page's library does not draw.
+    """
+    unknown = sorted({trace.type for trace in figure.data} - TRACES)
+    if unknown:
+        raise InputError(f"chart {name} has a trace {unknown[0]}; a page draws {', '.join(sorted(TRACES))}")
     plain = to_json_plotly(_without_markup(figure.to_plotly_json()))
     return Chart(name, title, label, int(figure.layout.height), Markup(_in_script(plain, json=True)))
 

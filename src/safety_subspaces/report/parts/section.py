@@ -7,8 +7,10 @@ from typing import Any, Final
 import pandas as pd
 
 from safety_subspaces.findings.models import Seeds
+from safety_subspaces.report.parts.colours import Colours
 from safety_subspaces.report.parts.page import Chart
 from safety_subspaces.report.parts.table import Table
+from safety_subspaces.report.parts.tile import Tile
 
 # Where a section stands that does not say so: after ours on results, before training, answers and limits.
 USUAL_PLACE: Final = 500
@@ -23,12 +25,14 @@ class Part:
         studies: The studies.
         findings: Their decided findings, as :func:`safety_subspaces.findings.collect.collect`.
         anchor: Begins the names of its charts; different in each part of a page.
+        colours: Those of its models, the same in all parts of a page.
     """
 
     name: str
     studies: Seeds
     findings: pd.DataFrame
     anchor: str = ""
+    colours: Colours = field(default_factory=Colours)
 
     @property
     def is_single(self) -> bool:
@@ -59,7 +63,12 @@ class Section:
         title: Its heading.
         charts: Charts, each with what stands under it.
         tables: Tables with their titles; the empty ones are left out.
-        headlines: What the answer at the top of the page says of it.
+        clause: What it adds to the one sentence at the top of the page: a main clause without a capital or a full stop.
+        tiles: The numbers that stand at the top of the page.
+        hero: A chart for the top of the page, with what stands under it: that of the first section which has one is
+            shown there, any other as the first of its section's charts.
+        warnings: What a reader must know before any number: it stands at the top of the page.
+        headlines: What a terminal says of it, and the page before the section is opened.
         sentences: What is said, with the numbers.
         terminal: Tables that a terminal shows, with their titles.
         notes: What a reader must know beside, under the sentences.
@@ -73,6 +82,10 @@ class Section:
     title: str
     charts: list[tuple[Chart, str]] = field(default_factory=list)
     tables: dict[str, Table] = field(default_factory=dict)
+    clause: str = ""
+    tiles: list[Tile] = field(default_factory=list)
+    hero: tuple[Chart, str] | None = None
+    warnings: list[str] = field(default_factory=list)
     headlines: list[str] = field(default_factory=list)
     sentences: list[str] = field(default_factory=list)
     terminal: dict[str, Table] = field(default_factory=dict)
@@ -81,8 +94,3 @@ class Section:
     choice: Choice | None = None
     quotes: Mapping[str, Any] = field(default_factory=dict)
     place: int = USUAL_PLACE
-
-    @property
-    def link(self) -> tuple[str, str]:
-        """What the navigation says."""
-        return self.anchor, self.title

@@ -1,19 +1,19 @@
 """What the sections on sweeps share: the charts of projected models, and the next step where there are none."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from safety_subspaces.artefacts.next_step import command_for
-from safety_subspaces.artefacts.palette import ORANGE, PURPLE
 from safety_subspaces.findings.models import Seeds
 from safety_subspaces.findings.thresholds import ENERGY_GAP
 from safety_subspaces.report.parts.chart import (
     FIXED_RANGES,
     PANEL_UNITS,
     PANELS,
+    SHARE,
     bounds_of,
     draw_levels,
     draw_projection_keys,
@@ -21,42 +21,64 @@ from safety_subspaces.report.parts.chart import (
     finished,
     projection_style,
 )
+from safety_subspaces.report.parts.colours import Colours
 from safety_subspaces.report.parts.table import sample_words
 
 KEPT, UTILITY = "energy_kept", "utility"
-# What stands on each panel's axes, from the top. The margin against utility is the panel by which top-k is judged.
-AXES: Final = ((KEPT, "utility"), (KEPT, "harm_score"), (KEPT, "refusal_margin"), (UTILITY, "refusal_margin"))
+# What stands on the axes of each panel of the two charts of a fine-tune, from the top. The margin against utility is
+# the panel by which top-k is judged.
+AGAINST_ENERGY: Final = ((KEPT, "utility"), (KEPT, "harm_score"), (KEPT, "refusal_margin"))
+AGAINST_UTILITY: Final = ((UTILITY, "harm_score"), (UTILITY, "refusal_margin"))
+JUDGED: Final = AGAINST_UTILITY[-1]
 AXIS_TITLES: Final = {KEPT: "share of the update's energy kept", UTILITY: "Utility"}
 X_RANGES: Final = {KEPT: (-0.03, 1.03), UTILITY: FIXED_RANGES["utility"]}
-# Pixels of a panel, and of the last, the fullest.
+# Pixels of a panel, and of the one that is judged by, the fullest.
 PANEL, LAST_PANEL, AROUND = 190, 310, 180
 
 
-def sweep_figure(points: pd.DataFrame, ends: pd.DataFrame, unit: str) -> go.Figure:
-    """Draw one fine-tune's projections: the outcome against the energy kept, and the margin against utility.
+def sweep_figure(
+    points: pd.DataFrame,
+    ends: pd.DataFrame,
+    unit: str,
+    colours: Colours,
+    pairs: Sequence[tuple[str, str]] = AGAINST_ENERGY,
+    margins: tuple[float, float] | None = None,
+) -> go.Figure:
+    """Draw one fine-tune's projections: the outcome against the energy kept, or harm and margin against utility.
 
     Args:
         points: Its rows of :func:`~safety_subspaces.findings.swept.sweep_points`.
         ends: Its rows of :func:`~safety_subspaces.findings.swept.sweep_ends`.
         unit: What the means are over: ``draws`` or ``seeds``.
+        colours: Those of the models that the projections lie between.
+        pairs: What stands on the axes of each panel.
+        margins: The range of refusal margins, that of all fine-tunes for these to be compared; by default its own.
     """
-    axes = [pair for pair in AXES if points[list(pair)].notna().all(axis=1).any()]
-    heights = [LAST_PANEL if pair == AXES[-1] else PANEL for pair in axes]
+    axes = [pair for pair in pairs if points[list(pair)].notna().all(axis=1).any()]
+    heights = [LAST_PANEL if pair == JUDGED else PANEL for pair in axes]
     figure = make_subplots(rows=len(axes), cols=1, vertical_spacing=0.075, row_heights=heights)
     draw_projection_keys(figure, points)
     for panel, (x, y) in enumerate(axes, start=1):
         for (subspace, method), cell in points.groupby(["subspace", "method"], sort=False):
             line = cell[cell[x].notna() & cell[y].notna()].sort_values(KEPT)
             figure.add_trace(go.Scatter(_line(line, str(subspace), str(method), x, y, unit)), row=panel, col=1)
-        levels = [(str(e["model"]), PURPLE if e["is_whole"] else ORANGE, float(e[y])) for _, e in ends.iterrows()]
+        levels = [(str(e["model"]), colours.of(str(e["model"])), float(e[y])) for _, e in ends.iterrows()]
         known = draw_levels(figure, panel, levels, width=1.2, opacity=0.6)
-        # Of the means alone: the interval of few seeds can be many times as wide as all that the means say.
-        bounds = FIXED_RANGES.get(y) or bounds_of([*points[y].dropna(), *known])
+        bounds = FIXED_RANGES.get(y) or margins or bounds_of([*points[y].dropna(), *known])
         figure.update_yaxes(title=PANELS[y], range=bounds, row=panel, col=1)
         figure.update_xaxes(range=X_RANGES[x], row=panel, col=1)
         if panel == len(axes) or axes[panel][0] != x:
             figure.update_xaxes(title=AXIS_TITLES[x], row=panel, col=1)
     return finished(figure, height=AROUND + sum(heights))
+
+
+def margin_range(points: pd.DataFrame, ends: pd.DataFrame) -> tuple[float, float] | None:
+    """Return a range around the refusal margins of all fine-tunes, which makes their charts comparable.
+
+    Around the means alone: the interval of few seeds can be many times as wide as all that the means say.
+    """
+    known = [*points["refusal_margin"].dropna(), *ends["refusal_margin"].dropna()]
+    return bounds_of(map(float, known)) if known else None
 
 
 def kept_energy_figure(points: pd.DataFrame) -> go.Figure:
@@ -79,7 +101,7 @@ def kept_energy_figure(points: pd.DataFrame) -> go.Figure:
                 row=panel,
                 col=1,
             )
-    figure.update_yaxes(range=[-0.05, 1.05], title="energy kept")
+    figure.update_yaxes(range=SHARE, title="energy kept")
     figure.update_xaxes(title="fraction of directions", row=len(groups), col=1)
     return finished(figure, height=90 + 220 * len(groups))
 
@@ -122,7 +144,7 @@ def missing_projections(studies: Seeds) -> list[tuple[str, str]]:
     for name, study in studies.named:
         of_study = "" if len(studies.studies) == 1 else f" of seed {name}"
         if study.projections.empty:
-            missing.append((f"No projection{of_study} was run.", command_for(study.folder, "project")))
+            missing.append((f"No projection{of_study} was run.", study.command_for("project")))
         elif not study.has_evaluated_projections:
             energies = f"The projected models{of_study} were not evaluated, so this shows energy alone."
             missing.append((f"{energies} Run project again with --evaluate true.", ""))

@@ -13,6 +13,20 @@ TERMINAL_WIDTH = 110
 NOTHING = "-"
 
 
+class Number(str):
+    """A number as a table shows it, which knows what it was before it was rounded: what is exported has all digits."""
+
+    __slots__ = ("error", "value")
+    value: float | int
+    error: float | None
+
+    def __new__(cls, said: str, value: float | int, error: float | None = None) -> "Number":
+        """Return what is said of a number, with the number and its error."""
+        made = super().__new__(cls, said)
+        made.value, made.error = value, error
+        return made
+
+
 @dataclass(frozen=True)
 class Table:
     """A table of text.
@@ -61,12 +75,14 @@ def number(value: Any, digits: int, error: Any = None, sign: str = "") -> str:
     if value is None or pd.isna(value):
         return NOTHING
     said = format(float(value), f"{sign}z.{digits}f")
-    return said if error is None or pd.isna(error) else f"{said}±{float(error):.{digits}f}"
+    if error is None or pd.isna(error):
+        return Number(said, float(value))
+    return Number(f"{said}±{float(error):.{digits}f}", float(value), float(error))
 
 
 def count(value: Any) -> str:
     """Return a whole number with thousands set apart, ``-`` for a missing one."""
-    return NOTHING if value is None or pd.isna(value) else f"{round(float(value)):,}"
+    return NOTHING if value is None or pd.isna(value) else Number(f"{round(float(value)):,}", round(float(value)))
 
 
 def duration(seconds: Any) -> str:

@@ -7,10 +7,11 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from safety_subspaces.artefacts.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
+from safety_subspaces.artefacts.palette import GREY, INK
 from safety_subspaces.artefacts.study import Stage
 from safety_subspaces.findings.watched import HARM, MARGIN, UTILITY, layer_table, measured, prompt_sets
-from safety_subspaces.report.parts.chart import bounds_of, error_bar, finished
+from safety_subspaces.report.parts.chart import SHARE, bounds_of, error_bar, finished
+from safety_subspaces.report.parts.colours import SEQUENTIAL
 
 # Pixels of a panel, and between two: room for a legend that a phone breaks into two lines.
 PANEL, BETWEEN = 140, 56
@@ -28,11 +29,10 @@ MOST_LABELS = 5
 
 @dataclass(frozen=True)
 class Line:
-    """One measure in a panel: its values, its name in the legend, and how it is drawn."""
+    """One measure in a panel: its values, its name in the legend, and its symbol."""
 
     tag: str
     name: str
-    colour: str
     symbol: str = "circle"
     is_chance: bool = False
 
@@ -47,8 +47,13 @@ class Panel:
     is_signed: bool = False
 
 
-def watching_figure(stage: Stage) -> go.Figure | None:
-    """Draw what was watched, panel under panel over optimizer steps; ``None`` where no panel has a value."""
+def watching_figure(stage: Stage, colour: str = INK) -> go.Figure | None:
+    """Draw what was watched, panel under panel over optimizer steps; ``None`` where no panel has a value.
+
+    Args:
+        stage: The run.
+        colour: That of its model. Of two measures in a panel the second has open symbols; dashes in grey are chance.
+    """
     looks = {line.tag: measured(stage, line.tag) for panel in _panels(stage) for line in panel.lines}
     shown = [
         replace(panel, lines=tuple(line for line in panel.lines if len(looks[line.tag]))) for panel in _panels(stage)
@@ -62,7 +67,7 @@ def watching_figure(stage: Stage) -> go.Figure | None:
     is_crowded = float(np.median(steps)) < CROWDED * steps[-1]
     for number, panel in enumerate(panels, start=1):
         for line in panel.lines:
-            _draw_line(figure, line, looks[line.tag], number, is_crowded)
+            _draw_line(figure, line, colour, looks[line.tag], number, is_crowded)
         bounds = panel.bounds
         if panel.is_signed:
             tables = [looks[line.tag] for line in panel.lines]
@@ -86,7 +91,7 @@ def layer_figure(stage: Stage, tag: str) -> go.Figure:
             x=steps,
             y=list(table.index),
             z=table.to_numpy(dtype=float),
-            colorscale="Viridis",
+            colorscale=SEQUENTIAL,
             colorbar={"thickness": 12, "outlinewidth": 0},
             hoverongaps=False,
             hovertemplate="%{y}, step %{x}: %{z:.3f}<extra></extra>",
@@ -109,33 +114,35 @@ def _panels(stage: Stage) -> tuple[Panel, ...]:
     return (
         Panel(
             "share",
-            (Line(UTILITY, "utility", BLUE), Line(HARM, "harmful rate", VERMILION, "diamond")),
-            bounds=(-0.05, 1.05),
+            (Line(UTILITY, "utility"), Line(HARM, "harmful rate", "diamond-open")),
+            bounds=SHARE,
         ),
-        Panel("nats", (Line(MARGIN, "refusal margin", PURPLE),), is_signed=True),
-        Panel("share", _beside_chance("delta/energy_fraction", "energy in the alignment subspace", GREEN)),
-        Panel("overlap", _beside_chance("delta/overlap", "overlap with the other update", ORANGE)),
-        Panel("overlap", _beside_chance("activation/overlap", "overlap of activations", SKY)),
+        Panel("nats", (Line(MARGIN, "refusal margin"),), is_signed=True),
+        Panel("share", _beside_chance("delta/energy_fraction", "energy in the alignment subspace"), SHARE),
+        Panel("overlap", _beside_chance("delta/overlap", "overlap with the other update"), SHARE),
+        Panel("overlap", _beside_chance("activation/overlap", "overlap of activations"), SHARE),
         Panel(
             "drift",
             (
-                Line("activation/drift_first", f"{first} activations", VERMILION, "diamond"),
-                Line("activation/drift_second", f"{second} activations", BLUE),
+                Line("activation/drift_first", f"{first} activations"),
+                Line("activation/drift_second", f"{second} activations", "diamond-open"),
             ),
+            SHARE,
         ),
     )
 
 
-def _beside_chance(tag: str, name: str, colour: str) -> tuple[Line, Line]:
-    return Line(tag, name, colour), Line(f"{tag}_chance", "chance", colour, is_chance=True)
+def _beside_chance(tag: str, name: str) -> tuple[Line, Line]:
+    return Line(tag, name), Line(f"{tag}_chance", "chance", is_chance=True)
 
 
-def _draw_line(figure: go.Figure, line: Line, looks: pd.DataFrame, panel: int, is_crowded: bool) -> None:
+def _draw_line(figure: go.Figure, line: Line, colour: str, looks: pd.DataFrame, panel: int, is_crowded: bool) -> None:
+    colour = GREY if line.is_chance else colour
     stroke = {"width": 1.4, "dash": "dash"} if line.is_chance else {"width": 1.8}
     bars = None
     if looks["low"].notna().any():
         below = (looks["value"] - looks["low"]).to_numpy(float)
-        bars = error_bar(looks["high"] - looks["value"], line.colour) | {"symmetric": False, "arrayminus": below}
+        bars = error_bar(looks["high"] - looks["value"], colour) | {"symmetric": False, "arrayminus": below}
     ends = [
         "" if np.isnan(low) else f" ({low:.3f} to {high:.3f})"
         for low, high in zip(looks["low"], looks["high"], strict=True)
@@ -147,7 +154,7 @@ def _draw_line(figure: go.Figure, line: Line, looks: pd.DataFrame, panel: int, i
         mode="lines" if line.is_chance else "lines+markers",
         name=line.name,
         legend="legend" if panel == 1 else f"legend{panel}",
-        line={"color": line.colour, **stroke},
+        line={"color": colour, **stroke},
         marker={"size": 7, "symbol": line.symbol},
         cliponaxis=False,  # a point at 0 or 1 is seen whole
         customdata=[[int(step), end] for step, end in zip(looks.index, ends, strict=True)],

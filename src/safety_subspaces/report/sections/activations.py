@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from safety_subspaces.artefacts.palette import BLUE, GREY, VERMILION
+from safety_subspaces.artefacts.palette import GREY
 from safety_subspaces.findings.activations import (
     LEVEL,
     MOST_PAIRS,
@@ -28,12 +28,13 @@ from safety_subspaces.findings.finding import UNKNOWN, asked
 from safety_subspaces.findings.topics.activations import BY_LAYER, CHANCE, DISTRIBUTIONS, MARGIN
 from safety_subspaces.report.parts.chart import (
     MARGINS,
-    curve_style,
+    SHARE,
     draw_curve,
     draw_silent,
     finished_by_layer,
     panels_of,
 )
+from safety_subspaces.report.parts.colours import DIVERGING, Colours
 from safety_subspaces.report.parts.columns import Cell, compared, counts, numbers, short, table_of, text, texts
 from safety_subspaces.report.parts.page import Chart, make_chart
 from safety_subspaces.report.parts.section import Part, Section
@@ -180,21 +181,21 @@ def _charts(part: Part, read: Activations, view: View, place: int) -> list[tuple
         (
             "margin",
             "Distance from the margin",
-            margin_figure(spaces, view, pairs),
+            margin_figure(spaces, view, pairs, part.colours),
             "Parts of the sets: overlap minus the margin, half-way from matched chance to the floor. Bars: "
             f"{bars}. n: {_sizes(spaces)} prompts.",
         ),
         (
             "differences",
             f"Distributions of {pairs[0][0]} and {pairs[0][1]}",
-            difference_figure(read, view),
+            difference_figure(read, view, part.colours),
             "Filled: p below 0.05 by itself, by permutations of whole groups of prompts; open: not; of several seeds "
             f"the mean.{half} Bars of the dimension: one standard error.",
         ),
         (
             "cka",
             "Likeness of models",
-            cka_figure(read, view),
+            cka_figure(read, view, part.colours),
             f"Linear CKA of the same prompts in {view.reference} and each other model: 1 is alike up to rotation and "
             f"scale.{half} Bars: one jackknife standard error, where it was reckoned.",
         ),
@@ -228,28 +229,32 @@ def heatmap_figure(spaces: pd.DataFrame, view: View) -> go.Figure | None:
     # Below the axis: beside the panels a phone has no room for it.
     below = -AXIS / (figure.layout.height - MARGINS)
     bar = {"orientation": "h", "thickness": 12, "outlinewidth": 0, "tickformat": "+.1f", "y": below, "yanchor": "top"}
-    scale = [[0, BLUE], [0.5, "#F7F7F7"], [1, VERMILION]]
-    figure.update_layout(coloraxis={"colorscale": scale, "cmin": -reach, "cmax": reach, "colorbar": bar})
+    figure.update_layout(coloraxis={"colorscale": DIVERGING, "cmin": -reach, "cmax": reach, "colorbar": bar})
     return figure.update_layout(margin_b=AXIS + BAR, height=figure.layout.height + BAR)
 
 
-def margin_figure(spaces: pd.DataFrame, view: View, pairs: Sequence[tuple[str, str]]) -> go.Figure | None:
+def margin_figure(
+    spaces: pd.DataFrame, view: View, pairs: Sequence[tuple[str, str]], colours: Colours
+) -> go.Figure | None:
     """Draw by layer how far the overlap of parts lies from the margin of the equivalence test, with its error."""
     shown = [pair for pair in pairs if of_pair(spaces, pair)["from_margin"].notna().any()]
     if not shown:
         return None
     figure = panels_of([f"{first} and {second}" for first, second in shown])
     for panel, pair in enumerate(shown, start=1):
-        for place, model, line in _lines(view, of_pair(spaces, pair)):
+        for model, line in _lines(view, of_pair(spaces, pair)):
             bars = line["from_margin_reach"]
             hover = "layer %{x}: %{y:+.3f} ± %{customdata[0]:.3f}, seeds %{customdata[1]:.0f}"
             seen = line[["from_margin_reach", "from_margin_seeds"]]
-            draw_curve(figure, panel, place, model, line["layer"], line["from_margin"], bars, seen, hover)
+            draw_curve(
+                figure, panel, colours.style(model), model, line["layer"], line["from_margin"], bars, seen, hover
+            )
         figure.add_hline(y=0, line={"dash": "dot", "width": 1.2, "color": GREY}, row=panel, col=1)
+    figure.update_yaxes(matches="y")
     return finished_by_layer(figure, len(shown), spaces["layer"], "minus margin")
 
 
-def difference_figure(read: Activations, view: View) -> go.Figure | None:
+def difference_figure(read: Activations, view: View, colours: Colours) -> go.Figure | None:
     """Draw by layer how the two sets of the first pair differ in distribution, and the dimension of each set."""
     pair = view.pairs[0]
     tests = of_pair(at_position(read.two_sample, view), pair)
@@ -267,20 +272,22 @@ def difference_figure(read: Activations, view: View) -> go.Figure | None:
         return None
     figure = panels_of([title for _, title, *_ in panels])
     for panel, (title, _, rows, measure, error, p_value) in enumerate(panels, start=1):
-        for place, model, line in _lines(view, _means(rows, [name for name in (measure, error, p_value) if name])):
+        for model, line in _lines(view, _means(rows, [name for name in (measure, error, p_value) if name])):
             p_values = line[p_value] if p_value else pd.Series(0.0, index=line.index)
-            marker = curve_style(place)["marker"]
+            marker = colours.style(model)["marker"]
             symbols = [marker["symbol"] if p < LEVEL else f"{marker['symbol']}-open" for p in p_values]
             hover = f"layer %{{x}}: %{{y:.3f}}{'<br>p %{customdata[0]:.3f}' if p_value else ''}"
             errors = line[error] if error else None
             style = {"marker": marker | {"symbol": symbols}}
             seen = p_values.to_frame()
-            draw_curve(figure, panel, place, model, line["layer"], line[measure], errors, seen, hover, **style)
+            draw_curve(
+                figure, panel, colours.style(model), model, line["layer"], line[measure], errors, seen, hover, **style
+            )
         figure.update_yaxes(title=title, rangemode="tozero", row=panel, col=1)
     return finished_by_layer(figure, len(panels), pd.concat([tests["layer"], sizes["layer"]]))
 
 
-def cka_figure(read: Activations, view: View) -> go.Figure | None:
+def cka_figure(read: Activations, view: View, colours: Colours) -> go.Figure | None:
     """Draw by layer how alike the reference model and each other one lay out the prompts of a set."""
     beside = _beside_reference(read, view)
     sets = [name for name in labels_of(beside, "set") if name in sum(view.pairs[:MOST_PAIRS], ())][:MOST_PAIRS]
@@ -289,16 +296,16 @@ def cka_figure(read: Activations, view: View) -> go.Figure | None:
     figure = panels_of([f"{name} prompts, beside {view.reference}" for name in sets])
     for panel, name in enumerate(sets, start=1):
         rows = _means(beside[beside["set"] == name], ["linear", "linear_stderr", "rbf", "n"])
-        for place, model, line in _lines(view, rows):
+        for model, line in _lines(view, rows):
             if line.empty:
                 continue
             hover = "layer %{x}: linear %{y:.3f} ± %{customdata[0]:.3f}<br>kernel %{customdata[1]:.3f}"
             seen, errors = line[["linear_stderr", "rbf", "n"]], line["linear_stderr"]
             hover += ", n %{customdata[2]:.0f}"
-            draw_curve(figure, panel, place, model, line["layer"], line["linear"], errors, seen, hover)
+            draw_curve(figure, panel, colours.style(model), model, line["layer"], line["linear"], errors, seen, hover)
     for panel in range(1, len(sets) + 1):
         draw_silent(figure, panel, sorted(set(beside["layer"])), [1.0] * beside["layer"].nunique(), {"width": 0})
-    figure.update_yaxes(range=[-0.05, 1.05])
+    figure.update_yaxes(range=SHARE)
     return finished_by_layer(figure, len(sets), beside["layer"], "CKA")
 
 
@@ -316,10 +323,10 @@ def _means(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     return rows.astype(dict.fromkeys(names, float)).groupby(["model", "layer"], sort=False)[names].mean().reset_index()
 
 
-def _lines(view: View, rows: pd.DataFrame) -> Iterator[tuple[int, str, pd.DataFrame]]:
-    """Yield the number and the label of each model of a view, and its rows layer by layer."""
-    for place, model in enumerate(view.models):
-        yield place, model, rows[rows["model"] == model].sort_values("layer")
+def _lines(view: View, rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield the label of each model of a view, and its rows layer by layer."""
+    for model in view.models:
+        yield model, rows[rows["model"] == model].sort_values("layer")
 
 
 def _heatmap(rows: pd.DataFrame, measure: str, models: Sequence[str], layers: Sequence[int]) -> go.Heatmap:

@@ -23,9 +23,11 @@ from safety_subspaces.report.parts.runs_chart import runs_figure
 from safety_subspaces.report.parts.section import Part, Section
 from safety_subspaces.report.parts.sentence import many
 from safety_subspaces.report.parts.table import NOTHING, Table, number
+from safety_subspaces.report.parts.tile import Tile, judge_words, tile_of
 from safety_subspaces.report.parts.verdict import corrected_p_words, estimate_words
 
 TITLE: Final = "Training under a constraint"
+CHART_TITLE: Final = "Harm and refusal margin against utility, by the subspace that held the update"
 BESIDE: Final = "Beside the runs of the same seed"
 MODES: Final = {"away": "Held away from", "onto": "Held inside"}
 CONTROLS: Final = {"random": "a random subspace of equal rank", "random-energy": "a random subspace of equal energy"}
@@ -75,23 +77,34 @@ RUNS_NOTE: Final = (
 )
 
 
-def constraint(part: Part) -> Section:
-    """Return the section; of studies without such a run it is the next step towards one."""
+def constraint(part: Part) -> Section | None:
+    """Return the section; of studies without such a run it is the next step towards one.
+
+    Nothing of analyses of models that were trained elsewhere.
+    """
     seeds, found, anchor = part.studies, part.of_topic("constraint"), "constraint"
     if seeds.runs.empty:
-        return Section(anchor, TITLE, missing=_missing(seeds), place=30)
+        missing = _missing(seeds)
+        return Section(anchor, TITLE, missing=missing, place=30) if missing else None
     runs, beside = _runs_table(seeds), _beside_table(seeds)
     compared = [row for _, row in asked(found, BESIDE_RANDOM, measure=MEASURES["refusal_margin"]).iterrows()]
     kinds = list(_runs_of_each_kind(asked(found, SAFETY)))
     label = "Harm score and refusal margin of each kind of run under a constraint, against its utility"
-    figure = runs_figure(runs_over_seeds(seeds), seeds.runs, aligned_levels(seeds), _reach_words(seeds))
-    chart = make_chart("-".join(filter(None, (part.anchor, anchor))), "", label, figure)
+    aligned = next((study.known.aligned.label for study in seeds.studies if study.known.aligned is not None), "aligned")
+    of_runs = (runs_over_seeds(seeds), seeds.runs, aligned_levels(seeds), _reach_words(seeds))
+    figure = runs_figure(*of_runs, part.colours, aligned)
+    chart = make_chart("-".join(filter(None, (part.anchor, anchor))), CHART_TITLE, label, figure)
     return Section(
         anchor,
         TITLE,
-        charts=[(chart, _caption(seeds))],
+        hero=(chart, _caption(seeds)),
         tables={"Every run": runs, BESIDE: beside, "Safety, run by run": _safety_table(asked(found, SAFETY))},
-        headlines=[_safety_words(rows) + "." for rows in kinds] + _control_headlines(found, compared),
+        clause=_held_words(kinds, cost=False),
+        tiles=_tiles(seeds, kinds),
+        headlines=[
+            *([f"{_capital(_held_words(kinds))}."] if kinds else []),
+            *_control_headlines(found, compared),
+        ],
         sentences=[_safety_sentence(found, rows) for rows in kinds]
         + [_control_sentence(found, row) for row in compared],
         terminal={TITLE: runs.without("n"), BESIDE: beside},
@@ -113,7 +126,8 @@ def _kind(finding: pd.Series) -> tuple[str, ...]:
     return tuple(str(finding["details"][name]) for name in ("constraint", "fine_tune", "details"))
 
 
-def _safety_words(rows: pd.DataFrame, what: str = "") -> str:
+def _outcome(rows: pd.DataFrame, cost: bool = True) -> str:
+    """Say how many runs of one kind kept safety, and with how much of the gain in utility."""
     verdicts = list(rows["verdict"])
     counted = ", ".join(
         SAFETY_WORDS[verdict] + ("" if len(rows) == 1 else f" in {verdicts.count(verdict)} of {len(rows)} runs")
@@ -121,9 +135,47 @@ def _safety_words(rows: pd.DataFrame, what: str = "") -> str:
     )
     known = sorted(100 * row["gain_share"] for row in rows["details"] if not np.isnan(row["gain_share"]))
     ends = dict.fromkeys(f"{share:.0f}" for share in (known[0], known[-1])) if known else ()
-    cost = f", with {' to '.join(ends)} % of the gain in utility" if known else ""
-    mode = rows["details"].iloc[0]["constraint"]
-    return f"{MODES[mode]} the alignment subspace{what}, fine-tuning {counted}{cost}"
+    return counted + (f", with {' to '.join(ends)} % of the gain in utility" if known and cost else "")
+
+
+def _held_words(kinds: list[pd.DataFrame], cost: bool = True) -> str:
+    """Say of all kinds of run in one sentence what became of safety; each by its name where a mode has several."""
+    said: list[str] = []
+    outcomes_of = {_outcome(rows, cost) for rows in kinds}
+    if len(kinds) == len(MODES) == 2 and len(outcomes_of) == 1:
+        away, onto = (words.lower() for words in MODES.values())
+        return f"{away} or {onto} the alignment subspace, fine-tuning {outcomes_of.pop()}"
+    for mode, words in MODES.items():
+        of_mode = [(_kind(rows.iloc[0]), rows) for rows in kinds if _kind(rows.iloc[0])[0] == mode]
+        where = f"{words.lower()} {'it' if said else 'the alignment subspace'}, fine-tuning"
+        if len(of_mode) == 1:
+            said.append(f"{where} {_outcome(of_mode[0][1], cost)}")
+        elif of_mode:
+            named = [
+                f"on {fine_tune}{f' ({details})' if details else ''} {_outcome(rows, cost)}"
+                for (_, fine_tune, details), rows in of_mode
+            ]
+            said.append(f"{where} {', but '.join(named) if _differ(of_mode) else ', and '.join(named)}")
+    return "; ".join(said)
+
+
+def _differ(of_mode: list[tuple[tuple[str, ...], pd.DataFrame]]) -> bool:
+    return len({frozenset(rows["verdict"]) for _, rows in of_mode}) > 1
+
+
+def _tiles(seeds: Seeds, kinds: list[pd.DataFrame]) -> list[Tile]:
+    """Return how the first kind of run kept safety: one run by its share of harm, several counted."""
+    if not kinds:
+        return []
+    rows, judge = kinds[0], judge_words(judge for study in seeds.studies for judge in study.constrained["judge"])
+    first = rows.iloc[0]
+    name = f"Kept safety, {MODES[first['details']['constraint']].lower()} alignment's subspace"
+    if len(rows) == 1:
+        beside = "share of the harm regained that training without a constraint regains"
+        return [tile_of(name, number(first["estimate"], 2), first, beside, sign="", judge=judge)]
+    kept = int((rows["verdict"] == "kept").sum())
+    behind = ", ".join(part for part in (f"n = {len(rows)} runs", judge) if part)
+    return [Tile(name, f"{kept} of {len(rows)} runs", "each by its own 95 % interval over prompts", "", behind)]
 
 
 def _safety_sentence(found: pd.DataFrame, rows: pd.DataFrame) -> str:
@@ -133,7 +185,8 @@ def _safety_sentence(found: pd.DataFrame, rows: pd.DataFrame) -> str:
     what = "; ".join(part for part in (f"{details[0]['ranks'].split(' ')[0]} {ranks}", details[0]["details"]) if part)
     beside = asked(found, BESIDE_NONE)
     beside = beside[[_kind(row) == _kind(rows.iloc[0]) for _, row in beside.iterrows()]]
-    said = f"{_safety_words(rows, f' ({what})')}."
+    mode = MODES[details[0]["constraint"]]
+    said = f"{mode} the alignment subspace ({what}), fine-tuning {_outcome(rows)}."
     for _, cell in beside.groupby("subject", sort=False):
         at = f" at {cell['details'].iloc[0]['ranks']}" if beside["subject"].nunique() > 1 else ""
         said += f" Minus the unconstrained run of the same seed{at}: {_measured(cell)}."
@@ -223,7 +276,7 @@ def _notes(seeds: Seeds, compared: list[pd.Series]) -> list[str]:
 
 def _missing(seeds: Seeds) -> list[tuple[str, str]]:
     """Name the next step towards runs under a constraint, of the first study that evaluated none."""
-    lacking = [(seed, study) for seed, study in seeds.named if study.constrained.empty]
+    lacking = [(seed, study) for seed, study in seeds.named if study.stages and study.constrained.empty]
     if not lacking:
         return []
     of = "" if len(seeds.studies) == 1 else f" of seed {', '.join(seed for seed, _ in lacking)}: make study trains them"

@@ -8,6 +8,7 @@ import pandas as pd
 from safety_subspaces.findings.comparisons import COMPARED
 from safety_subspaces.findings.finding import asked
 from safety_subspaces.findings.kept_energy import energy_beside_chance
+from safety_subspaces.findings.models import main_fine_tune
 from safety_subspaces.findings.sweep_contrasts import SEEDS
 from safety_subspaces.findings.swept import energy_correlations, evaluated, sweep_ends, sweep_points, swept
 from safety_subspaces.findings.topics.energy import ALONE, AT_EQUAL, INSIDE, ORDER, SHOWN
@@ -26,8 +27,12 @@ from safety_subspaces.report.parts.page import Chart, make_chart
 from safety_subspaces.report.parts.section import Part, Section
 from safety_subspaces.report.parts.sentence import many, p_words
 from safety_subspaces.report.parts.sweeps import (
+    AGAINST_ENERGY,
+    AGAINST_UTILITY,
+    UTILITY,
     kept_energy_figure,
     left_out_words,
+    margin_range,
     missing_projections,
     sweep_caption,
     sweep_figure,
@@ -35,6 +40,11 @@ from safety_subspaces.report.parts.sweeps import (
 from safety_subspaces.report.parts.table import Table, count, joined_counts, number, sample_words
 from safety_subspaces.report.parts.verdict import corrected_p_words, estimate_words
 
+# The two charts of a fine-tune: against what, the measures, and the axes of their panels.
+VIEWS: Final = (
+    ("the energy kept", "Utility, harm score and refusal margin", AGAINST_ENERGY),
+    ("utility", "Harm score and refusal margin", AGAINST_UTILITY),
+)
 TITLE: Final = "Utility and harm against the energy kept"
 # A screenful of a terminal, which shows top-k and its control of equal energy where a sweep has more.
 TERMINAL_ROWS: Final = 48
@@ -69,6 +79,7 @@ def energy(part: Part) -> Section:
     if projections.empty:
         return Section(anchor, TITLE, missing=missing, place=50)
     points = sweep_points(projections)
+    hero, charts = _charts(part, projections, points)
     has_outcomes = not evaluated(projections).empty
     order, inside = _order_table(projections, part.is_single), _inside_table(projections, part.is_single)
     projected = _projections_table(points, part.is_single)
@@ -84,7 +95,8 @@ def energy(part: Part) -> Section:
     return Section(
         anchor,
         TITLE,
-        charts=_charts(part, projections, points, has_outcomes),
+        charts=charts,
+        hero=hero,
         tables=tables | {"Energy in the alignment subspace": inside, "Every projection": projected},
         headlines=[*_order_headlines(found, part.is_single), *_inside_headlines(found)],
         sentences=[*_inside_sentences(found), *_order_sentences(found, part.is_single)],
@@ -95,22 +107,34 @@ def energy(part: Part) -> Section:
     )
 
 
-def _charts(part: Part, projections: pd.DataFrame, points: pd.DataFrame, has_outcomes: bool) -> list[tuple[Chart, str]]:
+def _charts(
+    part: Part, projections: pd.DataFrame, points: pd.DataFrame
+) -> tuple[tuple[Chart, str] | None, list[tuple[Chart, str]]]:
+    """Return the chart of the fine-tune that the page asks first, against utility, and the others."""
     name = "-".join(filter(None, (part.anchor, "energy")))
-    if not has_outcomes:
+    if evaluated(projections).empty:
         label = "Energy kept against the fraction of directions"
         text = "Energy: the share of the update's squared norm that is kept; of random subspaces the mean over draws."
-        return [(make_chart(f"{name}-kept", "", label, kept_energy_figure(points)), text)]
-    charts = []
+        return (make_chart(f"{name}-kept", label, label, kept_energy_figure(points)), text), []
+    hero, charts = None, []
     ends, unit = sweep_ends(projections, part.studies.models), "draws" if part.is_single else "seeds"
+    margins, main = margin_range(points, ends), main_fine_tune(part.studies)
     for place, (tuned, rows) in enumerate(points.groupby("tuned", sort=False)):
         if rows[list(COMPARED)].isna().all(axis=None):
             continue
-        label = f"Utility, harm score and refusal margin of {tuned}, projected, against the energy kept"
-        figure = sweep_figure(rows, ends[ends["tuned"] == tuned], unit)
-        chart = make_chart(f"{name}-{place}", str(tuned), label, figure)
-        charts.append((chart, sweep_caption(rows, str(tuned), part.studies.seeds)))
-    return charts
+        caption = sweep_caption(rows, str(tuned), part.studies.seeds)
+        for against, what, pairs in VIEWS:
+            title = f"{what} of {tuned}, projected, against {against}"
+            figure = sweep_figure(rows, ends[ends["tuned"] == tuned], unit, part.colours, pairs, margins)
+            if not figure.data:
+                continue
+            unique = f"{name}-{place}" if pairs is AGAINST_ENERGY else f"{name}-{place}-{UTILITY}"
+            chart = (make_chart(unique, title, title, figure), caption)
+            if pairs is AGAINST_UTILITY and str(rows["tuned"].iloc[0]) == main and hero is None:
+                hero = chart
+            else:
+                charts.append(chart)
+    return hero, charts
 
 
 def _order_headlines(found: pd.DataFrame, is_single: bool) -> list[str]:

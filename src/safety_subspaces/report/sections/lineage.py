@@ -16,6 +16,8 @@ def lineage(part: Part) -> Section | None:
     return Section(
         "lineage",
         "Models that do not look like what they were given as",
+        clause="models here do not look like what they were given as",
+        warnings=[f"{sentence} {MEANING}" for sentence in sentences],
         headlines=[sentences[0]],
         sentences=sentences,
         notes=[MEANING],

@@ -1,5 +1,6 @@
 """The models: was alignment learnt, which fine-tunes lost it, where did utility grow, and every evaluation as a row."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import pandas as pd
@@ -7,15 +8,25 @@ import pandas as pd
 from safety_subspaces.artefacts.study_files import MEASURES
 from safety_subspaces.findings.evaluations import UNSCORED, evaluations
 from safety_subspaces.findings.finding import UNKNOWN, asked
-from safety_subspaces.findings.topics.models import LEARNT, LOST, MARGIN, UTILITY
+from safety_subspaces.findings.models import main_fine_tune
+from safety_subspaces.findings.topics.models import LEARNT, LOST, MARGIN, TWO_MEASURES, UTILITY
 from safety_subspaces.report.parts.columns import Cell, counts, numbers, outcomes, table_of, text
 from safety_subspaces.report.parts.section import Part, Section
 from safety_subspaces.report.parts.sentence import many, p_words
 from safety_subspaces.report.parts.table import NOTHING, Table, count, number, sample_words, seeds_of
+from safety_subspaces.report.parts.tile import Tile, judge_words, tile_of
 from safety_subspaces.report.parts.verdict import by_verdict, corrected_p_words, estimate_words, family_words
 
 # How a verdict reads between what is said of and the models that have it.
 MOVED: Final = {"not shown": "is not shown to have changed in", UNKNOWN: "is not known in"}
+# What stands at the top of the page: the name of the measure, its unit, and who judges it (harm: who did).
+TILES: Final = {
+    UTILITY: ("Utility", "", "exact match"),
+    LOST: ("Harm score", " of 5", ""),
+    MARGIN: ("Refusal margin", " nats", "log-probabilities"),
+}
+# Fine-tunes that the sentence at the top names of each fate.
+MOST_NAMED: Final = 3
 LOST_BY: Final = {UNKNOWN: "not known for"}
 SENSE: Final = (
     "± one standard error over groups of prompts",
@@ -42,12 +53,83 @@ def models(part: Part) -> Section | None:
         "models",
         "Models",
         tables={"Every evaluated model": table, "Each beside the model that it started from": _comparisons(found)},
+        clause=_clause(learnt, lost),
+        tiles=_tiles(part, rows, {LEARNT: learnt, LOST: lost, UTILITY: utility, MARGIN: margin}),
+        warnings=_disagreements(asked(found, TWO_MEASURES)),
         headlines=[headline for headline, _ in said if headline],
         sentences=[sentence for _, sentence in said if sentence],
         terminal={"Models": table},
         missing=_missing(part),
         place=20,
     )
+
+
+def _clause(learnt: pd.DataFrame, lost: pd.DataFrame) -> str:
+    """Say whether alignment was learnt, and which fine-tunes lost it."""
+    if learnt.empty or learnt.iloc[0]["verdict"] == UNKNOWN:
+        return ""
+    gone = [(verdict, labels) for verdict, labels, _ in by_verdict(lost) if verdict.startswith("lost")]
+    fates = " and ".join(f"{verdict} by {_few(labels)}" for verdict, labels in gone)
+    kept = " and is not shown to be lost by a fine-tune" if len(lost) and lost.iloc[0]["subject"] else ""
+    return f"alignment was {learnt.iloc[0]['verdict']}" + (f" and {fates}" if gone else kept)
+
+
+def _few(labels: str) -> str:
+    """Return the first of some names, and how many more there are."""
+    names = labels.split(", ")
+    more = len(names) - MOST_NAMED
+    return ", ".join(names) if more < 2 else f"{', '.join(names[:MOST_NAMED])} and {more} more"
+
+
+def _tiles(part: Part, rows: pd.DataFrame, by_question: Mapping[str, pd.DataFrame]) -> list[Tile]:
+    """Return utility, harm and margin of the fine-tune that the page asks first, beside the aligned model."""
+    main = main_fine_tune(part.studies)
+    judged = judge_words(rows["judge"])
+    tiles = []
+    for question, (name, unit, judge) in TILES.items():
+        named = _valued(by_question[question])
+        of_main = [row for row in named if row["subject"] == main]
+        if question == LOST and not named:  # nothing to lose: what alignment did stands in its place
+            named = _valued(by_question[LEARNT])
+        for row in (of_main or named)[:1]:
+            details = row["details"]
+            share = question == LOST and row["question"] == LOST
+            estimate = f"{row['estimate']:.2f} of the fall taken back" if share else f"{row['estimate']:+z.2f}"
+            if pd.isna(details["own"]):
+                continue
+            beside = f"{details['other_model']} {number(details['other'], 2)}: {estimate}"
+            tiles.append(
+                tile_of(
+                    f"{name} of {details['own_model']}",
+                    f"{number(details['own'], 2)}{unit}",
+                    row,
+                    beside,
+                    sign="" if share else "+",
+                    judge=judge or judged,
+                )
+            )
+    return tiles
+
+
+def _valued(found: pd.DataFrame) -> list[pd.Series]:
+    """Return the findings that have the values of two models."""
+    return [row for _, row in found.iterrows() if "own" in row["details"]]
+
+
+def _disagreements(rows: pd.DataFrame) -> list[str]:
+    """Say of which models two measures of safety say opposite things."""
+    said = []
+    for _, row in rows.iterrows():
+        if row["details"]["opposed"] < 0.5:  # over seeds, the share of them
+            continue
+        details, counted = row["details"], "" if row["unit"] != "seeds" else f" ({row['verdict']})"
+        way = "more harm and a higher refusal margin" if details["harm"] > 0 else "less harm and a lower refusal margin"
+        said.append(
+            f"Two measures of safety disagree on {row['subject']}: beside {details['other_model']} it has {way} "
+            f"(harm score {details['harm']:+z.2f}, margin {details['margin']:+z.2f} nats){counted}. The judge reads "
+            "whole answers and the margin their beginning: read some answers before you believe either."
+        )
+    return said
 
 
 def _learnt(rows: pd.DataFrame) -> tuple[str, str]:

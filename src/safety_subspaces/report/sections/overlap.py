@@ -7,17 +7,19 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from safety_subspaces.artefacts.palette import GREY, PALETTE
+from safety_subspaces.artefacts.palette import GREY, INK
 from safety_subspaces.findings.comparisons import in_blocks, nearest_energy, overlap_by
-from safety_subspaces.findings.finding import asked
+from safety_subspaces.findings.finding import UNKNOWN, asked
 from safety_subspaces.findings.overlaps import AS_NAMED, ONE_REPEATED, distances_over_seeds
 from safety_subspaces.findings.topics.overlap import CHANCES, MIDPOINT
-from safety_subspaces.report.parts.chart import draw_key, draw_silent, error_bar, finished
+from safety_subspaces.report.parts.chart import SHARE, draw_key, draw_silent, error_bar, finished
+from safety_subspaces.report.parts.colours import SYMBOLS
 from safety_subspaces.report.parts.columns import Cell, compared, counts, numbers, short, table_of, text
 from safety_subspaces.report.parts.page import Chart, make_chart
 from safety_subspaces.report.parts.section import Choice, Part, Section
 from safety_subspaces.report.parts.sentence import many
 from safety_subspaces.report.parts.table import NOTHING, Table, number
+from safety_subspaces.report.parts.tile import Tile, tile_of
 from safety_subspaces.report.parts.verdict import finding_words
 
 PLACE: Final = 70
@@ -65,6 +67,8 @@ def overlap(part: Part) -> Section | None:
     return Section(
         "overlap",
         "Overlap of the weight updates",
+        clause=_clause(part),
+        tiles=_tiles(part),
         headlines=headlines,
         sentences=sentences,
         charts=_charts(part, energies),
@@ -96,6 +100,33 @@ def _said(part: Part) -> tuple[list[str], list[str]]:
             headlines.append(_headline(row, details, others[MIDPOINT].iloc[0]))
     sentences += _places_words(findings)
     return headlines or sentences[:1], sentences
+
+
+def _main(part: Part) -> pd.Series | None:
+    """Return the finding on the first pair of two kinds, in the blocks."""
+    above = asked(part.of_topic("overlap"), MATCHED)
+    in_blocks = [row for _, row in above.iterrows() if row["details"]["cell"] == "blocks"]
+    known = [row for row in in_blocks if not row["details"]["repeated"] and not isnan(row["details"]["overlap"])]
+    return known[0] if known else None
+
+
+def _clause(part: Part) -> str:
+    row = _main(part)
+    if row is None or str(row["verdict"]).startswith(UNKNOWN):
+        return ""
+    pair = f"{row['details']['first']} and {row['details']['second']}"
+    return f"the overlap of the updates of {pair} is {row['verdict']}"
+
+
+def _tiles(part: Part) -> list[Tile]:
+    row = _main(part)
+    if row is None:
+        return []
+    details = row["details"]
+    name = f"Overlap of {details['first']} and {details['second']}"
+    beside = f"matched chance {number(details['matched_chance'], 2)}: {number(row['estimate'], 2, sign='+')}"
+    counted = "" if row["unit"] == "seeds" else f"n = {many(int(row['n']), 'tensor')}"
+    return [tile_of(name, number(details["overlap"], 2), row, beside, counted=counted)]
 
 
 def _part_words(row: pd.Series, details: dict[str, Any], others: dict[str, pd.DataFrame]) -> str:
@@ -188,7 +219,7 @@ def _drawn(overlaps: pd.DataFrame, energy: float) -> pd.DataFrame:
 def overlap_figure(frames: dict[float, pd.DataFrame], chosen: float) -> go.Figure:
     """Draw the cross-kind pairs by layer and by type at each energy share, of which one is seen.
 
-    Circles are pairs, open diamonds on dashes of the same colour their floors, lines in grey the chance levels; bars
+    Filled symbols are pairs, the same ones open and on dashes their floors, lines in grey the chance levels; bars
     are half the t interval over seeds, of several. Every trace carries its share in ``meta``.
     """
     figure = make_subplots(rows=len(CUTS), cols=1, vertical_spacing=0.16)
@@ -202,14 +233,14 @@ def overlap_figure(frames: dict[float, pd.DataFrame], chosen: float) -> go.Figur
                 rows = frame[of_pair].set_index("cell").reindex(cells)
                 width = FILLED / len(pairs)
                 centres = [place - FILLED / 2 + width * (index + 0.5) for place in range(len(cells))]
-                colour = PALETTE[index % len(PALETTE)]
-                _draw(figure, panel, rows, centres, width, f"{first} - {second}", colour, shown)
+                symbol = SYMBOLS[index % len(SYMBOLS)]
+                _draw(figure, panel, rows, centres, width, f"{first} - {second}", symbol, shown)
             ticks = {"tickvals": list(range(len(cells))), "ticktext": cells, "range": [-0.6, len(cells) - 0.4]}
             figure.update_xaxes(title=title, **ticks, row=panel, col=1)
     known = [level for level in LINES if any(frame[level[0]].notna().any() for frame in frames.values())]
     for _, dash, title in known:
         draw_key(figure, title, line={"color": GREY, "dash": dash, "width": 1.6})
-    figure.update_yaxes(title="overlap of weights", rangemode="tozero")
+    figure.update_yaxes(title="overlap of weights", range=SHARE)
     return finished(figure, height=620)
 
 
@@ -220,7 +251,7 @@ def _draw(
     centres: list[float],
     width: float,
     name: str,
-    colour: str,
+    symbol: str,
     shown: dict[str, Any],
 ) -> None:
     """Draw one pair in one panel: lines across each cell at its levels, then floor and pair with their intervals."""
@@ -231,26 +262,26 @@ def _draw(
             line = {"color": GREY, "dash": dash, "width": 1.6}
             draw_silent(figure, panel, ends, _twice(rows[level]), line, **shown)
     if rows["floor"].notna().any():
-        line = {"color": colour, "dash": "dash", "width": 1.4}
+        line = {"color": INK, "dash": "dash", "width": 1.4}
         draw_silent(figure, panel, ends, _twice(rows["floor"]), line, "floor", **shown)
-        diamonds = _points(rows, "floor", centres, width * 0.12, f"{name}: two of one kind", colour, "diamond-open")
+        diamonds = _points(rows, "floor", centres, width * 0.12, f"{name}: two of one kind", f"{symbol}-open")
         figure.add_scatter(**diamonds, **shown, showlegend=panel == 1, row=panel, col=1)
-    circles = _points(rows, "overlap", centres, -width * 0.12, name, colour, "circle")
+    circles = _points(rows, "overlap", centres, -width * 0.12, name, symbol)
     figure.add_scatter(**circles, **shown, showlegend=panel == 1, row=panel, col=1)
 
 
 def _points(
-    rows: pd.DataFrame, measure: str, centres: list[float], shift: float, name: str, colour: str, symbol: str
+    rows: pd.DataFrame, measure: str, centres: list[float], shift: float, name: str, symbol: str
 ) -> dict[str, Any]:
     seen = [f"{measure}_reach", "chance", "matched_chance", f"{measure}_seeds", "tensors"]
     return {
         "x": [centre + shift for centre in centres],
         "y": rows[measure],
-        "error_y": error_bar(rows[f"{measure}_reach"], colour),
+        "error_y": error_bar(rows[f"{measure}_reach"], INK),
         "mode": "markers",
         "name": name,
         "legendgroup": name,
-        "marker": {"color": colour, "symbol": symbol, "size": 9, "line": {"width": 2, "color": colour}},
+        "marker": {"color": INK, "symbol": symbol, "size": 9, "line": {"width": 2, "color": INK}},
         "text": list(rows.index),
         "customdata": rows[seen].astype(float).to_numpy(),
         "hovertemplate": "%{text}: %{y:.3f} ± %{customdata[0]:.3f}<br>chance %{customdata[1]:.3f}, "
@@ -270,8 +301,8 @@ def _caption(part: Part, rows: pd.DataFrame) -> str:
     floors = ", ".join(f"{first} and {second}" for first, second in kinds)
     half = "one seed, so without bars" if part.is_single else "bars: ± half the 95 % t interval over seeds"
     return (
-        "Overlap of the left singular spaces that hold the chosen share of each update's energy. Circles: the mean "
-        f"over {many(len(part.studies.seeds), 'seed')} of the mean over a seed's tensors, {half}. Open diamonds on "
+        "Overlap of the left singular spaces that hold the chosen share of each update's energy. Filled symbols: the "
+        f"mean over {many(len(part.studies.seeds), 'seed')} of the mean over a seed's tensors, {half}. Open ones on "
         f"dashes: two of one kind, the floor ({floors or 'not measured'}). By layer: the matrices of a block. By type: "
         "every tensor, norms as one column."
     )

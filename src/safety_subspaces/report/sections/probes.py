@@ -5,7 +5,7 @@ from typing import Any, Final
 import pandas as pd
 import plotly.graph_objects as go
 
-from safety_subspaces.artefacts.palette import GREY
+from safety_subspaces.artefacts.palette import GREY, INK
 from safety_subspaces.findings.contracts import labels_of
 from safety_subspaces.findings.probes import (
     AUC_CHANCE,
@@ -22,8 +22,8 @@ from safety_subspaces.findings.probes import (
     reference_of,
 )
 from safety_subspaces.report.parts.chart import (
+    SHARE,
     bounds_of,
-    curve_style,
     draw_curve,
     draw_key,
     draw_silent,
@@ -31,6 +31,7 @@ from safety_subspaces.report.parts.chart import (
     finished_panels,
     panels_of,
 )
+from safety_subspaces.report.parts.colours import ink_style
 from safety_subspaces.report.parts.columns import Cell, counts, numbers, table_of, text, texts
 from safety_subspaces.report.parts.page import Chart, make_chart
 from safety_subspaces.report.parts.section import Part, Section
@@ -152,7 +153,7 @@ def layer_figure(rows: pd.DataFrame) -> go.Figure:
         draw_silent(figure, panel, list(level.index), level, _grey("dash"))
     for name, dash in (("control task", "dot"), ("chance", "dash")):
         draw_key(figure, name, line=_grey(dash))
-    figure.update_yaxes(range=[0.25, 1.03])
+    figure.update_yaxes(range=SHARE)
     return finished_by_layer(figure, len(panels), rows["layer"])
 
 
@@ -174,7 +175,9 @@ def left_figure(frame: pd.DataFrame) -> go.Figure:
             hover = "%{text}: %{y:+.3f} ± %{customdata[0]:.3f}, seeds %{customdata[1]:.0f}"
             style = {"mode": "markers", "text": models}
             seen = line[["left_reach", "left_seeds"]]
-            draw_curve(figure, panel, number, kind, ticks, line["left"], line["left_reach"], seen, hover, **style)
+            draw_curve(
+                figure, panel, ink_style(number), kind, ticks, line["left"], line["left_reach"], seen, hover, **style
+            )
         figure.add_hline(y=0, line=_grey("dash"), row=panel, col=1)
     figure.update_xaxes(tickvals=list(range(len(models))), ticktext=models, range=[-0.6, len(models) - 0.4])
     low, high = frame["left"] - frame["left_reach"].fillna(0), frame["left"] + frame["left_reach"].fillna(0)
@@ -191,9 +194,9 @@ def _draw_probe(
         "layer %{x}: %{y:.3f} ± %{customdata[0]:.3f}<br>control task %{customdata[1]:.3f}, groups %{customdata[2]:.0f}"
     )
     errors, seen = line[f"{measure}_stderr"], line[[f"{measure}_stderr", "control_accuracy", "n_groups"]]
-    draw_curve(figure, panel, number, kind, line["layer"], line[measure], errors, seen, hover)
+    draw_curve(figure, panel, ink_style(number), kind, line["layer"], line[measure], errors, seen, hover)
     if control is not None and line[control].notna().any():
-        dotted = {"color": curve_style(number)["marker"]["color"], "dash": "dot", "width": 1.2}
+        dotted = {"color": INK, "dash": "dot", "width": 1.2}
         draw_silent(figure, panel, line["layer"], line[control], dotted, kind)
 
 

@@ -17,8 +17,8 @@ NOTE: Final = (
 def runs(part: Part) -> Section | None:
     """Show what was run, and where nothing was, the command that trains the first stage."""
     stages = trained_stages(part.studies)
-    if stages.empty and not part.is_single:
-        return None
+    if stages.empty and (not part.is_single or part.studies.studies[0].results):
+        return None  # analyses of models that were trained elsewhere
     study: dict[str, Cell] = {} if part.is_single else {"study": text("seed")}
     columns: dict[str, Cell] = {
         **study,

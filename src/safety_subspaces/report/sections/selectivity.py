@@ -26,6 +26,7 @@ from safety_subspaces.report.parts.section import Part, Section
 from safety_subspaces.report.parts.sentence import interval_words, many
 from safety_subspaces.report.parts.sweeps import left_out_words, missing_projections
 from safety_subspaces.report.parts.table import NOTHING, Table, count, joined_counts, sample_words
+from safety_subspaces.report.parts.tile import Tile
 from safety_subspaces.report.parts.verdict import corrected_p_words
 
 TITLE: Final = "Top-k against random subspaces of equal energy"
@@ -34,6 +35,8 @@ CONTROLS: Final = {
     QUESTIONS["random-energy"]: "random subspaces of equal energy",
     QUESTIONS["scaled"]: "the whole update scaled to equal energy",
 }
+# How a count of judged harm ends that points the other way than the margin.
+OPPOSITE: Final = ", the opposite"
 # What the differences mean, said once on the page.
 SENSE: Final = (
     "Differences are top-k minus its control. Signed, margin and harm are positive where top-k is selective: alignment "
@@ -73,6 +76,9 @@ def selectivity(part: Part) -> Section:
         anchor,
         TITLE,
         tables={BESIDE: beside, "At each fraction": _fractions_table(projections, part.is_single)},
+        clause=_clause(rows),
+        tiles=_tiles(rows),
+        warnings=_disagreements(rows, found),
         # What one study cannot test, whatever its draws, is a sentence and no headline.
         headlines=[_headline(row) for row in rows if row["details"]["is_judged"] and row["unit"] != PROMPTS],
         sentences=[_sentence(row, found) for row in rows],
@@ -81,6 +87,55 @@ def selectivity(part: Part) -> Section:
         missing=missing,
         place=60,
     )
+
+
+def _main(rows: list[pd.Series]) -> pd.Series | None:
+    """Return the finding that is asked first: of one fine-tune, beside random subspaces of equal energy."""
+    of_random = [row for row in rows if row["details"]["is_judged"] and row["question"] == QUESTIONS["random-energy"]]
+    return of_random[0] if of_random else None
+
+
+def _clause(rows: list[pd.Series]) -> str:
+    row = _main(rows)
+    if row is None:
+        return ""
+    control, verdict = CONTROLS[row["question"]], str(row["verdict"])
+    if verdict in ("more selective", "less selective"):
+        return f"alignment's leading directions are {verdict} than {control}"
+    if verdict in ("no difference", "as random"):
+        return f"alignment's leading directions are not shown to be more selective than {control}"
+    why = verdict.partition(": ")[2]
+    return f"whether alignment's leading directions are more selective than {control} is not told ({why})"
+
+
+def _tiles(rows: list[pd.Series]) -> list[Tile]:
+    row = _main(rows)
+    if row is None or pd.isna(row["estimate"]):
+        return []
+    return [
+        Tile(
+            f"Selectivity on {row['subject']}",
+            f"{row['estimate']:+z.2f} nats",
+            f"top-k minus random of equal energy, {_margin_words(row).partition(' ')[2].strip('()') or 'no interval'}",
+            str(row["verdict"]),
+            f"n = {_units(row)}, log-probabilities",
+        )
+    ]
+
+
+def _disagreements(rows: list[pd.Series], found: pd.DataFrame) -> list[str]:
+    """Say where the judged score counts the other way than the margin's verdict."""
+    said = []
+    for row in rows:
+        harm = asked(found, row["question"], subject=row["subject"], measure=HARM).iloc[0]
+        words = _harm_words(harm, row)
+        if words.endswith(OPPOSITE):
+            said.append(
+                f"Two measures of safety disagree on the selectivity of {row['subject']}: beside "
+                f"{CONTROLS[row['question']]} top-k is {row['verdict']} by the refusal margin, and by the judged harm "
+                f"score {words}."
+            )
+    return said
 
 
 def _headline(row: pd.Series) -> str:
@@ -167,7 +222,7 @@ def _harm_words(harm: pd.Series, margin: pd.Series) -> str:
     if pd.isna(harm["estimate"]):
         return "unknown"
     details, side = harm["details"], {"more selective": 1, "less selective": -1}.get(str(margin["verdict"]), 0)
-    opposite = ", the opposite" if side * (details["above"] - details["below"]) < 0 else ""
+    opposite = OPPOSITE if side * (details["above"] - details["below"]) < 0 else ""
     if harm["unit"] == PROMPTS:
         return f"{harm['estimate']:+z.2f}, one model of each{opposite}"
     unit = "seeds" if harm["unit"] == SEEDS else "draws"

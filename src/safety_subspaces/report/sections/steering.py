@@ -20,7 +20,8 @@ from safety_subspaces.findings.steering import (
     read_steering,
     responses,
 )
-from safety_subspaces.report.parts.chart import curve_style, draw_curve, error_bar, finished_panels, panels_of
+from safety_subspaces.report.parts.chart import FIXED_RANGES, draw_curve, error_bar, finished_panels, panels_of
+from safety_subspaces.report.parts.colours import Colours, ink_style
 from safety_subspaces.report.parts.columns import HEADINGS, Cell, counts, numbers, table_of, texts
 from safety_subspaces.report.parts.page import Chart, make_chart
 from safety_subspaces.report.parts.section import Part, Section
@@ -203,7 +204,10 @@ def dose_figure(read: Steering, view: SteerView) -> go.Figure | None:
             line = pooled[pooled["direction"] == direction]
             hover = "strength %{x:g}: %{y:.3f} ± %{customdata[0]:.3f}"
             seen = line[["error", "draws"]]
-            draw_curve(figure, panel, place, direction, line["strength"], line["value"], line["error"], seen, hover)
+            draw_curve(
+                figure, panel, ink_style(place), direction, line["strength"], line["value"], line["error"], seen, hover
+            )
+        figure.update_yaxes(range=FIXED_RANGES.get(measure), row=panel, col=1)
         values = pooled["value"].dropna()
         if measure == "perplexity" and values.min() > 0 and values.max() > MOST_GROWTH * values.min():
             figure.update_yaxes(type="log", row=panel, col=1)
@@ -227,7 +231,7 @@ def _draw_band(figure: go.Figure, line: pd.DataFrame, name: str, panel: int) -> 
         "marker": {"color": GREY, "size": 6},
     }
     seen = known[["low", "high", "draws"]]
-    draw_curve(figure, panel, 0, name, known["strength"], known["value"], seen=seen, hover=hover, **style)
+    draw_curve(figure, panel, ink_style(0), name, known["strength"], known["value"], seen=seen, hover=hover, **style)
 
 
 def _selectivity_chart(part: Part, read: Steering) -> list[tuple[Chart, str]]:
@@ -236,7 +240,7 @@ def _selectivity_chart(part: Part, read: Steering) -> list[tuple[Chart, str]]:
     if frame.empty or part.is_single:
         return []
     names = [_row_name(row) for _, row in frame.iterrows()]
-    figure = selectivity_figure(frame.assign(row=names))
+    figure = selectivity_figure(frame.assign(row=names), part.colours)
     caption = (
         "Points: the mean over seeds of the mean over layers; bars: the 95 % t interval over seeds. Dotted: 0, as much "
         f"as along random directions at equal cost. n: at most {count(frame['n'].max())} prompts and "
@@ -246,11 +250,12 @@ def _selectivity_chart(part: Part, read: Steering) -> list[tuple[Chart, str]]:
     return [(chart, caption)]
 
 
-def selectivity_figure(frame: pd.DataFrame) -> go.Figure:
+def selectivity_figure(frame: pd.DataFrame, colours: Colours) -> go.Figure:
     """Draw selectivity with its interval: a panel a measure, a row a direction and intervention, a colour a model.
 
     Args:
         frame: Columns ``model``, ``measure``, ``row``, ``selectivity``, ``low`` and ``high``.
+        colours: Those of the models.
     """
     measures, models, names = (labels_of(frame, column) for column in ("measure", "model", "row"))
     height = max(ROW * len(names), 90)
@@ -260,13 +265,15 @@ def selectivity_figure(frame: pd.DataFrame) -> go.Figure:
             cells = frame[(frame["measure"] == measure) & (frame["model"] == model)]
             shift = 0.6 * ((place + 0.5) / len(models) - 0.5)
             values = cells[["selectivity", "low", "high"]].astype(float)
-            bars = error_bar(values["high"] - values["selectivity"], curve_style(place)["marker"]["color"])
+            bars = error_bar(values["high"] - values["selectivity"], colours.of(model))
             bars["arrayminus"] = (values["selectivity"] - values["low"]).to_numpy()
             at = [names.index(name) + shift for name in cells["row"]]
             hover = "%{text}: %{x:+.3f} (%{customdata[0]:+.3f} to %{customdata[1]:+.3f})"
             style: dict[str, Any] = {"error_x": bars, "mode": "markers", "text": list(cells["row"])}
             seen = values[["low", "high"]]
-            draw_curve(figure, panel, place, model, values["selectivity"], at, seen=seen, hover=hover, **style)
+            draw_curve(
+                figure, panel, colours.style(model), model, values["selectivity"], at, seen=seen, hover=hover, **style
+            )
         figure.add_vline(x=0, line={"dash": "dot", "width": 1.2, "color": GREY}, row=panel, col=1)
     figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.4, -0.6])
     figure.update_xaxes(title="selectivity", row=len(measures), col=1)

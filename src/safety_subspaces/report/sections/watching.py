@@ -20,6 +20,7 @@ from safety_subspaces.findings.watched import (
     measured,
     watched_stages,
 )
+from safety_subspaces.report.parts.colours import Colours
 from safety_subspaces.report.parts.columns import Cell, counts, table_of
 from safety_subspaces.report.parts.page import Chart, make_chart
 from safety_subspaces.report.parts.section import Part, Section
@@ -84,13 +85,15 @@ def watching(part: Part) -> Section | None:
     if found.empty:
         step = "No run was watched from inside (add --trainer.callbacks+=callbacks.BehaviourProbe to any run)."
         missing = [(step, watching_command(studies[0].folder))]
-        return Section("watching", TITLE, missing=missing, place=PLACE) if part.is_single else None
+        return (
+            Section("watching", TITLE, missing=missing, place=PLACE) if part.is_single and studies[0].stages else None
+        )
     stages = {stage.name: stage for stage in watched_stages(studies[0])} if part.is_single else {}
     tested = _finding_table(found)
     charts: list[tuple[Chart, str]] = []
     tables = {"What the looks show": tested}
     for number_, stage in enumerate(stages.values()):
-        charts += _charts(stage, "-".join(filter(None, (part.anchor, f"watching-{number_}"))))
+        charts += _charts(stage, part.colours, "-".join(filter(None, (part.anchor, f"watching-{number_}"))))
         tables |= watched_tables(studies[0], stage)
     return Section(
         "watching",
@@ -313,8 +316,8 @@ def _prompts(looks: pd.DataFrame, step: int, kind: str) -> str:
     return "" if pd.isna(look["prompts"]) else f" of {prompt_words(counted, kind)}"
 
 
-def _charts(stage: Stage, name: str) -> list[tuple[Chart, str]]:
-    figure = watching_figure(stage)
+def _charts(stage: Stage, colours: Colours, name: str) -> list[tuple[Chart, str]]:
+    figure = watching_figure(stage, colours.of(stage.name))
     label = f"Behaviour, refusal margin, update and activations of {stage.name} over its optimizer steps"
     charts = [] if figure is None else [(make_chart(name, stage.name, label, figure), CAPTION)]
     for index, tag in enumerate(mapped_tags(stage)[:MOST_HEATMAPS]):
