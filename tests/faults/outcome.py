@@ -95,6 +95,8 @@ def meaning(path: Path, data: bytes) -> Any:
     if path.suffix == ".safetensors":
         (size,) = struct.unpack("<Q", data[:8])
         return [without(json.loads(data[8 : 8 + size])), digest(data[8 + size :])]
+    if path.name == "README.md":  # a model card
+        return [line for line in data.splitlines() if not line.startswith(b"- Commit: ")]
     if path.suffix == ".html":
         return STAMP.sub(b"", data)
     if path.suffix in (".ckpt", ".pt"):
