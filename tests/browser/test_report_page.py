@@ -293,6 +293,7 @@ def test_the_page_opens_with_its_answer_and_all_else_is_a_link_away(opened, page
     tiles = page.evaluate("[...document.querySelectorAll('.tiles li')].map(each => each.innerText)")
     assert 4 <= len(tiles) <= 6
     assert all("n = " in tile for tile in tiles)
+    page.evaluate("document.querySelector('#chart-constraint').scrollIntoView()")
     until(page, "document.querySelector('#chart-constraint').dataset.drawn === 'true'")
     assert page.evaluate("performance.getEntriesByType('paint')[0].startTime") < 1000 * (1 + PATIENCE / 100)
     page.evaluate("location.hash = '#overlap'")

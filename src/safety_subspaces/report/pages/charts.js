@@ -3,7 +3,7 @@ const charts = (() => {
   // What is drawn in the colour of the text, whichever that is: safety_subspaces.artefacts.palette.INK.
   const INK = "#1b1f24";
   // An A4 page between its margins, in pixels of a screen.
-  const PAPER = { width: 700, height: 980 };
+  const PAPER = { width: 690, height: 980 };
   const every = [...document.querySelectorAll(".chart")];
   const drawn = () => every.filter((chart) => chart.dataset.drawn);
   const dark = matchMedia("(prefers-color-scheme: dark)");
