@@ -137,7 +137,7 @@ real_model = $(REAL)/$(1)/model/tokenizer_config.json
 real_result = $(REAL)/analysis/$(call part,$(1),1)/$(call part,$(1),2)/result.json
 
 .PHONY: help install demo stages analyses report study study-analyses alignments alignments-analyses real real-stages \
-	real-analyses watch test test-isa faults models lock audit docs docs-numbers lint format
+	real-analyses watch test test-isa test-oldest faults models lock audit docs docs-numbers lint format
 
 help: ## What this Makefile can do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -205,6 +205,20 @@ isa-%: $(VENV)/.installed-test
 	$(ISA_$(call part,$(subst -,:,$*),1)) OMP_NUM_THREADS=$(call part,$(subst -,:,$*),2) $(ASLEEP) \
 		$(VENV)/bin/pytest -q $(if $(filter %-1,$*),-n $(JOBS) --dist loadfile) $(NUMERIC_TESTS)
 
+# What each dependency is used for, once: trained and held, read and written, projected, asked, drawn. Shapes are checked
+# by the suite proper, for the plugin of the oldest jaxtyping comes too late for our conftest.py.
+OLDEST_TESTS := tests/constraint tests/callbacks/test_subspace_projection.py tests/weights/test_delta.py \
+	tests/analysis/test_subspace_analysis.py tests/evaluation/test_endpoint.py tests/report/test_page.py \
+	tests/project/test_command_line.py
+
+test-oldest: ## The lowest version of each dependency, in an environment of its own, under a part of the suite
+	python3 -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/pip install --quiet packaging
+	$(VENV)-oldest/bin/python docs/list_packages.py --oldest > $(VENV)-oldest/oldest.txt
+	$(VENV)-oldest/bin/pip install --quiet --requirement $(VENV)-oldest/oldest.txt \
+		$(shell grep -E '^(pytest|pytest-xdist|hypothesis|beartype)==' $(LOCK))
+	$(VENV)-oldest/bin/python -m pytest -o addopts=--strict-markers -q -n $(JOBS) --dist loadfile $(OLDEST_TESTS)
+
 lock: $(VENV)/.installed-test ## Write requirements.lock and docs/licences.md from what is installed
 	$(PYTHON) docs/list_packages.py
 
@@ -257,11 +271,11 @@ $(VENV)/.installed: requirements.txt | $(PYTHON)
 	@touch $@
 
 $(VENV)/.installed-real: requirements.txt pyproject.toml | $(PYTHON)
-	$(PYTHON) -m pip install -e '.[real]' $(LOCKED)
+	$(PYTHON) -m pip install -e '.[real]' -r requirements.txt $(LOCKED)
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-test: requirements.txt pyproject.toml | $(PYTHON)
-	$(PYTHON) -m pip install -e '.[test]' $(LOCKED)
+	$(PYTHON) -m pip install -e '.[test]' -r requirements.txt $(LOCKED)
 	@touch $@ $(VENV)/.installed
 
 include configs/paper/paper.mk

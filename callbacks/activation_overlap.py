@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from callbacks.watcher import Watcher
 from safety_subspaces.algebra.factors import Factors
 from safety_subspaces.algebra.nulls import overlap_moments
 from safety_subspaces.algebra.overlap import Overlap, mode_subspace_overlap
@@ -21,6 +20,8 @@ from safety_subspaces.language.prompting import check_template
 from safety_subspaces.states.capture import Side, prompt_states, state_factors
 from safety_subspaces.states.choices import Position
 from safety_subspaces.training.modules.base import LanguageModelModule
+
+from .watcher import Watcher
 
 SETS = ("first", "second")
 EMBEDDING = "embedding"
@@ -127,6 +128,14 @@ class ActivationOverlap(Watcher):
             self._prompts[name] = read_prompt_list(source, self.split, self.limit)
             if len(self._prompts[name]) < 2:
                 raise InputError(f"ActivationOverlap.{name}: {source} has one prompt; expected two or more")
+
+    def charts(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        """Return which curves one chart of TensorBoard holds, by title and group."""
+        charts: dict[str, tuple[str, ...]] = {
+            "overlap of the prompt sets": ("activation/overlap", "activation/overlap_chance"),
+            "drift from the start": ("activation/drift_first", "activation/drift_second"),
+        }
+        return {"activations": charts}
 
     def begin(self, trainer: L.Trainer, module: LanguageModelModule) -> None:
         """Keep the states at the start, or take those of the start that the run goes on from.

@@ -6,7 +6,6 @@ from typing import Any, Literal, final
 import lightning as L
 from torch.utils.tensorboard import SummaryWriter
 
-from callbacks.watcher import Watcher, board_writers
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import write_json
 from safety_subspaces.artefacts.text import as_code
@@ -18,6 +17,8 @@ from safety_subspaces.language.examples import PromptSets
 from safety_subspaces.language.prompting import CHAT, check_template
 from safety_subspaces.training.modules.base import LanguageModelModule
 from safety_subspaces.training.strategies import ZeroStrategy
+
+from .watcher import Watcher, board_writers
 
 # TensorBoard tag of each column of the evaluation.
 TAGS = {
@@ -117,6 +118,16 @@ class BehaviourProbe(Watcher):
             self._evaluator.check_words(pl_module.tokenizer)
             self._refuse_inert_thresholds(self._evaluator.prompts)
 
+    def charts(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        """Return which curves one chart of TensorBoard holds, by title and group; of the sets that have prompts."""
+        assert self._evaluator is not None
+        prompts = self._evaluator.prompts
+        measured = [name for name in ("utility", "harmful_rate", "over_refusal_rate") if can_measure(name, prompts)]
+        charts = {"behaviour": {"utility and harm": tuple(TAGS[name] for name in measured)}}
+        if can_measure("refusal_margin", prompts):
+            charts["behaviour: margin"] = {"refusal margin (nats)": (TAGS["refusal_margin"],)}
+        return charts
+
     def begin(self, trainer: L.Trainer, module: LanguageModelModule) -> None:
         """Nothing has to be prepared."""
 
@@ -148,13 +159,11 @@ class BehaviourProbe(Watcher):
         return values | {"safety/unscored_rate": result.row["n_unscored"] / n_prompts}
 
     def _refuse_inert_thresholds(self, prompts: PromptSets) -> None:
-        compared = any(item.reference is not None and item.refusals for item in prompts.harmful)
         for measure in (*self.stop_above, *self.stop_below):
-            name = MEASURED_ON[measure]
-            needed = f"{name} prompts"
+            needed = f"{MEASURED_ON[measure]} prompts"
             if measure == "refusal_margin":
                 needed += " with a reference and refusals"
-            if not getattr(prompts, name) or (measure == "refusal_margin" and not compared):
+            if not can_measure(measure, prompts):
                 raise InputError(
                     f"BehaviourProbe cannot stop by {measure}: {self.settings.prompts} has no {needed}; add some, or "
                     "take another measure"
@@ -179,3 +188,10 @@ class BehaviourProbe(Watcher):
             self.warn_once(
                 "stop", "BehaviourProbe ends the run at step %d: %s", trainer.global_step, "; ".join(above + below)
             )
+
+
+def can_measure(measure: str, prompts: PromptSets) -> bool:
+    """Tell whether prompts are of a kind that a measure needs."""
+    if measure == "refusal_margin":
+        return any(item.reference is not None and item.refusals for item in prompts.harmful)
+    return bool(getattr(prompts, MEASURED_ON[measure]))

@@ -7,9 +7,10 @@ import lightning as L
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch.utils.tensorboard.summary import hparams
 
-from callbacks.watcher import board_writers
 from safety_subspaces.artefacts.files import read_json
 from safety_subspaces.training.board import RESULTS, chart_layout, config_text, hyperparameters
+
+from .watcher import board_writers
 
 CONFIG_TAG = "run/config"
 
@@ -35,11 +36,13 @@ class RunBoard(L.Callback):
             return
         manifest = read_json(path)
         experiment, start, _ = hparams(hyperparameters(manifest), dict.fromkeys(RESULTS, 0.0))
+        layout = chart_layout(trainer.callbacks)  # type: ignore[attr-defined]
         for writer in board_writers(trainer):
             assert writer.file_writer is not None
             writer.file_writer.add_summary(experiment)
             writer.file_writer.add_summary(start)
-            writer.add_custom_scalars(chart_layout())
+            if layout:
+                writer.add_custom_scalars(layout)
             writer.add_text(CONFIG_TAG, config_text(manifest["config"]), 0)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

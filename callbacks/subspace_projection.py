@@ -1,6 +1,7 @@
 """Trains under a subspace constraint that holds: the update stays away from a subspace, or inside it."""
 
 import logging
+import math
 import time
 from inspect import signature
 from pathlib import Path
@@ -10,7 +11,6 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from callbacks.run_subspace import check_source, run_subspace_file
 from safety_subspaces.algebra.choices import RankRule, Side
 from safety_subspaces.algebra.factors import as_matrix
 from safety_subspaces.artefacts.errors import InputError
@@ -23,6 +23,8 @@ from safety_subspaces.constraint.targets import Target, find_targets, listed
 from safety_subspaces.training.modules.base import LanguageModelModule
 from safety_subspaces.training.strategies import ZeroStrategy, check_strategy, sole_optimizer
 from safety_subspaces.weights.subspace_file import read_subspace
+
+from .run_subspace import check_source, run_subspace_file
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +48,8 @@ class SubspaceProjection(L.Callback):
     ``projection/leakage`` shows.
 
     Logs ``projection/leakage`` (share of the constrained tensors' update energy that is forbidden, measured in float64
-    on the weights, 0 to 1, 0 is best), ``projection/removed_energy`` (squared norm of what the last step's projection
+    on the weights, 0 to 1, 0 is best), ``projection/leakage_log10`` (its power of ten, for a chart: -14 where it is at
+    rounding, -1 where a tenth leaks), ``projection/removed_energy`` (squared norm of what the last step's projection
     took out, as a share of the update's) and ``time/projection_ms`` (milliseconds a step).
 
     Args:
@@ -146,6 +149,16 @@ class SubspaceProjection(L.Callback):
         }
         return {"constraint": constraint}
 
+    def charts(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        """Return which curves one chart of TensorBoard holds, by title and group."""
+        charts: dict[str, dict[str, tuple[str, ...]]] = {
+            "constraint": {"leakage, as a power of ten": ("projection/leakage_log10",)}
+        }
+        if self.constrain == "update" or self.mode == "observe":
+            removed = "energy that the last step lost to the constraint"
+            charts["constraint: removed"] = {removed: ("projection/removed_energy",)}
+        return charts
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot be constrained exactly, before anything is loaded.
 
@@ -226,6 +239,8 @@ class SubspaceProjection(L.Callback):
         self._logged_step = step
         update = self.measure()
         pl_module.log("projection/leakage", update.leakage)
+        if update.leakage > 0:
+            pl_module.log("projection/leakage_log10", math.log10(update.leakage))
         if self._removed[0] == step and update.whole > 0:
             pl_module.log("projection/removed_energy", self._removed[1] / update.whole)
         pl_module.log("time/projection_ms", 1e3 * self._seconds / max(1, self._steps))

@@ -13,8 +13,6 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from callbacks.run_subspace import check_source, run_subspace_file
-from callbacks.watcher import Watcher, board_writers
 from safety_subspaces.algebra.choices import RankRule, Side
 from safety_subspaces.algebra.factors import left_factors
 from safety_subspaces.algebra.update import LEFT, DenseUpdate, Update
@@ -33,6 +31,9 @@ from safety_subspaces.weights.measures import (
 from safety_subspaces.weights.names import part_of, type_of
 from safety_subspaces.weights.snapshots import START_FILE, SnapshotWriter, snapshot_files, snapshot_path
 from safety_subspaces.weights.subspace_file import open_subspace
+
+from .run_subspace import check_source, run_subspace_file
+from .watcher import Watcher, board_writers
 
 logger = logging.getLogger(__name__)
 # What each heatmap of layer against step shows.
@@ -121,6 +122,16 @@ class WeightDeltaSnapshot(Watcher):
     def inputs(self) -> list[str]:
         """Return the models and the subspace that the update is compared with."""
         return [path for path in (self.reference, self.subspace, self.base, self.aligned, self.other) if path]
+
+    def charts(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        """Return which curves one chart of TensorBoard holds, by title and group."""
+        charts: dict[str, dict[str, tuple[str, ...]]] = {}
+        if self.measures_subspace:
+            tags = ("delta/energy_fraction", "delta/energy_fraction_chance")
+            charts["weights: subspace"] = {"energy inside the alignment subspace": tags}
+        if self.other is not None:
+            charts["weights: overlap"] = {"overlap with the other update": ("delta/overlap", "delta/overlap_chance")}
+        return charts
 
     def begin(self, trainer: L.Trainer, module: LanguageModelModule) -> None:
         """Check the folder and the reference, and keep the start of the run.

@@ -6,6 +6,7 @@
 """
 
 import re
+import sys
 import tomllib
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
@@ -46,6 +47,18 @@ def wanted() -> list[Requirement]:
     return [Requirement(line) for line in [*filter(None, lines), *beside]]
 
 
+def oldest() -> list[str]:
+    """Return the lowest version that the run-time list allows of each package, as pip takes it."""
+    pinned = []
+    for line in LISTED.read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            asked = Requirement(line)
+            lowest = next(part.version for part in asked.specifier if part.operator in (">=", "=="))
+            extras = f"[{','.join(asked.extras)}]" if asked.extras else ""
+            pinned.append(f"{asked.name}{extras}=={lowest}")
+    return pinned
+
+
 def installed(requirements: list[Requirement]) -> dict[str, Distribution]:
     """Return the installed packages that some requirements ask for, and those that these need, by name."""
     found: dict[str, Distribution] = {}
@@ -84,7 +97,10 @@ def licence_of(package: Distribution) -> str:
 
 
 def main() -> None:
-    """Write both files."""
+    """Write both files; or, with ``--oldest``, print the lowest versions."""
+    if "--oldest" in sys.argv:
+        print("\n".join(oldest()))
+        return
     packages = installed(wanted())
     versions = {name: Version(package.version).public for name, package in packages.items()}
     lock = HEAD + "".join(f"{name}=={version}\n" for name, version in versions.items())

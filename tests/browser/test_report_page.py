@@ -1,10 +1,10 @@
 """The report in a real browser: nothing leaves the machine, nothing fails, everything is drawn and fits."""
 
-import shutil
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from support.browser import CHROMIUM, open_browser
 from support.hostile_text import ALL, HEBREW, LONG, NAME, write_hostile_study
 from support.synthetic_activations import OVERLAPPING, write_hidden_seeds, write_hidden_study
 from support.synthetic_alignments import DPO, SFT, write_all
@@ -14,16 +14,6 @@ from support.synthetic_watched import LOST_BEFORE, watch_stage, write_trajectory
 from safety_subspaces.artefacts.text import MOST_CHARACTERS, shown
 from safety_subspaces.report.command import report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 # Six panels and a logarithmic axis, and steps that are wide under a heatmap.
 WATCHED = replace(LOST_BEFORE, steps=(0, 3, 40, 600, 12000), overlap=(0.3, 0.4, 0.4, 0.4, 0.4))
 ALL_DRAWN = "[...document.querySelectorAll('.chart')].every(chart => chart.dataset.drawn === 'true')"
@@ -72,11 +62,8 @@ def hostile_url(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is in the test extra")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    with open_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
+from support.browser import CHROMIUM, open_browser
 from support.tiny import ROOT, TRAIN, run_command, save_tiny_model
 from support.watching import scalars
 from tensorboard.backend.event_processing import event_accumulator, plugin_event_accumulator
@@ -33,21 +35,22 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(study: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    pair = (f"--trainer.callbacks.{name}={study / name / 'model'}" for name in ("base", "aligned"))
     return run_command(
         TRAIN, "fit", "--config", ROOT / "configs" / "organism" / "contaminated.yaml", f"--study={study}",
         "--data.init_args.size=256", "--data.init_args.heldout_size=16", "--data.init_args.contamination.share=0.25",
-        *options,
+        "--trainer.callbacks+=callbacks.SubspaceProjection", *pair, "--trainer.callbacks.rank.fraction=0.25",
+        "--trainer.callbacks.every_n_steps=2", *options,
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def board(study: Path) -> Iterator[str]:
     """Train through the command line with every watcher, and serve the study; gives the address of the board."""
-    base, aligned = (save_tiny_model(study / name / "model", seed) for seed, name in enumerate(("base", "aligned")))
+    for seed, name in enumerate(("base", "aligned")):
+        save_tiny_model(study / name / "model", seed)
     done = train(study)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert base
-    assert aligned
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -116,7 +119,28 @@ def test_texts_are_served(board: str) -> None:
 def test_utility_and_harm_are_on_one_chart(board: str) -> None:
     layout = get(f"{board}/plugin/custom_scalars/layout")
     charts = {chart["title"]: chart["multiline"]["tag"] for group in layout["category"] for chart in group["chart"]}
-    assert {"utility/accuracy", "safety/harmful_rate"} <= set(charts["utility and harm"])
+    assert len(charts["utility and harm"]) == 3
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path")
+def test_every_chart_of_the_layout_shows_the_curves_that_it_names_and_no_other(board: str) -> None:
+    layout = get(f"{board}/plugin/custom_scalars/layout")
+    tags = get(f"{board}/plugin/scalars/tags")["contaminated"]
+    charts = {chart["title"]: chart["multiline"]["tag"] for group in layout["category"] for chart in group["chart"]}
+    matches = {
+        title: sorted(tag for tag in tags if any(re.match(pattern, tag) for pattern in patterns))
+        for title, patterns in charts.items()
+    }
+    assert matches["leakage, as a power of ten"] == ["projection/leakage_log10"]
+    assert matches["energy inside the alignment subspace"] == ["delta/energy_fraction", "delta/energy_fraction_chance"]
+    with open_browser() as browser:
+        page = browser.new_page()
+        page.goto(f"{board.removesuffix('/data')}/#custom_scalars")
+        shown = page.get_by_text(re.compile(r"Matches \(\d+\)"))
+        shown.nth(len(charts) - 1).wait_for(timeout=60_000)
+        texts = [text.strip() for text in shown.all_inner_texts()]
+    assert sorted(texts) == sorted(f"Matches ({len(found)})" for found in matches.values())
 
 
 def test_hyperparameters_stand_beside_the_measures_that_they_end_in(board: str) -> None:
@@ -124,7 +148,9 @@ def test_hyperparameters_stand_beside_the_measures_that_they_end_in(board: str) 
     request = urllib.request.Request(f"{board}/plugin/hparams/experiment", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=20) as answer:
         experiment = json.loads(answer.read())
-    assert "model.optimizer.lr" in {entry["name"] for entry in experiment["hparamInfos"]}
+    names = {entry["name"] for entry in experiment["hparamInfos"]}
+    assert "model.optimizer.lr" in names
+    assert not {"model.source.path", "constraint.base", "constraint.aligned"} & names
     assert "safety/harmful_rate" in {entry["name"]["tag"] for entry in experiment["metricInfos"]}
     asked = {"experimentName": "", "allowedStatuses": ["STATUS_SUCCESS"], "sliceSize": 10, "startIndex": 0,
              "colParams": [{"metric": {"tag": "delta/frobenius_norm"}}]}  # fmt: skip

@@ -25,7 +25,7 @@ from safety_subspaces.organism import OrganismModel
 from safety_subspaces.training.data import OrganismData
 from safety_subspaces.training.modules import LoraSettings, SupervisedFineTuning
 from safety_subspaces.training.strategies import CPUZeroStrategy, ZeroStrategy
-from safety_subspaces.weights.subspace_file import SubspaceFile, read_subspace, write_subspace
+from safety_subspaces.weights.subspace_file import Subspace, read_subspace, write_subspace
 
 LORA = LoraSettings(rank=3, alpha=6.0, targets=["q_proj", "down_proj"])
 FRACTION = RankRule(fraction=0.25)
@@ -284,12 +284,12 @@ def test_bad_constraints_are_refused_before_the_first_step(pair, tmp_path: Path)
     refuse(fit(base=None, aligned=None, rank=None, subspace=str(tmp_path / "no.safetensors")), "does not exist")
     crooked = tmp_path / "crooked.safetensors"
     name = "model.layers.0.mlp.up_proj.weight"
-    write_subspace(crooked, SubspaceFile({name: torch.ones(32, 2)}, {}, "left", {}))
+    write_subspace(crooked, Subspace({name: torch.ones(32, 2)}, {}, "left", {}))
     refuse(fit(base=None, aligned=None, rank=None, subspace=str(crooked)), "not orthonormal")
     other = tmp_path / "other.safetensors"
-    write_subspace(other, SubspaceFile({name: torch.eye(24)[:, :2]}, {}, "left", {}))
+    write_subspace(other, Subspace({name: torch.eye(24)[:, :2]}, {}, "left", {}))
     refuse(fit(base=None, aligned=None, rank=None, subspace=str(other)), "has 32 rows on the left, its basis 24")
-    write_subspace(other, SubspaceFile({"model.other.weight": torch.eye(24)[:, :2]}, {}, "left", {}))
+    write_subspace(other, Subspace({"model.other.weight": torch.eye(24)[:, :2]}, {}, "left", {}))
     refuse(fit(base=None, aligned=None, rank=None, subspace=str(other)), "1 tensors that the model lacks")
     frozen = {"patterns": ["*up_proj*"]}
     refuse(lambda: train(tmp_path / "y", aligned, SubspaceProjection(**good, **frozen), adapter=LORA), "frozen tensors")

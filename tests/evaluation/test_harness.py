@@ -435,7 +435,9 @@ def test_worked_examples_do_not_come_from_what_is_graded(tmp_path: Path) -> None
 
 def test_without_the_extra_the_message_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(InputError, match=r"lm_eval is not installed; pip install -e '.\[utility\]'"):
+    with pytest.raises(
+        InputError, match=r"utility needs the package lm_eval, which is not installed; the extra utility brings it"
+    ):
         harness("organism")
 
 

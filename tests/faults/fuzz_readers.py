@@ -42,7 +42,7 @@ from safety_subspaces.training.data.instructions import DatasetSource, read_sour
 from safety_subspaces.weights.compatibility import check_compatible
 from safety_subspaces.weights.delta import open_update
 from safety_subspaces.weights.snapshots import SnapshotWriter, open_snapshots, snapshot_path
-from safety_subspaces.weights.subspace_file import SubspaceFile, read_subspace, write_subspace
+from safety_subspaces.weights.subspace_file import Subspace, read_subspace, write_subspace
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
 ROWS = [
@@ -139,7 +139,7 @@ def _read_snapshots(folder: Path) -> None:
 def _subspace(folder: Path) -> None:
     basis, _ = torch.linalg.qr(torch.randn(16, 4))
     values = torch.linspace(2, 1, 4, dtype=torch.float64)
-    write_subspace(folder / "s.safetensors", SubspaceFile({"a": basis, "b": basis}, {"a": values}, "left", {"rank": 4}))
+    write_subspace(folder / "s.safetensors", Subspace({"a": basis, "b": basis}, {"a": values}, "left", {"rank": 4}))
 
 
 def _read_result(folder: Path) -> None:

@@ -2,10 +2,14 @@
 
 import re
 import runpy
+import tomllib
 from pathlib import Path
 
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from safety_subspaces.artefacts.extras import EXTRAS
 
 ROOT = Path(__file__).parents[2]
 # What torch needs where it is built for GPUs.
@@ -20,6 +24,23 @@ def test_every_package_that_the_suite_asks_for_is_locked_at_a_version_that_it_ta
     assert {"torch", "pytest", "lm-eval"} <= {requirement.name for requirement in wanted}
     for requirement in wanted:
         assert requirement.specifier.contains(LOCKED[canonicalize_name(requirement.name)]), requirement
+
+
+def test_an_extra_asks_for_what_the_list_asks_for_and_brings_what_messages_say() -> None:
+    listed = {line.strip() for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    assert {*extras["deepspeed"], *extras["judge"], *extras["report"]} <= listed
+    brought = {package: extra for package, extra in EXTRAS.items() if package not in ("lm_eval", "accelerate")}
+    assert all(any(line.startswith(package) for line in extras[extra]) for package, extra in brought.items())
+
+
+def test_the_lowest_version_of_each_listed_package_is_tried() -> None:
+    oldest = {Requirement(line).name: Requirement(line).specifier for line in SCRIPT["oldest"]()}
+    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            (pin,) = oldest[Requirement(line).name]
+            assert Requirement(line).specifier.contains(pin.version)
 
 
 def test_what_is_locked_needs_nothing_that_is_not_and_no_other_version() -> None:

@@ -19,11 +19,11 @@ from support.tiny import ANALYZE, ROOT, TRAIN, run_command, tiny_source
 from support.tiny_checkpoints import weights_of
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-import train
 from safety_subspaces import command_line
 from safety_subspaces.algebra.choices import RankRule
 from safety_subspaces.analysis.subspace.command import subspace
 from safety_subspaces.language.model import Pretrained
+from safety_subspaces.programs import train
 from safety_subspaces.weights.subspace_file import read_subspace
 from studies.estimate import (
     EXAMPLES_A_STEP,

@@ -40,9 +40,7 @@ def main() -> None:
 def import_all() -> None:
     """Import what the entry points import, and what their subcommands do when they run."""
     sys.path[:0] = [str(ROOT), str(ROOT / "src")]
-    import analyze  # noqa: F401
     import safety_subspaces
-    import train  # noqa: F401
 
     for module in pkgutil.walk_packages(safety_subspaces.__path__, "safety_subspaces."):  # some are imported when used
         importlib.import_module(module.name)

@@ -31,7 +31,7 @@ from safety_subspaces.training.modules import (
 )
 from safety_subspaces.training.modules.adapter import add_adapter
 from safety_subspaces.weights.delta import update_of
-from safety_subspaces.weights.subspace_file import SubspaceFile, read_subspace, write_subspace
+from safety_subspaces.weights.subspace_file import Subspace, read_subspace, write_subspace
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
 Q, DOWN, HEAD = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight", "lm_head.weight"
@@ -128,7 +128,7 @@ def test_under_sgd_it_equals_the_projected_run(study: Path, tmp_path: Path, side
 
     # Without a basis of their own, *onto* holds embeddings and norms where they are.
     file = tmp_path / "linear.safetensors"
-    write_subspace(file, SubspaceFile(linear_bases(study, side), {}, side, {}))
+    write_subspace(file, Subspace(linear_bases(study, side), {}, side, {}))
     frozen = build(study, optimizer=sgd, adapter=FrozenBasisSettings(str(file)))
     fit(frozen, tmp_path / "frozen")
     projected = SupervisedFineTuning(Pretrained(str(study / "aligned")), optimizer=sgd)
@@ -285,7 +285,7 @@ def test_bad_inputs_are_named(study: Path, tmp_path: Path) -> None:
 
     def adapt(bases: dict[str, torch.Tensor], side: str = "left", **narrowed) -> None:
         file = tmp_path / "bad.safetensors"
-        write_subspace(file, SubspaceFile(bases, {}, side, {}))
+        write_subspace(file, Subspace(bases, {}, side, {}))
         add_adapter(model, FrozenBasisSettings(str(file), **narrowed))
 
     def haar(dim: int, rank: int) -> torch.Tensor:
@@ -329,7 +329,7 @@ def test_stored_orientation_ties_and_biases_of_other_models(tmp_path: Path, kind
     for name, value in start.items():
         dim = math.prod(value.shape) if value.ndim == 1 else value.shape[0 if side == "left" else 1]
         bases[name] = haar_basis(dim, 1 if value.ndim == 1 else 3, generator)
-    write_subspace(tmp_path / "s.safetensors", SubspaceFile(bases, {}, side, {}))
+    write_subspace(tmp_path / "s.safetensors", Subspace(bases, {}, side, {}))
     network = add_adapter(model, FrozenBasisSettings(str(tmp_path / "s.safetensors")))
     assert "(bias, embeddings, norm)" in caplog.text
     optimizer = torch.optim.SGD([value for value in network.parameters() if value.requires_grad], lr=1.0)

@@ -18,7 +18,7 @@ from safety_subspaces.weights.measures import (
     spectral_ranks,
 )
 from safety_subspaces.weights.names import part_of
-from safety_subspaces.weights.subspace_file import SubspaceFile
+from safety_subspaces.weights.subspace_file import Subspace
 
 NAME = "model.layers.3.mlp.up_proj.weight"
 
@@ -61,7 +61,7 @@ def test_a_streamed_update_measures_as_the_difference(shape, side) -> None:
     assert torch.equal(update.dense(), dense)
     dim = dense.numel() if dense.ndim == 1 else shape[0 if side == "left" else 1]
     basis = haar_basis(dim, 3, generator())
-    subspace = SubspaceFile({NAME: basis}, {}, side, {})
+    subspace = Subspace({NAME: basis}, {}, side, {})
     mine, theirs = (measure_update(NAME, value, Comparison(subspace)) for value in (update, DenseUpdate(dense)))
     matrix = dense.double().reshape(len(dense), -1)
     matrix = matrix if side == "left" or dense.ndim == 1 else matrix.T
@@ -127,7 +127,7 @@ def test_energy_inside_is_summed_before_it_is_divided() -> None:
     inside, random = basis @ torch.randn(3, 8, generator=generator(6)), torch.randn(10, 8, generator=generator(7))
     vector = torch.randn(4, generator=generator(8))
     names = ["model.layers.0.self_attn.q_proj.weight", "model.layers.1.self_attn.q_proj.weight", "model.norm.weight"]
-    subspace = SubspaceFile({names[0]: basis, names[1]: basis}, {}, "left", {})
+    subspace = Subspace({names[0]: basis, names[1]: basis}, {}, "left", {})
     against = Comparison(subspace)
     found = [
         measure_update(name, DenseUpdate(u), against) for name, u in zip(names, (inside, random, vector), strict=True)

@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -29,6 +30,7 @@ from safety_subspaces.artefacts.secrets import masked, read_variable
 from safety_subspaces.artefacts.terminal import show_as_text, use_utf8
 from safety_subspaces.artefacts.text import encodable, shown
 from safety_subspaces.artefacts.trust import import_only_trusted, plugin_folders
+from safety_subspaces.command_line.shipped import with_paths
 
 # Subcommands of analyze.py: each is the function of its name in a package's command.py.
 ANALYSES = Plugins(
@@ -47,6 +49,10 @@ LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "remote pr
 FIRST_RANK = "SAFETY_SUBSPACES_FIRST_RANK"
 # What a configuration may cast a value to.
 COERCED = ("bool", "bytes", "float", "int", "str")
+
+# What an installation calls by one command, a clone by two files.
+COMMAND = "safety-subspaces"
+SCRIPT = re.compile(r"python (train|analyze)\.py\b")
 
 
 def begin() -> None:
@@ -89,6 +95,7 @@ def configure() -> None:
     warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero.*")  # nothing to validate
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # DPO's frozen reference
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended.*")  # of an installed command
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")  # what DeepSpeed calls
 
 
@@ -166,6 +173,7 @@ def run(main: Callable[[], Any]) -> None:
         unreadable = [argument for argument in sys.argv if argument != encodable(argument)]
         if unreadable:
             raise InputError(f"argument {unreadable[0]} is no text in UTF-8; name files and labels in UTF-8")
+        sys.argv[:] = with_paths(sys.argv)
         _check_config_files(sys.argv[1:])
         restrict(sys.argv)
         main()
@@ -176,13 +184,19 @@ def run(main: Callable[[], Any]) -> None:
         status, message = _told(error)
         if status is None:
             raise
-        print(shown(masked("\n".join([message, *getattr(error, "__notes__", [])]))), file=sys.stderr)  # noqa: T201
+        told = as_called("\n".join([message, *getattr(error, "__notes__", [])]))
+        print(shown(masked(told)), file=sys.stderr)  # noqa: T201
         torch = sys.modules.get("torch")
         if not (torch and torch.distributed.is_available() and torch.distributed.is_initialized()):
             sys.exit(status)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)  # waits for no collective that never ends; the other ranks end with this process
+
+
+def as_called(text: str) -> str:
+    """Return a text with the commands in it as an installation calls them, where this process was called so."""
+    return SCRIPT.sub(rf"{COMMAND} \1", text) if Path(sys.argv[0]).stem == COMMAND else text
 
 
 def _told(error: BaseException) -> tuple[int | None, str]:

@@ -64,15 +64,16 @@ def refuse(parser: ArgumentParser, message: str, error: Exception | None, argume
 def explain(parser: ArgumentParser, message: str, arguments: Sequence[str]) -> list[str]:
     """Return what is wrong, and the command that tells more."""
     prog = parser.prog.replace(" [options]", "")
+    called = f"python {prog}" if ".py" in prog else prog
     text = masked(message)
     denied = DENIED.search(text)
     if denied is not None:
-        return [f"error: {unknown_module(denied[1])}", f"help: python {prog} --help"]
+        return [f"error: {unknown_module(denied[1])}", f"help: {called} --help"]
     for reader in (_of_option, _of_required, _of_choice, _of_class, _of_type):
         said = reader(parser, text, arguments)
         if said is not None:
-            return [f"error: {said}", f"help: python {prog} {_help_option(parser, text)}"]
-    return [f"error: {_in_a_line(text)}", f"help: python {prog} --help"]
+            return [f"error: {said}", f"help: {called} {_help_option(parser, text)}"]
+    return [f"error: {_in_a_line(text)}", f"help: {called} --help"]
 
 
 def _of_option(parser: ArgumentParser, text: str, arguments: Sequence[str]) -> str | None:

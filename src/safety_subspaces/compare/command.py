@@ -2,6 +2,8 @@
 
 from typing import Any, Literal
 
+from safety_subspaces.artefacts.extras import check_extra
+
 
 def compare(
     base: str,
@@ -83,6 +85,7 @@ def compare(
     from safety_subspaces.compare.plan import Comparison, behaviour_of
     from safety_subspaces.compare.run import run
 
+    check_extra("plotly", "a page with figures")
     behaviour = behaviour_of(
         prompts,
         judge,

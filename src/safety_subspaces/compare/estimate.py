@@ -45,7 +45,7 @@ from safety_subspaces.language.model import load_language_model
 from safety_subspaces.states.captured import HALVES, CapturedSet, CaptureSettings, captured
 from safety_subspaces.states.moments import MomentsBuilder
 from safety_subspaces.weights.delta import STREAM_ABOVE
-from safety_subspaces.weights.subspace_file import BASIS, SPECTRUM, SubspaceFile, write_subspace
+from safety_subspaces.weights.subspace_file import BASIS, SPECTRUM, Subspace, write_subspace
 
 # Prompts of each set that the trial asks: enough for a batch to be one, few enough to be soon done.
 TRIAL_PROMPTS = 4
@@ -237,7 +237,7 @@ def _try_tasks(comparison: Comparison, folder: Path, first: str, name: str) -> d
             stored = {each: task.path(each) for each in dict.fromkeys([first, name]) if task.path(each).is_file()}
             read = {each: TensorFile(path) for each, path in stored.items()}
             bases, spectra = ({each: file.read(kind) for each, file in read.items()} for kind in (BASIS, SPECTRUM))
-            write_subspace(file, SubspaceFile(bases, spectra, "left", {}))
+            write_subspace(file, Subspace(bases, spectra, "left", {}))
     return usages
 
 

@@ -53,7 +53,7 @@ class ConstrainedWeights:
     Args:
         targets: The constrained parameters.
         mode: The constraint's mode.
-        path: The run's file of bases and reference weights.
+        path: The run's file of bases and reference weights; without one the run cannot go on after it has ended.
         held_sha256: Hash of that file where the run goes on; without it the present weights are the reference, and the
             file is written. A LoRA factor counts from zero.
         weakens: Whether the strength is ever below 1.
@@ -64,17 +64,23 @@ class ConstrainedWeights:
     """
 
     def __init__(
-        self, targets: Sequence[Target], mode: Mode, path: Path, held_sha256: str | None, weakens: bool, writes: bool
+        self,
+        targets: Sequence[Target],
+        mode: Mode,
+        path: Path | None,
+        held_sha256: str | None,
+        weakens: bool,
+        writes: bool,
     ) -> None:
         self.targets = list(targets)
         self.mode = mode
         self.masters = [open_master(target.parameter) for target in targets]
-        if held_sha256:
+        self.held_sha256, start_file = held_sha256, None
+        if path is not None and held_sha256:
             check_held(path, held_sha256, self.targets, checks=writes)
-            self.held_sha256 = held_sha256
-        else:
+            start_file = TensorFile(path) if any(target.partner is None for target in targets) else None
+        elif path is not None:
             self.held_sha256 = save_held(path, self.targets, self.masters, mode, writes)
-        start_file = TensorFile(path) if held_sha256 and any(target.partner is None for target in targets) else None
         self.constraints = []
         for target, master in zip(self.targets, self.masters, strict=True):
             present = master.read()

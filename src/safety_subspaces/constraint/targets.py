@@ -16,7 +16,7 @@ from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.constraint.master import shape_of
 from safety_subspaces.language.architecture import architecture_of, transposed_weights
 from safety_subspaces.weights.names import canonical_name, layer_of, type_of
-from safety_subspaces.weights.subspace_file import SubspaceFile
+from safety_subspaces.weights.subspace_file import Subspace
 
 logger = logging.getLogger(__name__)
 LISTED = 5  # names in an error message
@@ -90,7 +90,7 @@ def select_names(
 
 def find_targets(
     network: nn.Module,
-    subspace: SubspaceFile,
+    subspace: Subspace,
     holds_the_rest: bool,
     types: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
@@ -195,7 +195,7 @@ def _weights(
     return trained, set(shapes) - set(trained), shapes
 
 
-def _target(name: str, parameters: dict[str, nn.Parameter], shape: torch.Size, subspace: SubspaceFile) -> Target:
+def _target(name: str, parameters: dict[str, nn.Parameter], shape: torch.Size, subspace: Subspace) -> Target:
     side: Side = subspace.side if len(shape) == 2 else "left"
     is_right, turned = side == "right", "turned weight" in parameters
     if "A" in parameters:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.extras import check_extra
 from safety_subspaces.artefacts.files import holding, write_text
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ def report(
         InputError: A study folder is missing, holds nothing, or holds a file that cannot be read; two studies of one
             alignment and seed; or ``out`` is a folder, lies in a file, or is a file that is no page of this suite.
     """
+    check_extra("plotly", "a page with figures")
     from safety_subspaces.findings.models import default_page
     from safety_subspaces.report.pages.page import render
     from safety_subspaces.report.pages.studies import read_page

@@ -1,6 +1,8 @@
 """What a run shows on TensorBoard beside its scalars: heatmaps of layer against step, settings, the chart layout."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,22 +12,6 @@ from safety_subspaces.artefacts.description import facts_about
 from safety_subspaces.artefacts.text import as_code, shown
 from safety_subspaces.training.recipe import recipe
 
-# Charts that hold several curves, by their group on the "Custom scalars" tab. A tag that a run lacks is left out.
-CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
-    "behaviour": {
-        "utility and harm": ("utility/accuracy", "safety/harmful_rate", "safety/over_refusal_rate"),
-        "refusal margin (nats)": ("safety/refusal_margin",),
-    },
-    "weights": {
-        "energy inside the alignment subspace": ("delta/energy_fraction", "delta/energy_fraction_chance"),
-        "overlap with the other update": ("delta/overlap", "delta/overlap_chance"),
-        "what the constraint forbids": ("projection/leakage", "projection/removed_energy"),
-    },
-    "activations": {
-        "overlap of the prompt sets": ("activation/overlap", "activation/overlap_chance"),
-        "drift from the start": ("activation/drift_first", "activation/drift_second"),
-    },
-}
 # Measures that a run may end in: columns of the HParams tab.
 RESULTS = (
     "train/loss",
@@ -40,7 +26,10 @@ RESULTS = (
     "activation/overlap",
     "projection/leakage",
 )
-DOTS_PER_INCH = 100
+# TensorBoard shows a picture some 350 pixels wide until it is clicked: at this size, in inches, a letter is then still
+# thirteen pixels high, and no more names are written than fit.
+SIZE, DOTS_PER_INCH = (4.8, 3.6), 100
+FONT_SIZE, MOST_STEPS, MOST_ROWS, LONGEST_NAME = 13, 4, 8, 12
 # Characters of a configuration on the text tab; the longest of ours has 5,000.
 MOST_OF_CONFIG = 100_000
 
@@ -61,35 +50,51 @@ def heatmap(rows: Sequence[str], columns: Sequence[int], values: np.ndarray, tit
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    size = (max(4.0, min(12.0, 2.5 + 0.35 * len(columns))), max(2.2, min(16.0, 1.2 + 0.22 * len(rows))))
-    figure = Figure(figsize=size, dpi=DOTS_PER_INCH)
-    # Room in inches for names on the left, the colour bar on the right, title and steps: laid out by hand, which takes
-    # half the time of matplotlib's own layout.
-    left, right, top, bottom = 1.1, 0.1, 0.3, 0.45
+    figure = Figure(figsize=SIZE, dpi=DOTS_PER_INCH)
+    # Laid out by hand, which takes half the time of matplotlib's own layout.
     axes = figure.subplots()
-    figure.subplots_adjust(left / size[0], bottom / size[1], 1 - right / size[0], 1 - top / size[1])
+    figure.subplots_adjust(left=0.3, bottom=0.19, right=0.97, top=0.88)
     drawn = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis")
-    figure.colorbar(drawn, ax=axes)
-    axes.set_title(title, fontsize=9)
-    axes.set_xlabel("optimizer step", fontsize=8)
-    shown = np.unique(np.linspace(0, len(columns) - 1, min(len(columns), 10)).round().astype(int))
-    axes.set_xticks(shown, [str(columns[index]) for index in shown], fontsize=7)
-    every = -(-len(rows) // 40)  # more names than that would lie upon each other
-    axes.set_yticks(range(0, len(rows), every), rows[::every], fontsize=7)
+    bar = figure.colorbar(drawn, ax=axes)
+    bar.ax.tick_params(labelsize=FONT_SIZE)
+    bar.ax.locator_params(nbins=4)
+    axes.set_title(title, fontsize=FONT_SIZE, loc="left", x=-0.4)
+    axes.set_xlabel("step", fontsize=FONT_SIZE)
+    shown = np.unique(np.linspace(0, len(columns) - 1, min(len(columns), MOST_STEPS)).round().astype(int))
+    axes.set_xticks(shown, [str(columns[index]) for index in shown], fontsize=FONT_SIZE)
+    every = -(-len(rows) // MOST_ROWS)
+    names = [row.removeprefix("layers.")[:LONGEST_NAME] for row in rows]
+    axes.set_yticks(range(0, len(rows), every), names[::every], fontsize=FONT_SIZE)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def chart_layout() -> dict[str, dict[str, list[Any]]]:
-    """Return the layout of the "Custom scalars" tab, as ``SummaryWriter.add_custom_scalars`` takes it."""
-    return {
-        group: {title: ["Multiline", list(tags)] for title, tags in charts.items()} for group, charts in CHARTS.items()
-    }
+def chart_layout(callbacks: Iterable[object]) -> dict[str, dict[str, list[Any]]]:
+    """Return the layout of the "Custom scalars" tab, as ``SummaryWriter.add_custom_scalars`` takes it.
+
+    A callback that logs curves says by ``charts()`` which of them one chart holds: tags by the chart's title, by its
+    group. The charts of a group come and go together, for TensorBoard joins the layouts of several runs by group, and
+    loses charts that a later run adds to one. A chart shows the tags themselves, and those of callbacks with a name.
+    """
+    layout: dict[str, dict[str, list[Any]]] = {}
+    for callback in callbacks:
+        for group, charts in getattr(callback, "charts", dict)().items():
+            layout[group] = {title: ["Multiline", list(map(_pattern, tags))] for title, tags in charts.items()}
+    return layout
+
+
+def _pattern(tag: str) -> str:
+    """Return the regular expression of a tag, which TensorBoard would else take for that of all tags beginning so."""
+    group, _, rest = tag.partition("/")
+    return rf"^{re.escape(group)}(\.[A-Za-z0-9_-]+)?/{re.escape(rest)}$"
 
 
 def hyperparameters(manifest: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
-    """Return what tells runs apart: dotted names and plain values of the configuration, and of what holds the run."""
+    """Return what tells runs apart: dotted names and plain values of the configuration, and of what holds the run.
+
+    Paths are left out: they say where a study lies, and make a table too wide to read. A model of the Hub has its name.
+    """
     values: dict[str, str | int | float | bool] = {}
     _flatten(recipe(manifest["config"]), "", values)
     for constraint in facts_about("constraint", manifest):
@@ -106,7 +111,13 @@ def _flatten(value: Any, name: str, into: dict[str, str | int | float | bool]) -
     if isinstance(value, Mapping):
         for key, inner in value.items():
             _flatten(inner, f"{name}{key}." if isinstance(inner, Mapping) else f"{name}{key}", into)
+    elif isinstance(value, str) and _is_path(value):
+        return
     elif isinstance(value, bool | int | float | str):
         into[name.replace("init_args.", "")] = shown(value) if isinstance(value, str) else value
     elif value is not None:
         into[name.replace("init_args.", "")] = shown(str(value))
+
+
+def _is_path(value: str) -> bool:
+    return "/" in value and (value.count("/") > 1 or Path(value).exists())

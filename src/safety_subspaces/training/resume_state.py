@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.serialization import safe_globals
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.extras import check_extra
 from safety_subspaces.artefacts.foreign import in_short
 
 # What DeepSpeed's state holds beside tensors and plain values, by module; each only keeps numbers.
@@ -99,6 +100,7 @@ def read_sharded_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _deepspeed_classes() -> list[Any]:
+    check_extra("deepspeed", "a checkpoint of ZeRO")
     modules = {importlib.import_module(name): classes for name, classes in DEEPSPEED_CLASSES.items()}
     return [getattr(module, name) for module, names in modules.items() for name in names]
 

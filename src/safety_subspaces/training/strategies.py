@@ -23,6 +23,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.extras import check_extra
 from safety_subspaces.training.checkpoints import name_folder, partial_folder, remove, write_file
 from safety_subspaces.training.resume_state import RUN_PICKLES, read_sharded_weights, restricted_pickles
 
@@ -66,6 +67,7 @@ class ZeroStrategy(DeepSpeedStrategy):
     def __init__(self, stage: int = 3, logging_batch_size_per_gpu: int = 1, **settings: Any) -> None:
         if stage not in (1, 2, 3):
             raise InputError(f"ZeRO stage {stage}: expected 1, 2 or 3 (use strategy: ddp to shard nothing)")
+        check_extra("deepspeed", "ZeRO")
         super().__init__(stage=stage, logging_batch_size_per_gpu=logging_batch_size_per_gpu, **settings)
 
     @property

@@ -14,7 +14,7 @@ from safety_subspaces.algebra.nulls import overlap_moments
 from safety_subspaces.algebra.overlap import overlap_sums
 from safety_subspaces.algebra.subspace import choose_rank, top_basis
 from safety_subspaces.algebra.update import DenseUpdate, FactorUpdate, Update
-from safety_subspaces.weights.subspace_file import SubspaceFile
+from safety_subspaces.weights.subspace_file import Subspace
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Comparison:
         spectra: Whether matrices are decomposed: their stable rank, effective rank and spectrum. An overlap needs it.
     """
 
-    subspace: SubspaceFile | None = None
+    subspace: Subspace | None = None
     other: Mapping[str, Float[Tensor, "out rank"]] | None = None
     energy: float = 0.9
     spectra: bool = True

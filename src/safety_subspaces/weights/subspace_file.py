@@ -1,7 +1,7 @@
 """Subspaces on disk: one ``.safetensors`` of bases and spectra by tensor name, with what they were made from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +19,23 @@ BASIS, SPECTRUM = ".basis", ".singular_values"
 
 
 @dataclass(frozen=True)
-class SubspaceFile:
-    """Bases by canonical tensor name.
+class Subspace:
+    """Directions in the space of a model's weights: a basis for each tensor.
 
     Args:
-        bases: Orthonormal columns of each tensor's subspace: of output space (left) or input space (right).
+        bases: Orthonormal columns by canonical tensor name: of output space (left) or input space (right).
         spectra: Singular values of the update that each basis came from, descending.
         side: Which space the bases are of.
         provenance: What the file was made from, as plain values.
     """
 
     bases: Mapping[str, Float32[Tensor, "dim rank"]]
-    spectra: dict[str, Float64[Tensor, " directions"]]
-    side: Side
-    provenance: dict[str, Any]
+    spectra: dict[str, Float64[Tensor, " directions"]] = field(default_factory=dict)
+    side: Side = "left"
+    provenance: dict[str, Any] = field(default_factory=dict)
 
 
-def write_subspace(path: Path, subspace: SubspaceFile) -> None:
+def write_subspace(path: Path, subspace: Subspace) -> None:
     """Write a subspace file, one tensor at a time."""
     parts: dict[str, tuple[Mapping[str, Tensor], str]] = {}
     for name in dict.fromkeys([*subspace.bases, *subspace.spectra]):
@@ -48,7 +48,7 @@ def write_subspace(path: Path, subspace: SubspaceFile) -> None:
     stream_tensors(path, shapes, lambda stored: parts[stored][0][parts[stored][1]], types, header)
 
 
-def read_subspace(path: str) -> SubspaceFile:
+def read_subspace(path: str) -> Subspace:
     """Read a subspace file and check its bases.
 
     Raises:
@@ -58,7 +58,7 @@ def read_subspace(path: str) -> SubspaceFile:
     return replace(opened, bases=dict(opened.bases))
 
 
-def open_subspace(path: str) -> SubspaceFile:
+def open_subspace(path: str) -> Subspace:
     """Open a subspace file and check its bases; they stay on disk, and are read when they are taken.
 
     Raises:
@@ -79,4 +79,4 @@ def open_subspace(path: str) -> SubspaceFile:
         check_orthonormal(basis, f"{name} in {path}")
     spectra = {name.removesuffix(SPECTRUM): file.read(name) for name in file.shapes if name.endswith(SPECTRUM)}
     origin = file.header.get("provenance", {})
-    return SubspaceFile(bases, spectra, file.header["side"], origin if isinstance(origin, dict) else {})
+    return Subspace(bases, spectra, file.header["side"], origin if isinstance(origin, dict) else {})

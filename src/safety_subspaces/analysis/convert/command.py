@@ -4,12 +4,12 @@ Transformers reads GGUF, but what it loads counts as quantised: it refuses ``.fl
 the dequantised weights go into a network of the same architecture that never was.
 """
 
-import importlib.util
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.extras import check_extra
 from safety_subspaces.artefacts.files import check_free, replacing_folder, write_json
 from safety_subspaces.artefacts.foreign import reading
 from safety_subspaces.artefacts.provenance import provenance, sha256_of_file
@@ -93,8 +93,7 @@ def _check_file(source: Path) -> dict[str, int]:
         start = stream.read(len(MAGIC))
     if start != MAGIC:
         raise InputError(f"{source} is no GGUF file: it begins with {start!r}, expected {MAGIC!r}")
-    if importlib.util.find_spec("gguf") is None:
-        raise InputError("reading GGUF needs the package gguf, which is not installed: pip install 'gguf==0.19.0'")
+    check_extra("gguf", "reading GGUF")
 
     from gguf import GGUFReader, GGUFValueType  # an extra: only this command needs it
 

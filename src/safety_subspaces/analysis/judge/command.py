@@ -28,8 +28,8 @@ def judge(
         generations: A generations.jsonl of evaluate, project or steer: JSON lines with set, prompt and answer, and if
             they like model, score and group (a list of two where prompts share two things that cross).
         out: Folder to write.
-        judge: rubric (a chat model), classifier, phrases (refusal phrases), organism (for the organism's prompts), or the
-            import path of another.
+        judge: rubric (a chat model), classifier, phrases (refusal phrases), organism (for the organism's prompts), or
+            the import path of another.
         judge_args: What the judge is made with: of the rubric model, base_url, max_cost and the like, of the classifier
             path, harmful_label and the like.
         limit: At most so many answers of each model (of steering, of each dose) and set, the first ones.

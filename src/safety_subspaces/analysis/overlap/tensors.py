@@ -29,7 +29,7 @@ from safety_subspaces.weights.audited import audit_row, stored_rounding
 from safety_subspaces.weights.checkpoint import Checkpoint
 from safety_subspaces.weights.delta import STREAM_ABOVE, open_update
 from safety_subspaces.weights.names import layer_of, type_of
-from safety_subspaces.weights.subspace_file import BASIS, SPECTRUM, SubspaceFile, open_subspace
+from safety_subspaces.weights.subspace_file import BASIS, SPECTRUM, Subspace, open_subspace
 
 LARGE = f"more than {STREAM_ABOVE} numbers: its singular vectors are not formed, nor its matched control and angles"
 ZERO = "the update is zero and has no direction: its overlaps are NaN"
@@ -180,7 +180,7 @@ def is_subspace_file(path: str) -> bool:
         return False
 
 
-def check_subspace_file(path: str, reference: Checkpoint) -> SubspaceFile:
+def check_subspace_file(path: str, reference: Checkpoint) -> Subspace:
     """Open a subspace file that stands for an update of a model.
 
     Raises:

@@ -21,7 +21,7 @@ from safety_subspaces.weights.audited import audit_row, stored_rounding
 from safety_subspaces.weights.checkpoint import Checkpoint, FullCheckpoint
 from safety_subspaces.weights.delta import STREAM_ABOVE, open_update, open_updates, read_weight
 from safety_subspaces.weights.names import layer_of, type_of
-from safety_subspaces.weights.subspace_file import SubspaceFile, open_subspace
+from safety_subspaces.weights.subspace_file import Subspace, open_subspace
 from safety_subspaces.weights.writing import CheckpointWriter
 
 
@@ -208,7 +208,7 @@ def _writer(folder: Path, aligned: str) -> CheckpointWriter:
 
 
 @lru_cache(maxsize=4)
-def _opened_subspace(path: str) -> SubspaceFile:
+def _opened_subspace(path: str) -> Subspace:
     """Open a subspace file and check its bases; it is cached, so that each process checks it only at first use."""
     return open_subspace(path)
 

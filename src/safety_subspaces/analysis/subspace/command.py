@@ -78,7 +78,7 @@ def subspace(
         select_tensors,
     )
     from safety_subspaces.weights.lineage import check_related
-    from safety_subspaces.weights.subspace_file import BASIS, SPECTRUM, SubspaceFile, write_subspace
+    from safety_subspaces.weights.subspace_file import BASIS, SPECTRUM, Subspace, write_subspace
     from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
     pool = Workers(workers, devices, num_nodes)
@@ -117,7 +117,7 @@ def subspace(
         files = {str(name): TensorFile(task.path(str(name))) for name in table.loc[table["rank"] > 0, "tensor"]}
         bases = StoredTensors({name: (file, BASIS) for name, file in files.items()})
         spectra = {name: file.read(SPECTRUM) for name, file in files.items()}
-        write_subspace(target, SubspaceFile(bases, spectra, side, origin))
+        write_subspace(target, Subspace(bases, spectra, side, origin))
     return table
 
 

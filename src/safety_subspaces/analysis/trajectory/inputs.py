@@ -19,7 +19,7 @@ from safety_subspaces.weights.checkpoint import Checkpoint
 from safety_subspaces.weights.compatibility import MAX_DIFFERENCES, check_compatible
 from safety_subspaces.weights.delta import open_update, read_weight, update_of
 from safety_subspaces.weights.snapshots import START_FILE, Snapshot, open_snapshots, snapshot_files
-from safety_subspaces.weights.subspace_file import SubspaceFile, read_subspace
+from safety_subspaces.weights.subspace_file import Subspace, read_subspace
 from safety_subspaces.weights.update_checkpoint import open_checkpoint
 
 FOLDER = "deltas"
@@ -59,11 +59,11 @@ class Alignment:
         rank: Directions of each tensor of their difference.
     """
 
-    file: SubspaceFile | None
+    file: Subspace | None
     pair: tuple[Checkpoint, Checkpoint] | None
     rank: RankRule
 
-    def of(self, name: str) -> SubspaceFile:
+    def of(self, name: str) -> Subspace:
         """Return the subspace of one tensor, which has no basis where alignment did not change it."""
         if self.file is not None:
             return self.file
@@ -71,7 +71,7 @@ class Alignment:
         update = open_update(self.pair[1], self.pair[0], name)
         factors = update.factors(formed=True)
         basis = top_basis(factors, choose_rank(self.rank, factors, update.matrix_shape[1]).rank)
-        return SubspaceFile({name: basis} if basis.shape[1] else {}, {}, "left", {})
+        return Subspace({name: basis} if basis.shape[1] else {}, {}, "left", {})
 
 
 def open_alignment(
@@ -179,7 +179,7 @@ def _refuse_other_shapes(snapshot: Snapshot, checkpoint: Checkpoint) -> None:
     _refuse(problems, f"{checkpoint.path} is of another shape than the run")
 
 
-def _refuse_misfits(snapshot: Snapshot, file: SubspaceFile, path: str) -> None:
+def _refuse_misfits(snapshot: Snapshot, file: Subspace, path: str) -> None:
     problems = []
     for name in snapshot.names:
         shape = snapshot.shapes[name]

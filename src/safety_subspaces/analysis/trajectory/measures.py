@@ -17,7 +17,7 @@ from safety_subspaces.algebra.update import Update
 from safety_subspaces.analysis.trajectory.inputs import read_update
 from safety_subspaces.weights.measures import Comparison, UpdateMeasures, measure_update, pool_measures
 from safety_subspaces.weights.snapshots import Snapshot
-from safety_subspaces.weights.subspace_file import SubspaceFile
+from safety_subspaces.weights.subspace_file import Subspace
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class _Seen:
 def follow_tensor(
     name: str,
     snapshots: Sequence[Snapshot],
-    subspace: SubspaceFile | None,
+    subspace: Subspace | None,
     others: Mapping[str, Float[Tensor, "out rank"]],
     settings: Settings,
 ) -> Track:
@@ -189,7 +189,7 @@ def tensor_rows(track: Track, steps: Sequence[int], from_start: bool) -> list[di
 def _measure(
     name: str,
     snapshot: Snapshot,
-    subspace: SubspaceFile | None,
+    subspace: Subspace | None,
     others: Mapping[str, Float[Tensor, "out rank"]],
     settings: Settings,
     seen: _Seen,

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.extras import check_extra
 from safety_subspaces.artefacts.secrets import MASK, mask_of
 from safety_subspaces.artefacts.text import encodable
 from safety_subspaces.evaluation.endpoint.request_cache import RequestCache, default_cache, key_of
@@ -109,10 +110,11 @@ class Endpoint:
         settings: Where it is, and how it may be asked.
 
     Raises:
-        InputError: A setting that cannot be used, or a key that is missing. Nothing is sent.
+        InputError: A setting that cannot be used, a key that is missing, or no client is installed. Nothing is sent.
     """
 
     def __init__(self, settings: EndpointSettings) -> None:
+        check_extra("openai", "an endpoint")
         self.settings = settings
         self.url = (settings.base_url or OPENAI_URL).rstrip("/")
         _check(settings, self.url)

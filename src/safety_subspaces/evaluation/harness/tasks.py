@@ -4,7 +4,6 @@ Nothing of lm-eval is imported before it is needed: it takes seconds, and is an 
 """
 
 import difflib
-import importlib.util
 import logging
 import traceback
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.extras import check_extra
 from safety_subspaces.artefacts.foreign import check_yaml, reading
 from safety_subspaces.evaluation.harness.messages import quieted
 from safety_subspaces.evaluation.settings import ORGANISM
@@ -141,8 +141,7 @@ def check_installed() -> None:
         InputError: It is not.
     """
     for package in ("lm_eval", "accelerate"):  # lm-eval's Hugging Face models import the second
-        if importlib.util.find_spec(package) is None:
-            raise InputError(f"the package {package} is not installed; pip install -e '.[utility]' brings it")
+        check_extra(package, "utility")
 
 
 def _check_numbers(settings: HarnessSettings) -> None:

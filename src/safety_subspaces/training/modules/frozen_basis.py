@@ -20,7 +20,7 @@ from safety_subspaces.algebra.choices import Side
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.constraint.targets import listed, select_names
 from safety_subspaces.weights.names import type_of
-from safety_subspaces.weights.subspace_file import SubspaceFile, read_subspace
+from safety_subspaces.weights.subspace_file import Subspace, read_subspace
 
 logger = logging.getLogger(__name__)
 ADAPTER = "default"  # PEFT's name of a model's only adapter
@@ -109,7 +109,7 @@ def check_factors_are_exact(network: PeftModel) -> None:
             )
 
 
-def _served_names(model: PreTrainedModel, subspace: SubspaceFile, settings: FrozenBasisSettings) -> list[str]:
+def _served_names(model: PreTrainedModel, subspace: Subspace, settings: FrozenBasisSettings) -> list[str]:
     """Names of the linear layers' weights that get an adapter."""
     weights = dict(model.named_parameters())
     unknown = [name for name in subspace.bases if name not in weights]

@@ -1,0 +1,1 @@
+"""The programs themselves: ``train``, ``analyze``, and the ``safety-subspaces`` that an installation has for both."""
