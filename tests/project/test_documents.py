@@ -20,11 +20,8 @@ from safety_subspaces import command_line
 from safety_subspaces.artefacts.trust import without_plugin_folders
 from safety_subspaces.command_line import ANALYSES
 from safety_subspaces.findings.finding import COLUMNS
+from safety_subspaces.programs import analyze, train
 from safety_subspaces.training.modules.base import LanguageModelModule
-
-sys.path.insert(0, str(ROOT))
-import analyze
-import train
 
 PAGES = pages()
 DOCS = sorted(name for name in PAGES if name.startswith("docs/"))
@@ -95,6 +92,8 @@ def test_every_command_is_one_that_the_parser_takes(
         name, _, value = words.pop(0).partition("=")
         monkeypatch.setenv(name, value)
     program, *arguments = words
+    if program == command_line.COMMAND:  # the same programs, installed
+        program, arguments = "python", [f"{arguments[0]}.py", *arguments[1:]]
     if program == "make":
         assert arguments[0] in TARGETS
         return
