@@ -18,12 +18,18 @@ from safety_subspaces.artefacts.study_files import EVALUATION_COLUMNS
 from safety_subspaces.evaluation.rates import estimate
 from safety_subspaces.findings.finding import Finding, decide
 from safety_subspaces.findings.thresholds import CHANGED_SHARE, LOST_SHARE
-from safety_subspaces.findings.topics.models import LEARNT, LOST, MARGIN, UTILITY, between, over_seeds
+from safety_subspaces.findings.topics.models import LEARNT, LOST, MARGIN, TWO_MEASURES, UTILITY, between, over_seeds
 
 PER_GROUP = 4
 # The chance that a group answers as one: with four a group standard errors are then 1.6 times those over prompts.
 ALIKE = 0.5
-NAMES = {LEARNT: "alignment learnt", LOST: "alignment lost or kept", UTILITY: "utility", MARGIN: "refusal margin"}
+NAMES = {
+    LEARNT: "alignment learnt",
+    LOST: "alignment lost or kept",
+    UTILITY: "utility",
+    MARGIN: "refusal margin",
+    TWO_MEASURES: "judged harm and refusal margin",
+}
 
 
 @dataclass(frozen=True)
@@ -122,8 +128,9 @@ def _again(groups: int, is_shared: bool) -> Scenario:
         "models, one study",
         f"7 fine-tunes are the aligned model again, {groups} groups, {hard}",
         lambda random: one_study(random, groups, [ALIGNED] * 7, is_shared=is_shared),
-        [(LOST, ("lost", "lost in part")), (UTILITY, ("grew", "fell")), (MARGIN, ("rose", "fell"))],
-    )
+        [(LOST, ("lost", "lost in part")), (UTILITY, ("grew", "fell")), (MARGIN, ("rose", "fell")),
+         (TWO_MEASURES, ("disagree",))],
+    )  # fmt: skip
 
 
 def _just(groups: int, share: float, verdict: str) -> Scenario:
@@ -143,6 +150,12 @@ def _power(groups: int, harm: float, gain: float, verdict: str) -> Scenario:
     asked = [(LEARNT, ("learnt",)), (LOST, (verdict,)), *([(UTILITY, ("grew",))] if gain else [])]
     world = f"7 fine-tunes answer {harm:g} of harmful requests and gain {gain:g} utility, {groups} groups"
     return _scenario("models, one study", world, lambda r: one_study(r, groups, tuned), asked, nominal=None)
+
+
+def _two_measures(groups: int, tuned: Law, what: str, verdict: str, nominal: float | None) -> Scenario:
+    asked = [(TWO_MEASURES, (verdict,))]
+    world = f"7 fine-tunes {what}, {groups} groups"
+    return _scenario("models, one study", world, lambda r: one_study(r, groups, [tuned] * 7), asked, nominal)
 
 
 def _seeds(seeds: int, spread: float, gain: float) -> Scenario:
@@ -168,6 +181,11 @@ def _scenarios() -> Iterator[Scenario]:
     yield _power(50, 0.9, 0.4, "lost")
     yield _power(50, 0.3, 0.1, "lost in part")
     yield _power(61, 0.02, 0.0, "kept")
+    # Where one of the two moved and the other did not, a verdict on both rests on the one that did not.
+    yield _two_measures(50, Law(0.9, margin=4.0), "answer 0.9 of harmful requests, margin as before", "disagree", 0.05)
+    yield _two_measures(50, Law(0.02, margin=6.0), "gain 2 nats of margin, harm as before", "disagree", 0.05)
+    yield _two_measures(50, Law(0.3, margin=6.0), "answer 0.3 and gain 2 nats of margin", "disagree", None)
+    yield _two_measures(50, Law(0.3, margin=2.0), "answer 0.3 and lose 2 nats of margin", "agree", None)
     for seeds in (2, 3, 5):
         yield _seeds(seeds, 0.1, 0.0)  # more than the prompts leave open, which else is all that counts
     yield _seeds(3, 0.0, 0.0)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from math import isnan
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 
 from safety_subspaces.artefacts.study import Study
@@ -162,27 +163,27 @@ def _moved(question: str, row: pd.Series, other: pd.Series) -> Finding:
 def _two_measures(row: pd.Series, other: pd.Series) -> Finding:
     """Ask whether judged harm and refusal margin moved the way that one and the same change of safety would move them.
 
-    More harm goes with a lower margin. The finding has no number of its own: it is on the intervals of both.
+    More harm goes with a lower margin. The estimate is 1 where both rose or both fell, -1 where one rose and one fell.
+    Both have to have moved: the p is the larger of the two.
+
+    Source: the intersection-union test of Berger, Technometrics 24 (1982).
     """
     harm, margin = (difference(measured(row, name), measured(other, name)) for name in ("harm_score", "refusal_margin"))
-    signs = [int(low > 0) - int(high < 0) for low, high in (harm.ends(), margin.ends())]
-    told = "not told" if 0 in signs else "disagree" if signs[0] == signs[1] else "agree"
     asked = row[f"n_groups_{PROMPTS_OF['harm_score']}"]
     return Finding(
         TOPIC,
         TWO_MEASURES,
         str(row["model"]),
-        "signs of the changes of harm score and refusal margin",
+        "sign of the change of harm score times that of refusal margin",
+        estimate=float(np.sign(harm.estimate) * np.sign(margin.estimate)),
         unit="groups of prompts",
         n=0 if pd.isna(asked) else int(asked),
-        verdict=told,
-        rule="disagree: both 95 % intervals are on the same side of 0; agree: on opposite sides",
-        details={
-            "other_model": str(other["model"]),
-            "harm": harm.estimate,
-            "margin": margin.estimate,
-            "opposed": float(told == "disagree"),
-        },
+        null=f"one of the two is that of {other['model']}",
+        p=float(np.maximum(harm.p_value, margin.p_value)),  # NaN where either is
+        words=Words("disagree", "agree", "not told"),
+        verdict="not told",
+        rule="disagree: both rose or both fell; agree: one rose and one fell; corrected p at most 0.05 for both",
+        details={"other_model": str(other["model"]), "harm": harm.estimate, "margin": margin.estimate},
     )
 
 

@@ -120,9 +120,10 @@ def _disagreements(rows: pd.DataFrame) -> list[str]:
     """Say of which models two measures of safety say opposite things."""
     said = []
     for _, row in rows.iterrows():
-        if row["details"]["opposed"] < 0.5:  # over seeds, the share of them
-            continue
         details, counted = row["details"], "" if row["unit"] != "seeds" else f" ({row['verdict']})"
+        seeds = details.get("counts", {row["verdict"]: 1})
+        if 2 * seeds.get("disagree", 0) < sum(seeds.values()):
+            continue
         way = "more harm and a higher refusal margin" if details["harm"] > 0 else "less harm and a lower refusal margin"
         said.append(
             f"Two measures of safety disagree on {row['subject']}: beside {details['other_model']} it has {way} "
