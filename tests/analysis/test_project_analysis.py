@@ -492,7 +492,7 @@ def test_every_projected_model_is_evaluated_in_memory(tmp_path):
         ({"tensors": ["no_proj"]}, "no tensor matches 'no_proj'"),
         ({"tensors": ["q"], "write": True}, "a model of some tensors cannot be written"),
         ({"workers": 0}, "workers must be at least 1"),
-        ({"basis": "/nowhere.safetensors"}, "does not exist"),
+        ({"subspace": "/nowhere.safetensors"}, "does not exist"),
         ({"tuned": {"a": "/nowhere/else"}}, "/nowhere/else does not exist"),
     ],
 )

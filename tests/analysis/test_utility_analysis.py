@@ -121,9 +121,10 @@ def test_the_command_prints_the_table_and_little_else(
     local = [f"--include_path={include_path}", "--tasks=[organism,colours]", "--limit=4", "--device=cpu"]
     done = run_command(ANALYZE, "utility", *options, *local, f"--out={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr[-2000:]
-    header, *rows = done.stdout.splitlines()
+    header, _, *rows = done.stdout.splitlines()
     assert header.split()[:5] == ["model", "task", "metric", "filter", "value"]
-    assert [row.split()[:2] for row in rows] == [[m, t] for m in models for t in ("organism", "colours")]
+    assert [row.split()[:2] for row in rows[:4]] == [[m, t] for m in models for t in ("organism", "colours")]
+    assert rows[-1] == f"result: {tmp_path / 'out'}"
     lines = done.stderr.replace("\r", "\n").splitlines()
     said = [line for line in lines if line.strip() and not line.endswith(("it/s]", "examples/s]"))]  # but for bars
     assert said == ["lm-eval of half (1 of 2)", "lm-eval of nothing (2 of 2)"]

@@ -79,19 +79,30 @@ def until(page, truth):
     pytest.fail(f"never true: {truth}")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def opened(browser, page_url):
-    """Open the page at a width, and all that it has unless it is folded; every request and complaint is kept."""
-    pages = []
+    """Open the page at a width, and all that it has unless it is folded; every request and complaint is kept.
+
+    A page that is opened in the usual way is opened once: drawing its charts takes seconds.
+    """
+    pages = {}
 
     def open_page(width, url=page_url, folded=False, **options):
+        if not folded and not options:
+            if (width, url) not in pages:
+                pages[width, url] = make(width, url, folded)
+            return pages[width, url]
+        page = make(width, url, folded, **options)
+        pages[len(pages)] = page
+        return page
+
+    def make(width, url, folded, **options):
         page = browser.new_page(viewport={"width": width, "height": 900}, **options)
         page.requests, page.complaints = [], []
         page.on("request", lambda request: page.requests.append(request.url))
         page.on("console", lambda line: line.type in ("error", "warning") and page.complaints.append(line.text))
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
         page.goto(url)
-        pages.append(page)
         if not folded:
             page.evaluate(ALL_OPEN)
             for _ in range(PATIENCE):  # charts are drawn as they come into view
@@ -103,7 +114,7 @@ def opened(browser, page_url):
         return page
 
     yield open_page
-    for page in pages:
+    for page in pages.values():
         page.close()
 
 
@@ -211,6 +222,16 @@ def test_the_page_over_seeds_is_drawn_fits_and_asks_for_nothing(opened, seeds_ur
     assert page.evaluate("document.querySelectorAll('.chart').length") == 1
 
 
+def boxes(page, chart, *parts):
+    """Where parts of a chart lie, all at one moment: what is drawn elsewhere may move the chart."""
+    return page.evaluate(
+        "([id, parts]) => { const chart = document.getElementById(id);"
+        " return parts.map(part => part === ':scope' ? chart : chart.querySelector(part))"
+        ".map(each => each.getBoundingClientRect().toJSON()) }",
+        [f"chart-{chart}", parts],
+    )
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_of_two_organisms_is_drawn_fits_and_its_legends_lie_on_nothing(opened, organisms_url, width):
     page = opened(width, url=organisms_url)
@@ -221,10 +242,7 @@ def test_the_page_of_two_organisms_is_drawn_fits_and_its_legends_lie_on_nothing(
     assert len(drawn) == 2 * (6 + 1)  # of each organism two of three fine-tunes, and an overlap
     assert min(drawn) > 0
     for chart in ("organism-0-energy-0", "overlap-organism-1-main"):
-        legend, plot = (
-            page.evaluate(f"document.querySelector('#chart-{chart} {part}').getBoundingClientRect().toJSON()")
-            for part in (".legend", ".draglayer .xy .nsewdrag")
-        )
+        legend, plot = boxes(page, chart, ".legend", ".draglayer .xy .nsewdrag")
         assert legend["bottom"] <= plot["top"] + 1
         assert legend["right"] <= width
 
@@ -232,10 +250,7 @@ def test_the_page_of_two_organisms_is_drawn_fits_and_its_legends_lie_on_nothing(
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_legend_of_the_constraint_does_not_lie_on_the_chart(opened, width):
     page = opened(width)
-    legend, plot = (
-        page.evaluate(f"document.querySelector('#chart-constraint {part}').getBoundingClientRect().toJSON()")
-        for part in (".legend", ".draglayer .xy .nsewdrag")
-    )
+    legend, plot = boxes(page, "constraint", ".legend", ".draglayer .xy .nsewdrag")
     assert legend["bottom"] <= plot["top"] + 1
     assert legend["right"] <= width
 
@@ -243,16 +258,17 @@ def test_the_legend_of_the_constraint_does_not_lie_on_the_chart(opened, width):
 @pytest.mark.parametrize("width", [390, 1280])
 def test_legends_and_steps_of_a_watched_run_lie_on_nothing(opened, width):
     page = opened(width)
-    boxes = "[...document.querySelectorAll('#chart-watching-0{}')].map(each => each.getBoundingClientRect().toJSON())"
-    above = page.evaluate(boxes.format(""))[0]["top"] - 1
-    for number in ("", 2, 3, 4, 5, 6):
-        parts = f" .legend{number}", f" .draglayer .x{number}y{number} .nsewdrag"
-        legend, plot = (page.evaluate(boxes.format(part))[0] for part in parts)
+    numbers = ("", 2, 3, 4, 5, 6)
+    parts = [part for n in numbers for part in (f".legend{n}", f".draglayer .x{n}y{n} .nsewdrag")]
+    chart, *found = boxes(page, "watching-0", ":scope", *parts)
+    above = chart["top"] - 1
+    for legend, plot in zip(found[::2], found[1::2], strict=True):
         assert above <= legend["top"] < legend["bottom"] <= plot["top"] + 1
         assert legend["right"] <= width
         above = plot["bottom"]
+    every = "[...document.querySelectorAll('#chart-watching-0{}')].map(each => each.getBoundingClientRect().toJSON())"
     for chart in ("", "-layers-0", "-layers-1"):
-        labels = page.evaluate(boxes.format(f"{chart} .xaxislayer-above text"))
+        labels = page.evaluate(every.format(f"{chart} .xaxislayer-above text"))
         assert len(labels) > 3
         ends = sorted((label["left"], label["right"]) for label in labels)
         assert all(right < left for (_, right), (left, _) in pairwise(ends))

@@ -174,6 +174,7 @@ ANALYSES = (
     analysis("trajectory", f"--run={{inputs}}/{RUN}", *PAIR, "--rank.fraction=0.25", "--draws=2"),
     analysis("utility", *models("aligned"), "--limit=2", "--max_new_tokens=2", needs="lm_eval"),
     Case("report", ANALYZE, ["report", "--study={inputs}", "--out={work}/out.html"], "out.html"),
+    Case("bundle", ANALYZE, ["bundle", "--study={inputs}", "--out={work}/out.zip"], "out.zip"),
     Case(
         "compare",
         ANALYZE,

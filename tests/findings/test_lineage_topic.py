@@ -44,4 +44,4 @@ def test_the_page_begins_with_it(folder):
     row = decide(lineage(together([read_study(folder)]))).iloc[0]
     assert (row["subject"], row["verdict"]) == ("project main", "not plausible")
     text = report(str(folder)).path.read_text()
-    assert text.index(f"project main: {SWAPPED}.") < text.index("What was run")
+    assert text.index(f"project main: {SWAPPED}.") < text.index("<details")

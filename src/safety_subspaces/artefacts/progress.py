@@ -44,7 +44,7 @@ class Bar(tqdm):
         finally:
             self.close()
 
-    def update(self, n: float | None = 1) -> bool | None:
+    def update(self, n: int | float | None = 1) -> bool | None:
         """Count what was done."""
         if self._outer is None:
             return super().update(n)

@@ -26,6 +26,10 @@ class Number(str):
         made.value, made.error = value, error
         return made
 
+    def __getnewargs__(self) -> tuple[str, float | int, float | None]:  # type: ignore[override]
+        """Return what a copy is made from."""
+        return str(self), self.value, self.error
+
 
 @dataclass(frozen=True)
 class Table:
