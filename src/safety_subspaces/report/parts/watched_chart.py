@@ -23,8 +23,8 @@ ZERO_STEP = 0.5
 LEAST_SPREAD = 1e-3
 # Pixels of a heatmap's row, and of its height at most.
 ROW, MOST_HEIGHT = 24, 640
-# Steps that stand beside one another under a heatmap on a phone.
-MOST_LABELS = 5
+# Steps that stand beside one another under a heatmap on a phone, and the pixels of their letters: 600 beside 12000.
+MOST_LABELS, LABEL = 5, 10
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,13 @@ def layer_figure(stage: Stage, tag: str) -> go.Figure:
     )
     figure.update_yaxes(type="category", autorange="reversed")
     # A column a look, however far apart: steps that crowd at the start would be slivers.
-    figure.update_xaxes(type="category", title="optimizer step", tickangle=0, tickvals=[steps[i] for i in labelled])
+    figure.update_xaxes(
+        type="category",
+        title="optimizer step",
+        tickangle=0,
+        tickfont={"size": LABEL},
+        tickvals=[steps[i] for i in labelled],
+    )
     return finished(figure, height=min(80 + ROW * len(table), MOST_HEIGHT))
 
 
