@@ -21,11 +21,11 @@ from safety_subspaces.weights.names import layer_of
 # Matrices that are looked at, spread over the network's depth, and how many at most are read to find as many that
 # alignment has changed.
 MATRICES, READ_AT_MOST = 8, 64
-# Below this cosine of their weights two models share no ancestry. Organisms of two seeds have 0.00 to 0.02, a base and
-# what was aligned from it 0.9 and more.
+# Below this cosine of their weights two models share no ancestry: of those that began apart it is that of random
+# vectors, of the demo's models 0.99.
 SHARED = 0.2
 # A fine-tune that takes back this share of the alignment update was hardly trained from the aligned model; from half on
-# it is nearer to the base. Trained from the base it takes back 1, and from the aligned model in our organisms 0 to 0.3.
+# it is nearer to the base. The demo's take back -0.04 to 0.05, and 0.95 to 1.04 where base and aligned change places.
 TAKEN_BACK = 0.8
 
 logger = logging.getLogger(__name__)
