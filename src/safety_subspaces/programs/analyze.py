@@ -2,16 +2,16 @@
 
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace, auto_parser
+from jsonargparse import Namespace, auto_parser
 
 from safety_subspaces import command_line
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.trust import check_trust, without_plugin_folders
 from safety_subspaces.command_line.flags import allow_bare_flags
-from safety_subspaces.command_line.output import VIEW, add_output_options, reserved_output, show
-from safety_subspaces.command_line.refusals import refuse
+from safety_subspaces.command_line.output import VIEW, reserved_output, show
+from safety_subspaces.programs.parser import ProgramParser, arguments_or_help
 
 TRY = """try:
   python analyze.py evaluate --models.base runs/organism-0/base/model --out runs/organism-0/analysis/evaluate/base
@@ -20,25 +20,14 @@ TRY = """try:
 a judge, template, section or subcommand of your own: --plugins <folder of its module>"""
 
 
-class AnalyzeParser(ArgumentParser):
+class AnalyzeParser(ProgramParser):
     """A parser for which only the command line can trust what came with a file."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        if self.exit_on_error:  # no parser of a class inside this one
-            add_output_options(self)
 
     def parse_args(self, *args: Any, **options: Any) -> Namespace:  # type: ignore[override]
         """Parse and check."""
         parsed = super().parse_args(*args, **options)
         check_trust(parsed.as_dict(), sys.argv)
         return parsed
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End with a few lines; a parser of a class inside this one raises."""
-        if not self.exit_on_error:
-            super().error(message, ex)
-        refuse(self, message, ex, sys.argv)
 
 
 def main(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
@@ -48,11 +37,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         arguments: The command line without the program; that of this process by default.
         program: How the program is called, for its messages; by its file by default.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments:
-        arguments = ["--help"]
-        print(command_line.as_called(TRY), end="\n\n")
-    asked, *options = without_plugin_folders(arguments)
+    asked, *options = without_plugin_folders(arguments_or_help(arguments, TRY))
     names = command_line.ANALYSES.names() if asked.startswith("-") else [asked]
     try:
         commands = {name.rpartition(".")[2]: command_line.ANALYSES.load(name) for name in names}

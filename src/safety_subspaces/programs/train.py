@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import yaml
@@ -19,8 +19,8 @@ from safety_subspaces import command_line
 from safety_subspaces.artefacts.description import Role, check_inputs
 from safety_subspaces.artefacts.trust import check_trust, is_said
 from safety_subspaces.command_line.flags import allow_bare_flags
-from safety_subspaces.command_line.output import add_output_options, is_chosen, reserved_output, show
-from safety_subspaces.command_line.refusals import refuse
+from safety_subspaces.command_line.output import is_chosen, reserved_output, show
+from safety_subspaces.programs.parser import ProgramParser, arguments_or_help
 from safety_subspaces.training.machine import check_accelerator
 from safety_subspaces.training.modules.base import LanguageModelModule
 from safety_subspaces.training.resume_state import RUN_PICKLES, read_state, restricted_pickles
@@ -34,19 +34,8 @@ TRY = """try:
   python train.py fit --help"""
 
 
-class TrainParser(LightningArgumentParser):
-    """A parser that says how a class from elsewhere may be trusted."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        if self.exit_on_error:  # no parser of a class inside this one
-            add_output_options(self)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End with a few lines; a parser of a class inside this one raises."""
-        if not self.exit_on_error:
-            super().error(message, ex)
-        refuse(self, message, ex, sys.argv)
+class TrainParser(ProgramParser, LightningArgumentParser):
+    """Lightning's parser, with what both programs share."""
 
 
 class TrainCLI(LightningCLI):
@@ -147,10 +136,7 @@ def main(arguments: Sequence[str] | None = None, program: str | None = None) -> 
         arguments: The command line without the program; that of this process by default.
         program: How the program is called, for its messages; by its file by default.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments:
-        arguments = ["--help"]
-        print(command_line.as_called(TRY), end="\n\n")
+    arguments = arguments_or_help(arguments, TRY)
     trusted = is_said(sys.argv, "weights_only", value=False)
     with nullcontext() if trusted else restricted_pickles(RUN_PICKLES):
         TrainCLI(
