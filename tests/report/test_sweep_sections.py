@@ -211,9 +211,18 @@ def test_a_sweep_without_a_control_says_so():
 def test_the_harm_score_that_points_the_other_way_is_said_to():
     projections = sweeps_of(replace(SMALL, own_noise=0.02))
     turned = projections.assign(harm_score=6 - projections["harm_score"])
-    said = selectivity(part_for(as_studies(turned, models_of(SMALL)), found_selectivity)).sentences[0]
-    assert "0 of 3 seeds more selective, 3 less" in said
-    assert ", the opposite." in said
+    section = selectivity(part_for(as_studies(turned, models_of(SMALL)), found_selectivity))
+    assert "0 of 3 seeds more selective, 3 less" in section.sentences[0]
+    assert ", the opposite." in section.sentences[0]
+    # Nothing tests that the two disagree: it is described in the section, and no warning at the top of the page.
+    assert section.warnings == []
+    assert any(
+        said.startswith("On useful, beside random subspaces of equal energy, top-k is more selective by the refusal")
+        and "counted and not tested, goes the other way" in said
+        for said in section.sentences
+    )
+    plain = selectivity(part_for(as_studies(projections, models_of(SMALL)), found_selectivity))
+    assert not any("goes the other way" in said for said in plain.sentences)
 
 
 def test_draws_that_miss_the_energy_are_counted_in_the_sentence_of_a_comparison_at_equal_energy():
