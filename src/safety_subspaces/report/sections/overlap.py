@@ -270,10 +270,12 @@ def _draw(
     """Draw one pair in one panel: lines across each cell at its levels, then floor and pair with their intervals."""
     # One line across each cell, with a gap between cells.
     ends = [end for centre in centres for end in (centre - width / 2, centre + width / 2, None)]
-    for level, dash, _ in LINES:
+    cells = [cell for cell in rows.index for _ in range(3)]
+    for level, dash, title in LINES:
         if rows[level].notna().any():
             line = {"color": GREY, "dash": dash, "width": 1.6}
-            draw_silent(figure, panel, ends, _twice(rows[level]), line, **shown)
+            known = {"name": f"{name}: {title}", "text": cells, **shown}
+            draw_silent(figure, panel, ends, _twice(rows[level]), line, **known)
     if rows["floor"].notna().any():
         line = {"color": INK, "dash": "dash", "width": 1.4}
         draw_silent(figure, panel, ends, _twice(rows["floor"]), line, "floor", **shown)
