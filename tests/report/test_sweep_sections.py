@@ -13,6 +13,7 @@ from safety_subspaces.findings.organisms import Organism
 from safety_subspaces.findings.swept import sweep_ends, sweep_points
 from safety_subspaces.findings.topics.energy import energy as found_energy
 from safety_subspaces.findings.topics.selectivity import selectivity as found_selectivity
+from safety_subspaces.report.pages.opening import opening_of
 from safety_subspaces.report.pages.page import part_of, render
 from safety_subspaces.report.parts.colours import Colours
 from safety_subspaces.report.parts.section import Part
@@ -175,6 +176,18 @@ def test_where_nothing_was_evaluated_the_energies_are_drawn_beside_chance_and_th
     said = selectivity(part).sentences
     assert said == ["Whether top-k of alignment is selective cannot be told: no projected model was evaluated."]
     assert "nan" not in all_words(section)
+
+
+def test_projected_and_evaluated_models_are_the_chart_at_the_top_and_energies_alone_are_not(sections):
+    other = replace(sections[1][1], place=30, hero=(replace(sections[1][0].hero[0], name="constraint"), "runs"))
+    opening, left = opening_of([other, sections[1][0]])
+    assert opening.hero == sections[1][0].hero
+    assert left[0].charts[0] == other.hero
+    assert left[1].charts == sections[1][0].charts
+    studies = as_studies(without_measures(sweeps_of(replace(SMALL, seeds=1))), models_of(replace(SMALL, seeds=1)))
+    alone = energy(part_for(studies))
+    assert alone.hero is not None
+    assert opening_of([other, alone])[0].hero == other.hero
 
 
 def test_without_a_projection_the_sections_are_the_next_step_towards_one(tmp_path):
