@@ -133,8 +133,8 @@ def test_what_cannot_be_held_is_refused_before_anything_is_changed(subspace: Sub
     refuse(lambda: hold(half, adamw(half), subspace), "narrower than float32")
     skewed = Subspace({name: basis * 2 for name, basis in subspace.bases.items()})
     refuse(lambda: hold(model, optimizer, skewed), "orthonormal")
+    unchecked = inspect.unwrap(hold)  # users have no checker of types
     for mode in ("inside", "observe"):
-        unchecked = inspect.unwrap(hold)  # users have no checker of types
         refuse(lambda mode=mode: unchecked(model, optimizer, subspace, mode), "is not one of away, onto")
     refuse(lambda: hold(model, optimizer, "nowhere.safetensors"), "does not exist")
     with hold(model, optimizer, subspace, types=["q"]):
