@@ -14,9 +14,10 @@ from jsonargparse import auto_parser
 from support.synthetic_study import write_study
 from support.tiny import ANALYZE, TRAIN, run_command
 
+from safety_subspaces.artefacts.earlier_names import RENAMED
 from safety_subspaces.artefacts.screen import View
 from safety_subspaces.command_line import output
-from safety_subspaces.command_line.flags import RENAMED, allow_bare_flags, other_way
+from safety_subspaces.command_line.flags import allow_bare_flags, other_way
 
 TABLE = pd.DataFrame({"model": ["a\u202e", "b"], "score": [1.0, float("nan")], "n": [3, 4]})
 

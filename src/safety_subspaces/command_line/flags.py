@@ -5,14 +5,9 @@ from collections.abc import Mapping
 
 from jsonargparse import ArgumentParser
 
+from safety_subspaces.artefacts.earlier_names import RENAMED
 from safety_subspaces.command_line import COMMAND
 
-# Options that go by another name, by the subcommand that has them.
-RENAMED = {
-    "overlap": {"reference": "aligned", "updates": "tuned"},
-    "project": {"basis": "subspace"},
-    "steer": {"random_draws": "draws"},
-}
 # Options that one entry point has and the other does not, with what to do there.
 INSTEAD = {
     "analyze": {
