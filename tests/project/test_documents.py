@@ -5,9 +5,11 @@ import posixpath
 import re
 import runpy
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from functools import cache
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from support.documents import ROOT, SITE, anchors_of, blocks_of, commands_of, li
 from safety_subspaces import command_line
 from safety_subspaces.artefacts.trust import without_plugin_folders
 from safety_subspaces.command_line import ANALYSES
+from safety_subspaces.command_line.shipped import with_paths
 from safety_subspaces.findings.finding import COLUMNS
 from safety_subspaces.programs import analyze, train
 from safety_subspaces.training.modules.base import LanguageModelModule
@@ -30,7 +33,7 @@ WRITTEN_BY_HAND = [name for name in DOCS if (ROOT / name).is_file()]
 COMMANDS = sorted({(name, command) for name in WRITTEN_BY_HAND for command in commands_of(PAGES[name])})
 PYTHON = [(name, code) for name in DOCS for code in blocks_of(PAGES[name], "python")]
 # What is no program of ours; how it is called is another's business.
-FOREIGN = {"pip", "set", "tensorboard", "transformers"}
+FOREIGN = {"cp", "pip", "set", "tensorboard", "transformers"}
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)) | {"paper"}
 # A configuration with nothing else is parsed, built and stepped by test_configs.py.
 RUN_AS_THEY_ARE = {"--config", "--run_dir", "--study"}
@@ -71,13 +74,15 @@ def analysis_parser(name: str) -> ArgumentParser:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with the configurations, and with the files that pages have one write."""
+    """A folder with the configurations, and with the files that pages have one write or copy."""
     folder = tmp_path_factory.mktemp("place")
     (folder / "configs").symlink_to(ROOT / "configs")
     for page, file in WRITTEN.items():
         (folder / file).parent.mkdir()
         (folder / file).write_text(blocks_of(PAGES[page], "python")[0], encoding="utf-8")
     (folder / "sections").mkdir()
+    for command in (command for _, command in COMMANDS if command.startswith("cp ")):
+        shutil.copy(*(folder / name for name in shlex.split(command)[1:]))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         yield folder
@@ -105,18 +110,45 @@ def test_every_command_is_one_that_the_parser_takes(
         return
     script, *options = arguments
     assert (ROOT / script).is_file()
+    options = with_paths(options)
+    assert all(Path(value).is_file() for option, value in pairwise(options) if option == "--config")
     monkeypatch.setattr(sys, "argv", arguments)
     command_line.restrict(arguments)
     if "--print_config" in options:  # prints, and ends
         options.remove("--print_config")
     if script == "train.py" and all(option in RUN_AS_THEY_ARE for option in options[1::2]):
-        assert all((ROOT / file).is_file() for file in options[2::2] if file.endswith(".yaml"))
-    elif script == "train.py":
+        return
+    if script == "train.py":
         assert train_parser.parse_args(options)
     elif script == "analyze.py":
         name, *options = without_plugin_folders(options)
         parser = analysis_parser(name)
         assert parser.parse_args([name, *options])
+
+
+def test_no_command_writes_where_that_of_another_page_did() -> None:
+    made = [
+        (page, command, Path(value))
+        for page, command in [*(("README.md", command) for command in commands_of(PAGES["README.md"])), *COMMANDS]
+        for option, value in pairwise(shlex.split(command, comments=True))
+        if option in {"--out", "--run_dir"} and "/" in value  # a place, and no letter that stands for one
+    ]
+    assert {"README.md", "docs/tutorials/checkpoints.md", "docs/tutorials/constraint.md"} < {page for page, *_ in made}
+    for (page, command, out), (other_page, other_command, other) in combinations(made, 2):
+        again = out == other and page == other_page and all(" compare " in each for each in (command, other_command))
+        written_anew = all(" findings " in each for each in (command, other_command))
+        meet = out.is_relative_to(other) or other.is_relative_to(out)
+        assert again or written_anew or not meet, f"{page}: {command}\n{other_page}: {other_command}"
+
+
+def test_the_run_of_the_tutorial_learns_what_one_gives_it_and_nothing_else() -> None:
+    commands = commands_of(PAGES["docs/tutorials/constraint.md"])
+    (shipped,) = (command.split()[1] for command in commands if command.startswith("cp "))
+    config = yaml.safe_load((ROOT / shipped).read_text(encoding="utf-8"))
+    data = config["data"]["init_args"]
+    assert data["train"] == {"path": "train.jsonl"}
+    assert "contamination" not in data
+    assert config["model"]["init_args"]["source"]["init_args"] == {"path": "models/aligned"}
 
 
 @pytest.mark.parametrize(("page", "code"), PYTHON, ids=[page for page, _ in PYTHON])
