@@ -106,9 +106,9 @@ def test_the_python_of_the_readme_runs(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "try").mkdir(parents=True)
     (tmp_path / "runs" / "organism-0").symlink_to(study)
-    (tmp_path / "runs" / "mine" / "alignment.safetensors").symlink_to(study / "alignment.safetensors")
+    (tmp_path / "runs" / "try" / "alignment.safetensors").symlink_to(study / "alignment.safetensors")
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     exec(code, {})
