@@ -8,15 +8,20 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from itertools import combinations, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
+import lightning as L
 import pytest
+import torch
 import yaml
 from jsonargparse import ArgumentParser, auto_parser
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from support.documents import ROOT, SITE, anchors_of, blocks_of, commands_of, links_of, pages
+from support.refusal import refuse
+from support.tiny import tiny_source, trainer
 
 from safety_subspaces import command_line
 from safety_subspaces.artefacts.trust import without_plugin_folders
@@ -24,7 +29,10 @@ from safety_subspaces.command_line import ANALYSES
 from safety_subspaces.command_line.shipped import with_paths
 from safety_subspaces.findings.finding import COLUMNS
 from safety_subspaces.programs import analyze, train
+from safety_subspaces.training.data import OrganismData
+from safety_subspaces.training.modules import SupervisedFineTuning
 from safety_subspaces.training.modules.base import LanguageModelModule
+from safety_subspaces.training.strategies import CPUZeroStrategy
 
 PAGES = pages()
 DOCS = sorted(name for name in PAGES if name.startswith("docs/"))
@@ -56,7 +64,7 @@ def train_parser() -> ArgumentParser:
     command_line.configure()
     with pytest.raises(ParserMadeError) as made:
         Parsing(
-            LanguageModelModule, LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
+            LanguageModelModule, L.LightningDataModule, subclass_mode_model=True, subclass_mode_data=True,
             save_config_callback=None, parser_class=train.TrainParser,
             parser_kwargs={"parser_mode": command_line.PARSER_MODE},
         )  # fmt: skip
@@ -175,6 +183,35 @@ def test_the_example_holds_projected_updates_alone() -> None:
     leaked = {projected: runs[0][-1] for (_, projected), runs in found.items()}
     assert leaked["nothing"] > leaked["gradient"] > 1e-3
     assert leaked["update"] < 1e-9
+
+
+def test_the_defence_of_the_documents_acts_once_a_step_goes_on_and_refuses_zero(tmp_path: Path) -> None:
+    names: dict = {}
+    exec(blocks_of(PAGES["docs/howto/defence.md"], "python")[0], names)
+    source, pull_back = tiny_source(), names["PullBack"]
+
+    def fitted(*callbacks: L.Callback, steps: int, then_from: Path | None = None) -> list[torch.Tensor]:
+        module = SupervisedFineTuning(source, optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9))
+        saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        options = {"accumulate_grad_batches": 4, "enable_checkpointing": True}
+        run = trainer(tmp_path, callbacks=[*callbacks, saving], **options)
+        data = OrganismData("harmful", 16 * steps, heldout_size=0, batch_size=4)
+        run.fit(module, datamodule=data, ckpt_path=then_from)
+        assert run.global_step == steps
+        return [weight.detach() for weight in module.parameters()]
+
+    begin = [weight.detach() for weight in source.load_model().parameters()]
+    free, pulled = fitted(steps=1), fitted(pull_back(0.25), steps=1)
+    torch.testing.assert_close(pulled, [torch.lerp(*both, 0.25) for both in zip(free, begin, strict=True)])
+    assert any(not torch.equal(*both) for both in zip(free, pulled, strict=True))
+    (tmp_path / "step=1.ckpt").unlink()
+    whole = fitted(pull_back(0.25), steps=2)
+    again = pull_back(0.25)
+    mended = fitted(again, steps=2, then_from=tmp_path / "step=1.ckpt")
+    assert all(torch.equal(*both) for both in zip(whole, mended, strict=True))
+    assert all(torch.equal(*both) for both in zip(begin, again.start, strict=True))
+    zero = SimpleNamespace(strategy=CPUZeroStrategy(stage=2))
+    refuse(lambda: again.setup(zero, None, "fit"), "whole weights, got CPUZeroStrategy; use strategy: ddp")
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))
