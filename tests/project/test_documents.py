@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from functools import cache, partial
+from importlib import import_module
 from itertools import combinations, pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -183,6 +184,20 @@ def test_the_example_holds_projected_updates_alone() -> None:
     leaked = {projected: runs[0][-1] for (_, projected), runs in found.items()}
     assert leaked["nothing"] > leaked["gradient"] > 1e-3
     assert leaked["update"] < 1e-9
+
+
+def test_the_sections_that_are_explained_are_those_of_the_page_in_their_order() -> None:
+    placed = {}
+    for path in (ROOT / "src" / "safety_subspaces" / "report" / "sections").glob("[!_]*.py"):
+        module = import_module(f"safety_subspaces.report.sections.{path.stem}")
+        made = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+        for call in (node for node in made if isinstance(node.func, ast.Name) and node.func.id == "Section"):
+            given = [call.args[1], *(word.value for word in call.keywords if word.arg == "place")]
+            title, place = (eval(ast.unparse(value), vars(module)) for value in given)
+            placed[title] = place
+    table = PAGES["docs/tutorials/reading.md"].partition("\n## The sections\n")[2].partition("\n## ")[0]
+    explained = re.findall(r"^\| (.+?) \|", table, re.MULTILINE)[2:]
+    assert explained == sorted(placed, key=placed.__getitem__)
 
 
 def test_the_defence_of_the_documents_acts_once_a_step_goes_on_and_refuses_zero(tmp_path: Path) -> None:
