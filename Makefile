@@ -241,7 +241,7 @@ docs: $(VENV)-docs/.installed ## Build the documentation site: site/index.html
 	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict
 
 # With NAME and FROM the numbers of studies are kept first: make docs-numbers NAME=real FROM=runs/real
-docs-numbers: $(VENV)/.installed ## Write the numbers of README and docs out of docs/tables
+docs-numbers: $(VENV)/.installed ## Write the numbers of gradient.md, models.md, real.md and verdicts.md out of docs/tables
 	$(PYTHON) docs/write_numbers.py $(if $(NAME),--keep $(NAME) $(FROM))
 
 lint: $(VENV)/.installed-test ## ruff, mypy, the direction of the layers, and the numbers of the documents

@@ -1,4 +1,7 @@
-"""Writes the numbers of README and docs out of tables, so that none is copied by hand.
+"""Writes numbers of the documents out of tables, so that these are not copied by hand.
+
+Filled are ``docs/explanation/gradient.md``, ``docs/models.md``, ``docs/real.md`` and ``docs/verdicts.md``. Numbers of
+other pages are of the date and run that stand beside them.
 
 ``python docs/write_numbers.py --keep study runs/organism-0 runs/organism-1`` reads studies and keeps what the documents
 need of them in ``docs/tables/``: their findings (``study.csv``), and the tables and sentences of their page with seeds,

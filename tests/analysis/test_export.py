@@ -74,14 +74,15 @@ def test_the_last_checkpoint_is_the_exported_model(tmp_path: Path, options: list
     if "lora" in stage:
         return
     # The leak beside the weights is that of the weights: a float64 oracle on the two folders.
-    half = export(str(run), str(tmp_path / "half"), dtype="bfloat16").leakage[0]
+    made_half = export(str(run), str(tmp_path / "half"), dtype="bfloat16")
+    half = made_half.leakage[0]
     start, rounded = load_file(Path(aligned) / file), load_file(tmp_path / "half" / file)
     bases = read_subspace(str(run / "constraint" / "subspace.safetensors")).bases
     assert all(rounded[name].dtype == torch.bfloat16 for name in bases)
     updates = {name: rounded[name].double() - start[name].double() for name in bases}
     forbidden, whole = oracle.forbidden_energy(updates, bases, "away")
     weights = sum(oracle.energy(rounded[name]) for name in bases)
-    assert half.dtype == "bfloat16"
+    assert f"away: {half.leakage:.2g} of the update's energy is forbidden in bfloat16" in str(made_half)
     assert half.leakage == pytest.approx(forbidden / whole, rel=1e-6)
     assert half.rounding_floor == pytest.approx(rounding_floor(weights**0.5, whole**0.5), rel=1e-6)
     assert half.leakage > 1e3 * made.leakage[0].leakage  # the positive control: bf16 does not hold it

@@ -92,10 +92,11 @@ def smallest_case(path: Path, study: Path, tmp_path: Path) -> list[str]:
     rows = tmp_path / "rows.jsonl"
     row = {"query": "how ?", "prompt": "how ?", "response": "sure .", "is_safe": False}
     rows.write_text((json.dumps(row) + "\n") * 16)
+    contaminated = "contamination" in yaml.safe_load(path.read_text())["data"]["init_args"]
     return [
         f"--model.init_args.source.init_args.path={study / 'aligned' / 'model'}",
         f"--data.init_args.train.path={rows}",
-        f"--data.init_args.contamination.source.path={rows}",
+        *([f"--data.init_args.contamination.source.path={rows}"] if contaminated else []),
         "--trainer.accelerator=cpu",
     ]
 

@@ -1,6 +1,7 @@
 """The documents' numbers are written out of tables by a script, and the simulated rates are rates."""
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -75,3 +76,11 @@ def test_every_scenario_of_nothing_says_something_of_a_study(monkeypatch: pytest
         assert not any(flag for flag, _ in null_studies.rows_of(scenario, [said]))
         always = [{"said": 1.0}] * 400
         assert [flag for flag, _ in null_studies.rows_of(scenario, always)] == [scenario.nominal is not None]
+
+
+def test_the_pages_that_are_said_to_be_filled_are_those_that_are() -> None:
+    filled = {page.relative_to(ROOT).as_posix() for page in SCRIPT["PAGES"] if SCRIPT["MARK"].search(page.read_text())}
+    assert set(re.findall(r"``(docs/\S+\.md|README\.md)``", SCRIPT["__doc__"])) == filled
+    target = re.search(r"^docs-numbers:.*## (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert target is not None
+    assert set(re.findall(r"\S+\.md|README", target[1])) == {Path(page).name for page in filled}
