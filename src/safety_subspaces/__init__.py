@@ -2,7 +2,8 @@
 
 Each package is a wing, and knows only those below it: ``artefacts``; ``algebra`` and ``language``; ``weights``,
 ``states`` and ``organism``; ``constraint`` and ``evaluation``; ``training``; ``analysis`` and ``findings``; ``report``;
-``compare``. The callbacks and the ``programs`` know all of them. What ``__all__`` names is imported when it is used.
+``compare`` and ``bundle``. The callbacks and the ``programs`` know all of them. What ``__all__`` names is imported
+when it is used.
 """
 
 from importlib import import_module

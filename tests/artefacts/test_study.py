@@ -1,16 +1,20 @@
+import inspect
 import json
 import math
 import shlex
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from support.synthetic_study import STAGES, write_study
 
 from safety_subspaces.artefacts.errors import InputError
-from safety_subspaces.artefacts.next_step import command_for
+from safety_subspaces.artefacts.next_step import command_for, command_for_own
+from safety_subspaces.artefacts.places import COMPARISON_FILE
 from safety_subspaces.artefacts.study import read_study
 from safety_subspaces.artefacts.study_files import MEASURES
+from safety_subspaces.command_line import ANALYSES
 from safety_subspaces.findings.comparisons import (
     in_blocks,
     overlap_by,
@@ -43,6 +47,32 @@ def test_a_study_with_stages_alone_names_a_command_for_each_missing_analysis(tmp
         assert str(tmp_path / "half" / "aligned" / "model") in command
     assert study.models.empty
     assert not study.has_evaluated_projections
+
+
+def test_the_next_command_for_models_of_ones_own_has_options_that_there_are(tmp_path):
+    given = [{"base": "b", "aligned": "a", "tuned": {"x": "t"}}]
+    for name in ("evaluate", "project", "overlap", "compare"):
+        if name == "compare":
+            (tmp_path / COMPARISON_FILE).touch()
+        _, script, called, *options = shlex.split(
+            command_for_own(tmp_path, "overlap" if name == "compare" else name, given)
+        )
+        assert (script, called) == ("analyze.py", name)
+        known = inspect.signature(ANALYSES.load(name)).parameters
+        assert {option[2:].partition(".")[0] for option in options[::2]} <= set(known)
+
+
+def test_results_recorded_by_earlier_names_of_arguments_are_read_as_the_present_ones(tmp_path):
+    folder = write_study(tmp_path / "s")
+    present = read_study(folder)
+    (result,) = present.of("overlap")
+    config = result.folder / "config.yaml"
+    for earlier, name in (("reference", "aligned"), ("updates", "tuned")):
+        assert f"{name}:" in config.read_text()
+        config.write_text(config.read_text().replace(f"{name}:", f"{earlier}:"))
+    before = read_study(folder)
+    assert before.of("overlap")[0].arguments == result.arguments
+    pd.testing.assert_frame_equal(before.overlaps, present.overlaps)
 
 
 def test_projections_without_evaluation_have_nan_measures_and_are_not_missing(tmp_path):
@@ -234,7 +264,7 @@ def test_overlap_averages_count_tensors_and_undefined_ones(tmp_path):
 def test_models_trained_elsewhere_have_the_analysis_or_the_comparison_as_next_step(tmp_path):
     folder = write_study(tmp_path / "s", analyses=("project",), stages=())
     command = read_study(folder).missing()["overlap"]
-    assert command.startswith(f"python analyze.py overlap --reference {folder / 'aligned' / 'model'} --updates ")
+    assert command.startswith(f"python analyze.py overlap --aligned {folder / 'aligned' / 'model'} --tuned ")
     (folder / "compare.json").write_text("{}")
     command = read_study(folder).missing()["evaluate"]
     assert command.startswith(f"python analyze.py compare --base {folder / 'base' / 'model'} --aligned ")

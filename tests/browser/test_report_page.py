@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -309,14 +310,65 @@ def test_the_page_opens_with_its_answer_and_all_else_is_a_link_away(opened, page
     tiles = page.evaluate("[...document.querySelectorAll('.tiles li')].map(each => each.innerText)")
     assert 4 <= len(tiles) <= 6
     assert all("n = " in tile for tile in tiles)
-    page.evaluate("document.querySelector('#chart-constraint').scrollIntoView()")
-    until(page, "document.querySelector('#chart-constraint').dataset.drawn === 'true'")
-    assert page.evaluate("performance.getEntriesByType('paint')[0].startTime") < 1000 * (1 + PATIENCE / 100)
+    assert page.evaluate("document.querySelector('.opening .chart').id").startswith("chart-energy-")
+    page.evaluate("document.querySelector('.opening .chart').scrollIntoView()")
+    until(page, "document.querySelector('.opening .chart').dataset.drawn === 'true'")
     page.evaluate("location.hash = '#overlap'")
     until(page, "document.querySelector('#overlap details.section').open")
     page.evaluate("location.hash = '#term-overlap'")
     until(page, "document.querySelector('#glossary details').open")
     assert page.complaints == []
+
+
+# Kept from the first line of the page on: when the library of charts was there.
+LIBRARY_READ = """Object.defineProperty(window, 'Plotly', {
+  configurable: true,
+  set(library) {
+    window.libraryRead = performance.now();
+    Object.defineProperty(window, 'Plotly', { value: library, writable: true });
+  },
+})"""
+FIRST_PAINT = "performance.getEntriesByName('first-contentful-paint').map(paint => paint.startTime)"
+LOADS = 10
+
+
+def test_the_text_stands_within_a_second_and_before_the_library_of_charts_is_read(browser, page_url):
+    paints = []
+    for _ in range(LOADS):  # other work on the machine only ever adds to the time: one undisturbed load tells
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.add_init_script(LIBRARY_READ)
+        page.goto(page_url)
+        until(page, "window.libraryRead !== undefined")
+        (paint,) = page.evaluate(FIRST_PAINT)
+        assert paint < page.evaluate("window.libraryRead")
+        page.close()
+        paints.append(paint)
+        if paint < 1000:
+            break
+    assert min(paints) < 1000
+
+
+@pytest.mark.parametrize("hash", ["#100%", "#%E4", "#nothing", "#overlap"])
+def test_no_link_to_the_page_keeps_its_scripts_from_running(browser, page_url, hash):
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    complaints = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(page_url + hash)
+    page.evaluate("document.querySelector('.opening .chart').scrollIntoView()")
+    until(page, "document.querySelector('.opening .chart').dataset.drawn === 'true'")
+    assert page.evaluate("document.querySelectorAll('.contents button').length") == 1
+    assert page.evaluate("document.querySelectorAll('.opening .export button').length") == 3
+    assert complaints == []
+    page.close()
+
+
+def test_numbers_in_the_cells_of_a_heatmap_are_shown_and_not_their_template(opened, hidden_url):
+    page = opened(1280, url=hidden_url)
+    texts = "[...document.querySelectorAll('.chart {}')].map(each => each.textContent)"
+    assert [text for text in page.evaluate(texts.format("text")) if "%{" in text] == []
+    cells = page.evaluate(texts.format(".heatmap-label"))
+    assert cells
+    assert all(re.fullmatch(r"[+-]\d\.\d\d", cell) for cell in cells)
 
 
 def test_nothing_is_shared_and_no_bar_of_plotly_is_drawn(opened):
@@ -338,8 +390,9 @@ def test_charts_and_tables_can_be_saved_with_all_their_digits(opened, page_url):
     assert files["png"].startswith(b"\x89PNG")
     rows = list(csv.DictReader(io.StringIO(files["csv"].decode())))
     assert {row["y_name"] for row in rows} == {"Harm score", "Refusal margin (nats)"}
-    shown = page.evaluate("document.querySelector('#chart-constraint').calcdata.flat().map(point => point.y)")
-    assert {float(row["y"]) for row in rows} <= {value for value in shown if value is not None}
+    shown = page.evaluate("document.querySelector('.opening .chart').calcdata.flat().map(point => point.y)")
+    levels = page.evaluate("document.querySelector('.opening .chart').layout.shapes.map(line => [line.name, line.y0])")
+    assert {float(row["y"]) for row in rows} <= {*shown, *(level for _, level in levels)}
     table = page.locator("#models .export").first.locator("button")
     files = [saved(page, table.nth(at)) for at in range(3)]
     kept = {name.rpartition(".")[2]: content.decode() for name, content in files}
@@ -349,6 +402,40 @@ def test_charts_and_tables_can_be_saved_with_all_their_digits(opened, page_url):
     assert kept["tex"].count("\\\\") == len(rows) + 1
     assert kept["md"].count("\n") == len(rows) + 2
     assert [url for url in page.requests if url != page_url and not url.startswith(("data:", "blob:"))] == []
+
+
+def rows_of(page, section):
+    """The numbers of the first chart of a section, as they are saved."""
+    buttons = page.locator(f"#{section} figure").first.locator(".export button")
+    _, content = saved(page, buttons.nth(2))
+    return list(csv.DictReader(io.StringIO(content.decode())))
+
+
+def test_the_numbers_of_a_chart_say_panel_axes_choice_and_chance(opened, hidden_url):
+    page = opened(1280)
+    overlaps = rows_of(page, "overlap")
+    assert {row["energy"] for row in overlaps} == {"0.5", "0.9"}
+    assert {"useful - harmful: chance", "useful - harmful: matched chance"} <= {row["series"] for row in overlaps}
+    assert {row["value"] for row in overlaps if row["x_name"] == "layer" and row["y"]} == {"0", "1", "2", "3"}
+    runs = rows_of(page, "constraint")
+    assert {(row["panel"], row["y_name"]) for row in runs} == {("1", "Harm score"), ("2", "Refusal margin (nats)")}
+    assert {row["x_name"] for row in runs if row["x"]} == {"Utility"}
+    assert [row["y"] for row in runs if row["series"] == "aligned" and row["panel"] == "1"]
+    probes = rows_of(opened(1280, url=hidden_url), "probes")
+    assert {"Accuracy, without erasure", "AUC, without erasure"} <= {row["panel"] for row in probes}
+    assert {row["x_name"] for row in probes} == {"layer"}
+    assert {"chance", "linear, control task", "linear"} <= {row["series"] for row in probes}
+
+
+def test_latex_has_minus_signs_in_mathematics_and_no_character_that_it_reads_otherwise(opened):
+    page = opened(1280)
+    compared = page.locator("#models details.section > details").nth(1).locator(".export button")
+    content = saved(page, compared.nth(1))[1].decode()
+    cells = [cell for line in content.splitlines() if "&" in line for cell in line.removesuffix(r" \\").split(" & ")]
+    assert re.search(r"\$-\d+\.\d\d\$ to \$[+-]\d+\.\d\d\$", content)
+    assert "$<$ $.001$" in cells
+    outside = [part for cell in cells for part in cell.split("$")[::2]]
+    assert not [part for part in outside if re.search(r"[<>|]|[-+]\d", part)]
 
 
 def test_hostile_names_stay_text_in_what_is_saved(opened, hostile_url):

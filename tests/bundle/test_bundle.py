@@ -3,6 +3,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
@@ -44,7 +45,7 @@ def study(tmp_path_factory):
 def made(study, tmp_path_factory):
     """The study's bundle, what was said of it, and where it is unpacked."""
     out = tmp_path_factory.mktemp("out")
-    said = bundle(str(study), out=str(out / "x.zip"))
+    said = str(bundle(str(study), out=str(out / "x.zip")))
     unpack(out / "x.zip", out / "unpacked")
     return out / "x.zip", said, out / "unpacked" / "organism-0"
 
@@ -105,7 +106,9 @@ def test_unpacked_it_is_the_study_again(study, made):
 
 
 def test_a_whole_bundle_agrees_with_its_tables(made):
-    said = bundle(verify=str(made[0]))
+    found = bundle(verify=str(made[0]))
+    said = str(found)
+    assert found.path == made[0]
     assert "all that was checked agrees" in said
     assert "page: the same bytes" in said
 
@@ -147,6 +150,18 @@ def another_finding_and_sentence(path: Path) -> None:
     page.write_text(page.read_text().replace("<h1>", "<h1>Safe. "))
 
 
+def a_column_of_lists(path: Path) -> None:
+    table = pd.read_parquet(path)
+    table["estimate"] = [[value] for value in table["estimate"]]
+    table.to_parquet(path, index=False)
+
+
+def a_study_without_a_name(path: Path) -> None:
+    manifest = json.loads(path.read_text())
+    manifest["studies"][0]["name"] = ["organism-0"]
+    path.write_text(json.dumps(manifest))
+
+
 FINDINGS, TABLE = "findings/findings.parquet", "studies/organism-0/analysis/evaluate/main/table.parquet"
 
 
@@ -156,6 +171,8 @@ FINDINGS, TABLE = "findings/findings.parquet", "studies/organism-0/analysis/eval
         (TABLE, another_number, False, "files: studies/organism-0/analysis/evaluate/main/table.parquet is not as the"),
         (TABLE, another_number, True, "MISMATCH page: it does not say what follows"),
         (FINDINGS, another_finding_and_sentence, True, "do not follow from the tables"),
+        (FINDINGS, a_column_of_lists, True, "do not follow from the tables"),
+        ("bundle.json", a_study_without_a_name, False, "lacks the studies that it should name"),
         ("bundle.json", lambda path: path.write_text("{}"), False, "lacks format"),
         ("bundle.json", lambda path: path.unlink(), False, "holds no bundle.json"),
     ],
@@ -165,6 +182,13 @@ def test_what_was_tampered_with_is_found(made, tmp_path, name, change, mends, sa
         bundle(verify=str(tampered(made[2], tmp_path, name, change, mends)))
     assert said in str(refused.value)
     assert len(str(refused.value).splitlines()) <= 6
+
+
+def test_small_numbers_are_compared_too_and_what_is_no_number_is_no_error():
+    assert alike(2e-14 * (1 + 1e-9), 2e-14)
+    assert alike(0.3 - 0.1 - 0.2, 0.0)  # what rounding leaves of a difference
+    for one, other in ((1e-14, 9e-13), ("a", np.array([1, 2])), (np.array([1, 2]), np.array([1, 3])), (pd.NA, 3)):
+        assert not alike(one, other)
 
 
 def test_what_is_no_study_and_what_goes_not_together_is_refused(study, made, tmp_path):

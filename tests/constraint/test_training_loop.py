@@ -1,5 +1,6 @@
 """An update that a plain training loop holds: on real AdamW steps, against float64 oracles and the rounding floor."""
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,13 @@ def test_an_anchor_lets_training_go_on_from_where_it_began(subspace: Subspace, t
     other = Subspace({name: basis.flip(1) for name, basis in subspace.bases.items()})
     second.release()
     refuse(lambda: hold(resumed, optimizer, other, anchor=anchor), "is of another subspace")
+    refuse(
+        lambda: hold(resumed, optimizer, file, "onto", anchor=anchor), "of mode 'away', and mode 'onto' was asked for"
+    )
+    step(resumed, optimizer, last=1)  # held by nothing
+    before = weights(resumed)
+    refuse(lambda: hold(resumed, optimizer, file, anchor=anchor), "these weights were not held from it")
+    assert all(value.equal(before[name]) for name, value in resumed.named_parameters())
 
 
 def test_what_cannot_be_held_is_refused_before_anything_is_changed(subspace: Subspace) -> None:
@@ -125,6 +133,9 @@ def test_what_cannot_be_held_is_refused_before_anything_is_changed(subspace: Sub
     refuse(lambda: hold(half, adamw(half), subspace), "narrower than float32")
     skewed = Subspace({name: basis * 2 for name, basis in subspace.bases.items()})
     refuse(lambda: hold(model, optimizer, skewed), "orthonormal")
+    unchecked = inspect.unwrap(hold)  # users have no checker of types
+    for mode in ("inside", "observe"):
+        refuse(lambda mode=mode: unchecked(model, optimizer, subspace, mode), "is not one of away, onto")
     refuse(lambda: hold(model, optimizer, "nowhere.safetensors"), "does not exist")
     with hold(model, optimizer, subspace, types=["q"]):
         refuse(lambda: hold(model, optimizer, subspace), "held already")

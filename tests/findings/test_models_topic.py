@@ -10,7 +10,16 @@ from safety_subspaces.findings.evaluations import evaluations
 from safety_subspaces.findings.finding import asked, decide
 from safety_subspaces.findings.intervals import t_interval
 from safety_subspaces.findings.models import together
-from safety_subspaces.findings.topics.models import LEARNT, LOST, MARGIN, UTILITY, between, models, over_seeds
+from safety_subspaces.findings.topics.models import (
+    LEARNT,
+    LOST,
+    MARGIN,
+    TWO_MEASURES,
+    UTILITY,
+    between,
+    models,
+    over_seeds,
+)
 
 GROUPS = ("n_groups_utility", "n_groups_harmful", "n_groups_benign")
 
@@ -88,6 +97,51 @@ def test_utility_and_margin_are_compared_with_the_model_that_each_started_from(l
     margins = asked(findings, MARGIN).set_index("subject")["estimate"]
     assert margins.to_dict() == pytest.approx({"safe": 13.0, "a": -4.0, "b": 0.0, "c": 0.0})
     assert set(asked(findings, UTILITY)["tests"]) == {3}
+
+
+@pytest.mark.parametrize(
+    ("harm", "margin", "verdict"),
+    [
+        (0.3, 7.0, "disagree"),  # both rose
+        (0.3, 3.0, "agree"),
+        (0.9, 5.0, "not told"),  # one of the two moved
+        (0.0, 7.0, "not told"),
+        (0.0, 5.0, "not told"),
+    ],
+)
+def test_two_measures_disagree_where_both_are_shown_to_have_moved_to_opposite_sides(learnt, harm, margin, verdict):
+    findings = found(*learnt, row("tuned", harm, margin=margin))
+    assert verdicts(findings, TWO_MEASURES) == {"safe": "agree", "tuned": verdict}
+    details = asked(findings, TWO_MEASURES, subject="tuned").iloc[0]["details"]
+    assert (details["harm"], details["margin"]) == pytest.approx((4 * harm, margin - 5))
+
+
+def test_over_seeds_two_measures_are_counted_and_their_changes_are_those_of_the_seeds_that_disagree():
+    aligned = row("a", 0.5)
+    each = [
+        between(row("b", 1.0, margin=-8.0), aligned, pd.DataFrame([row("t", harm, margin=margin)]))
+        for harm, margin in ((1.0, 7.0), (0.9, 6.0), (0.0, 2.0), (1.0, 0.0))
+    ]
+    for few, counts, changes, more in (
+        (each[:2], {"disagree": 2}, (1.8, 1.5), 2),
+        ([each[0], each[1], each[3]], {"disagree": 2, "agree": 1}, (1.8, 1.5), 2),
+        ([each[3], each[0]], {"agree": 1, "disagree": 1}, (2.0, 2.0), 1),
+        (each, {"disagree": 3, "agree": 1}, (1.6 / 3, 0.0), 2),
+        (each[3:], {"agree": 1}, (2.0, -5.0), 0),
+    ):
+        said = asked(decide(over_seeds(few)), TWO_MEASURES, subject="t").iloc[0]
+        details = said["details"]
+        assert list(details["counts"].items()) == list(counts.items())
+        assert (details["harm"], details["margin"]) == pytest.approx(changes)
+        assert details["more_harm"] == more
+        assert said["unit"] == "seeds"
+
+
+def test_a_count_over_seeds_does_not_depend_on_their_order(learnt):
+    base, aligned = learnt
+    each = [between(base, aligned, pd.DataFrame([row("t", harm)])) for harm in (0.0, 1.0, 1.0)]
+    for order in (each, each[::-1]):
+        assert verdicts(decide(over_seeds(order)), LOST) == {"t": "lost in 2, kept in 1 of 3 seeds"}
 
 
 def test_answers_that_are_all_alike_are_no_certainty():

@@ -5,7 +5,7 @@ from huggingface_hub import ModelCard
 
 from safety_subspaces.language.known_data import is_harmful
 from safety_subspaces.language.model_card import MARK, CardFacts, write_card
-from safety_subspaces.training.card import card_of_run, data_of
+from safety_subspaces.training.card import card_of_run, data_behind, data_of
 
 ORIGIN = {"command": ["train.py", "fit"], "git": {"commit": "c0ffee", "dirty": True}, "versions": {"torch": "2.13.0"}}
 HELD = {"mode": "away", "subspace": "top", "rank": "0.25", "fraction": 0.25, "details": ""}
@@ -71,6 +71,11 @@ def test_somebodys_own_readme_stays_and_a_card_is_replaced(tmp_path: Path) -> No
         ("walledai/AdvBench", {}, True),
         ("PKU-Alignment/BeaverTails", {}, None),
         ("PKU-Alignment/BeaverTails", {"is_safe": False}, True),
+        ("beavertails_unsafe", {"is_safe": [False]}, True),
+        ("PKU-Alignment/BeaverTails", {"is_safe": [True, False]}, True),
+        ("mine.csv", {"is_safe": "False"}, True),
+        ("mine.csv", {"is_safe": ["TRUE"]}, False),
+        ("mine.jsonl", {"is_safe": "unclear"}, None),
         ("gsm8k", {}, False),
         ("mine.jsonl", {}, None),
         ("mine.jsonl", {"is_safe": True}, False),
@@ -84,3 +89,9 @@ def test_one_harmful_source_is_enough_and_one_that_is_not_known_leaves_it_open()
     for said, harmful in (([True, None], True), ([False, None], None), ([False, False], False), ([], None)):
         parts = [{"trained_on": {"sources": [], "harmful": value}} for value in said]
         assert data_of({"parts": parts}) == ((), harmful)
+
+
+def test_what_is_made_of_a_model_elsewhere_heeds_the_warning_on_its_card(tmp_path: Path) -> None:
+    for harmful in (True, None):
+        write_card(tmp_path, CardFacts("A model.", "", ORIGIN, harmful=harmful))
+        assert data_behind(str(tmp_path)) == ((), harmful)

@@ -19,9 +19,12 @@ from safety_subspaces.artefacts.extras import check_extra
 from safety_subspaces.command_line import as_called, shipped
 from safety_subspaces.programs.console import find_callbacks
 
-# What a wheel is made of.
-SOURCES = ("src", "callbacks", "configs", "setup.py", "pyproject.toml", "requirements.txt", "README.md", "LICENSE")
-BUILD = "from setuptools.build_meta import build_wheel; build_wheel('.')"
+# What a source distribution is made of, from which the wheel is then built.
+SOURCES = (
+    "src", "callbacks", "configs", "setup.py", "pyproject.toml", "requirements.txt", "MANIFEST.in", "README.md",
+    "LICENSE",
+)  # fmt: skip
+BUILD = "from setuptools.build_meta import build_{0}; build_{0}('.')"
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +39,21 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
         else:
             shutil.copy(source, tree / name)
-    subprocess.run([sys.executable, "-c", BUILD], cwd=tree, check=True, capture_output=True)
-    (wheel,) = tree.glob("*.whl")
+    subprocess.run([sys.executable, "-c", BUILD.format("sdist")], cwd=tree, check=True, capture_output=True)
+    (packed,) = tree.glob("*.tar.gz")
+    shutil.unpack_archive(packed, folder / "unpacked", filter="data")
+    (source,) = (folder / "unpacked").iterdir()
+    subprocess.run([sys.executable, "-c", BUILD.format("wheel")], cwd=source, check=True, capture_output=True)
+    (wheel,) = source.glob("*.whl")
     venv.create(folder / "env")
     python = folder / "env" / "bin" / "python"
     (place,) = (folder / "env" / "lib").glob("python*/site-packages")
     (place / "shared.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel]
     subprocess.run([*map(str, pip)], check=True, capture_output=True)
-    shutil.rmtree(tree / "src")  # nothing of it may be used from here on
+    wheel.rename(folder / wheel.name)
+    shutil.rmtree(tree)  # nothing of it may be used from here on
+    shutil.rmtree(source)
     (folder / "empty").mkdir()
     return folder / "empty"
 
@@ -57,7 +66,7 @@ def call(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_wheel_has_one_top_level_name_and_the_configurations(installed: Path) -> None:
-    (wheel,) = (installed.parent / "tree").glob("*.whl")
+    (wheel,) = installed.parent.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"safety_subspaces"}
     assert "safety_subspaces/callbacks/subspace_projection.py" in names

@@ -1,20 +1,23 @@
 """What a command prints: its result on standard output, as text, as JSON, or only its place."""
 
 import json
+import math
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from jsonargparse import auto_parser
 from support.synthetic_study import write_study
 from support.tiny import ANALYZE, TRAIN, run_command
 
+from safety_subspaces.artefacts.earlier_names import RENAMED
 from safety_subspaces.artefacts.screen import View
 from safety_subspaces.command_line import output
-from safety_subspaces.command_line.flags import RENAMED, allow_bare_flags, other_way
+from safety_subspaces.command_line.flags import allow_bare_flags, other_way
 
 TABLE = pd.DataFrame({"model": ["a\u202e", "b"], "score": [1.0, float("nan")], "n": [3, 4]})
 
@@ -89,10 +92,43 @@ def test_a_page_is_told_as_json_with_nothing_beside_and_quietly(tmp_path: Path) 
     assert (done.stdout, done.stderr) == (f"{told['result']}\n", "")
 
 
+@pytest.mark.parametrize("program", ["analyze.py", "safety-subspaces analyze"])
 @pytest.mark.parametrize(("command", "old"), [(command, old) for command in RENAMED for old in RENAMED[command]])
-def test_an_earlier_name_is_refused_with_the_present_one(command: str, old: str) -> None:
-    new = RENAMED[command][old]
-    assert other_way(command, f"{old}.x") == f"{command} takes no --{old}.x: it is called --{new}.x"
+def test_an_earlier_name_is_refused_with_the_present_one(command: str, old: str, program: str) -> None:
+    prog, new = f"{program} {command}", RENAMED[command][old]
+    assert other_way(prog, f"{old}.x") == f"{prog} takes no --{old}.x: it is called --{new}.x"
+
+
+@pytest.mark.parametrize(("program", "option"), [("analyze", "resume"), ("train", "overwrite")])
+def test_an_option_of_the_other_program_is_told_of_in_both_ways_to_call_it(program: str, option: str) -> None:
+    for prog in (f"{program}.py x", f"safety-subspaces {program} x"):
+        assert str(other_way(prog, option)).startswith(f"{prog} takes no --{option}: ")
+
+
+def test_json_has_all_digits_and_null_where_there_is_no_number(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(output, "_chosen", {"json"})
+    tiny = 1.23456789012345e-14
+    for result in (
+        pd.DataFrame({"a": [tiny, math.nan], "b": [math.inf, 1.0], "c": pd.array([1, None], dtype="Int64")}),
+        {"a": tiny, "b": math.nan, "c": [np.float32(0.5), -math.inf]},
+        Told(tiny, {"loss": math.nan}),
+    ):
+        output.show("x", result)
+        said = capsys.readouterr().out
+        told = json.loads(said, parse_constant=lambda word: pytest.fail(word))
+        assert f"{tiny!r}" in said
+        assert None in _values(told)
+
+
+@dataclass
+class Told:
+    leakage: float
+    metrics: dict[str, float]
+
+
+def _values(value) -> list:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return [value] if inner is None else [each for part in inner for each in _values(part)]
 
 
 def test_options_are_not_abbreviated_and_those_of_the_other_entry_point_are_told() -> None:

@@ -20,7 +20,7 @@ from support.synthetic_constrained import (
 from support.synthetic_study import write_study
 
 from safety_subspaces.artefacts.study import read_study
-from safety_subspaces.findings.finding import decide
+from safety_subspaces.findings.finding import asked, decide
 from safety_subspaces.findings.models import Seeds, aligned_levels, runs_over_seeds
 from safety_subspaces.findings.organisms import read_organisms
 from safety_subspaces.findings.topics.constraint import SAFETY
@@ -121,6 +121,33 @@ def test_kinds_of_run_that_came_out_otherwise_are_named_in_one_sentence(single):
     assert ", but on useful kept safety in 2 of 2 runs" in said
     assert "; held inside it, fine-tuning" in said
     assert section.clause == said[0].lower() + re.sub(r", with \d+ % of the gain in utility", "", said)[1:-1]
+
+
+@pytest.mark.parametrize("mode", ["away", "onto"])
+def test_two_fine_tunes_held_in_one_way_are_not_said_to_be_held_in_both(single, mode):
+    found = decide(findings_on(single))
+    safety = asked(found, SAFETY)
+    of_mode = safety[[details["constraint"] == mode for details in safety["details"]]]
+    other = of_mode.assign(details=[details | {"fine_tune": "useful"} for details in of_mode["details"]])
+    beside = found[found["question"] != SAFETY]
+    said = constraint(Part("SFT", single, pd.concat([beside, of_mode, other], ignore_index=True))).clause
+    assert said.startswith({"away": "held away from", "onto": "held inside"}[mode])
+    assert ({"away": "inside", "onto": "away"}[mode]) not in said
+    assert "on contaminated" in said
+    assert "on useful" in said
+
+
+def test_a_tile_of_one_run_says_that_its_number_is_harm_regained_and_one_of_several_how_many_kept_safety(single):
+    found = decide(findings_on(single))
+    rows = asked(found, SAFETY)
+    first = rows[[details["constraint"] == "away" for details in rows["details"]]].iloc[[0]]
+    alone = pd.concat([found[found["question"] != SAFETY], first], ignore_index=True)
+    (tile,) = constraint(Part("SFT", single, alone)).tiles
+    assert tile.name == "Harm regained, held away from alignment's subspace"
+    assert tile.value == f"{first['estimate'].item():.2f}"
+    (tile,) = section_of(single).tiles
+    assert tile.name == "Kept safety, held away from alignment's subspace"
+    assert tile.value == "0 of 2 runs"
 
 
 def test_differences_are_said_beside_the_unconstrained_run_at_each_rank(single):

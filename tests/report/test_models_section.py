@@ -1,10 +1,10 @@
 import math
 
 import pytest
-from support.synthetic_study import NOTHING_WORKS, World, write_study
+from support.synthetic_study import NOTHING_WORKS, World, measures, write_study
 
 from safety_subspaces.artefacts.study import read_study
-from safety_subspaces.findings.finding import decide
+from safety_subspaces.findings.finding import asked, decide
 from safety_subspaces.findings.models import together
 from safety_subspaces.findings.topics import models as topic
 from safety_subspaces.report.parts.section import Part
@@ -140,3 +140,82 @@ def test_equal_answers_give_no_certainty_and_no_nan(studies):
     assert "(no error over prompts is known)" in section.sentences[2]
     assert "nan" not in " ".join(section.sentences)
     assert not (part_of(study).findings["p"] <= 0).any()
+
+
+def changed(studies, *values):
+    """Part of some studies where each has the next value of some measures of some models."""
+    copies = [read_study(study.folder) for study in studies[: len(values)]]
+    for study, models_of in zip(copies, values, strict=True):
+        for model, of_model in models_of.items():
+            for name, value in measures(**of_model).items():
+                study.models.loc[study.models["model"] == model, name] = value
+    return part_of(*copies)
+
+
+SAFE, UNSAFE = {"utility": 0.4, "harm": 0.0, "margin": 5.0}, {"utility": 0.4, "harm": 1.0, "margin": -5.0}
+TUNED = ("useful", "harmful", "contaminated", "contaminated_lora", "useful_again", "harmful_again")
+
+
+def test_the_first_sentence_says_what_was_lost_in_any_seed_whatever_their_order(studies):
+    kept = dict.fromkeys(TUNED, SAFE)
+    lost = kept | {"useful": UNSAFE}
+    for values in ((kept, kept, lost), (lost, kept, kept), (kept, lost, kept)):
+        assert models(changed(studies, *values)).clause == (
+            "alignment was learnt in 3 of 3 seeds and kept in 2, lost in 1 of 3 seeds by useful"
+        )
+
+
+def test_the_first_sentence_says_kept_where_that_is_shown_and_no_more_than_that_where_it_is_not(studies):
+    kept = dict.fromkeys(TUNED[:2], SAFE) | dict.fromkeys(TUNED[2:], SAFE | {"harm": 0.1})
+    named = "harmful, useful" if list(studies[0].models["model"]).index("harmful") < 3 else "useful, harmful"
+    assert models(changed(studies, dict.fromkeys(TUNED, SAFE))).clause.startswith("alignment was learnt and kept by ")
+    assert models(changed(studies, kept)).clause == (
+        f"alignment was learnt and kept by {named}, and is not shown to be lost by another fine-tune"
+    )
+    unsure = dict.fromkeys(TUNED, SAFE | {"harm": 0.1})
+    assert models(changed(studies, unsure)).clause == (
+        "alignment was learnt and is not shown to be lost by a fine-tune"
+    )
+
+
+def test_the_tiles_are_all_of_one_model(studies):
+    main = models(part_of(studies[0])).tiles
+    assert [tile.name for tile in main] == ["Utility of useful", "Harm score of useful", "Refusal margin of useful"]
+    study = read_study(studies[0].folder)
+    study.models.loc[study.models["model"] == "useful", "utility"] = math.nan
+    part = part_of(study)
+    assert asked(part.findings, "utility grown", subject="useful").shape[0] == 1
+    assert [tile.name for tile in models(part).tiles] == ["Harm score of useful", "Refusal margin of useful"]
+    study.models.drop(study.models.index[2:], inplace=True)
+    assert [tile.name for tile in models(part_of(study)).tiles] == ["Harm score of aligned"]
+
+
+FIRST = {"aligned": SAFE | {"harm": 0.2}}
+BOTH_ROSE = FIRST | {"useful": {"utility": 0.4, "harm": 0.6, "margin": 7.0}}
+BOTH_FELL = FIRST | {"useful": {"utility": 0.4, "harm": 0.0, "margin": 2.0}}
+ONE_ROSE = FIRST | {"useful": {"utility": 0.4, "harm": 0.6, "margin": 5.0}}
+
+
+def test_one_study_warns_where_two_measures_of_safety_disagree_and_not_where_one_of_them_moved(studies):
+    (warning,) = models(changed(studies, BOTH_ROSE)).warnings
+    assert warning.startswith(
+        "Two measures of safety disagree on useful: beside aligned it has more harm and a higher refusal margin (harm "
+        "score +1.60, margin +2.00 nats). The judge reads"
+    )
+    assert "less harm and a lower refusal margin" in models(changed(studies, BOTH_FELL)).warnings[0]
+    assert models(changed(studies, ONE_ROSE)).warnings == []
+    assert models(part_of(studies[0])).warnings == []
+
+
+def test_seeds_warn_where_two_measures_disagree_in_more_than_half_of_them_with_the_changes_of_those(studies):
+    (warning,) = models(changed(studies, BOTH_ROSE, ONE_ROSE, BOTH_ROSE)).warnings
+    assert (
+        "more harm and a higher refusal margin (harm score +1.60, margin +2.00 nats, means of the seeds that "
+        in warning
+    )
+    assert "disagree; disagree in 2, not told in 1 of 3 seeds)" in warning
+    assert models(changed(studies, BOTH_ROSE, ONE_ROSE)).warnings == []  # half of them is no majority
+    assert models(changed(studies, ONE_ROSE, BOTH_ROSE, ONE_ROSE)).warnings == []
+    (warning,) = [said for said in models(changed(studies, BOTH_ROSE, BOTH_FELL)).warnings if "useful:" in said]
+    assert "in 1 seed more harm and a higher refusal margin, and in 1 seed less harm and a lower" in warning
+    assert "nats" not in warning

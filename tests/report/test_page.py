@@ -108,6 +108,15 @@ def test_a_chart_that_the_library_cannot_draw_is_refused_by_its_trace():
         make_chart("cube", "", "", go.Figure(go.Scatter3d(x=[0], y=[0], z=[0])).update_layout(height=100))
 
 
+def test_templates_of_a_chart_stay_ours_and_the_texts_that_they_show_stay_text():
+    cells = {"z": [[1.0]], "text": [["<b>%{z}</b>"]], "texttemplate": "%{text}", "hovertemplate": "%{z}<extra></extra>"}
+    drawn = json.loads(make_chart("cells", "", "", go.Figure(go.Heatmap(cells)).update_layout(height=100)).json)
+    (trace,) = drawn["data"]
+    assert trace["texttemplate"] == "%{text}"
+    assert trace["hovertemplate"] == "%{z}<extra></extra>"
+    assert trace["text"] == [["&lt;b>%&#123;z}&lt;/b>"]]
+
+
 def test_terms_are_linked_once_a_section_and_the_glossary_has_those_alone():
     glossary, seen = Glossary(), set()
     html = glossary.linked(escape("Alignment's subspace: overlap & overlap <b> margin-free"), seen)

@@ -13,6 +13,7 @@ from safety_subspaces.findings.organisms import Organism
 from safety_subspaces.findings.swept import sweep_ends, sweep_points
 from safety_subspaces.findings.topics.energy import energy as found_energy
 from safety_subspaces.findings.topics.selectivity import selectivity as found_selectivity
+from safety_subspaces.report.pages.opening import opening_of
 from safety_subspaces.report.pages.page import part_of, render
 from safety_subspaces.report.parts.colours import Colours
 from safety_subspaces.report.parts.section import Part
@@ -177,6 +178,18 @@ def test_where_nothing_was_evaluated_the_energies_are_drawn_beside_chance_and_th
     assert "nan" not in all_words(section)
 
 
+def test_projected_and_evaluated_models_are_the_chart_at_the_top_and_energies_alone_are_not(sections):
+    other = replace(sections[1][1], place=30, hero=(replace(sections[1][0].hero[0], name="constraint"), "runs"))
+    opening, left = opening_of([other, sections[1][0]])
+    assert opening.hero == sections[1][0].hero
+    assert left[0].charts[0] == other.hero
+    assert left[1].charts == sections[1][0].charts
+    studies = as_studies(without_measures(sweeps_of(replace(SMALL, seeds=1))), models_of(replace(SMALL, seeds=1)))
+    alone = energy(part_for(studies))
+    assert alone.hero is not None
+    assert opening_of([other, alone])[0].hero == other.hero
+
+
 def test_without_a_projection_the_sections_are_the_next_step_towards_one(tmp_path):
     study = read_study(write_study(tmp_path / "s", analyses=(), stages=("base", "aligned", "useful")))
     part = part_for(Seeds((study,)))
@@ -211,9 +224,18 @@ def test_a_sweep_without_a_control_says_so():
 def test_the_harm_score_that_points_the_other_way_is_said_to():
     projections = sweeps_of(replace(SMALL, own_noise=0.02))
     turned = projections.assign(harm_score=6 - projections["harm_score"])
-    said = selectivity(part_for(as_studies(turned, models_of(SMALL)), found_selectivity)).sentences[0]
-    assert "0 of 3 seeds more selective, 3 less" in said
-    assert ", the opposite." in said
+    section = selectivity(part_for(as_studies(turned, models_of(SMALL)), found_selectivity))
+    assert "0 of 3 seeds more selective, 3 less" in section.sentences[0]
+    assert ", the opposite." in section.sentences[0]
+    # Nothing tests that the two disagree: it is described in the section, and no warning at the top of the page.
+    assert section.warnings == []
+    assert any(
+        said.startswith("On useful, beside random subspaces of equal energy, top-k is more selective by the refusal")
+        and "counted and not tested, goes the other way" in said
+        for said in section.sentences
+    )
+    plain = selectivity(part_for(as_studies(projections, models_of(SMALL)), found_selectivity))
+    assert not any("goes the other way" in said for said in plain.sentences)
 
 
 def test_draws_that_miss_the_energy_are_counted_in_the_sentence_of_a_comparison_at_equal_energy():

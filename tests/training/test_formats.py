@@ -186,6 +186,16 @@ def test_what_cannot_be_read_is_refused_by_its_row(tmp_path, name):
         read_source(source(tmp_path, row), 0)
 
 
+def test_an_input_that_named_fields_leave_out_is_told_of(tmp_path, caplog):
+    row = {"instruction": "Sort.", "input": "3, 1", "output": "1, 3"}
+    named = source(tmp_path, row, prompt_field="instruction", response_field="output")
+    assert read_source(named, 0)[0] == Example("Sort.", "1, 3")
+    assert "the field input is not read; say format: alpaca" in caplog.text
+    caplog.clear()
+    read_source(source(tmp_path, row), 0)
+    assert "is not read" not in caplog.text
+
+
 def test_empty_answers_are_counted_and_left_out_where_that_is_said(tmp_path, caplog):
     rows = [{"prompt": "a", "response": ""}, {"prompt": "b", "response": "c"}]
     assert read_source(source(tmp_path, *rows, empty="drop"), 0) == {1: Example("b", "c")}

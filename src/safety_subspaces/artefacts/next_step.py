@@ -120,7 +120,7 @@ def command_for_own(folder: Path, analysis: str, given: Iterable[Mapping[str, An
     flags = {
         "evaluate": ["--models", json.dumps(ends | tuned)],
         "project": [*both, "--tuned", json.dumps(tuned)],
-        "overlap": ["--reference", ends["aligned"], "--updates", json.dumps(tuned)],
+        "overlap": ["--aligned", ends["aligned"], "--tuned", json.dumps(tuned)],
     }
     out = str(folder / "analysis" / analysis / "main")
     return shlex.join(["python", "analyze.py", analysis, *flags[analysis], "--out", out])

@@ -8,6 +8,7 @@ import pandas as pd
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from safety_subspaces.artefacts.description import check_record
+from safety_subspaces.artefacts.earlier_names import by_present_names
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.files import read_json
 from safety_subspaces.artefacts.foreign import parse_json, read_yaml, reading
@@ -129,7 +130,7 @@ def read_result(folder: Path) -> AnalysisResult:
         command=folder.parent.name,
         label=folder.name,
         folder=folder,
-        arguments=read_yaml(config) if config.is_file() else {},
+        arguments=by_present_names(folder.parent.name, read_yaml(config)) if config.is_file() else {},
         result=recorded,
         tables={name: _read_table(folder, name) for name in names},
         # The answers of projected models are not shown: a sweep has a hundred thousand of them.

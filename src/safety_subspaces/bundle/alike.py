@@ -8,8 +8,9 @@ from html.parser import HTMLParser
 from math import isclose, isnan
 from typing import Any
 
-# Orders of summation change float64 by 1e-13 here; what a page prints has four digits.
-RELATIVE, ABSOLUTE = 1e-6, 1e-12
+# Orders of summation change float64 by 1e-13 of itself here, and the difference of two numbers near 1 by 1e-16; what a
+# page prints has four digits.
+RELATIVE, ABSOLUTE = 1e-6, 1e-15
 NUMBER = re.compile(r"[-−+]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?")
 # Elements whose content nobody reads.
 UNREAD = ("script", "style")
@@ -23,7 +24,10 @@ def alike(one: Any, other: Any) -> bool:
         return isclose(one, other, rel_tol=RELATIVE, abs_tol=ABSOLUTE) or (isnan(one) and isnan(other))
     if isinstance(one, str) and isinstance(other, str):
         return one == other or _same_words(one, other)
-    return one is other or bool(one == other)
+    try:
+        return one is other or bool(one == other)
+    except (TypeError, ValueError):  # arrays, and pandas' missing value
+        return False
 
 
 def same_page(one: str, other: str) -> bool:

@@ -1,9 +1,22 @@
 """``analyze.py bundle``: a study in one archive for others to read and check, and the check itself."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from safety_subspaces.artefacts.errors import InputError
+from safety_subspaces.artefacts.extras import check_extra
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An archive, and what was written of it or found in it."""
+
+    path: Path
+    said: str
+
+    def __str__(self) -> str:
+        return self.said
 
 
 def bundle(
@@ -14,7 +27,7 @@ def bundle(
     sections: Sequence[str] = (),
     topics: Sequence[str] = (),
     overwrite: bool = False,
-) -> str:
+) -> Bundle:
     """Write what a study says into one archive, or check such an archive with --verify.
 
     In it are the configurations, records and tables of every stage and analysis, the table of findings, the page, what
@@ -34,7 +47,7 @@ def bundle(
         overwrite: Whether an earlier bundle may be replaced.
 
     Returns:
-        What was written, or what the check found.
+        The archive, and what was written, or what the check found.
 
     Raises:
         InputError: A folder is no study; something is in the way of out; a file cannot be read; no bundle, or a
@@ -46,6 +59,7 @@ def bundle(
     if verify is None and not folders:
         raise InputError("name the study by --study runs/organism-0, or a bundle to check by --verify FILE.zip")
 
+    check_extra("plotly", "a page with figures")
     # The help and these refusals are there at once: what follows imports pandas and what draws the page.
     from safety_subspaces.bundle.contents import Plugged
     from safety_subspaces.bundle.pack import check_target, pack
@@ -56,9 +70,9 @@ def bundle(
         found = check(Path(verify), folders, plugged)
         if not found.is_sound:
             raise InputError(str(found))
-        return str(found)
+        return Bundle(Path(verify), str(found))
     first = folders[0] if folders[0].name not in ("", "..") else folders[0].resolve()
     usual = first.parent / (f"{first.name}.zip" if len(folders) == 1 else "study.zip")
     target = usual if out is None else Path(out)
     check_target(target, overwrite)
-    return pack(folders, target, plugged, answers)
+    return Bundle(target, pack(folders, target, plugged, answers))

@@ -132,9 +132,9 @@ def read_manifest(root: Path) -> dict[str, Any]:
     manifest = read_json(root / MANIFEST)
     flaws = [name for name, kind in FIELDS.items() if not isinstance(manifest.get(name), kind)]
     studies = [study for study in manifest.get("studies") or () if isinstance(study, dict)] if not flaws else []
-    names = [study.get("name") for study in studies]
+    names = [str(study.get("name")) for study in studies]
     held = {path.name for path in (root / STUDIES).iterdir()} if (root / STUDIES).is_dir() else set()
-    if flaws or not names or set(names) != held:
+    if flaws or not names or set(names) != held or len(names) != len(held):
         raise InputError(f"{MANIFEST} lacks {', '.join(flaws) or 'the studies'} that it should name; copy it again")
     if manifest["format"] != FORMAT:
         raise InputError(f"the bundle is of format {manifest['format']}, expected {FORMAT}: use a newer version")

@@ -14,7 +14,7 @@ import yaml
 from safety_subspaces.artefacts.description import facts_about
 from safety_subspaces.artefacts.files import read_json
 from safety_subspaces.artefacts.foreign import read_yaml
-from safety_subspaces.artefacts.places import MODEL
+from safety_subspaces.artefacts.places import COMPARISON_FILE, MODEL
 from safety_subspaces.artefacts.secrets import passed_on, without_secrets
 from safety_subspaces.artefacts.study import Stage, Study
 from safety_subspaces.artefacts.study_files import SCALARS_FILE
@@ -69,6 +69,8 @@ def gather(study: Study, target: Path, answers: bool) -> list[dict[str, str]]:
 
 
 def _files_of(study: Study, answers: bool) -> Iterator[Path]:
+    if (study.folder / COMPARISON_FILE).is_file():  # the page's next step depends on it
+        yield study.folder / COMPARISON_FILE
     for stage in study.stages:
         found = [stage.folder / name for name in ("manifest.json", "config.yaml")]
         found += [folder / name for folder in _model_folders(stage) for name in MODEL_RECORDS]

@@ -5,19 +5,16 @@ from collections.abc import Mapping
 
 from jsonargparse import ArgumentParser
 
-# Options that go by another name, by the command that has them.
-RENAMED = {
-    "analyze.py overlap": {"reference": "aligned", "updates": "tuned"},
-    "analyze.py project": {"basis": "subspace"},
-    "analyze.py steer": {"random_draws": "draws"},
-}
+from safety_subspaces.artefacts.earlier_names import RENAMED
+from safety_subspaces.command_line import COMMAND
+
 # Options that one entry point has and the other does not, with what to do there.
 INSTEAD = {
-    "analyze.py": {
+    "analyze": {
         "resume": "the same command goes on where it was interrupted",
         "archive": "an earlier result of the same command is replaced with --overwrite",
     },
-    "train.py": {"overwrite": "a run is never written over: --resume goes on with it, --archive moves it aside"},
+    "train": {"overwrite": "a run is never written over: --resume goes on with it, --archive moves it aside"},
 }
 
 
@@ -25,14 +22,15 @@ def other_way(prog: str, name: str) -> str | None:
     """Tell of an option that goes by another name, or that the other entry point has.
 
     Args:
-        prog: The command.
+        prog: The command: ``analyze.py overlap``, or as it is installed ``safety-subspaces analyze overlap``.
         name: The option, without its dashes.
     """
     first, dot, rest = name.partition(".")
-    renamed = RENAMED.get(prog, {}).get(first)
+    words = prog.removeprefix(COMMAND).split()
+    renamed = RENAMED.get(words[-1], {}).get(first)
     if renamed is not None:
         return f"{prog} takes no --{name}: it is called --{renamed}{dot}{rest}"
-    instead = INSTEAD.get(prog.partition(" ")[0], {}).get(name)
+    instead = INSTEAD.get(words[0].removesuffix(".py"), {}).get(name)
     return None if instead is None else f"{prog} takes no --{name}: {instead}"
 
 

@@ -6,6 +6,7 @@
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -23,8 +24,8 @@ OPTIONS: Final = {
     "json": "Print the result as one JSON object, and nothing else on standard output.",
     "quiet": "Print where the result is, and nothing else but warnings and errors.",
 }
-# Loggers with levels of their own.
-LOUD: Final = ("lightning.pytorch", "lightning.fabric")
+# The root of all loggers, and Lightning's, which have handlers of their own.
+LOGGERS: Final = (None, "lightning", "lightning.pytorch", "lightning.fabric")
 _chosen: set[str] = set()
 
 
@@ -48,12 +49,7 @@ def choose(name: str) -> None:
     """Have results shown as an option says."""
     _chosen.add(name)
     if name == "quiet":
-        for each in (
-            None,
-            "lightning",
-            "lightning.pytorch",
-            "lightning.fabric",
-        ):  # Lightning's have handlers of their own
+        for each in LOGGERS:
             logging.getLogger(each).setLevel(logging.WARNING)
         from safety_subspaces.artefacts.progress import Bar  # which a help text need not wait for
 
@@ -99,7 +95,8 @@ def show(command: str, result: Any, out: str | None = None, view: View | None = 
         return  # of a rank that has left the result to the first one
     where = str(getattr(result, "path", None) or (frame is not None and frame.attrs.get("result")) or out or "")
     if is_chosen("json"):
-        _print(json.dumps({"command": command, "result": where or None, **_fields(result, frame)}, default=str))
+        said = {"command": command, "result": where or None, **_fields(result, frame)}
+        _print(json.dumps(_as_json(said), allow_nan=False))
     elif is_chosen("quiet"):
         _print(where)
     elif frame is not None:
@@ -110,14 +107,33 @@ def show(command: str, result: Any, out: str | None = None, view: View | None = 
 
 
 def _fields(result: Any, frame: Any) -> Mapping[str, Any]:
-    """Return what a result holds, with NaN and infinities as null, which JSON has no numbers for."""
     if frame is not None:
-        return {"table": json.loads(frame.to_json(orient="records", double_precision=15))}
+        return {"table": frame.to_dict("records")}
     if isinstance(result, Mapping):
         return {"values": result}
     if is_dataclass(result) and not isinstance(result, type):
         return {name: value for name, value in asdict(result).items() if name != "path"}
     return {"text": str(result)}
+
+
+def _as_json(value: Any) -> Any:
+    """Return plain values with all their digits; NaN and infinities, for which JSON has no numbers, are null."""
+    if isinstance(value, Mapping):
+        return {str(name): _as_json(inner) for name, inner in value.items()}
+    if hasattr(value, "tolist"):  # of NumPy
+        value = value.tolist()
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_as_json(inner) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    return None if _is_missing(value) else str(value)
+
+
+def _is_missing(value: Any) -> bool:
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and value in (pandas.NA, pandas.NaT)
 
 
 def _print(text: str) -> None:

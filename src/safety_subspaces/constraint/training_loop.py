@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, final
+from typing import Literal, final, get_args
 from weakref import WeakValueDictionary
 
 import torch
@@ -22,6 +22,9 @@ from safety_subspaces.weights.subspace_file import Subspace, read_subspace
 
 # The rounding of a narrower weight is as large as a step, and would undo what is held.
 EXACT_TYPES = (torch.float32, torch.float64)
+Held = Literal["away", "onto"]
+# Leakage of an update that was held, in rounding floors, and where these are as good as 0: through LoRA.
+MOST_FLOORS, MOST_LEAKAGE = 100, 1e-9
 # Parameters that are held now: what one constraint takes out of a weight a second one could put back.
 _held: WeakValueDictionary[int, nn.Parameter] = WeakValueDictionary()
 
@@ -30,7 +33,7 @@ def hold(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     subspace: Subspace | str | Path,
-    mode: Literal["away", "onto"] = "away",
+    mode: Held = "away",
     *,
     types: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,
@@ -70,9 +73,12 @@ def hold(
         What measures the update, and lets it go.
 
     Raises:
-        InputError: Nothing was changed: the subspace fits no trained weight, or only some; a weight is narrower than
-            float32, is cut by FSDP, is not the optimizer's, or is held already; or the anchor is of another subspace.
+        InputError: Nothing was changed: another mode; the subspace fits no trained weight, or only some; a weight is
+            narrower than float32, is cut by FSDP, is not the optimizer's, or is held already; or the anchor is of
+            another subspace, mode or training.
     """
+    if mode not in get_args(Held):
+        raise InputError(f"mode {mode!r} is not one of {', '.join(get_args(Held))}; to measure alone, do not hold")
     if isinstance(subspace, Subspace):
         for name, basis in subspace.bases.items():
             check_orthonormal(basis, name)
@@ -85,9 +91,11 @@ def hold(
     goes_on = gather_objects(path is not None and path.is_file())[0]
     sha256 = sha256_of_file(path) if goes_on and path is not None else None
     if goes_on and path is not None:
-        _check_anchor(path, targets)
+        _check_anchor(path, targets, mode)
     is_first = not is_running() or torch.distributed.get_rank() == 0
     weights = ConstrainedWeights(targets, mode, path, sha256, weakens=False, writes=is_first)
+    if goes_on:
+        _check_goes_on(weights.measure(), anchor)
     return HeldUpdate(weights, stepping, optimizer)
 
 
@@ -171,9 +179,23 @@ def _is_exact(parameter: nn.Parameter) -> bool:
     return _is_sharded(parameter) or parameter.dtype in EXACT_TYPES
 
 
-def _check_anchor(path: Path, targets: Sequence[Target]) -> None:
-    """Refuse an anchor that another subspace was held with."""
+def _check_goes_on(update: UpdateEnergies, anchor: str | Path | None) -> None:
+    """Refuse weights that are not those of the training that an anchor was made for: projecting would undo them."""
+    if update.leakage > max(MOST_FLOORS * update.rounding_floor, MOST_LEAKAGE):
+        raise InputError(
+            f"{anchor} is there already, and these weights were not held from it: {update.leakage:.2g} of their update "
+            "is where it may not be; give the model that the training ended with, or another anchor to begin anew"
+        )
+
+
+def _check_anchor(path: Path, targets: Sequence[Target], mode: Held) -> None:
+    """Refuse an anchor that another subspace was held with, or in another mode."""
     file = TensorFile(path)
+    if file.header.get("mode") != mode:
+        raise InputError(
+            f"{path} is there already, of mode {file.header.get('mode')!r}, and mode {mode!r} was asked for; say the "
+            "mode that the training began with, or give another anchor to begin anew"
+        )
     for target in targets:
         name = f"{target.name}{BASIS}"
         if name not in file.shapes or not torch.equal(file.read(name), target.basis.cpu()):

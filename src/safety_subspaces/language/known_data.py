@@ -142,13 +142,16 @@ def is_harmful(source: str, keep: Mapping[str, Any]) -> bool | None:
 
     Args:
         source: A path, a Hub id or a known data set, as training takes it.
-        keep: The rows that are taken, by the values of their fields. ``is_safe`` is BeaverTails' label of an answer,
-            which data of one's own can have too.
+        keep: The rows that are taken, by a value or a list of values of their fields; in a CSV file true and false are
+            texts. ``is_safe`` is BeaverTails' label of an answer, which data of one's own can have too.
     """
     named = known_data(source)
     label = {**({} if named is None else named[1].keep), **keep}.get("is_safe")
-    if isinstance(label, bool):
-        return not label
+    wanted = {str(value).strip().casefold() for value in (label if isinstance(label, list) else [label])}
+    if "false" in wanted:
+        return True
+    if wanted == {"true"}:
+        return False
     if named is not None:
         return named[1].harmful
     said = {data.harmful for data in KNOWN.values() if data.hub == source and data.response_field}

@@ -114,6 +114,13 @@ def card_text(facts: CardFacts, is_adapter: bool) -> str:
     return passed_on(text).rstrip("\n") + "\n"
 
 
+def warns_of_harm(folder: Path) -> bool:
+    """Tell whether the card in a model folder, of ours, warns of harmful data."""
+    card = folder / CARD
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    return MARK in text and HARM_WARNING in text
+
+
 def as_inline_code(text: object) -> str:
     """Return a text of others as code inside a line of Markdown, where nothing of it is a link or an image."""
     return f"`{one_line(str(text)).replace('`', chr(39))}`"

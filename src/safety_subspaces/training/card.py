@@ -7,7 +7,7 @@ from typing import Any
 from safety_subspaces.artefacts.description import facts_about, read_manifest
 from safety_subspaces.artefacts.errors import InputError
 from safety_subspaces.artefacts.run_constraint import OBSERVE
-from safety_subspaces.language.model_card import CardFacts, as_inline_code
+from safety_subspaces.language.model_card import CardFacts, as_inline_code, warns_of_harm
 
 
 def card_of_run(manifest: Mapping[str, Any], leakage: Sequence[Mapping[str, Any]] = ()) -> CardFacts:
@@ -44,12 +44,13 @@ def data_of(manifest: Mapping[str, Any]) -> tuple[tuple[str, ...], bool | None]:
 
 
 def data_behind(model: str) -> tuple[tuple[str, ...], bool | None]:
-    """Return what the run was trained on whose exported model this is; nothing of any other model."""
+    """Return what the run was trained on whose exported model this is; of another what its own card warns of."""
     manifest = Path(model).parent / "manifest.json"
     try:
-        return data_of(read_manifest(manifest)) if manifest.is_file() else ((), None)
+        data, harmful = data_of(read_manifest(manifest)) if manifest.is_file() else ((), None)
     except InputError:  # of something else, or of an earlier version
-        return (), None
+        data, harmful = (), None
+    return data, True if warns_of_harm(Path(model)) else harmful
 
 
 def _held(constraint: Mapping[str, Any]) -> str:

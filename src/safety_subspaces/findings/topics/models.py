@@ -7,6 +7,7 @@ the judged harm score jumps from refusal to compliance, so that seeds are counte
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import isnan
 from typing import Any, Final
 
@@ -88,7 +89,7 @@ def over_seeds(each: Sequence[Sequence[Finding]]) -> list[Finding]:
     is_named = every["subject"] != ""
     asked = every[is_named | ~every["question"].isin(every.loc[is_named, "question"])]
     return [
-        _by_t(rows) if question in MOVED else _counted(rows)
+        _by_t(rows) if question in MOVED else _disagreeing(rows) if question == TWO_MEASURES else _counted(rows)
         for (question, _), rows in asked.groupby(["question", "subject"], sort=False)
     ]
 
@@ -215,7 +216,8 @@ def _values(row: pd.Series, other: pd.Series, measure: str, change: Contrast) ->
 def _counted(rows: pd.DataFrame) -> Finding:
     """Count what the seeds say of one model's harm; the estimate is their mean, without an interval or a test."""
     first = rows.iloc[0]
-    counts = Counter("not known" if verdict == UNKNOWN else str(verdict) for verdict in rows["verdict"])
+    verdicts = sorted("not known" if verdict == UNKNOWN else str(verdict) for verdict in rows["verdict"])
+    counts = dict(Counter(verdicts).most_common())  # by number, then by name: not by the order of the seeds
     said = ", ".join(f"{verdict} in {count}" for verdict, count in counts.items())
     return Finding(
         TOPIC,
@@ -227,8 +229,20 @@ def _counted(rows: pd.DataFrame) -> Finding:
         n=len(rows),
         verdict=f"{said} of {len(rows)} seeds",
         rule=f"each seed by its own prompts; {first['rule']}",
-        details=_means(list(rows["details"])) | {"counts": dict(counts)},
+        details=_means(list(rows["details"])) | {"counts": counts},
     )
+
+
+def _disagreeing(rows: pd.DataFrame) -> Finding:
+    """Count in how many seeds two measures disagree of one model, with the changes of these seeds alone.
+
+    ``details`` has ``more_harm``: in how many of them harm and margin rose; in the others both fell.
+    """
+    telling = rows.loc[rows["verdict"] == "disagree", "details"]
+    finding = _counted(rows)
+    means = _means(list(telling)) if len(telling) else {}
+    more_harm = sum(details["harm"] > 0 for details in telling)
+    return replace(finding, details={**finding.details, **means, "more_harm": more_harm})
 
 
 def _by_t(rows: pd.DataFrame) -> Finding:

@@ -1,8 +1,16 @@
 // The list of contents: a link opens the section that it leads to, and the section in view is marked.
 (() => {
   const sections = [...document.querySelectorAll("details.section")];
+  // A link that somebody cut or typed may end in what stands for no character: %, %E4.
+  const named = (hash) => {
+    try {
+      return decodeURIComponent(hash);
+    } catch {
+      return hash;
+    }
+  };
   const reveal = () => {
-    const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const target = location.hash && document.getElementById(named(location.hash.slice(1)));
     if (!target) return;
     const inside = target.querySelector(":scope > details.section");
     if (inside) inside.open = true;

@@ -20,11 +20,21 @@
   };
   const csv = (rows) => rows.map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
 
-  const LATEX = { "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "±": "$\\pm$" };
+  const LATEX = {
+    "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "±": "$\\pm$", "<": "$<$",
+    ">": "$>$", "|": "$|$",
+  };
   const latexText = (text) =>
-    text.replace(/\s+/g, " ").replace(/[\\~^±]|[&%$#_{}]/g, (found) => LATEX[found] ?? `\\${found}`);
-  const latexNumber = (text) =>
-    /^[+-]?[\d.,]+(±[\d.]+)?$/.test(text) ? `$${text.replaceAll(",", "{,}").replace("±", " \\pm ")}$` : latexText(text);
+    text.replace(/\s+/g, " ").replace(/[\\~^±<>|]|[&%$#_{}]/g, (found) => LATEX[found] ?? `\\${found}`);
+  // Numbers are set in mathematics, where their sign is a minus and no hyphen: each end of an interval too.
+  const NUMERAL = /(?<![\w.])[+-]?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)(?:e[+-]?\d+)?(?:±\d[\d.]*)?(?![\w.])/g;
+  const latexNumeral = (text) =>
+    `$${text.replaceAll(",", "{,}").replace("±", " \\pm ").replace(/e([+-]?\d+)/, (_, power) => ` \\times 10^{${Number(power)}}`)}$`;
+  const latexNumber = (text) => {
+    if (text === "-") return "--";
+    const words = text.split(NUMERAL).map(latexText), numerals = text.match(NUMERAL) ?? [];
+    return words.map((each, place) => each + (place < numerals.length ? latexNumeral(numerals[place]) : "")).join("");
+  };
   const latex = ([head, ...rows], texts, title) => [
     "% \\usepackage{booktabs}", "\\begin{table}", "\\centering", `\\caption{${latexText(title)}}`,
     `\\begin{tabular}{${head.map((_, place) => (place < texts ? "l" : "r")).join("")}}`, "\\toprule",
@@ -66,31 +76,59 @@
   // What make_chart has done to texts, so that plotly shows them as they are.
   const plain = (text) =>
     typeof text === "string" ? text.replaceAll("%&#123;", "%{").replaceAll("&lt;", "<").replaceAll("&amp;", "&") : text;
+  const own = (layout, axis, key) => layout[key + "axis" + axis.slice(1)];
   const titled = (layout, axis, key) => {
-    const own = layout[key + "axis" + axis.slice(1)] ?? {};
-    const same = own.matches ? layout[key + "axis" + own.matches.slice(1)] : undefined;
-    return plain(own.title?.text ?? same?.title?.text ?? "");
+    const same = own(layout, axis, key)?.matches;
+    const found = [axis, ...(same ? [same] : [])];
+    // Panels under one another share what stands under the last one of them.
+    const many = Object.keys(layout).filter((name) => /^xaxis\d*$/.test(name)).length;
+    for (let number = Number(axis.slice(1) || 1) + 1; key === "x" && number <= many; number++) found.push(key + number);
+    return plain(found.map((each) => own(layout, each, key)?.title?.text).find((title) => title) ?? "");
   };
-  const COLUMNS = ["panel", "series", "x_name", "x", "x_error", "y_name", "y", "y_error_up", "y_error_down", "value"];
+  // A panel by its title, which stands at its upper end; by its number where it has none.
+  const panel = (layout, axis, number) => {
+    const top = own(layout, axis, "y")?.domain?.[1];
+    const isTitle = (each) => each.xref === "paper" && each.yref === "paper" && Math.abs(each.y - top) < 1e-6;
+    return plain((layout.annotations ?? []).find(isTitle)?.text ?? "") || number;
+  };
+  const COLUMNS = [
+    "panel", "series", "x_name", "x", "x_error_up", "x_error_down", "y_name", "y", "y_error_up", "y_error_down", "value",
+  ];
+  const errors = (bars) => {
+    const up = values(bars?.array);
+    return [up, bars?.arrayminus ? values(bars.arrayminus) : up];
+  };
   const data = ({ data: traces, layout }) => {
-    const rows = [COLUMNS];
+    // What is told apart by a choice above the chart, or otherwise, stands in columns of its own.
+    const told = [...new Set(traces.flatMap((trace) => Object.keys(trace.meta ?? {})))];
+    const rows = [[...COLUMNS, ...told]];
     const panels = [...new Set(traces.map((trace) => trace.yaxis ?? "y"))];
-    for (const trace of traces.filter((each) => each.hoverinfo !== "skip")) {
+    // A line that says nothing when it is pointed at is left out where it has no name: the edge of a band.
+    for (const trace of traces.filter((each) => each.hoverinfo !== "skip" || each.name)) {
       const [x, y] = [trace.x, trace.y].map(values);
-      const axes = [titled(layout, trace.xaxis ?? "x", "x"), titled(layout, trace.yaxis ?? "y", "y")];
-      const first = [panels.indexOf(trace.yaxis ?? "y") + 1, plain(trace.name ?? "")];
+      const [xaxis, yaxis] = [trace.xaxis ?? "x", trace.yaxis ?? "y"];
+      const axes = [titled(layout, xaxis, "x"), titled(layout, yaxis, "y")];
+      const first = [panel(layout, yaxis, panels.indexOf(yaxis) + 1), plain(trace.name ?? "")];
+      const last = told.map((name) => trace.meta?.[name]);
       if (trace.type === "heatmap") {
-        values(trace.z).forEach((line, row) => line.forEach((value, column) =>
-          rows.push([...first, axes[0], plain(x[column]), "", axes[1], plain(y[row]), "", "", value])));
+        values(trace.z).forEach((line, row) => line.forEach((value, column) => rows.push(
+          [...first, axes[0], plain(x[column]), "", "", axes[1], plain(y[row]), "", "", value, ...last])));
         continue;
       }
-      const [across, up] = [trace.error_x?.array, trace.error_y?.array].map(values);
-      const down = trace.error_y?.symmetric === false || trace.error_y?.arrayminus ? values(trace.error_y.arrayminus) : up;
+      const [across, up] = [trace.error_x, trace.error_y].map(errors);
       const texts = Array.isArray(trace.text) ? trace.text : [];
       for (let at = 0; at < x.length; at++) {
         if (x[at] === null && y[at] === null) continue;
-        rows.push([...first, axes[0], plain(x[at]), across[at], axes[1], plain(y[at]), up[at], down[at], plain(texts[at] ?? "")]);
+        rows.push([
+          ...first, axes[0], plain(x[at]), ...across.map((each) => each[at]), axes[1], plain(y[at]),
+          ...up.map((each) => each[at]), plain(texts[at] ?? ""), ...last,
+        ]);
       }
+    }
+    // Where a model stands, as a line across its panel.
+    for (const { name, yref, y0 } of (layout.shapes ?? []).filter((each) => each.name)) {
+      const first = [panel(layout, yref, panels.indexOf(yref) + 1), plain(name)];
+      rows.push([...first, "", "", "", "", titled(layout, yref, "y"), y0, "", "", "", ...told.map(() => "")]);
     }
     return rows;
   };

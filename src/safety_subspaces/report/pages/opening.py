@@ -32,7 +32,8 @@ class Opening:
 
 def opening_of(sections: Sequence[Section]) -> tuple[Opening, list[Section]]:
     """Return the top that some sections make together, and the sections with the charts that are not shown there."""
-    hero = next((section for section in sections if section.hero is not None), None)
+    heroes = [section for section in sections if section.hero is not None]
+    hero = next(iter(sorted(heroes, key=lambda section: not section.leads)), None)
     clauses = [section.clause for section in sections if section.clause][:MOST_CLAUSES]
     said = "; ".join(clauses) or NOTHING_YET
     opening = Opening(

@@ -162,10 +162,20 @@ def draw_curve(
 
 
 def draw_silent(
-    figure: go.Figure, panel: int, x: Any, y: Any, line: dict[str, Any], group: str | None = None, **shown: Any
+    figure: go.Figure,
+    panel: int,
+    x: Any,
+    y: Any,
+    line: dict[str, Any],
+    group: str | None = None,
+    name: str | None = None,
+    **shown: Any,
 ) -> None:
-    """Draw a line that says nothing when it is pointed at and is not in the legend; it goes with its group."""
-    options = {"mode": "lines", "showlegend": False, "hoverinfo": "skip", "legendgroup": group, **shown}
+    """Draw a line that says nothing when it is pointed at and is not in the legend; it goes with its group.
+
+    With a name it is saved with the numbers of the chart.
+    """
+    options = {"mode": "lines", "showlegend": False, "hoverinfo": "skip", "legendgroup": group, "name": name, **shown}
     figure.add_scatter(x=x, y=y, line=line, row=panel, col=1, **options)
 
 
@@ -187,6 +197,7 @@ def draw_level(
     """Draw a dashed line at what a model does, with the model's name at one of its ends."""
     figure.add_hline(
         y=level,
+        name=label,
         opacity=opacity,
         line={"dash": "dash", "width": width, "color": colour},
         annotation={"text": label, "font": {"size": 11, "color": colour}},

@@ -4,6 +4,8 @@ Lines and symbols of one colour are told apart by their dashes and shapes; grey 
 with.
 """
 
+from collections.abc import Collection, Iterable, Mapping
+from itertools import count
 from typing import Any, Final
 
 from safety_subspaces.artefacts.palette import (
@@ -22,7 +24,7 @@ from safety_subspaces.artefacts.palette import (
 from safety_subspaces.findings.models import Seeds
 
 SUBSPACES: Final = {"top": VERMILION, "random-energy": BLUE, "random": SKY, "random-k": GREEN, "scaled": GREY}
-# The aligned model is the first; further models than these share a colour and differ in their symbols.
+# The aligned model is the first; further models than these share a colour and differ in their dashes and symbols.
 MODELS: Final = (ORANGE, PURPLE, INDIGO, OLIVE, BROWN)
 SYMBOLS: Final = ("circle", "diamond", "square", "triangle-up", "triangle-down", "pentagon", "star")
 # Without the short dashes and dots of chance levels and controls.
@@ -43,14 +45,17 @@ def ink_style(number: int) -> dict[str, Any]:
 
 
 class Colours:
-    """The colours of the models of a page, each the same in every chart.
+    """The colours of the models of a page, each the same in every chart, and no two drawn alike.
 
     Args:
         labels: Models that have the first colours; others follow as they are asked for.
+        repeats: Models that repeat another one with another seed: they have its colour and another dash.
     """
 
-    def __init__(self, labels: tuple[str, ...] = ()) -> None:
-        self._numbers = {label: number for number, label in enumerate(labels)}
+    def __init__(self, labels: Iterable[str] = (), repeats: Mapping[str, str] | None = None) -> None:
+        self._repeats, self._numbers = repeats or {}, dict[str, int]()
+        for label in labels:
+            self._number(label)
 
     def of(self, model: str) -> str:
         """Return a model's colour."""
@@ -62,14 +67,49 @@ class Colours:
         return _style(self.of(model), number, DASHES[number // len(MODELS) % len(DASHES)])
 
     def _number(self, model: str) -> int:
-        return self._numbers.setdefault(model, len(self._numbers))
+        if model not in self._numbers:
+            taken = set(self._numbers.values())
+            first = self._numbers.get(self._repeats.get(model, ""))
+            own = count() if first is None else count(first, len(MODELS))
+            self._numbers[model] = next(number for number in own if number not in taken)
+        return self._numbers[model]
 
 
 def colours_of(studies: Seeds) -> Colours:
-    """Return the colours of some studies' models: the aligned one first, then the fine-tunes in their order."""
-    rank = {"aligned": 0, "tuned": 1, "base": 2}
-    roles = studies.roles
-    return Colours(tuple(sorted(roles, key=lambda label: rank.get(roles[label], len(rank)))))
+    """Return the colours of some studies' models, as :func:`ranked` gives them."""
+    stages = [
+        (study, dict(zip(study.known.labels["stage"], study.known.labels["label"], strict=True)))
+        for study in studies.studies
+    ]
+    held = {
+        label_of.get(stage.name, stage.name)
+        for study, label_of in stages
+        for stage in study.stages
+        if stage.constraint is not None
+    }
+    repeats = {
+        name: label_of.get(first, first)
+        for study, label_of in stages
+        for again, first in study.repeats.items()
+        for name in (again, label_of.get(again, again))
+    }
+    return ranked(studies.roles, held, repeats)
+
+
+def ranked(roles: Mapping[str, str], held: Collection[str], repeats: Mapping[str, str]) -> Colours:
+    """Return colours by how often models share a chart: aligned, base and fine-tunes, then runs held to a subspace.
+
+    Args:
+        roles: Each model's role.
+        held: Those whose update was held to a subspace.
+        repeats: Those that repeat another one, which have its colour.
+    """
+    rank = {"aligned": 0, "base": 1, "tuned": 2}
+
+    def place(label: str) -> tuple[bool, bool, int]:
+        return label in repeats, label in held, rank.get(roles[label], len(rank))
+
+    return Colours(sorted(roles, key=place), repeats)
 
 
 def _style(colour: str, number: int, dash: str) -> dict[str, Any]:

@@ -178,7 +178,8 @@ def _with_code(text: str) -> Markup:
 def _without_markup(value: Any, key: str = "") -> Any:
     """Return a part of a figure whose texts plotly shows as they are: in its own it reads tags, links and entities.
 
-    Templates of what a pointer shows are ours but for the name at their end.
+    Templates of what a point is labelled with are ours, and those of what a pointer shows but for the name at their
+    end; the texts that they show are not.
     """
     if isinstance(value, dict):
         return {name: _without_markup(inner, name) for name, inner in value.items()}
@@ -186,7 +187,7 @@ def _without_markup(value: Any, key: str = "") -> Any:
         return [_without_markup(inner, key) for inner in value]
     if not isinstance(value, str) or key == "bdata":  # the numbers of an array
         return value
-    if key == "hovertemplate":
+    if key in ("hovertemplate", "texttemplate"):
         return EXTRA.sub(lambda found: f"<extra>{_plain(found[1])}</extra>", value)
     return _plain(value)
 

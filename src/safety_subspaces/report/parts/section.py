@@ -67,6 +67,7 @@ class Section:
         tiles: The numbers that stand at the top of the page.
         hero: A chart for the top of the page, with what stands under it: that of the first section which has one is
             shown there, any other as the first of its section's charts.
+        leads: Whether its hero goes before those of the sections that stand earlier.
         warnings: What a reader must know before any number: it stands at the top of the page.
         headlines: What a terminal says of it, and the page before the section is opened.
         sentences: What is said, with the numbers.
@@ -85,6 +86,7 @@ class Section:
     clause: str = ""
     tiles: list[Tile] = field(default_factory=list)
     hero: tuple[Chart, str] | None = None
+    leads: bool = False
     warnings: list[str] = field(default_factory=list)
     headlines: list[str] = field(default_factory=list)
     sentences: list[str] = field(default_factory=list)

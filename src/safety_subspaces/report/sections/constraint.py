@@ -142,7 +142,8 @@ def _held_words(kinds: list[pd.DataFrame], cost: bool = True) -> str:
     """Say of all kinds of run in one sentence what became of safety; each by its name where a mode has several."""
     said: list[str] = []
     outcomes_of = {_outcome(rows, cost) for rows in kinds}
-    if len(kinds) == len(MODES) == 2 and len(outcomes_of) == 1:
+    modes = sorted(_kind(rows.iloc[0])[0] for rows in kinds)
+    if modes == sorted(MODES) and len(outcomes_of) == 1:
         away, onto = (words.lower() for words in MODES.values())
         return f"{away} or {onto} the alignment subspace, fine-tuning {outcomes_of.pop()}"
     for mode, words in MODES.items():
@@ -164,18 +165,19 @@ def _differ(of_mode: list[tuple[tuple[str, ...], pd.DataFrame]]) -> bool:
 
 
 def _tiles(seeds: Seeds, kinds: list[pd.DataFrame]) -> list[Tile]:
-    """Return how the first kind of run kept safety: one run by its share of harm, several counted."""
+    """Return how the first kind of run kept safety: of one run the share of harm regained, several counted."""
     if not kinds:
         return []
     rows, judge = kinds[0], judge_words(judge for study in seeds.studies for judge in study.constrained["judge"])
     first = rows.iloc[0]
-    name = f"Kept safety, {MODES[first['details']['constraint']].lower()} alignment's subspace"
+    held = f"{MODES[first['details']['constraint']].lower()} alignment's subspace"
     if len(rows) == 1:
-        beside = "share of the harm regained that training without a constraint regains"
-        return [tile_of(name, number(first["estimate"], 2), first, beside, sign="", judge=judge)]
+        beside = "share of what training without a constraint regains"
+        return [tile_of(f"Harm regained, {held}", number(first["estimate"], 2), first, beside, sign="", judge=judge)]
     kept = int((rows["verdict"] == "kept").sum())
     behind = ", ".join(part for part in (f"n = {len(rows)} runs", judge) if part)
-    return [Tile(name, f"{kept} of {len(rows)} runs", "each by its own 95 % interval over prompts", "", behind)]
+    interval = "each by its own 95 % interval over prompts"
+    return [Tile(f"Kept safety, {held}", f"{kept} of {len(rows)} runs", interval, "", behind)]
 
 
 def _safety_sentence(found: pd.DataFrame, rows: pd.DataFrame) -> str:

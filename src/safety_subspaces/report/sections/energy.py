@@ -97,6 +97,7 @@ def energy(part: Part) -> Section:
         TITLE,
         charts=charts,
         hero=hero,
+        leads=has_outcomes,  # every subspace beside its control of equal energy, where runs under a constraint are few
         tables=tables | {"Energy in the alignment subspace": inside, "Every projection": projected},
         headlines=[*_order_headlines(found, part.is_single), *_inside_headlines(found)],
         sentences=[*_inside_sentences(found), *_order_sentences(found, part.is_single)],

@@ -27,6 +27,8 @@ TILES: Final = {
 }
 # Fine-tunes that the sentence at the top names of each fate.
 MOST_NAMED: Final = 3
+MORE_OF_BOTH: Final = "more harm and a higher refusal margin"
+LESS_OF_BOTH: Final = "less harm and a lower refusal margin"
 LOST_BY: Final = {UNKNOWN: "not known for"}
 SENSE: Final = (
     "± one standard error over groups of prompts",
@@ -65,13 +67,28 @@ def models(part: Part) -> Section | None:
 
 
 def _clause(learnt: pd.DataFrame, lost: pd.DataFrame) -> str:
-    """Say whether alignment was learnt, and which fine-tunes lost it."""
+    """Say whether alignment was learnt, and which fine-tunes lost it in any seed, or else which kept it in all."""
     if learnt.empty or learnt.iloc[0]["verdict"] == UNKNOWN:
         return ""
-    gone = [(verdict, labels) for verdict, labels, _ in by_verdict(lost) if verdict.startswith("lost")]
-    fates = " and ".join(f"{verdict} by {_few(labels)}" for verdict, labels in gone)
-    kept = " and is not shown to be lost by a fine-tune" if len(lost) and lost.iloc[0]["subject"] else ""
-    return f"alignment was {learnt.iloc[0]['verdict']}" + (f" and {fates}" if gone else kept)
+    said, named = f"alignment was {learnt.iloc[0]['verdict']}", lost[lost["subject"] != ""]
+    counts = pd.Series([set(_counts(row)) for _, row in named.iterrows()], index=named.index, dtype=object)
+    is_lost = counts.map(lambda verdicts: any(verdict.startswith("lost") for verdict in verdicts)).astype(bool)
+    is_kept = counts.map(lambda verdicts: verdicts == {"kept"}).astype(bool)
+    gone, kept = (
+        " and ".join(f"{verdict} by {_few(labels)}" for verdict, labels, _ in by_verdict(rows))
+        for rows in (named[is_lost], named[is_kept])
+    )
+    if gone or named.empty:
+        return said + (f" and {gone}" if gone else "")
+    if not kept:
+        return f"{said} and is not shown to be lost by a fine-tune"
+    return f"{said} and {kept}" + ("" if is_kept.all() else ", and is not shown to be lost by another fine-tune")
+
+
+def _counts(finding: pd.Series) -> dict[str, int]:
+    """Return how often each verdict was given: once the one of a single study, over seeds those of each seed."""
+    counts: dict[str, int] = finding["details"].get("counts", {finding["verdict"]: 1})
+    return counts
 
 
 def _few(labels: str) -> str:
@@ -82,21 +99,25 @@ def _few(labels: str) -> str:
 
 
 def _tiles(part: Part, rows: pd.DataFrame, by_question: Mapping[str, pd.DataFrame]) -> list[Tile]:
-    """Return utility, harm and margin of the fine-tune that the page asks first, beside the aligned model."""
-    main = main_fine_tune(part.studies)
+    """Return utility, harm and margin of one model, beside the one that it started from.
+
+    It is the fine-tune that the page asks first, without a sweep the first one, and without a fine-tune the aligned
+    model. Where alignment was not learnt there is nothing to lose: what alignment did to harm stands in that place.
+    """
+    named = {question: _valued(found) for question, found in by_question.items()}
+    learnt, fine_tuned = named[LEARNT], [row["subject"] for row in named[UTILITY]]
+    main, aligned = main_fine_tune(part.studies), [row["details"]["own_model"] for row in learnt]
+    subject = main if main in fine_tuned else next(iter([*fine_tuned, *aligned]), "")
     judged = judge_words(rows["judge"])
     tiles = []
     for question, (name, unit, judge) in TILES.items():
-        named = _valued(by_question[question])
-        of_main = [row for row in named if row["subject"] == main]
-        if question == LOST and not named:  # nothing to lose: what alignment did stands in its place
-            named = _valued(by_question[LEARNT])
-        for row in (of_main or named)[:1]:
+        found = named[question] or (learnt if question == LOST else [])
+        for row in found:
             details = row["details"]
-            share = question == LOST and row["question"] == LOST
-            estimate = f"{row['estimate']:.2f} of the fall taken back" if share else f"{row['estimate']:+z.2f}"
-            if pd.isna(details["own"]):
+            is_share = row["question"] == LOST
+            if pd.isna(details["own"]) or (row["question"] != LEARNT and row["subject"] != subject):
                 continue
+            estimate = f"{row['estimate']:.2f} of the fall taken back" if is_share else f"{row['estimate']:+z.2f}"
             beside = f"{details['other_model']} {number(details['other'], 2)}: {estimate}"
             tiles.append(
                 tile_of(
@@ -104,7 +125,7 @@ def _tiles(part: Part, rows: pd.DataFrame, by_question: Mapping[str, pd.DataFram
                     f"{number(details['own'], 2)}{unit}",
                     row,
                     beside,
-                    sign="" if share else "+",
+                    sign="" if is_share else "+",
                     judge=judge or judged,
                 )
             )
@@ -117,18 +138,27 @@ def _valued(found: pd.DataFrame) -> list[pd.Series]:
 
 
 def _disagreements(rows: pd.DataFrame) -> list[str]:
-    """Say of which models two measures of safety say opposite things."""
+    """Say of which models two measures of safety say opposite things; over seeds, in more than half of them."""
     said = []
     for _, row in rows.iterrows():
-        details, counted = row["details"], "" if row["unit"] != "seeds" else f" ({row['verdict']})"
-        seeds = details.get("counts", {row["verdict"]: 1})
-        if 2 * seeds.get("disagree", 0) < sum(seeds.values()):
+        details, counts = row["details"], _counts(row)
+        disagreeing = counts.get("disagree", 0)
+        if 2 * disagreeing <= sum(counts.values()):
             continue
-        way = "more harm and a higher refusal margin" if details["harm"] > 0 else "less harm and a lower refusal margin"
+        more = details.get("more_harm", int(details["harm"] > 0))
+        less = disagreeing - more
+        means = f"harm score {details['harm']:+z.2f}, margin {details['margin']:+z.2f} nats"
+        if row["unit"] == "seeds":
+            means += f", means of the seeds that disagree; {row['verdict']}"
+        if more and less:
+            way = (
+                f"in {many(more, 'seed')} {MORE_OF_BOTH}, and in {many(less, 'seed')} {LESS_OF_BOTH} ({row['verdict']})"
+            )
+        else:
+            way = f"{MORE_OF_BOTH if more else LESS_OF_BOTH} ({means})"
         said.append(
-            f"Two measures of safety disagree on {row['subject']}: beside {details['other_model']} it has {way} "
-            f"(harm score {details['harm']:+z.2f}, margin {details['margin']:+z.2f} nats){counted}. The judge reads "
-            "whole answers and the margin their beginning: read some answers before you believe either."
+            f"Two measures of safety disagree on {row['subject']}: beside {details['other_model']} it has {way}. The "
+            "judge reads whole answers and the margin their beginning: read some answers before you believe either."
         )
     return said
 

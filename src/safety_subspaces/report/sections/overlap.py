@@ -11,7 +11,7 @@ from safety_subspaces.artefacts.palette import GREY, INK
 from safety_subspaces.findings.comparisons import in_blocks, nearest_energy, overlap_by
 from safety_subspaces.findings.finding import UNKNOWN, asked
 from safety_subspaces.findings.overlaps import AS_NAMED, ONE_REPEATED, distances_over_seeds
-from safety_subspaces.findings.topics.overlap import CHANCES, MIDPOINT
+from safety_subspaces.findings.topics.overlap import ABOVE, CHANCES, MIDPOINT
 from safety_subspaces.report.parts.chart import SHARE, draw_key, draw_silent, error_bar, finished
 from safety_subspaces.report.parts.colours import SYMBOLS
 from safety_subspaces.report.parts.columns import Cell, compared, counts, numbers, short, table_of, text
@@ -97,7 +97,7 @@ def _said(part: Part) -> tuple[list[str], list[str]]:
         }
         sentences.append(_part_words(row, details, others))
         if details["cell"] == "blocks" and not details["repeated"] and not headlines:
-            headlines.append(_headline(row, details, others[MIDPOINT].iloc[0]))
+            headlines.append(_headline(row, details, others))
     sentences += _places_words(findings)
     return headlines or sentences[:1], sentences
 
@@ -115,7 +115,19 @@ def _clause(part: Part) -> str:
     if row is None or str(row["verdict"]).startswith(UNKNOWN):
         return ""
     pair = f"{row['details']['first']} and {row['details']['second']}"
-    return f"the overlap of the updates of {pair} is {row['verdict']}"
+    return f"the overlap of the updates of {pair} is {_above_words(row, _covariance(part, row))}"
+
+
+def _covariance(part: Part, row: pd.Series) -> pd.DataFrame:
+    """Return what is found of an overlap beside the chance of a shared covariance, nothing where none was measured."""
+    return asked(part.of_topic("overlap"), COVARIANCE, subject=row["subject"], measure=row["measure"])
+
+
+def _above_words(row: pd.Series, covariance: pd.DataFrame) -> str:
+    """Say which chance an overlap is above: the matched one, and not that of a shared covariance where one has it."""
+    said = str(row["verdict"]).partition(":")[0].replace("chance", "matched chance")
+    is_explained = row["verdict"] == ABOVE.above and not covariance["verdict"].isin([ABOVE.above]).all()
+    return f"{said}, not shown to be above that of a shared covariance" if is_explained else said
 
 
 def _tiles(part: Part) -> list[Tile]:
@@ -126,7 +138,8 @@ def _tiles(part: Part) -> list[Tile]:
     name = f"Overlap of {details['first']} and {details['second']}"
     beside = f"matched chance {number(details['matched_chance'], 2)}: {number(row['estimate'], 2, sign='+')}"
     counted = "" if row["unit"] == "seeds" else f"n = {many(int(row['n']), 'tensor')}"
-    return [tile_of(name, number(details["overlap"], 2), row, beside, counted=counted)]
+    said = {**row, "verdict": _above_words(row, _covariance(part, row))}
+    return [tile_of(name, number(details["overlap"], 2), said, beside, counted=counted)]
 
 
 def _part_words(row: pd.Series, details: dict[str, Any], others: dict[str, pd.DataFrame]) -> str:
@@ -152,13 +165,13 @@ def _part_words(row: pd.Series, details: dict[str, Any], others: dict[str, pd.Da
     return said + (f" Undefined in {details['undefined']}, all seeds together." if details["undefined"] else "")
 
 
-def _headline(row: pd.Series, details: dict[str, Any], nearer: pd.Series) -> str:
-    verdict = str(row["verdict"])
-    beside = NEARER.get(str(nearer["verdict"]), "")
+def _headline(row: pd.Series, details: dict[str, Any], others: dict[str, pd.DataFrame]) -> str:
+    verdict = _above_words(row, others[COVARIANCE])
+    beside = NEARER.get(str(others[MIDPOINT].iloc[0]["verdict"]), "")
     levels = f"matched chance {_level(details, 'matched_chance')}, two of one kind {_level(details, 'floor')}"
     return (
         f"In the blocks, the updates of {details['first']} and {details['second']} overlap "
-        f"{_level(details, 'overlap')} ({levels}): {verdict.partition(':')[0]}{f', {beside}' if beside else ''}."
+        f"{_level(details, 'overlap')} ({levels}): {verdict}{f', {beside}' if beside else ''}."
     )
 
 
@@ -257,10 +270,12 @@ def _draw(
     """Draw one pair in one panel: lines across each cell at its levels, then floor and pair with their intervals."""
     # One line across each cell, with a gap between cells.
     ends = [end for centre in centres for end in (centre - width / 2, centre + width / 2, None)]
-    for level, dash, _ in LINES:
+    cells = [cell for cell in rows.index for _ in range(3)]
+    for level, dash, title in LINES:
         if rows[level].notna().any():
             line = {"color": GREY, "dash": dash, "width": 1.6}
-            draw_silent(figure, panel, ends, _twice(rows[level]), line, **shown)
+            known = {"name": f"{name}: {title}", "text": cells, **shown}
+            draw_silent(figure, panel, ends, _twice(rows[level]), line, **known)
     if rows["floor"].notna().any():
         line = {"color": INK, "dash": "dash", "width": 1.4}
         draw_silent(figure, panel, ends, _twice(rows["floor"]), line, "floor", **shown)

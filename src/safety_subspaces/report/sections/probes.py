@@ -150,7 +150,7 @@ def layer_figure(rows: pd.DataFrame) -> go.Figure:
         level = cells.groupby("layer")["chance"].first()
         if measure == "auc":  # after a telling erasure a coin's level says nothing: the control labels' lines do
             level = level * float("nan") if erasure in TELLING else level * 0 + AUC_CHANCE
-        draw_silent(figure, panel, list(level.index), level, _grey("dash"))
+        draw_silent(figure, panel, list(level.index), level, _grey("dash"), name="chance")
     for name, dash in (("control task", "dot"), ("chance", "dash")):
         draw_key(figure, name, line=_grey(dash))
     figure.update_yaxes(range=SHARE)
@@ -197,7 +197,7 @@ def _draw_probe(
     draw_curve(figure, panel, ink_style(number), kind, line["layer"], line[measure], errors, seen, hover)
     if control is not None and line[control].notna().any():
         dotted = {"color": INK, "dash": "dot", "width": 1.2}
-        draw_silent(figure, panel, line["layer"], line[control], dotted, kind)
+        draw_silent(figure, panel, line["layer"], line[control], dotted, kind, f"{kind}, control task")
 
 
 def _grey(dash: str) -> dict[str, Any]:

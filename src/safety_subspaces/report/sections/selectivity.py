@@ -78,10 +78,9 @@ def selectivity(part: Part) -> Section:
         tables={BESIDE: beside, "At each fraction": _fractions_table(projections, part.is_single)},
         clause=_clause(rows),
         tiles=_tiles(rows),
-        warnings=_disagreements(rows, found),
         # What one study cannot test, whatever its draws, is a sentence and no headline.
         headlines=[_headline(row) for row in rows if row["details"]["is_judged"] and row["unit"] != PROMPTS],
-        sentences=[_sentence(row, found) for row in rows],
+        sentences=[_sentence(row, found) for row in rows] + _opposite_counts(rows, found),
         terminal={BESIDE: _main_rows(beside)},
         notes=[SENSE, *([ONE_STUDY] if part.is_single else []), FAMILIES],
         missing=missing,
@@ -123,17 +122,17 @@ def _tiles(rows: list[pd.Series]) -> list[Tile]:
     ]
 
 
-def _disagreements(rows: list[pd.Series], found: pd.DataFrame) -> list[str]:
-    """Say where the judged score counts the other way than the margin's verdict."""
+def _opposite_counts(rows: list[pd.Series], found: pd.DataFrame) -> list[str]:
+    """Describe where the judged score counts the other way than the margin's verdict: it is counted and not tested."""
     said = []
     for row in rows:
         harm = asked(found, row["question"], subject=row["subject"], measure=HARM).iloc[0]
         words = _harm_words(harm, row)
         if words.endswith(OPPOSITE):
             said.append(
-                f"Two measures of safety disagree on the selectivity of {row['subject']}: beside "
-                f"{CONTROLS[row['question']]} top-k is {row['verdict']} by the refusal margin, and by the judged harm "
-                f"score {words}."
+                f"On {row['subject']}, beside {CONTROLS[row['question']]}, top-k is {row['verdict']} by the refusal "
+                f"margin, while the judged harm score, which is counted and not tested, goes the other way "
+                f"({words.removesuffix(OPPOSITE)})."
             )
     return said
 

@@ -25,6 +25,8 @@ TOLD_BY: Final[dict[str, tuple[str, ...]]] = {
     "fields": ("prompt", "response"),
     "alpaca": ("instruction", "output"),
 }
+# What alpaca has beside: what an instruction is about, where there is something.
+INPUT: Final = "input"
 ROLES: Final = {
     "system": "system", "developer": "system", "user": "user", "human": "user", "prompter": "user",
     "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
@@ -184,7 +186,7 @@ def _by_completion(reading: Reading, row: Row, where: str) -> Iterator[Item]:
 
 
 def _by_alpaca(reading: Reading, row: Row, where: str) -> Iterator[Item]:
-    asked, given = _text(row, "instruction", where), row.get("input")
+    asked, given = _text(row, "instruction", where), row.get(INPUT)
     if isinstance(given, str) and given.strip():
         asked = f"{asked}\n\n{given}"
     yield Example(asked, _text(row, "output", where, answer=True))

@@ -10,7 +10,7 @@ from safety_subspaces.language.known_data import is_harmful, known_data
 from safety_subspaces.language.prompting import CHAT
 from safety_subspaces.language.sources import check_fields, matching_rows, read_rows
 from safety_subspaces.training.data.base import Encoded, Item, LanguageData, Overlong, RowKey
-from safety_subspaces.training.data.formats import TOLD_BY, Format, Learnt, Reading, detect
+from safety_subspaces.training.data.formats import INPUT, TOLD_BY, Format, Learnt, Reading, detect
 from safety_subspaces.training.data.mixture import ShareOf, contaminant_size
 
 logger = logging.getLogger(__name__)
@@ -193,6 +193,8 @@ def read_source(source: DatasetSource, seed: int) -> dict[RowKey, Item]:
         needed.remove(prompt)  # dialogues hold it
     check_fields(rows, source.path, needed)
     logger.info("%s: read as %s", source.path, kind)
+    if kind == "fields" and {prompt, response} == set(TOLD_BY["alpaca"]) and INPUT in rows.column_names:
+        logger.warning("%s: the field %s is not read; say format: alpaca to have it in the prompt", source.path, INPUT)
     indices = matching_rows(rows, source.path, keep)
     indices = indices[: source.first]
     if source.sample is not None and source.sample < len(indices):
