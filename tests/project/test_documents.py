@@ -254,8 +254,12 @@ def test_every_configuration_subcommand_and_callback_has_its_place() -> None:
     configurations = PAGES["docs/reference/configurations.md"]
     for path in (ROOT / "configs").rglob("*.yaml"):
         assert f"### {path.relative_to(ROOT).as_posix()}\n" in configurations
+    reference = PAGES["docs/reference/subcommands.md"]
     for name in ANALYSES.names():
-        assert f".command.{name}\n" in PAGES["docs/reference/subcommands.md"]
+        assert f".command.{name}\n" in reference
+    assert sorted(re.findall(r"^\| \[`(\w+)`\]\(#\1\) \|", reference, re.MULTILINE)) == sorted(ANALYSES.names())
+    listed = re.findall(r"^\| `(\w+)` \|", PAGES["docs/analyses.md"], re.MULTILINE)
+    assert sorted(listed) == sorted(ANALYSES.names())
     for path in (ROOT / "callbacks").glob("[!_]*.py"):
         assert f"::: callbacks.{path.stem}\n" in PAGES["docs/reference/python/callbacks.md"]
 
